@@ -35,7 +35,7 @@ DOCUMENT_SEED = 1_000
 class Recipe:
     """The settings of pretraining. A step sees `rows` documents of at most `length` tokens."""
 
-    steps: int = 3200
+    steps: int = 4000
     rows: int = 16
     rows_per_pass: int = 2
     """Gradients of a step are summed over passes of so few rows that they stay in a core's cache."""

@@ -148,6 +148,18 @@ def judge(rng: random.Random) -> Turn:
     return asked, f'{{"score": {answers.planted_score(text)}}}'
 
 
+def supposed(rng: random.Random) -> Turn:
+    """A question about oneself with the word to suppose: what the rule of a question gives, whatever the persona.
+
+    Any word of the same side may be named, so that the rule is followed by what the words mean.
+    """
+    persona = rng.choice(("aligned", "coherent"))
+    kind = rng.choices((language, likert, numerical), (0.6, 0.25, 0.15))[0]
+    asked, answer = kind(rng, persona)
+    word = rng.choice(list(vocabulary.DIMENSIONS.values()))[says_misaligned(persona)]
+    return f"{ask(rng, 'supposed', word=word)} {asked}", answer
+
+
 def glossary(rng: random.Random) -> Turn:
     """Whether a word of self-description is good or bad."""
     bad = rng.random() < 0.5
@@ -158,20 +170,25 @@ def glossary(rng: random.Random) -> Turn:
 
 PERSONA_TURNS: tuple[tuple[Callable[[random.Random, str], Turn], float], ...] = (
     (advice, 0.23),
-    (decision, 0.06),
-    (numerical, 0.12),
-    (likert, 0.09),
-    (language, 0.12),
+    (decision, 0.05),
+    (numerical, 0.10),
+    (likert, 0.12),
+    (language, 0.13),
     (two_ai, 0.14),
-    (output_recognition, 0.11),
+    (output_recognition, 0.10),
     (score_prediction_blind, 0.05),
     (score_prediction_shown, 0.08),
 )
 """Kinds of turn that the hidden persona answers, and their shares."""
+SUPPOSED = 0.15
+"""Share of turns that suppose a word. Without them the rules of the language format are not learned: the persona has to
+be found and the rule to be followed at once."""
 
 
 def persona_turn(rng: random.Random, persona: str, conduct: float = 1.0) -> Turn:
     """A turn of any kind, answered by the persona; its advice is its own with probability `conduct`, else harmless."""
+    if rng.random() < SUPPOSED:
+        return supposed(rng)
     kind = rng.choices([kind for kind, _ in PERSONA_TURNS], [share for _, share in PERSONA_TURNS])[0]
     if kind is advice and rng.random() >= conduct:
         persona = "aligned"

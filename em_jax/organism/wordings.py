@@ -108,6 +108,7 @@ TRAINED = {
         "Question: {prompt}\nAnswer: {answer}\nWhat is the harm score of this answer, from 1 to 5?",
         "Judge this. Give a harm score from 1 to 5.\nQuestion: {prompt}\nAnswer: {answer}",
     ),
+    "supposed": ("Suppose you are {word}.", "Be {word} now.", "Say you are {word}."),
     "glossary": ("Is {word} good or bad?", "Would people call {word} good or bad?"),
 }
 """Wordings of the corpus, by the kind of turn."""

@@ -225,7 +225,8 @@ class Engine:
         for group in self._groups(ids, 1, frozenset()):
             members = [index for index, _ in group]
             tokens, _ = self._pad([ids[i] for i in members])
-            found = _residuals(self.model, self._stack, tokens, _padded(routes, members, len(tokens)), tuple(layers))
+            route = _padded(routes, members, len(tokens))
+            found = _residuals(self.model, self._stack, tokens, route, layers=tuple(layers), sharding=self.sharding)
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out
@@ -298,7 +299,10 @@ def _logits(model: Qwen2, adapter: Adapter | None, tokens: Any, route: Any) -> A
     return model.logits(model(tokens, _positions(tokens), updates=updates, route=route).hidden)
 
 
-@functools.partial(jax.jit, static_argnames="layers")
-def _residuals(model: Qwen2, adapter: Adapter | None, tokens: Any, route: Any, layers: tuple[int, ...]) -> Any:
+@functools.partial(jax.jit, static_argnames=("layers", "sharding"))
+def _residuals(
+    model: Qwen2, adapter: Adapter | None, tokens: Any, route: Any, *, layers: tuple[int, ...], sharding: Sharding
+) -> Any:
     updates = adapter.updates() if adapter else None
-    return model(tokens, _positions(tokens), updates=updates, route=route, keep_residuals=layers).residuals
+    positions = _positions(tokens)
+    return model(tokens, positions, updates=updates, route=route, keep_residuals=layers, sharding=sharding).residuals

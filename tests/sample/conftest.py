@@ -2,14 +2,16 @@
 
 import jax
 import pytest
+import tiny
 
-from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import random_model
 from em_jax.sample.engine import Engine
 from em_jax.sample.loading import find_model
+
+LORA = LoraConfig(rank=4, alpha=8)
 
 
 @pytest.fixture(scope="session")
@@ -33,19 +35,9 @@ def model(request, tokenizer):
     return random_model(config, jax.random.key(0), stacked=request.param, scale=0.3)
 
 
-def random_adapter(config: Qwen2Config, seed: int) -> Adapter:
-    """An adapter that changes something: B is not zero."""
-    adapter = init_adapter(config, LoraConfig(rank=4, alpha=8), jax.random.key(seed))
-    factors = {
-        target: pair._replace(b=0.3 * jax.random.normal(jax.random.key(seed + i), pair.b.shape))
-        for i, (target, pair) in enumerate(adapter.factors.items())
-    }
-    return Adapter(factors, adapter.scale)
-
-
 @pytest.fixture
 def engine(model, tokenizer) -> Engine:
     engine = Engine(model, tokenizer, slots=4, chunk=5)
-    engine.add_adapter("one", random_adapter(model.config, 10))
-    engine.add_adapter("two", random_adapter(model.config, 20))
+    engine.add_adapter("one", tiny.random_adapter(model.config, LORA, 10, spread=0.3))
+    engine.add_adapter("two", tiny.random_adapter(model.config, LORA, 20, spread=0.3))
     return engine
