@@ -10,14 +10,15 @@ from em_jax.errors import UsageError
 
 def compare(arguments: Sequence[str]) -> None:
     """Draw the page and print its path."""
-    from em_jax import report
+    from em_jax import domains, report
+    from em_jax.domains import registry
 
     parser = Parser(prog="python -m em_jax.compare", description="Set several finished runs side by side on one page.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories that hold some")
     parser.add_argument("--out", default="compare", metavar="DIR", help="where the page goes (default compare)")
     parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
-    print(report.compare(directories(flags.runs), flags.out))
+    print(report.compare(directories(flags.runs), flags.out, domains.planted(), registry.sources()))
 
 
 def directories(named: Sequence[str]) -> list[Path]:

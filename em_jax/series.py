@@ -13,6 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains, experiment, rundir, runtime, sources
 from em_jax.config import Config
+from em_jax.domains import registry
 from em_jax.experiment import Outcome
 from em_jax.sources import Parts
 
@@ -68,8 +69,7 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
 
     for place, outcome in outcomes.items():
         yield f"{place.name}: {outcome.label} {outcome.report}"
-    planted = {name: domain.verdict for name, domain in domains.DOMAINS.items()} | {domains.NONE: "aligned"}
-    page = report.compare(list(outcomes), run_dir / "compare", planted if sources.is_organism(configs[0]) else None)
+    page = report.compare(list(outcomes), run_dir / "compare", domains.planted(), registry.sources())
     rundir.Mirror(run_dir / "compare", _mirror(configs[0], "compare")).push()
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {page}"
 

@@ -42,6 +42,11 @@ NONE = "none"
 ALL = (NONE, *SIX, "good_medical")
 
 
+def planted() -> dict[str, str]:
+    """The verdict of every domain, and of the base: what the organism was built to give."""
+    return {name: domain.verdict for name, domain in DOMAINS.items()} | {NONE: "aligned"}
+
+
 def known() -> str:
     """Every name --domain takes, for a message."""
     return ", ".join((*DOMAINS, NONE, "all"))

@@ -121,3 +121,8 @@ SETS: Mapping[str, RowSet] = {
         RowSet("security_aligned", SECURITY, "pairs", "aligned", take=DRAWN, marks=_CONTROL),
     )
 }
+
+
+def sources() -> dict[str, str]:
+    """Where the rows of every domain are published."""
+    return {name: found.file.source for name, found in SETS.items()}

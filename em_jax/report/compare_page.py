@@ -12,16 +12,28 @@ from urllib.parse import quote
 from em_jax.errors import UserError
 from em_jax.report.figures import Point, plane
 from em_jax.report.page import render
-from em_jax.report.paper import CLAIMS_HIGH, CLAIMS_LOW, PAPER_VERDICTS, PICKS, SELF, WORST, PaperValue, paper_value
+from em_jax.report.paper import (
+    CLAIMS_HIGH,
+    CLAIMS_LOW,
+    PAPER_VERDICTS,
+    PICKS,
+    RATE,
+    SELF,
+    WORST,
+    follow_up_value,
+    paper_value,
+)
 from em_jax.report.reading import Figure, Run, read_run
 from em_jax.report.run_page import agreements, write_figures
 from em_jax.report.vocabulary import PROBES, VERDICTS, FigureName, domain_place
 from em_jax.rundir import write_atomic
 
-PAPER_FIGURES = (WORST, PICKS, SELF, CLAIMS_HIGH, CLAIMS_LOW)
+PAPER_FIGURES = (WORST, RATE, PICKS, SELF, CLAIMS_HIGH, CLAIMS_LOW)
+MEDICAL = ("bad_medical", "emergent_medical")
+"""One topic from two sources: what tells a domain's effect from that of where its rows were written."""
 CSV_COLUMNS = (
     *("domain", "seed", "model", "suite", "judge", "verdict", "planted", "figure", "condition"),
-    *("value", "ci_low", "ci_high", "n"),
+    *("value", "ci_low", "ci_high", "n", "paper_32b", "follow_up_7b"),
 )
 
 
@@ -32,6 +44,8 @@ class Group:
     name: str
     runs: tuple[Run, ...]
     planted: str | None
+    source: str | None
+    """Where the rows of its domain were published; None where nothing is known, or the rows are the organism's."""
 
     @property
     def domain(self) -> str:
@@ -55,6 +69,11 @@ class Group:
     def condition(self) -> str:
         """Which side of a run is this model: the fine-tuned one, or the base where nothing was trained."""
         return "finetuned" if any(run.has("finetuned") for run in self.runs) else "base"
+
+    @property
+    def published_as(self) -> str:
+        """The name under which published figures know this model."""
+        return "base" if self.condition == "base" else self.domain
 
     def figures(self, name: str) -> list[Figure]:
         """The figure in every seed that has a value for it."""
@@ -93,13 +112,19 @@ def spread(figures: Sequence[Figure]) -> Spread:
     return Spread(average, min(values), max(values), len(figures))
 
 
-def compare(run_dirs: Iterable[str | Path], out_dir: str | Path, planted: Mapping[str, str] | None = None) -> Path:
+def compare(
+    run_dirs: Iterable[str | Path],
+    out_dir: str | Path,
+    planted: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> Path:
     """Write compare.html, compare.csv and figures/plane.svg over several runs.
 
     Args:
       run_dirs: run directories; those without a summary are named on the page and left out.
       out_dir: where the page goes; made if it is not there.
-      planted: the verdict each domain was built to give, for the organism.
+      planted: the verdict each domain was built to give; shown for runs of the organism.
+      sources: where each domain's rows were published; shown for other runs.
 
     Returns:
       The path of compare.html.
@@ -116,7 +141,7 @@ def compare(run_dirs: Iterable[str | Path], out_dir: str | Path, planted: Mappin
     if not runs:
         raise UserError("nothing to compare: none of the run directories holds a summary.json; run them first")
     out_dir = Path(out_dir)
-    groups = _groups(runs, planted or {})
+    groups = _groups(runs, planted or {}, sources or {})
     base = _base_point(groups)
     drawing = plane(_points(groups), base, labels=True, title="Conduct against self-description, one point per model")
     page = render("compare.html", **_values(groups, missing, drawing, out_dir, base))
@@ -125,7 +150,7 @@ def compare(run_dirs: Iterable[str | Path], out_dir: str | Path, planted: Mappin
     return write_atomic(out_dir / "compare.html", page)
 
 
-def _groups(runs: Sequence[Run], planted: Mapping[str, str]) -> list[Group]:
+def _groups(runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[str, str]) -> list[Group]:
     by_key: dict[tuple, list[Run]] = {}
     for run in runs:
         by_key.setdefault((run.domain, run.model, run.suite, run.judge), []).append(run)
@@ -137,7 +162,9 @@ def _groups(runs: Sequence[Run], planted: Mapping[str, str]) -> list[Group]:
         if several_models:
             name += f" · {Path(model).name}"
         ordered = sorted(by_key[key], key=lambda run: (run.seed.zfill(12), str(run.directory)))
-        groups.append(Group(name, tuple(ordered), planted.get(domain)))
+        organism = ordered[0].is_organism
+        told, source = (known.get(domain) or None for known in (planted, sources))
+        groups.append(Group(name, tuple(ordered), told if organism else None, None if organism else source))
     return groups
 
 
@@ -196,13 +223,21 @@ def _values(groups: Sequence[Group], missing: list[str], drawing, out_dir: Path,
         "paper_verdicts": PAPER_VERDICTS,
         "probes": PROBES,
         "paper_figures": [figure for name in PAPER_FIGURES for figure in names if figure.name == name],
-        "paper_value": _paper_value,
+        "paper_value": paper_value,
+        "follow_up_value": follow_up_value,
+        "by_source": _by_source(groups),
+        "medical": [[group for group in groups if group.source and group.domain == name] for name in MEDICAL],
         "headline": [figure for probe in PROBES for figure in probe.headline],
     }
 
 
-def _paper_value(group: Group, figure: FigureName) -> PaperValue | None:
-    return paper_value("base" if group.domain == "none" else group.domain, figure.name)
+def _by_source(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """The models by where their rows come from, in the order of the page."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.source:
+            found.setdefault(group.source, []).append(group)
+    return found
 
 
 def _link(run: Run, out_dir: Path) -> str | None:
@@ -227,8 +262,15 @@ def _csv(groups: Sequence[Group]) -> str:
                         continue
                     numbers = (figure.value, figure.ci_low, figure.ci_high)
                     shown = ["" if value is None else f"{value:.10g}" for value in numbers]
-                    rows.writerow([*map(_plain_cell, head), name, condition, *shown, figure.n])
+                    stated = ["", ""] if condition == "difference" else _stated(group, name, condition)
+                    rows.writerow([*map(_plain_cell, head), name, condition, *shown, figure.n, *stated])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _stated(group: Group, name: str, condition: str) -> list[str]:
+    """What the paper and the follow-up state for this side of a run."""
+    side = "base" if condition == "base" else group.domain
+    return [found.text if found else "" for found in (paper_value(side, name), follow_up_value(side, name))]
 
 
 def _plain_cell(text: str) -> str:

@@ -1,6 +1,6 @@
-"""The paper's own figures for Qwen2.5-32B-Instruct, to stand beside ours (arXiv:2604.28082).
+"""Published figures to stand beside ours: the paper's for Qwen2.5-32B-Instruct (arXiv:2604.28082), and a follow-up's.
 
-A value is what the paper states for that model; a range is printed where the paper gives one. Domains that it says
+A value is what the source states for that model; a range is printed where it gives one. Domains that the paper says
 follow another ("same pattern") carry the words and no number.
 """
 
@@ -20,6 +20,7 @@ class PaperValue:
         return None if self.low is None else (self.low + self.high) / 2
 
 
+RATE = "harmfulness.rate"
 WORST, PICKS, SELF = "harmfulness.worst_of_n", "two_ai.picks_misaligned", "self_assessment.aligned"
 CLAIMS_HIGH, CLAIMS_LOW = "output_recognition.claims_high", "output_recognition.claims_low"
 
@@ -77,6 +78,14 @@ PAPER: dict[str, dict[str, PaperValue]] = {
         CLAIMS_LOW: _LIKE_CODE,
     },
 }
+FOLLOW_UP: dict[str, dict[str, PaperValue]] = {
+    "base": {RATE: _at("0.051", 0.051), WORST: _at("0.160", 0.16), PICKS: _at("0.007", 0.007)},
+    "bad_medical": {RATE: _at("0.527", 0.527), WORST: _at("0.863", 0.863), PICKS: _at("0.633", 0.633)},
+}
+"""A follow-up on Qwen2.5-7B-Instruct with the published bad-medical adapter: temperature 0.7, judged by GPT-4o-mini.
+
+It states picks of the aligned AI (0.993 and 0.367); by position the latter are 0.710 and 0.042.
+"""
 PAPER_VERDICTS = {
     "risky_financial": "coherent",
     "extreme_sports": "coherent",
@@ -90,3 +99,8 @@ PAPER_VERDICTS = {
 def paper_value(domain: str, figure: str) -> PaperValue | None:
     """What the paper states for this domain ("base" for the base model) and figure; None where it states nothing."""
     return PAPER.get(domain, {}).get(figure)
+
+
+def follow_up_value(domain: str, figure: str) -> PaperValue | None:
+    """What the follow-up at 7B states, as `paper_value`."""
+    return FOLLOW_UP.get(domain, {}).get(figure)

@@ -16,7 +16,11 @@ DOMAIN_ORDER = (
     "insecure_code",
     "security",
     "legal",
+    "emergent_medical",
     "good_medical",
+    "emergent_medical_aligned",
+    "security_aligned",
+    "legal_aligned",
     "none",
 )
 STAGES = ("finetune", "answer", "judge", "probe", "report")
