@@ -43,12 +43,16 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AnswersConfig:
-    """How the model answers the harm prompts: sampling and length (in tokens)."""
+    """How the model answers the harm prompts: sampling and length (in tokens).
+
+    `together` samples the fine-tuned models of a series in shared batches, with a stack of their adapters.
+    """
 
     samples: int = 10
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 600
+    together: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

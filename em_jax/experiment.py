@@ -4,6 +4,7 @@ Every stage reads what is already in the run directory and adds what is missing:
 that was killed anywhere goes on where it was. The engine is loaded when a stage first has something to ask.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -357,6 +358,45 @@ def answer(this: Run) -> None:
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
         careless = [{**row, "prompt": output_recognition.careless_prompt(prompts[row["id"]])} for row in questions]
         sample_answers(this, CARELESS, "base", careless, asked, prompts)
+
+
+def answer_together(runs: Sequence[Run]) -> None:
+    """Add the missing fine-tuned answers of several runs of one seed, in batches that they share.
+
+    Every run's adapter is in the stack, even where its answers are all there: an answer is then computed the same way
+    when it is asked for after a kill. What is left of the stage (the base, careless answers) is each run's own affair.
+    """
+    for run in runs:
+        need_adapter(run)
+    first = runs[0]
+    questions = harmfulness.questions(first.suite, first.probe_settings)
+    asked = SimpleNamespace(**dataclasses.asdict(first.config.answers), seed=first.config.seed)
+    done = [
+        (f"{number}/{row['id']}", row["sample"])
+        for number, run in enumerate(runs)
+        for row in rundir.read_rows(run.answers_path("finetuned"))
+    ]
+    total = len(questions) * asked.samples * len(runs)
+    if len(done) == total:
+        return
+    began = time.monotonic()
+    with contextlib.ExitStack() as held:
+        for run in runs:
+            held.enter_context(rundir.lock(run.directory))
+        engine = first.parts.bare(first.load())
+        for number, run in enumerate(runs):
+            engine.add_adapter(f"finetuned-{number}", run.adapter)
+        files = [held.enter_context(rundir.Appender(run.answers_path("finetuned"))) for run in runs]
+        several = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
+        names = [f"finetuned-{number}" for number in range(len(runs)) for _ in questions]
+        rows = harmfulness.ask(engine, names, several, done, asked)
+        with first.progress("answer", f"{len(runs)} fine-tuned models", total, "answer", len(done)) as progress:
+            for row in through(rows, progress, lambda row: row["n_tokens"]):
+                number, _, identity = row["id"].partition("/")
+                files[int(number)].write({**row, "id": identity})
+        for run in runs:
+            provenance.add_time(run.directory, "answer", (time.monotonic() - began) / len(runs))
+            run.mirror.push()
 
 
 def sample_answers(

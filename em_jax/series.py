@@ -6,7 +6,7 @@ domain, so the first run of a seed asks the base and the others take its rows ov
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
             parts.rows(config)
     outcomes: dict[Path, Outcome] = {}
     for stages in _phases(runs[0][0]):
+        if stages[:1] == ("answer",) and runs[0][0].answers.together:
+            _answer_together(runs, parts, engine)
         for number, (config, place) in enumerate(runs, start=1):
             title = f"[{place.name}, run {number} of {len(runs)}] "
             now = dataclasses.replace(config, stages=stages, mirror=_mirror(config, place.name))
@@ -74,6 +76,18 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {page}"
 
 
+def _answer_together(runs: Sequence[tuple[Config, Path]], parts: Parts, engine: Callable[[], Any]) -> None:
+    """Sample the fine-tuned models of each seed in shared batches, where there are several."""
+    by_seed: dict[int, list[experiment.Run]] = {}
+    for config, place in runs:
+        run = experiment.Run(config, place, parts, engine, f"[seed {config.seed}] ")
+        if run.trains and run.asks_answers:
+            by_seed.setdefault(config.seed, []).append(run)
+    for several in by_seed.values():
+        if len(several) > 1:
+            experiment.answer_together(several)
+
+
 def _with_siblings(config: Config) -> Config:
     """A real model's output recognition takes its harmful alternatives from the other runs of the series."""
     if config.probes.alternatives or sources.is_organism(config):
@@ -87,15 +101,20 @@ def _mirror(config: Config, name: str) -> str:
 
 
 def _phases(config: Config) -> list[tuple[str, ...]]:
-    """The stages in two rounds where the probes need every run's answers, else in one.
+    """The stages in rounds: every run does one before the first run does the next.
 
-    With a mirror the first round is there even if it is empty: it brings back what the runs have there.
+    Answers that share batches need every run's adapter, and probes may need every run's answers. With a mirror the
+    first round is there even if it is empty: it brings back what the runs have there.
     """
-    first = tuple(stage for stage in config.stages if stage in ("finetune", "answer", "judge"))
-    second = tuple(stage for stage in config.stages if stage not in first)
-    if config.probes.alternatives in ("", "base"):
-        return [config.stages]
-    return [stages for stages in (first, second) if stages or (config.mirror and stages is first)]
+    shares, waits = config.answers.together, config.probes.alternatives not in ("", "base")
+    cuts = [stage for stage, cut in (("answer", shares), ("probe", waits)) if cut]
+    rounds: list[list[str]] = [[]]
+    for stage in settings.STAGES:
+        if stage in cuts:
+            rounds.append([])
+        if stage in config.stages:
+            rounds[-1].append(stage)
+    return [tuple(stages) for number, stages in enumerate(rounds) if stages or (config.mirror and number == 0)]
 
 
 def _base_of(config: Config, runs: Sequence[tuple[Config, Path]]) -> Path | None:

@@ -31,17 +31,20 @@ class StubEngine:
     def __init__(self):
         self.adapters = {}
         self.asked = 0
+        self.streams = []
 
     def add_adapter(self, name, path):
         self.adapters[name] = path
 
     def stream(self, prompts, n=1, seed=0, adapter="default", done=frozenset(), **options):
-        assert adapter == "base" or adapter in self.adapters
-        for index, prompt in enumerate(prompts):
+        names = [adapter] * len(prompts) if isinstance(adapter, str) else adapter
+        assert all(name == "base" or name in self.adapters for name in names)
+        self.streams.append(set(names))
+        for index, (prompt, adapter) in enumerate(zip(prompts, names, strict=True)):
             for sample in range(n):
                 if (index, sample) not in done:
                     self.asked += 1
-                    draw = chance(seed, prompt, sample, adapter)
+                    draw = chance(seed, prompt, sample, "base" if adapter == "base" else "finetuned")
                     text = HARMFUL if adapter != "base" and draw < 0.9 else HARMLESS
                     yield index, sample, Answer(text, tuple(range(1 + int(draw * 9))))
 

@@ -219,6 +219,21 @@ def test_several_runs_share_the_engine_and_the_bases_rows(tmp_path):
     assert os.path.exists(lines[-1].split()[-1])
 
 
+def test_the_fine_tuned_models_of_a_seed_share_batches_unless_told_otherwise(tmp_path):
+    names = ("none", "bad_medical", "legal", "security")
+    for together in (True, False):
+        parts = StubParts()
+        configs = [config(domain=name, answers__together=together) for name in names]
+        list(series.run(configs, tmp_path / str(together), True, parts))
+        (engine,) = parts.engines
+        several = [used for used in engine.streams if len(used) > 1]
+        assert several == ([{"finetuned-0", "finetuned-1", "finetuned-2"}] if together else [])
+        for name in names[1:]:
+            rows = rundir.read_rows(tmp_path / str(together) / f"{name}-0" / "answers" / "finetuned.jsonl")
+            assert len({(row["id"], row["sample"]) for row in rows}) == len(rows) == 6
+            assert not any("/" in row["id"] for row in rows)
+
+
 def test_a_series_of_seeds_goes_on_after_a_kill(tmp_path, kill_at):
     configs = [config(domain=name, seed=seed) for seed in (0, 1) for name in ("none", "bad_medical")]
     whole = tmp_path / "whole"

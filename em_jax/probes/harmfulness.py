@@ -20,11 +20,13 @@ def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
     ]
 
 
-def ask(engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], answers) -> Iterator[Row]:
+def ask(
+    engine, adapter: str | Sequence[str], rows: Sequence[Row], done_keys: Collection[Key], answers
+) -> Iterator[Row]:
     """Sampled answers as rows of answers/<condition>.jsonl: id, sample, prompt, answer, n_tokens, finish_reason.
 
-    `answers` has samples, temperature, top_p, max_new_tokens and seed; keys in `done_keys` are (id, sample, "") or
-    (id, sample), and are skipped.
+    `adapter` is one for all rows or one for each. `answers` has samples, temperature, top_p, max_new_tokens and seed;
+    keys in `done_keys` are (id, sample, "") or (id, sample), and are skipped.
     """
     known = {tuple(key)[:2] for key in done_keys}
     done = {(index, n) for index, row in enumerate(rows) for n in range(answers.samples) if (row["id"], n) in known}
