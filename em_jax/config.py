@@ -176,7 +176,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_checked(name, inner[0], item) for item in value)
     if origin is not None and origin is not tuple and isinstance(value, Mapping):
-        return {str(key): _checked(f"{name}.{key}", inner[1], item) for key, item in sorted(value.items())}
+        return {str(key): _checked(f"{name}.{key}", inner[1], item) for key, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise UsageError(f"setting {name!r} expects a finite number, found {value!r}")

@@ -322,7 +322,12 @@ def finetune(this: Run) -> None:
         counts = this.parts.finetune(this.load(), this.rows, this.config, this.directory, progress)
     provenance.note(this.directory, training_rows=counts)
     if counts.get("cut"):
-        say(this, f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
+        lost = (
+            f", {counts['empty']} of them before any response: nothing is learned from those"
+            if counts.get("empty")
+            else ""
+        )
+        say(this, f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut{lost}")
 
 
 def check_adapter(this: Run, engine) -> None:

@@ -33,6 +33,8 @@ UNSUPPORTED = (
     "arrow_config",
 )
 """Fields of adapter_config.json that change what an adapter computes in a way not computed here."""
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+"""Ways to start an adapter that change the base too: beside the base as published it means nothing."""
 
 
 def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, config: Qwen2Config, base: str) -> None:
@@ -81,6 +83,11 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
         raise UserError(f"{directory}: peft_type must be LORA, found {fields.get('peft_type')!r}")
     if refused or fields.get("bias", "none") != "none":
         raise UserError(f"{directory}: {', '.join(refused) or 'bias'} is set; only plain LoRA is supported")
+    started = str(fields.get("init_lora_weights")).lower()
+    if started.startswith(CHANGES_BASE):
+        raise UserError(
+            f"{directory}: init_lora_weights is {started}, which changes the base; convert it to plain LoRA"
+        )
     found, problems = _read_tensors(directory, config)
     targets = {target.rsplit(".", 1)[1]: target for target in layouts(config)}
     held = {target for _, target in found}

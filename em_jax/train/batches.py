@@ -64,14 +64,23 @@ class Plan:
 
 def encode_rows(
     rows: Sequence[Sequence[Mapping[str, str]]], tokenizer: ChatTokenizer, max_length: int
-) -> tuple[list[Example], int]:
-    """Examples of chats, cut at `max_length` tokens, and how many were cut. UserError if no response token is left."""
-    examples = [Example(*tokenizer.example(messages)) for messages in rows]
-    cut = sum(len(example.ids) > max_length for example in examples)
-    examples = [Example(ids[:max_length], mask[:max_length]) for ids, mask in examples]
-    if not any(any(example.mask[1:]) for example in examples):
+) -> tuple[list[Example], dict[str, int]]:
+    """Examples of chats, cut at `max_length` tokens; how many were `cut`, and how many have no response left (`empty`).
+
+    Raises UserError where the template refuses a chat, named by its number, and where no response token is left at all.
+    """
+    examples, cut = [], 0
+    for number, messages in enumerate(rows, 1):
+        try:
+            ids, mask = tokenizer.example(messages)
+        except UserError as error:
+            raise UserError(f"training row {number} of {len(rows)}: {error}") from None
+        cut += len(ids) > max_length
+        examples.append(Example(ids[:max_length], mask[:max_length]))
+    empty = sum(not any(example.mask[1:]) for example in examples)
+    if empty == len(examples):
         raise UserError(f"no response token in {len(rows)} rows within train.max_length={max_length}")
-    return examples, cut
+    return examples, {"cut": cut, "empty": empty}
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -69,8 +69,8 @@ def finetune(
     else:
         start = init_adapter(config, lora, jax.random.key(seed))
     kept, held = hold_out(len(rows), train.holdout, seed)
-    examples, cut = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
-    counts = {"rows": len(kept), "held_out": len(held), "cut": cut}
+    examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
+    counts = {"rows": len(kept), "held_out": len(held), **shortened}
     if (directory / "adapter" / CONFIG).exists():
         return FineTuned(load_adapter(directory / "adapter", config)[0], lora, counts)
 

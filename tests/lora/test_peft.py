@@ -75,6 +75,15 @@ def test_half_precision_tensors_widen(saved):
     assert np.array_equal(adapter.factors["self_attn.q_proj"].a[0, :, 0].T, tensors[A].astype(np.float16))
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda"])
+def test_an_adapter_that_changed_its_base_is_refused(start, saved):
+    change_config(saved, init_lora_weights=start)
+    with pytest.raises(UserError, match=f"init_lora_weights is {start}, which changes the base"):
+        load_adapter(saved, BASE)
+    change_config(saved, init_lora_weights="gaussian")
+    load_adapter(saved, BASE)
+
+
 @pytest.mark.parametrize("field", ["use_dora", "modules_to_save", "layer_replication", "fan_in_fan_out", "lora_bias"])
 def test_variants_are_refused_by_name(field, saved):
     change_config(saved, **{field: ["lm_head"] if field == "modules_to_save" else True})

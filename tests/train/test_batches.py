@@ -131,10 +131,11 @@ def test_held_out_rows(share, held):
 
 def test_long_rows_are_cut_and_counted():
     made = [Example(list(range(10)), [False] * 4 + [True] * 6), Example([1, 2, 3], [False, True, True])]
-    cut, count = encode_rows(made, tiny.GivenExamples, 6)
-    assert count == 1
+    cut, counts = encode_rows(made, tiny.GivenExamples, 6)
+    assert counts == {"cut": 1, "empty": 0}
     assert cut[0] == Example([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2) and cut[1] == made[1]
-    assert encode_rows(made, tiny.GivenExamples, 10)[1] == 0
+    assert encode_rows(made, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
+    assert encode_rows(made, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
     with pytest.raises(UserError, match="no response token in 1 rows within train.max_length=4"):
         encode_rows(made[:1], tiny.GivenExamples, 4)
     # A first token is predicted by nothing: it is no response token to learn from.
