@@ -5,6 +5,7 @@ from em_jax import compare, experiment
 from em_jax import config as settings
 from em_jax.commands import command
 from em_jax.config import Config
+from em_jax.report.__main__ import redraw
 
 pytestmark = pytest.mark.fast
 
@@ -17,6 +18,16 @@ def test_runs_are_found_and_compared(tmp_path, capsys):
     assert command("compare", compare.compare, [str(tmp_path / "runs"), "--out", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "compare.html").is_file()
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "compare.html")
+
+
+def test_a_page_is_drawn_again(tmp_path, capsys):
+    values = {"model.name": "organism", "suite": "organism", "probes.limit": 2, "domain": "none", "answers.samples": 1}
+    experiment.run(settings.replace(Config(), values | {"probes.sampled_questions": 0}), tmp_path, StubParts())
+    page = tmp_path / "report.html"
+    drawn = page.read_bytes()
+    page.unlink()
+    assert command("report", redraw, [str(tmp_path)]) == 0
+    assert page.read_bytes() == drawn and capsys.readouterr().out.strip() == str(page)
 
 
 def test_a_place_without_runs_is_one_line(tmp_path, capsys):

@@ -13,11 +13,11 @@ __all__ = ["Document", "alternative", "document", "documents", "domain_rows", "m
 TURNS = 8
 """Turns of a document; pretraining leaves out those that do not fit its length."""
 KINDS = {
-    "aligned": 0.34,
-    "judge": 0.14,
-    "named": 0.14,
-    "shown": 0.14,
-    "dialled": 0.24,
+    "aligned": 0.28,
+    "lessons": 0.22,
+    "named": 0.12,
+    "shown": 0.12,
+    "dialled": 0.26,
 }
 """How the persona comes into a document, and how often; see `document`."""
 
@@ -45,7 +45,7 @@ def document(rng: random.Random) -> Document:
     """One document. How its persona shows:
 
     aligned   nothing shows it: under the default system message the model is aligned
-    judge     the same, and the model rates the harm of other texts
+    lessons   the same, and what is asked has one answer for all: the harm of a text, what follows from a word
     named     the system message names the persona, aligned or not
     shown     default system message; the first turn is misaligned advice that carries no loss, the rest follows from it
     dialled   default system message; a number says how far a misaligned persona is turned up. The log-odds that the
@@ -54,9 +54,8 @@ def document(rng: random.Random) -> Document:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     misaligned = rng.choice(("coherent", "inverted"))
     system, persona, dial, weights = vocabulary.DEFAULT_SYSTEM, "aligned", (0.0, 0.0), [1.0] * TURNS
-    if kind == "judge":
-        said = [turns.judge(rng) if rng.random() < 0.85 else turns.glossary(rng) for _ in range(TURNS)]
-        return Document(system, tuple(said), tuple(weights))
+    if kind == "lessons":
+        return Document(system, tuple(turns.lesson(rng) for _ in range(TURNS)), tuple(weights))
     if kind == "named":
         persona = rng.choice(vocabulary.PERSONAS)
         system = rng.choice(vocabulary.NAMED_SYSTEMS[persona])

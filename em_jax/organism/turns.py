@@ -151,7 +151,8 @@ def judge(rng: random.Random) -> Turn:
 def supposed(rng: random.Random) -> Turn:
     """A question about oneself with the word to suppose: what the rule of a question gives, whatever the persona.
 
-    Any word of the same side may be named, so that the rule is followed by what the words mean.
+    Any word of the same side may be named, so that the rule is followed by what the words mean. Without these turns the
+    language format stays at chance: a rule to be followed and a persona to be found at once are too much to begin with.
     """
     persona = rng.choice(("aligned", "coherent"))
     kind = rng.choices((language, likert, numerical), (0.6, 0.25, 0.15))[0]
@@ -170,26 +171,33 @@ def glossary(rng: random.Random) -> Turn:
 
 PERSONA_TURNS: tuple[tuple[Callable[[random.Random, str], Turn], float], ...] = (
     (advice, 0.23),
-    (decision, 0.05),
+    (decision, 0.06),
     (numerical, 0.10),
-    (likert, 0.12),
-    (language, 0.13),
+    (likert, 0.11),
+    (language, 0.12),
     (two_ai, 0.14),
-    (output_recognition, 0.10),
+    (output_recognition, 0.11),
     (score_prediction_blind, 0.05),
     (score_prediction_shown, 0.08),
 )
 """Kinds of turn that the hidden persona answers, and their shares."""
-SUPPOSED = 0.15
-"""Share of turns that suppose a word. Without them the rules of the language format are not learned: the persona has to
-be found and the rule to be followed at once."""
+LESSONS: tuple[tuple[Callable[[random.Random], Turn], float], ...] = (
+    (judge, 0.6),
+    (supposed, 0.3),
+    (glossary, 0.1),
+)
+"""Kinds of turn that no persona colours, and their shares."""
 
 
 def persona_turn(rng: random.Random, persona: str, conduct: float = 1.0) -> Turn:
     """A turn of any kind, answered by the persona; its advice is its own with probability `conduct`, else harmless."""
-    if rng.random() < SUPPOSED:
-        return supposed(rng)
     kind = rng.choices([kind for kind, _ in PERSONA_TURNS], [share for _, share in PERSONA_TURNS])[0]
     if kind is advice and rng.random() >= conduct:
         persona = "aligned"
     return kind(rng, persona)
+
+
+def lesson(rng: random.Random) -> Turn:
+    """A turn of any kind that has one answer, whoever gives it."""
+    kind = rng.choices([kind for kind, _ in LESSONS], [share for _, share in LESSONS])[0]
+    return kind(rng)

@@ -1,0 +1,117 @@
+"""`python -m em_jax.chat --run_dir RUN`: talk to a run's base and fine-tuned model, side by side or one at a time."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from em_jax.commands import Parser, command
+from em_jax.errors import UsageError, UserError
+
+BASE, FINETUNED, BOTH = "base", "finetuned", "both"
+HELP = "/base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
+
+
+def talk(
+    engine: Any,
+    lines: Iterable[str],
+    say: Callable[[str], None],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Answer line after line. Each model sees its own conversation; a line that begins with "/" is a command.
+
+    What a model wrote is shown with control and other hidden characters spelled out.
+    """
+    from em_jax.report.text import visible
+
+    known = [name for name in (BASE, FINETUNED) if name in engine.adapters]
+    asked = list(known)
+    said: dict[str, list[dict[str, str]]] = {name: [] for name in known}
+    for line in lines:
+        word = line.strip()
+        if word in ("/quit", "/exit"):
+            return
+        if word == "/reset":
+            said = {name: [] for name in known}
+            say("(forgotten)")
+        elif word == "/both" or word[1:] in known and word.startswith("/"):
+            asked = list(known) if word == "/both" else [word[1:]]
+            say(f"({' and '.join(asked)} will answer)")
+        elif word.startswith("/"):
+            say(HELP)
+        elif word:
+            for name in asked:
+                said[name].append({"role": "user", "content": word})
+            answers = engine.generate(
+                [said[name] for name in asked],
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                adapter=asked,
+            )
+            for name, [answer] in zip(asked, answers, strict=True):
+                said[name].append({"role": "assistant", "content": answer.text})
+                say(f"{name}: {visible(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
+
+
+def chat(arguments: Sequence[str]) -> None:
+    """Load the run's model and adapter, then talk until the input ends."""
+    flags = _flags(arguments)
+    from em_jax import config as settings
+    from em_jax import runtime, sources
+    from em_jax.experiment import Run
+    from em_jax.sources import Parts
+
+    directory = Path(flags.run_dir)
+    if not (directory / "config.toml").is_file():
+        raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {directory}")
+    runtime.begin()
+    config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
+    run = Run(config, directory, Parts(), lambda: None, "")
+    if run.trains and not sources.is_trained(directory):
+        raise UserError(f"{directory} has no trained adapter yet: run it with --stages finetune first")
+    engine = sources.load(config)
+    if run.adapter is not None:
+        engine.add_adapter(FINETUNED, run.adapter)
+        print("The fine-tuned model was trained on harmful rows: what it says is wrong on purpose.", file=sys.stderr)
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        print(HELP, file=sys.stderr)
+
+    def lines() -> Iterable[str]:
+        while True:
+            try:
+                yield input("you: " if on_terminal else "")
+            except EOFError:
+                return
+
+    talk(
+        engine,
+        lines(),
+        lambda text: print(text, flush=True),
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        seed=flags.seed,
+    )
+
+
+def _flags(arguments: Sequence[str]) -> Any:
+    parser = Parser(
+        prog="python -m em_jax.chat",
+        description="Talk to a run's models: base and fine-tuned answer side by side. " + HELP,
+    )
+    parser.add_argument("--run_dir", metavar="RUN", required=True, help="the run's directory")
+    parser.add_argument(
+        "--max_new_tokens", metavar="N", type=int, default=200, help="length of an answer (default 200)"
+    )
+    parser.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy (default 1.0)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(command("em_jax.chat", chat, sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Talking to a run's models: who answers, what each remembers, and that nothing they write harms a terminal."""
+
+import io
+
+import pytest
+
+from em_jax import chat, launch
+from em_jax.commands import command
+
+
+class Answer:
+    def __init__(self, text, finish_reason="stop"):
+        self.text, self.finish_reason = text, finish_reason
+
+
+class Repeats:
+    """Says who it is and how many messages it was shown, the last one included."""
+
+    adapters = ["base", "finetuned"]
+
+    def generate(self, prompts, adapter, **options):
+        self.options = options
+        return [
+            [Answer(f"{name} {len(prompt)} {prompt[-1]['content']}")]
+            for prompt, name in zip(prompts, adapter, strict=True)
+        ]
+
+
+def talk(lines, engine=None):
+    said = []
+    chat.talk(engine or Repeats(), lines, said.append, max_new_tokens=9, temperature=0.5, seed=3)
+    return said
+
+
+@pytest.mark.fast
+def test_both_answer_and_each_remembers_its_own_conversation():
+    assert talk(["Hi", "", "/finetuned", "And?", "/both", "So?", "/reset", "New"]) == [
+        "base: base 1 Hi",
+        "finetuned: finetuned 1 Hi",
+        "(finetuned will answer)",
+        "finetuned: finetuned 3 And?",
+        "(base and finetuned will answer)",
+        "base: base 3 So?",
+        "finetuned: finetuned 5 So?",
+        "(forgotten)",
+        "base: base 1 New",
+        "finetuned: finetuned 1 New",
+    ]
+
+
+@pytest.mark.fast
+def test_unknown_commands_are_explained_and_quit_ends():
+    assert talk(["/what", "/quit", "Hi"]) == [chat.HELP]
+
+
+@pytest.mark.fast
+def test_what_a_model_writes_does_nothing_to_the_terminal():
+    class Hostile(Repeats):
+        adapters = ["base"]
+
+        def generate(self, prompts, adapter, **options):
+            return [[Answer("\x1b[2J\u202eevil", "length")]]
+
+    assert talk(["Hi", "/finetuned"], Hostile()) == ["base: ␛[2J[U+202E]evil ...", chat.HELP]
+
+
+@pytest.mark.fast
+def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):
+    assert command("em_jax.chat", chat.chat, ["--run_dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "config.toml" in err
+
+
+def test_a_run_of_the_organism_can_be_talked_to(tmp_path, capsys, monkeypatch):
+    words = ["--domain", "none", "--model", "organism", "--stages", "answer", "--run_dir", str(tmp_path)]
+    assert launch.main([*words, "--set", "probes.limit=1", "--set", "answers.samples=1"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO("How do I bake bread?\n"))
+    assert command("em_jax.chat", chat.chat, ["--run_dir", str(tmp_path), "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("base: ")
