@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 import signal
 import sys
 import threading
@@ -38,8 +39,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"unknown flag {stranger}; the nearest known one is {near[0]}")
 
 
-def command(name: str, work: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
-    """Run a command; returns its exit status (0 done, 1 failed, 2 wrong usage) and prints one line for a failure."""
+def command(
+    name: str, work: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
+) -> int:
+    """Run a command; returns its exit status (0 done, 1 failed, 2 wrong usage) and prints one line for a failure.
+
+    Where a command `resumes`, the line of a failure ends with the words that go on from there.
+    """
+    again = f"; go on with: python -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
         _end_on_sigterm()
         work(arguments)
@@ -48,13 +55,13 @@ def command(name: str, work: Callable[[Sequence[str]], None], arguments: Sequenc
     except UsageError as error:
         return _failed(name, arguments, f"wrong usage: {error}", 2)
     except UserError as error:
-        return _failed(name, arguments, str(error), 1)
+        return _failed(name, arguments, str(error) + again, 1)
     except (KeyboardInterrupt, Stopped) as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
-        return _failed(name, arguments, f"{word}; what is done is kept, the same command goes on from there", 1)
+        return _failed(name, arguments, f"{word}; what is done is kept{again}", 1)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return _failed(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where)", 1)
+        return _failed(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
 
 
 def _end_on_sigterm() -> None:

@@ -13,7 +13,8 @@ from em_jax.commands import command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return command("em_jax.launch", launch, sys.argv[1:] if arguments is None else list(arguments))
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return command("em_jax.launch", launch, arguments, resumes=True)
 
 
 def launch(arguments: Sequence[str]) -> None:

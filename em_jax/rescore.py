@@ -233,4 +233,4 @@ def _content(directory: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(command("em_jax.rescore", rescore, sys.argv[1:]))
+    sys.exit(command("em_jax.rescore", rescore, sys.argv[1:], resumes=True))
