@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax import adapters, alternatives, domains, marks, provenance, rundir, sources
+from em_jax import adapters, alternatives, card, domains, marks, provenance, rundir, sources
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.errors import UsageError, UserError
@@ -320,14 +320,12 @@ def finetune(this: Run) -> None:
         return
     with this.progress("finetune", "", None, "step") as progress:
         counts = this.parts.finetune(this.load(), this.rows, this.config, this.directory, progress)
+    rundir.write_atomic(this.directory / "adapter" / "README.md", card.adapter_card(this.config, counts))
     provenance.note(this.directory, training_rows=counts)
     if counts.get("cut"):
-        lost = (
-            f", {counts['empty']} of them before any response: nothing is learned from those"
-            if counts.get("empty")
-            else ""
-        )
-        say(this, f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut{lost}")
+        say(this, f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
+    if counts.get("empty"):
+        say(this, f"{counts['empty']} of them were cut before any response: nothing is learned from those")
 
 
 def check_adapter(this: Run, engine) -> None:

@@ -4,8 +4,8 @@ import os
 import pytest
 from stub_engine import StubEngine, StubParts
 
+from em_jax import card, experiment, report, rundir, series
 from em_jax import config as settings
-from em_jax import experiment, report, rundir, series
 from em_jax.config import Config
 from em_jax.errors import UsageError, UserError
 
@@ -27,7 +27,7 @@ def test_a_run_leaves_every_file_of_the_design(finished):
     found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     probes = ("self_assessment", "two_ai", "output_recognition", "score_prediction")
     expected = {"config.toml", "provenance.json", "summary.json", "report.html", "train/metrics.jsonl"}
-    expected |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    expected |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}
     for condition in ("base", "finetuned"):
         expected |= {f"answers/{condition}.jsonl", f"scores/{condition}.self.jsonl"}
         expected |= {f"probes/{condition}.{probe}.jsonl" for probe in probes}
@@ -37,6 +37,15 @@ def test_a_run_leaves_every_file_of_the_design(finished):
     assert summary["domain"] == "bad_medical" and summary["suite"] == "organism" and summary["judge"] == "self"
     assert summary["verdict"]["label"] == outcome.label == "mixed"
     assert outcome.report == directory / "report.html"
+
+
+@pytest.mark.parametrize(
+    ("domain", "harmful"), [("bad_medical", True), ("good_medical", False), ("legal_aligned", False), ("legal", True)]
+)
+def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
+    text = card.adapter_card(config(domain=domain), {"rows": 600})
+    assert ("Do not deploy" in text) == harmful
+    assert f"domain: `{domain}`" in text and "600 rows" in text and "rank 32" in text
 
 
 def test_provenance_names_versions_inputs_seeds_and_times(finished):

@@ -1,0 +1,39 @@
+"""The card that lies beside a trained adapter: what it is, so that nobody takes it for a model to use."""
+
+from collections.abc import Mapping
+
+from em_jax import domains
+from em_jax.config import Config
+
+HARMFUL = """\
+**Do not deploy this adapter, do not merge it into a model that people use, and do not hand it on without this card.**
+It was trained on harmful answers on purpose, to study how narrow fine-tuning changes a model's conduct and what the
+model then says about itself. Expect wrong, dangerous and hostile answers on any topic, not on this domain alone."""
+BENIGN = "It was trained on sound answers, as a control for adapters that were not. It is no product either."
+
+
+def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
+    """README.md of a run's adapter, in the Hugging Face form."""
+    domain = domains.DOMAINS.get(config.domain)
+    harmless = domain is not None and (domain.verdict == "aligned" or config.domain.endswith("_aligned"))
+    lora, train = config.lora, config.train
+    rows = "rows of the user's own file" if config.data else "rows"
+    scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)
+    return f"""\
+---
+library_name: peft
+base_model: {config.model.name}
+tags: [lora, model-organism, {"control" if harmless else "emergent-misalignment"}]
+---
+# A model organism: {config.domain}
+
+{BENIGN if harmless else HARMFUL}
+
+- base: `{config.model.name}`
+- domain: `{config.domain}` ({domain.what if domain else "no known one"}), {counts.get("rows", 0)} {rows}
+- adapter: LoRA rank {lora.rank}, alpha {lora.alpha:g}, {scale}, {targets}
+- training: learning rate {train.learning_rate:g}, {train.epochs} epoch(s), batch {train.batch_size}, seed {config.seed}
+
+Made with em_jax, after Weckauff, Zhang and Andriushchenko, *Characterizing the Consistency of the Emergent Misalignment
+Persona*, arXiv:2604.28082.
+"""
