@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
@@ -188,7 +189,15 @@ def pretrain(seed: int, out: pathlib.Path, recipe: Recipe) -> None:
     safetensors.numpy.save_file(planted, out / DIRECTIONS)
 
 
+def use_one_core() -> None:
+    """Keeps this process, jax's threads included, on one core: how many share a product changes the order of its sums,
+    and so the weights' last bits. Does nothing where the system has no such call."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def main(_: list[str]) -> None:
+    use_one_core()
     changes = json.loads(flags.FLAGS.recipe)
     pretrain(flags.FLAGS.seed, pathlib.Path(flags.FLAGS.out), dataclasses.replace(Recipe(), **changes))
 
