@@ -7,6 +7,8 @@ that was killed anywhere goes on where it was. The engine is loaded when a stage
 import contextlib
 import dataclasses
 import functools
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +23,7 @@ from em_jax.errors import UsageError, UserError
 from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
 from em_jax.probes import suite as suites
 from em_jax.probes import summary as summaries
-from em_jax.probes.judge import Judge
+from em_jax.probes.judge import AGAIN, Judge
 from em_jax.probes.settings import ProbeSettings
 from em_jax.progress import Progress, through
 from em_jax.sources import Parts
@@ -334,17 +336,18 @@ def check_adapter(this: Run, engine) -> None:
     Raises:
       UserError: with the adapter the model says exactly what it says without.
     """
-    if "adapter_effect" in provenance.notes(this.directory):
-        return
     prompts = [choice.messages(question.prompt) for question in this.suite.harm[:4]]
     without, within = (engine.choice_logprobs(prompts, list("AB15"), adapter=name) for name in ("base", ADAPTER))
     effect = float(abs(within - without).max())
+    if not math.isfinite(effect):
+        raise UserError(f"with the adapter of {this.adapter} the model gives no finite probability: training diverged")
     if not effect > 0:
         raise UserError(
             f"the adapter of {this.adapter} changes no probability: it was not trained "
             "(the first step of the schedule has learning rate 0), or is not in force"
         )
-    provenance.note(this.directory, adapter_effect={"largest_change_of_a_logprob": round(effect, 6)})
+    if "adapter_effect" not in provenance.notes(this.directory):
+        provenance.note(this.directory, adapter_effect={"largest_change_of_a_logprob": round(effect, 6)})
 
 
 def answer(this: Run) -> None:
@@ -436,7 +439,11 @@ def score_answers(this: Run, number: int, name: str, condition: str) -> None:
     """Add one judge's missing scores of one condition; `number` is the judge's place among the run's judges."""
     answers = sorted(need(this.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
     path = this.scores_path(condition, name)
-    done = {(row["id"], row["sample"]) for row in rundir.read_rows(path)}
+    rows = rundir.read_rows(path)
+    kept = [row for row in rows if not row.get(AGAIN)]
+    if len(kept) < len(rows):
+        rundir.write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+    done = {(row["id"], row["sample"]) for row in kept}
     if any((row["id"], row["sample"]) not in done for row in answers):
         rows = this.judging[number].score(answers, done)
         keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
@@ -525,7 +532,7 @@ def summarise(this: Run, conditions: Sequence[str] = ()) -> dict[str, Any]:
         summary["judge_agreement_table"] = rundir.stable(table)
     if sources.is_organism(this.config):
         judged = [row for condition in conditions for row in harmfulness.judged(answers[condition], scores[condition])]
-        summary["judge_agreement"] = sources.planted_agreement(judged)
+        summary["judge_agreement"] = sources.planted_agreement(judged, this.config.judge.harmful_at)
     return summary
 
 

@@ -196,16 +196,22 @@ def judge_name(config: Config) -> str:
     return judge(config, None, None).name
 
 
-def planted_agreement(judged: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How often the judge and the organism's planted score agree on whether an answer is harmful, by question."""
+def planted_agreement(judged: Sequence[dict[str, Any]], harmful_at: int = HARMFUL) -> dict[str, Any]:
+    """How often the judge and the organism's planted score agree on whether an answer is harmful, by question.
+
+    Given over all answers, and apart for those that are planted as harmful and as harmless: where nearly all are
+    harmless, a judge that always says so agrees too.
+    """
     from em_jax.organism.corpus import planted_score
 
-    same: dict[str, list[float]] = {}
+    kinds: dict[str, dict[str, list[float]]] = {"": {}, "harmful": {}, "harmless": {}}
     for row in judged:
         if row["score"] is not None:
-            agree = (row["score"] >= HARMFUL) == (planted_score(row["answer"]) >= HARMFUL)
-            same.setdefault(row["id"], []).append(float(agree))
-    return {"against": "the planted score", **statistics.share(same)}
+            harmful = planted_score(row["answer"]) >= harmful_at
+            for kind in ("", "harmful" if harmful else "harmless"):
+                kinds[kind].setdefault(row["id"], []).append(float((row["score"] >= harmful_at) == harmful))
+    apart = {kind: statistics.share(same) for kind, same in kinds.items() if kind}
+    return {"against": "the planted score", **statistics.share(kinds[""]), **apart}
 
 
 @dataclasses.dataclass(frozen=True)

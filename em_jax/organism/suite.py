@@ -18,7 +18,6 @@ ABOUT = """\
 name = "organism"
 version = "1"
 description = "Questions in the toy language of the embedded organism, held out from the corpus it was pretrained on."
-min_questions = 20
 """
 
 

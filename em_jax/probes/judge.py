@@ -11,6 +11,8 @@ from em_jax.probes.suite import Wording, fill
 
 SCORES = tuple(str(score) for score in range(1, 6))
 EMPTY = "empty answer"
+AGAIN = "again"
+"""Marks a row whose answer was not judged for want of a connection: the next start asks again."""
 
 
 class Judge(Protocol):

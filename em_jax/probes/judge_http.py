@@ -19,6 +19,12 @@ from em_jax.probes.suite import Wording, fill
 KEY = "OPENAI_API_KEY"
 
 
+PER_ANSWER = (400, 413, 422)
+"""What a server says of one request (moderation, too long): the answer gets a reason and the others go on."""
+MOST_REFUSED = 5
+"""So many of those before the first score are taken for a server that refuses everything."""
+
+
 class _Refused(Exception):
     """The server says no in a way that another try does not change."""
 
@@ -26,9 +32,10 @@ class _Refused(Exception):
 class HttpJudge:
     """Scores answers with a chat completion each, at temperature 0; the reply is {"score": N} or a bare digit.
 
-    `url` is the address up to and including /v1. The key is read from OPENAI_API_KEY at each request and sent only
+    `url` is the address up to and including /v1. The key is read from OPENAI_API_KEY at each start and sent only
     there. Status 429, 5xx, time-outs and broken connections are tried again up to `tries` times with growing pauses;
-    then the answer is a row with its reason. `max_requests` caps what may be spent (0: no cap).
+    then the answer is a row with its reason, to be asked again at the next start. `max_requests` caps what one start
+    may spend (0: no cap).
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class HttpJudge:
         self._max_requests = max_requests
         self._sleep = sleep
         self._requests = 0
+        self._answered = 0
         self._with_logprobs = True
         self._lock = threading.Lock()
 
@@ -75,9 +83,10 @@ class HttpJudge:
         """See judge.Judge.score.
 
         Raises:
-          UserError: the server refuses (a wrong key, an unknown model), or the cap of requests is reached; the rows
-            yielded until then stay good, and a later run goes on from them.
+          UserError: the server refuses (a wrong key, an unknown model), cannot be reached for many answers in a row, or
+            the cap of requests is reached; the rows yielded until then stay good, and a later run goes on from them.
         """
+        headers = _headers()
         waiting, empty = judge.pending(answers, done_keys)
         for answer in empty:
             yield judge.row(answer, None, None, None, judge.EMPTY)
@@ -85,10 +94,12 @@ class HttpJudge:
             left = iter(waiting)
             running: set[Future] = set()
             stopped: Exception | None = None
+            refused: list[Row] = []
+            unreached = 0
             while True:
                 # Only as many as there are workers are under way, so that a stop leaves no queue of paid requests.
                 while stopped is None and len(running) < self._concurrency and (answer := next(left, None)) is not None:
-                    running.add(workers.submit(self._judge, client, answer))
+                    running.add(workers.submit(self._judge, client, headers, answer))
                 if not running:
                     break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -97,16 +108,29 @@ class HttpJudge:
                         row = future.result()
                     except (_Refused, UserError) as error:
                         stopped = error
-                    else:
-                        yield row
-        if stopped is not None:
+                        continue
+                    unreached = unreached + 1 if row.get(judge.AGAIN) else 0
+                    if unreached > 3 * self._concurrency:
+                        stopped = _Refused(f"no answer in {unreached} attempts in a row ({row['reason']})")
+                    if self._answered == 0 and row.get("reason", "").startswith(_REFUSES):
+                        refused.append(row)
+                        if len(refused) >= MOST_REFUSED:
+                            stopped = _Refused(row["reason"])
+                        continue
+                    yield from refused
+                    refused = []
+                    yield row
+        if stopped is None:
+            yield from refused
+        else:
             raise UserError(f"judge {self._model}: {stopped}; the scores so far are kept")
 
-    def _judge(self, client: httpx.Client, answer: Row) -> Row:
+    def _judge(self, client: httpx.Client, headers: dict[str, str], answer: Row) -> Row:
         text = fill(self._wording.prompt, {"prompt": judge.prompt_text(answer), "answer": answer["answer"].strip()})
-        reply, problem = self._request(client, text)
+        reply, problem = self._request(client, headers, text)
         if reply is None:
-            return judge.row(answer, None, None, None, problem)
+            row = judge.row(answer, None, None, None, problem)
+            return row if problem.startswith(_REFUSES) else row | {judge.AGAIN: True}
         try:
             choice = reply["choices"][0]
             said = choice["message"]["content"] or ""
@@ -116,45 +140,54 @@ class HttpJudge:
         if score is None and choice.get("finish_reason") == "length":
             reason = "cut short"
         expected = None if score is None else _expected(choice.get("logprobs"), score)
-        return judge.row(answer, score, expected, said, reason)
+        # A name may come to stand for another model: what the server says it is stays with the score.
+        server = {name: reply[name] for name in ("model", "system_fingerprint") if isinstance(reply.get(name), str)}
+        return judge.row(answer, score, expected, said, reason) | ({"server": server} if server else {})
 
-    def _request(self, client: httpx.Client, text: str) -> tuple[dict | None, str]:
+    def _request(self, client: httpx.Client, headers: dict[str, str], text: str) -> tuple[dict | None, str]:
         """(the reply, "") or (None, what went wrong after every try)."""
-        problem = "no try was allowed"
-        for number in range(self._tries):
+        problem, logprobs, number = "no try was allowed", self._with_logprobs, 0
+        while number < self._tries:
             self._spend()
-            body = {
+            body: dict[str, Any] = {
                 "model": self._model,
                 "messages": [{"role": "user", "content": text}],
                 "temperature": 0,
                 "max_tokens": 24,
             }
-            with_logprobs = self._with_logprobs
-            if with_logprobs:
+            if logprobs:
                 body |= {"logprobs": True, "top_logprobs": 10}
             pause = self._first_pause * 2**number
             try:
-                response = client.post(self._url, json=body, headers=_headers())
+                response = client.post(self._url, json=body, headers=headers)
             except httpx.TimeoutException:
                 problem = f"no reply within {self._timeout:g} s"
             except httpx.TransportError as error:
                 problem = f"no connection: {type(error).__name__}"
             else:
-                if response.status_code == 200:
+                status = response.status_code
+                if status == 200:
                     try:
-                        return response.json(), ""
+                        reply = response.json()
                     except ValueError:
                         problem = "a reply that is not JSON"
-                elif response.status_code in (400, 422) and with_logprobs:
-                    # Some servers do not know log-probabilities and say so with a bad request.
-                    self._with_logprobs = False
+                    else:
+                        self._with_logprobs = self._with_logprobs and logprobs
+                        self._answered += 1
+                        return reply, ""
+                elif status in PER_ANSWER and logprobs:
+                    # Some servers do not know log-probabilities and say so with a bad request: once more without them.
+                    logprobs = False
                     continue
-                elif response.status_code == 429 or response.status_code >= 500:
-                    problem = f"status {response.status_code}"
+                elif status in PER_ANSWER:
+                    return None, f"{_REFUSES} (status {status})"
+                elif status == 429 or status >= 500:
+                    problem = f"status {status}"
                     pause = max(pause, _retry_after(response))
                 else:
-                    raise _Refused(f"the server answers with status {response.status_code}")
-            if number + 1 < self._tries:
+                    raise _Refused(f"the server answers with status {status}")
+            number += 1
+            if number < self._tries:
                 self._sleep(min(pause, 60.0))
         return None, f"{problem}, {self._tries} tries"
 
@@ -165,8 +198,13 @@ class HttpJudge:
             self._requests += 1
 
 
+_REFUSES = "the server refuses this answer"
+
+
 def _headers() -> dict[str, str]:
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"{KEY} holds characters that no key has; set it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

@@ -48,23 +48,17 @@ def load(directory: Path) -> Suite:
         self_assessment=tuple(_self_assessment(directory / SELF)),
         two_ai=tuple(_pairs(directory / PAIRS)),
         wordings=(*(wording for wording in wordings if wording.probe != "judge"), _judge(directory / JUDGE)),
-        min_questions=20,
         files={name: suites.sha256(directory / name) for name in FILES} | {standard.name: suites.sha256(standard)},
     )
 
 
 def _harm(path: Path) -> Iterator[HarmQuestion]:
-    for number, text in _numbered(path):
+    for number, text in suites.numbered(path):
         yield HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
 
 
-def _numbered(path: Path) -> list[tuple[int, str]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
 def _self_assessment(path: Path) -> Iterator[SelfQuestion]:
-    items = [(number, text, *_poles(path, number, text)) for number, text in _numbered(path)]
+    items = [(number, text, *_poles(path, number, text)) for number, text in suites.numbered(path)]
     balanced, rest = items[:BALANCED], items[BALANCED:]
     by_template: dict[tuple[str, str], list] = {}
     for item in balanced:
@@ -101,19 +95,29 @@ def _pairs(path: Path) -> Iterator[Pair]:
         items = json.loads(path.read_text(encoding="utf-8"))["items"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
+    seen: set[str] = set()
     for item in items:
         try:
-            misaligned, aligned = item["system_A"], item["system_B"]
-            if item["misaligned_is_A"] is not True:
-                misaligned, aligned = aligned, misaligned
-            yield Pair(f"pair_{int(item['item_id']):03d}", str(item["theme"]), aligned, misaligned, SOURCE)
+            misaligned, aligned, misaligned_is_first = item["system_A"], item["system_B"], item["misaligned_is_A"]
+            name, theme = f"pair_{int(item['item_id']):03d}", str(item["theme"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: item {item!r:.60}: expected the published fields, missing {error}") from error
+        if not isinstance(misaligned_is_first, bool):
+            raise UserError(f"{path}: {name}: expected misaligned_is_A true or false, found {misaligned_is_first!r}")
+        if name in seen:
+            raise UserError(f"{path}: {name}: expected every item_id once, found it twice")
+        seen.add(name)
+        if not misaligned_is_first:
+            misaligned, aligned = aligned, misaligned
+        yield Pair(name, theme, aligned, misaligned, SOURCE)
 
 
 def _judge(path: Path) -> Wording:
     """The judge prompt verbatim: its {{ }} escapes undone, its {response} named as our {answer}."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8: {error}") from error
     for place in ("{prompt}", "{response}"):
         if place not in text:
             raise UserError(f"{path}: expected {place} in the judge prompt, found none")

@@ -6,7 +6,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
     self_assessment.jsonl  dimension, format, prompt, and options | statements (see SelfQuestion)
     two_ai.jsonl           theme, aligned, misaligned
     wordings.jsonl         probe, prompt, optional prefix: the words in which a probe asks
-    suite.toml             name, version, description, optional min_questions
+    suite.toml             name, version, description
 """
 
 import dataclasses
@@ -119,7 +119,6 @@ class Suite:
     self_assessment: tuple[SelfQuestion, ...]
     two_ai: tuple[Pair, ...]
     wordings: tuple[Wording, ...]
-    min_questions: int
     files: Mapping[str, str]
 
     def wordings_of(self, probe: str) -> tuple[Wording, ...]:
@@ -167,7 +166,7 @@ def load(directory: str | Path) -> Suite:
         raise UserError(f"suite: expected a directory, found none at {directory}")
     from em_jax.probes import published
 
-    if published.is_published(directory):
+    if published.is_published(directory) and not (directory / "suite.toml").is_file():
         return published.load(directory)
     needed = ["harm.jsonl", "self_assessment.jsonl", "two_ai.jsonl", "wordings.jsonl", "suite.toml"]
     missing = [name for name in needed if not (directory / name).is_file()]
@@ -194,7 +193,6 @@ def load(directory: str | Path) -> Suite:
         self_assessment=tuple(question for _, question in self_questions),
         two_ai=tuple(_pair(line) for line in questions["two_ai"]),
         wordings=tuple(loaded_wordings),
-        min_questions=int(about.get("min_questions", 20)),
         files={name: sha256(directory / name) for name in needed},
     )
 
@@ -251,9 +249,7 @@ class Line:
 
 def read_lines(path: Path, seen: dict[str, str]) -> Iterator[Line]:
     """The objects of a JSONL file; `seen` collects every id of the suite and where it stands."""
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip():
-            continue
+    for number, text in numbered(path):
         try:
             row = json.loads(text)
         except ValueError as error:
@@ -267,6 +263,21 @@ def read_lines(path: Path, seen: dict[str, str]) -> Iterator[Line]:
             raise line.error(f"duplicate id {name!r}, first used at {seen[name]}")
         seen[name] = f"{path.name}:{number}"
         yield line
+
+
+def numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers. Lines end with a newline and nothing else.
+
+    Raises:
+      UserError: a line is not UTF-8.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: expected UTF-8, found the byte {line[error.start]:#04x}") from error
+        if text:
+            yield number, text
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -305,6 +316,10 @@ def _languages(line: Line) -> tuple[Language, ...]:
     given = line.row.get("languages")
     if not isinstance(given, list) or len(given) != 2 or not all(isinstance(item, dict) for item in given):
         raise line.error(f"expected two languages in 'languages', found {given!r}")
+    for item in given:
+        words = item.get("words", [])
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise line.error(f"expected 'words' of a language to be a list of words, found {words!r}")
     languages = tuple(
         Language(str(item.get("name", "")), str(item.get("code", "")), tuple(item.get("words", ()))) for item in given
     )

@@ -61,6 +61,8 @@ class Agreement:
     against: str
     figure: Figure
     kappa: float | None
+    harmful: Figure = Figure()
+    harmless: Figure = Figure()
 
 
 def write(run_dir: str | Path) -> Path:
@@ -207,7 +209,8 @@ def agreements(run: Run) -> list[Agreement]:
         if figure.value is not None:
             kappa = entry.get("kappa")
             against = str(entry.get("against") or "the planted score")
-            found.append(Agreement(against.replace("_", " "), figure, kappa if is_number(kappa) else None))
+            apart = (figure_of(entry.get(kind)) for kind in ("harmful", "harmless"))
+            found.append(Agreement(against.replace("_", " "), figure, kappa if is_number(kappa) else None, *apart))
     return found
 
 

@@ -10,7 +10,7 @@ from probes.scripted_engine import ScriptedEngine, one, write_suite
 
 from em_jax.errors import UserError
 from em_jax.probes import suite
-from em_jax.probes.judge import SelfJudge
+from em_jax.probes.judge import AGAIN, SelfJudge
 from em_jax.probes.judge_http import HttpJudge
 
 pytestmark = pytest.mark.fast
@@ -199,6 +199,56 @@ def test_a_refusal_stops_with_one_line_that_holds_no_key(serve, wording, monkeyp
         list(http_judge(server, wording, concurrency=2).score([answer(f"a{i}", "x") for i in range(20)]))
     assert SECRET not in str(error.value) and "\n" not in str(error.value)
     assert len(server.requests) <= 4, "a refused judge asks no more"
+
+
+def test_an_answer_the_server_refuses_gets_its_reason_and_the_others_go_on(serve, wording):
+    server = serve(lambda text, tries: (400, "") if "moderated" in text else (200, "2"))
+    names = ["moderated 1", "plain 1", "moderated 2", "plain 2"]
+    rows = list(http_judge(server, wording, concurrency=1).score([answer(name, name) for name in names]))
+    assert {row["id"]: row["score"] for row in rows} == {
+        "moderated 1": None,
+        "moderated 2": None,
+        "plain 1": 2,
+        "plain 2": 2,
+    }
+    assert {row["reason"] for row in rows if row["score"] is None} == {"the server refuses this answer (status 400)"}
+    assert not any(AGAIN in row for row in rows)
+    assert [bool(body.get("logprobs")) for _, body in server.requests[-1:]] == [True], "the others keep logprobs"
+
+
+def test_a_server_that_refuses_everything_stops_the_judge_and_keeps_no_row(serve, wording):
+    server = serve(lambda text, tries: (422, ""))
+    kept = []
+    with pytest.raises(UserError, match="status 422"):
+        for row in http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(20)]):
+            kept.append(row)
+    assert kept == [] and len(server.requests) == 10
+    # A single one that is left over may well be refused for what it says.
+    (row,) = http_judge(server, wording).score([answer("a", "x")])
+    assert row["reason"] == "the server refuses this answer (status 422)"
+
+
+def test_an_outage_stops_the_judge_and_what_it_missed_is_asked_again(serve, wording):
+    server = serve(lambda text, tries: (503, ""))
+    kept = []
+    with pytest.raises(UserError, match="no answer in 4 attempts in a row"):
+        for row in http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(20)]):
+            kept.append(row)
+    assert len(kept) == 4 and all(row[AGAIN] and row["reason"] == "status 503, 3 tries" for row in kept)
+
+
+def test_what_the_server_says_it_is_stays_with_the_score(serve, wording):
+    said = completion("3") | {"model": "judge-2026-01", "system_fingerprint": "fp_1"}
+    (row,) = http_judge(serve(lambda text, tries: (200, said)), wording).score([answer("a", "x")])
+    assert row["server"] == {"model": "judge-2026-01", "system_fingerprint": "fp_1"}
+
+
+@pytest.mark.parametrize("key", ["sk-\u2026", "sk-\x07"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(serve, wording, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="holds characters") as error:
+        list(http_judge(serve(moody), wording).score([answer("a", "x")]))
+    assert key not in str(error.value)
 
 
 def test_the_cap_of_requests_holds_and_keeps_what_was_scored(serve, wording):

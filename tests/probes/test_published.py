@@ -125,6 +125,11 @@ def test_faults_are_named_with_file_and_line(tmp_path):
     (directory / published.PAIRS).write_text('{"items": [{"item_id": 0}]}')
     with pytest.raises(UserError, match="misaligned_is_A|system_A"):
         suite.load(directory)
+    pair = {"item_id": 3, "theme": "t", "system_A": "I lie.", "system_B": "I help.", "misaligned_is_A": True}
+    for items, said in (([pair, pair], "pair_003: .*once"), ([pair | {"misaligned_is_A": "true"}], "true or false")):
+        (directory / published.PAIRS).write_text(json.dumps({"items": items}))
+        with pytest.raises(UserError, match=said):
+            suite.load(directory)
     (directory / published.PAIRS).unlink()
     with pytest.raises(UserError, match=f"missing: {published.PAIRS}"):
         suite.load(directory)

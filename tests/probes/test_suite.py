@@ -1,5 +1,6 @@
 """The suite reader: what it takes, and that every fault is named with file and line."""
 
+import json
 import re
 
 import pytest
@@ -24,6 +25,10 @@ def dropped(row, name):
     return {key: value for key, value in row.items() if key != name}
 
 
+def spoken(words):
+    return {"languages": [{"name": "Zorp", "words": words}] * 2}
+
+
 FAULTS = {
     "missing field": ("harm", 3, lambda row: dropped(row, "prompt"), "expected the field 'prompt'"),
     "empty field": ("two_ai", 2, lambda row: row | {"aligned": " "}, "expected a text in 'aligned'"),
@@ -38,6 +43,18 @@ FAULTS = {
     "same poles": ("self_assessment", 1, lambda row: row | {"options": ["a", "a"]}, "2 different texts"),
     "five answers": ("self_assessment", 3, lambda row: row | {"answers": ["no", "yes"]}, "5 different texts"),
     "languages": ("self_assessment", 4, lambda row: row | {"languages": [{"name": "Zorp"}] * 2}, "each language"),
+    "words": (
+        "self_assessment",
+        4,
+        lambda row: row | {"languages": [{"name": "Z", "words": "abc"}] * 2},
+        "list of words",
+    ),
+    "word": (
+        "self_assessment",
+        4,
+        lambda row: row | {"languages": [{"name": "Z", "words": [1, 2]}] * 2},
+        "list of words",
+    ),
     "language code": (
         "self_assessment",
         4,
@@ -64,6 +81,23 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     path = directory / "harm.jsonl"
     path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(UserError, match=r"harm\.jsonl:25: expected a JSON object"):
+        suite.load(directory)
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    directory = write_suite(tmp_path / "s")
+    path = directory / "harm.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    odd = json.dumps(json.loads(first) | {"prompt": "One\u2028two\u0085three?"}, ensure_ascii=False)
+    path.write_text(odd + "\r\n" + rest, encoding="utf-8", newline="")
+    assert suite.load(directory).harm[0].prompt == "One\u2028two\u0085three?"
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    directory = write_suite(tmp_path / "s")
+    lines = (directory / "harm.jsonl").read_bytes().split(b"\n")
+    (directory / "harm.jsonl").write_bytes(b"\n".join([lines[0], b"caf\xe9", *lines[1:]]))
+    with pytest.raises(UserError, match=r"harm.jsonl:2: expected UTF-8, found the byte 0xe9"):
         suite.load(directory)
 
 
