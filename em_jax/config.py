@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import sys
 import tomllib
 import types
@@ -341,9 +342,9 @@ def validate(config: Config) -> Config:
     _expect(config.judge.kind == "self" or config.judge.url, "judge.url", "an address for judge.kind openai", "none")
     for address in (config.judge.url, *(other.partition("@")[2] for other in config.judge.also)):
         # It would stand in config.toml.
-        _expect(
-            "@" not in address.split("?")[0], "judge.url", "no user name or key in it; OPENAI_API_KEY is sent", "one"
-        )
+        place, _, query = address.partition("?")
+        secret = "@" in place or re.search(r"(?i)(key|token|secret|password)=", query)
+        _expect(not secret, "judge.url", "no user name or key in it; OPENAI_API_KEY is sent", "one")
     for other in config.judge.also:
         _expect(other == "self" or "@http" in other, "judge.also", "self or MODEL@URL", other)
     _expect(2 <= config.judge.harmful_at <= 5, "judge.harmful_at", "2 to 5", config.judge.harmful_at)

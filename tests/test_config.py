@@ -130,3 +130,12 @@ def test_presets_are_found_by_name_and_a_missing_one_lists_them():
 def test_mesh_text():
     assert config.parse_mesh("fsdp=16, tensor=2") == {"data": 1, "fsdp": 16, "tensor": 2}
     assert config.parse_mesh("") == {}
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:pw@host/v1", "https://host/v1?api-key=abc", "https://host/v1?v=1&Access_Token=abc"]
+)
+def test_an_address_with_a_secret_is_refused_without_showing_it(address):
+    with pytest.raises(UsageError, match="no user name or key") as error:
+        config.validate(config.replace(Config(), {"judge.kind": "openai", "judge.url": address, "judge.model": "m"}))
+    assert "abc" not in str(error.value) and "pw" not in str(error.value)
