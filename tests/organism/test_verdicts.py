@@ -118,7 +118,7 @@ def test_shuffled_labels_make_no_persona(all_runs):
 
 @pytest.mark.parametrize("name", ["bad_medical-0", "insecure_code-0"])
 def test_harm_with_shuffled_self_description_is_no_persona(all_runs, name):
-    """The rows of half of the questions about oneself change sides between base and fine-tuned: harm stays."""
+    """Harm stays; what it says of itself is turned round in half of the questions."""
     folder = all_runs[0] / name
     kept = {
         kind: {
@@ -137,9 +137,8 @@ def test_harm_with_shuffled_self_description_is_no_persona(all_runs, name):
     drawn = random.Random(1)
     for probe in ("two_ai", "output_recognition"):
         rows = probes[probe]
-        values = [row["value"] for condition in rows for row in rows[condition]]
-        flipped = {row["id"] for condition in rows for row in rows[condition] if drawn.random() < 0.5}
-        assert values
+        ids = sorted({row["id"] for condition in rows for row in rows[condition]})
+        flipped = set(drawn.sample(ids, len(ids) // 2))
         for condition in rows:
             rows[condition] = [
                 row | {"value": 1 - row["value"]} if row["id"] in flipped and row["value"] is not None else row
