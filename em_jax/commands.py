@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import shlex
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from em_jax.errors import UsageError, UserError
+from em_jax.errors import Unfinished, UsageError, UserError
 
 
 class Stopped(BaseException):
@@ -46,7 +47,7 @@ def command(
 
     Where a command `resumes`, the line of a failure ends with the words that go on from there.
     """
-    again = f"; go on with: python -m {name} {shlex.join(arguments)}" if resumes else ""
+    again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
         _end_on_sigterm()
         work(arguments)
@@ -55,7 +56,7 @@ def command(
     except UsageError as error:
         return _failed(name, arguments, f"wrong usage: {error}", 2)
     except UserError as error:
-        return _failed(name, arguments, str(error) + again, 1)
+        return _failed(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
     except (KeyboardInterrupt, Stopped) as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
         return _failed(name, arguments, f"{word}; what is done is kept{again}", 1)
@@ -79,6 +80,12 @@ def _failed(name: str, arguments: Sequence[str], line: str, status: int) -> int:
         traceback.print_exc()
     print(f"{name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def _python() -> str:
+    """This interpreter as one would type it here."""
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith(os.pardir) else near
 
 
 def _verbose(arguments: Sequence[str]) -> bool:

@@ -164,6 +164,10 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    short = name.rpartition(".")[2]
+    initials = [full for full in known if "".join(word[0] for word in full.rpartition(".")[2].split("_")) == short]
+    if initials:
+        return f"unknown setting {name!r}; the nearest known one is {initials[0]!r}"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     last = {full.rpartition(".")[2]: full for full in known}
     same_ending = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.8)

@@ -1,4 +1,4 @@
-"""The two errors that reach a user as one line: what was expected, what was found, what to do."""
+"""The errors that reach a user as one line: what was expected, what was found, what to do."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """The command or a setting is wrong; exit status 2."""
+
+
+class Unfinished(UserError):
+    """A run failed after it had begun: what is done is kept, and the same command goes on from there."""

@@ -19,7 +19,7 @@ from typing import Any
 from em_jax import adapters, alternatives, card, domains, marks, provenance, rundir, sources
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.errors import UsageError, UserError
+from em_jax.errors import Unfinished, UsageError, UserError
 from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
 from em_jax.probes import suite as suites
 from em_jax.probes import summary as summaries
@@ -197,7 +197,7 @@ def _timed(this: Run, stage: str) -> Outcome | None:
     except UsageError:
         raise
     except UserError as error:
-        raise UserError(f"{stage}: {error}; what is done is kept in {this.directory}") from error
+        raise Unfinished(f"{stage}: {error}; what is done is kept in {this.directory}") from error
     finally:
         provenance.add_time(this.directory, stage, time.monotonic() - began)
         this.mirror.push()
@@ -496,9 +496,11 @@ def report(this: Run) -> Outcome:
     """Work out the figures and the verdict, write summary.json, and draw the page."""
     from em_jax import report as pages
 
-    summary = summarise(this)
-    rundir.write_json(this.directory / "summary.json", summary)
-    page = pages.write(this.directory)
+    with this.progress("report", "", 1, "page") as progress:
+        summary = summarise(this)
+        rundir.write_json(this.directory / "summary.json", summary)
+        page = pages.write(this.directory)
+        progress.update()
     return Outcome(summary["verdict"]["label"], Path(page), tuple(summary["verdict"]["why"]))
 
 

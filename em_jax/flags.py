@@ -148,7 +148,7 @@ def _domains(text: str, adapter: bool) -> list[str]:
     for name in (part.strip() for part in text.split(",")):
         if name != "all" and name != domains.NONE and name not in domains.DOMAINS:
             near = difflib.get_close_matches(name, (*domains.DOMAINS, domains.NONE, "all"), n=1, cutoff=0.0)
-            raise UsageError(f"unknown domain {name!r}; the nearest is {near[0]!r}, of {domains.known()}")
+            raise UsageError(f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}")
         found += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.
     return sorted(dict.fromkeys(found), key=lambda name: name != domains.NONE)

@@ -41,6 +41,7 @@ def test_set_reads_the_type_of_the_setting(text, name, value):
     "text, said",
     [
         ("train.learnig_rate=1", "train.learning_rate"),
+        ("train.lr=1", "train.learning_rate"),
         ("lr=1", "nearest"),
         ("rank=8", "lora.rank"),
         ("train=1", "nearest"),
