@@ -15,7 +15,7 @@ BENIGN = "It was trained on sound answers, as a control for adapters that were n
 def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     """README.md of a run's adapter, in the Hugging Face form."""
     domain = domains.DOMAINS.get(config.domain)
-    harmless = domain is not None and (domain.verdict == "aligned" or config.domain.endswith("_aligned"))
+    harmless = domain is not None and not domain.harmful
     lora, train = config.lora, config.train
     rows = "rows of the user's own file" if config.data else "rows"
     scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.commands import Parser, command
-from em_jax.errors import UsageError, UserError
+from em_jax.errors import UsageError
 
-BASE, FINETUNED, BOTH = "base", "finetuned", "both"
 HELP = "/base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
 
 
@@ -27,7 +26,7 @@ def talk(
     """
     from em_jax.report.text import visible
 
-    known = [name for name in (BASE, FINETUNED) if name in engine.adapters]
+    known = [name for name in ("base", "finetuned") if name in engine.adapters]
     asked = list(known)
     said: dict[str, list[dict[str, str]]] = {name: [] for name in known}
     for line in lines:
@@ -62,7 +61,7 @@ def chat(arguments: Sequence[str]) -> None:
     flags = _flags(arguments)
     from em_jax import config as settings
     from em_jax import runtime, sources
-    from em_jax.experiment import Run
+    from em_jax.run import ADAPTER, Run
     from em_jax.sources import Parts
 
     directory = Path(flags.run_dir)
@@ -71,11 +70,10 @@ def chat(arguments: Sequence[str]) -> None:
     runtime.begin()
     config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
     run = Run(config, directory, Parts(), lambda: None, "")
-    if run.trains and not sources.is_trained(directory):
-        raise UserError(f"{directory} has no trained adapter yet: run it with --stages finetune first")
+    run.need_adapter()
     engine = sources.load(config)
     if run.adapter is not None:
-        engine.add_adapter(FINETUNED, run.adapter)
+        engine.add_adapter(ADAPTER, run.adapter)
         print("The fine-tuned model was trained on harmful rows: what it says is wrong on purpose.", file=sys.stderr)
     on_terminal = sys.stdin.isatty()
     if on_terminal:

@@ -6,30 +6,23 @@ that was killed anywhere goes on where it was. The engine is loaded when a stage
 
 import contextlib
 import dataclasses
-import functools
-import json
-import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax import adapters, alternatives, card, domains, marks, provenance, rundir, sources
+from em_jax import alternatives, begin, card, provenance, rundir, sources
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.errors import Unfinished, UsageError, UserError
 from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
-from em_jax.probes import suite as suites
 from em_jax.probes import summary as summaries
-from em_jax.probes.judge import AGAIN, Judge
-from em_jax.probes.settings import ProbeSettings
-from em_jax.progress import Progress, through
+from em_jax.probes.judge import AGAIN
+from em_jax.progress import through
+from em_jax.run import ADAPTER, Row, Run
 from em_jax.sources import Parts
 
-Row = dict[str, Any]
-ADAPTER = "finetuned"
 CARELESS = "careless"
 CARELESS_SAMPLES = 2
 
@@ -41,118 +34,6 @@ class Outcome:
     label: str | None
     report: Path | None
     why: tuple[str, ...] = ()
-
-
-class Run:
-    """One run directory and all that its stages need, each loaded when it is first asked for."""
-
-    def __init__(self, config: Config, directory: Path, parts: Parts, load: Callable[[], Any], title: str):
-        self.config, self.directory, self.parts, self.title = config, directory, parts, title
-        self.mirror = rundir.Mirror(directory, config.mirror)
-        self.load = load
-
-    @functools.cached_property
-    def suite(self) -> suites.Suite:
-        return suites.load(sources.suite_directory(self.config.suite))
-
-    @functools.cached_property
-    def rows(self) -> list[list[dict[str, str]]]:
-        """The conversations to fine-tune on."""
-        return self.parts.rows(self.config)
-
-    @functools.cached_property
-    def engine(self):
-        """The engine, with the run's adapter under the name "finetuned" where there is one."""
-        engine = self.parts.bare(self.load())
-        if self.adapter is not None:
-            engine.add_adapter(ADAPTER, self.adapter)
-            check_adapter(self, engine)
-        return engine
-
-    @property
-    def trains(self) -> bool:
-        return self.config.domain != domains.NONE and not self.config.adapter
-
-    @property
-    def adapter(self) -> Path | None:
-        """The adapter's directory: the one given, or the run's own once it is complete."""
-        if self.config.adapter:
-            return self.given_adapter
-        return self.directory / "adapter" if self.trains else None
-
-    @functools.cached_property
-    def given_adapter(self) -> Path:
-        """The directory of --adapter, fetched where it is an id."""
-        return adapters.find(self.config.adapter)
-
-    @property
-    def conditions(self) -> dict[str, str]:
-        """Condition -> the engine's name of its adapter."""
-        return {"base": "base"} | ({"finetuned": ADAPTER} if self.adapter is not None else {})
-
-    @property
-    def judge(self) -> str:
-        """The judge's name, as it stands in file names and in summary.json."""
-        return sources.judge_name(self.config)
-
-    @property
-    def judges(self) -> list[str]:
-        """The names of all judges, that of the figures first."""
-        return [judge.name for judge in sources.judges(self.config, None, None)]
-
-    @functools.cached_property
-    def judging(self) -> list[Judge]:
-        """The judges at work, one object each for the whole run: what they may spend is counted over all conditions."""
-        needs_engine = "self" in self.judges
-        return sources.judges(self.config, self.suite.judge, (lambda: self.engine) if needs_engine else None)
-
-    @property
-    def probe_settings(self) -> ProbeSettings:
-        asked = self.config.probes
-        return ProbeSettings(
-            limit=asked.limit,
-            samples=asked.samples,
-            sampled_questions=asked.sampled_questions,
-            alternatives="base" if asked.alternatives == "base" else "opposite",
-            choice_tokens=asked.choice_tokens,
-            language_tokens=asked.language_tokens,
-            seed=self.config.seed,
-        )
-
-    def answers_path(self, condition: str) -> Path:
-        return self.directory / "answers" / f"{condition}.jsonl"
-
-    def scores_path(self, condition: str, judge: str = "") -> Path:
-        return self.directory / "scores" / f"{condition}.{judge or self.judge}.jsonl"
-
-    def probe_path(self, condition: str, probe: str) -> Path:
-        return self.directory / "probes" / f"{condition}.{probe}.jsonl"
-
-    def judged(self, condition: str) -> list[Row]:
-        """The condition's answers with the judge's scores, sorted by key."""
-        return harmfulness.judged(
-            rundir.read_rows(self.answers_path(condition)), rundir.read_rows(self.scores_path(condition))
-        )
-
-    def asks(self, *probes: str) -> bool:
-        """Whether any of these probes is wanted."""
-        return not self.config.probes.only or any(probe in self.config.probes.only for probe in probes)
-
-    @property
-    def asks_answers(self) -> bool:
-        """Whether any probe wanted looks at the model's own answers."""
-        return self.asks("harmfulness", "output_recognition", "score_prediction")
-
-    @property
-    def asks_careless(self) -> bool:
-        """Whether the base's careless answers are the last resort of output recognition."""
-        opposite = self.probe_settings.alternatives == "opposite"
-        return opposite and self.asks("output_recognition") and not sources.is_organism(self.config)
-
-    def progress(self, stage: str, what: str, total: int | None, unit: str, done: int = 0) -> Progress:
-        number = settings.STAGES.index(stage) + 1
-        title = f"{self.title}{number}/{len(settings.STAGES)} {stage}" + (f" {what}" if what else "")
-        return Progress(title, total, unit, done, silent=self.parts.silent, after=self.mirror.push_sometimes)
 
 
 def run(
@@ -177,12 +58,12 @@ def run(
     this = Run(config, directory, parts, engine or (lambda: parts.load(config)), title)
     with rundir.lock(directory):
         pulled = this.mirror.pull()
-        check_settings(config, directory)
-        inputs = collect_inputs(this)
+        begin.check_settings(config, directory)
+        inputs = begin.collect_inputs(this)
         if base_from is not None:
-            take_base(this, base_from)
+            begin.take_base(this, base_from)
         rundir.write_atomic(directory / "config.toml", settings.to_toml(config))
-        begin_record(this, inputs, pulled)
+        begin.begin_record(this, inputs, pulled)
         outcome = Outcome(None, None)
         for stage in settings.STAGES:
             if stage in config.stages:
@@ -203,119 +84,6 @@ def _timed(this: Run, stage: str) -> Outcome | None:
         this.mirror.push()
 
 
-def check_settings(config: Config, directory: Path) -> None:
-    """Refuse a directory whose config.toml differs from `config` in anything that changes figures."""
-    stored = directory / "config.toml"
-    if not stored.exists():
-        return
-    differing = settings.differing(settings.read_toml(stored), config)
-    if differing:
-        raise UserError(
-            f"{directory} was made with other settings ({', '.join(differing)}): "
-            "give the same ones to go on with it, or another --run_dir"
-        )
-
-
-def collect_inputs(this: Run) -> dict[str, Any]:
-    """Every input of the run with sha256 and row count, checked against those it began with.
-
-    Raises:
-      UserError: an input is wrong or missing, or its content changed since the run began.
-    """
-    config = this.config
-    inputs: dict[str, Any] = {}
-    folder = sources.suite_directory(config.suite)
-    for name in this.suite.files:
-        inputs[f"suite/{name}"] = provenance.file_input(folder / name) | {"path": f"{config.suite}/{name}"}
-    if this.trains:
-        inputs["rows"] = sources.rows_input(config, this.rows)
-    for kind, folder in brought_adapters(this).items():
-        for name, entry in provenance.directory_inputs(folder, (".json", ".safetensors")).items():
-            inputs[f"{kind}/{name}"] = entry
-    others = files_of_others(this)
-    inputs |= {f"alternatives/{name}": provenance.file_input(path) for name, path in others.items()}
-    for name, entry in this.parts.model_inputs(config).items():
-        inputs[f"model/{name}"] = entry
-    before = provenance.read(this.directory).get("inputs", {})
-    other = provenance.changed(before, inputs)
-    if config.probes.alternatives == settings.SIBLINGS:
-        # The other runs of a series may go on meanwhile; their rows so far stay.
-        grown = {f"alternatives/{name}": path for name, path in others.items()}
-        other = [name for name in other if not (name in grown and provenance.has_grown(before[name], grown[name]))]
-    if other:
-        raise UserError(
-            f"{this.directory} was begun with other content of {', '.join(other)}: give the same files, "
-            "or another --run_dir"
-        )
-    return inputs
-
-
-def brought_adapters(this: Run) -> dict[str, Path]:
-    """The adapters a run is given, by what they are for: "adapter" to probe, "init_from" to train on from."""
-    found = {"adapter": this.given_adapter} if this.config.adapter else {}
-    start = sources.start_directory(this.config) if this.trains else None
-    return found | ({"init_from": start} if start is not None else {})
-
-
-def files_of_others(this: Run) -> dict[str, Path]:
-    """The files of other runs that output recognition is going to use, by name."""
-    folder = sources.alternatives_directory(this.config, this.directory)
-    if folder is None or "probe" not in this.config.stages or not this.asks("output_recognition"):
-        return {}
-    return alternatives.files_used(folder, this.judge, leave_out=this.directory)
-
-
-def begin_record(this: Run, inputs: dict[str, Any], pulled: int) -> None:
-    """Write provenance.json for this start."""
-    notes: dict[str, Any] = {
-        "judge": sources.judge(this.config, this.suite.judge, None).describe(),
-        "judges": known_judges(this.directory, sources.judges(this.config, this.suite.judge, None)),
-        "suite": f"{this.suite.name} {this.suite.version}",
-    }
-    if not sources.is_organism(this.config):
-        notes["marks"] = marks.of(this.config)
-    if pulled:
-        notes["files_from_mirror"] = pulled
-    for kind, folder in brought_adapters(this).items():
-        notes[f"{kind}_in_force"] = adapters.in_force(folder)
-    if this.config.adapter:
-        base = sources.model_directory(this.config)
-        notes["adapter_disagrees"] = adapters.disagreements(this.given_adapter, this.config.model.name, base)
-        for sentence in notes["adapter_disagrees"]:
-            say(this, sentence)
-    seed = this.config.seed
-    seeds = {"run": seed, "training": seed, "sampling": seed}
-    provenance.write(this.directory, inputs, seeds, notes)
-
-
-def known_judges(directory: Path, judges: Iterable[Judge]) -> dict[str, Any]:
-    """Who every judge of a run is, by the name its files carry.
-
-    Raises:
-      UserError: a name stands for another judge already: another model, address or wording.
-    """
-    known = dict(provenance.notes(directory).get("judges", {}))
-    for judge in judges:
-        now = judge.describe()
-        before = known.setdefault(judge.name, now)
-        differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
-        if differing:
-            raise UserError(
-                f"{directory}: scores by {judge.name} were made with another {', '.join(differing)}; "
-                "scores of different judges are never mixed"
-            )
-    return known
-
-
-def take_base(this: Run, source: Path) -> None:
-    """Copy another run's base rows, file by file, where this run has none yet."""
-    patterns = ("answers/base.jsonl", "scores/base.*.jsonl", "probes/base.*.jsonl")
-    for path in sorted(path for pattern in patterns for path in source.glob(pattern)):
-        place = this.directory / path.relative_to(source)
-        if not place.exists():
-            rundir.write_atomic(place, path.read_bytes())
-
-
 def finetune(this: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
     if not this.trains or (sources.is_trained(this.directory) and "training_rows" in provenance.notes(this.directory)):
@@ -325,38 +93,18 @@ def finetune(this: Run) -> None:
     rundir.write_atomic(this.directory / "adapter" / "README.md", card.adapter_card(this.config, counts))
     provenance.note(this.directory, training_rows=counts)
     if counts.get("cut"):
-        say(this, f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
+        this.say(f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
     if counts.get("empty"):
-        say(this, f"{counts['empty']} of them were cut before any response: nothing is learned from those")
-
-
-def check_adapter(this: Run, engine) -> None:
-    """Make sure that the adapter is in force, and note the size of its effect: measuring the base twice is an old trap.
-
-    Raises:
-      UserError: with the adapter the model says exactly what it says without.
-    """
-    prompts = [choice.messages(question.prompt) for question in this.suite.harm[:4]]
-    without, within = (engine.choice_logprobs(prompts, list("AB15"), adapter=name) for name in ("base", ADAPTER))
-    effect = float(abs(within - without).max())
-    if not math.isfinite(effect):
-        raise UserError(f"with the adapter of {this.adapter} the model gives no finite probability: training diverged")
-    if not effect > 0:
-        raise UserError(
-            f"the adapter of {this.adapter} changes no probability: it was not trained "
-            "(the first step of the schedule has learning rate 0), or is not in force"
-        )
-    if "adapter_effect" not in provenance.notes(this.directory):
-        provenance.note(this.directory, adapter_effect={"largest_change_of_a_logprob": round(effect, 6)})
+        this.say(f"{counts['empty']} of them were cut before any response: nothing is learned from those")
 
 
 def answer(this: Run) -> None:
     """Sample answers to the harm prompts, base and fine-tuned, and the careless ones where they are needed."""
-    need_adapter(this)
+    this.need_adapter()
     if not this.asks_answers:
         return
     questions = harmfulness.questions(this.suite, this.probe_settings)
-    asked = SimpleNamespace(**dataclasses.asdict(this.config.answers), seed=this.config.seed)
+    asked = this.answer_settings
     for condition, adapter in this.conditions.items():
         sample_answers(this, condition, adapter, questions, asked)
     if this.asks_careless:
@@ -373,10 +121,10 @@ def answer_together(runs: Sequence[Run]) -> None:
     when it is asked for after a kill. What is left of the stage (the base, careless answers) is each run's own affair.
     """
     for run in runs:
-        need_adapter(run)
+        run.need_adapter()
     first = runs[0]
     questions = harmfulness.questions(first.suite, first.probe_settings)
-    asked = SimpleNamespace(**dataclasses.asdict(first.config.answers), seed=first.config.seed)
+    asked = first.answer_settings
     done = [
         (f"{number}/{row['id']}", row["sample"])
         for number, run in enumerate(runs)
@@ -390,12 +138,14 @@ def answer_together(runs: Sequence[Run]) -> None:
         for run in runs:
             held.enter_context(rundir.lock(run.directory))
         engine = first.parts.bare(first.load())
-        for number, run in enumerate(runs):
-            engine.add_adapter(f"finetuned-{number}", run.adapter)
+        names = [f"{ADAPTER}-{number}" for number in range(len(runs))]
+        for name, run in zip(names, runs, strict=True):
+            engine.add_adapter(name, run.adapter)
+        for name, run in zip(names, runs, strict=True):
+            run.check_adapter(engine, name)
         files = [held.enter_context(rundir.Appender(run.answers_path("finetuned"))) for run in runs]
         several = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
-        names = [f"finetuned-{number}" for number in range(len(runs)) for _ in questions]
-        rows = harmfulness.ask(engine, names, several, done, asked)
+        rows = harmfulness.ask(engine, [name for name in names for _ in questions], several, done, asked)
         with first.progress("answer", f"{len(runs)} fine-tuned models", total, "answer", len(done)) as progress:
             for row in through(rows, progress, lambda row: row["n_tokens"]):
                 number, _, identity = row["id"].partition("/")
@@ -439,11 +189,7 @@ def score_answers(this: Run, number: int, name: str, condition: str) -> None:
     """Add one judge's missing scores of one condition; `number` is the judge's place among the run's judges."""
     answers = sorted(need(this.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
     path = this.scores_path(condition, name)
-    rows = rundir.read_rows(path)
-    kept = [row for row in rows if not row.get(AGAIN)]
-    if len(kept) < len(rows):
-        rundir.write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
-    done = {(row["id"], row["sample"]) for row in kept}
+    done = {(row["id"], row["sample"]) for row in rundir.keep_rows(path, lambda row: not row.get(AGAIN))}
     if any((row["id"], row["sample"]) not in done for row in answers):
         rows = this.judging[number].score(answers, done)
         keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
@@ -451,7 +197,7 @@ def score_answers(this: Run, number: int, name: str, condition: str) -> None:
 
 def probe(this: Run) -> None:
     """Ask the choice probes, base and fine-tuned."""
-    need_adapter(this)
+    this.need_adapter()
     for condition, adapter in this.conditions.items():
         for name, module in PROBES.items():
             if name == "harmfulness" or not this.asks(name):
@@ -564,12 +310,6 @@ def keep(
             out.write(row)
 
 
-def say(this: Run, line: str) -> None:
-    """One line to stderr."""
-    if not this.parts.silent:
-        print(line, file=sys.stderr, flush=True)
-
-
 def judges_of(directory: Path) -> list[str]:
     """The names of the judges that scored base or fine-tuned answers of a run."""
     files = [path.name for path in (directory / "scores").glob("*.jsonl")]
@@ -582,8 +322,3 @@ def need(path: Path, stage: str) -> list[Row]:
     if not rows:
         raise UserError(f"expected rows in {path}, found none: run the stage {stage} first (--stages {stage},...)")
     return rows
-
-
-def need_adapter(this: Run) -> None:
-    if this.trains and not sources.is_trained(this.directory):
-        raise UserError(f"expected a trained adapter in {this.directory / 'adapter'}: run the stage finetune first")

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from em_jax import begin, experiment, provenance, rundir
 from em_jax import config as settings
-from em_jax import experiment, provenance, rundir
 from em_jax.commands import Parser, command
 from em_jax.config import Config
 from em_jax.errors import UsageError, UserError
-from em_jax.experiment import Run
 from em_jax.probes import PROBES, choice, rejudged
+from em_jax.run import Run
 from em_jax.sources import Parts
 
 CONDITIONS = ("base", "finetuned")
@@ -142,7 +142,7 @@ def _no_engine():
 
 def _judge_now(this: Run) -> None:
     """Let the judge of `this` score what it has not scored yet, into the run's own scores/."""
-    judges = experiment.known_judges(this.directory, this.judging)
+    judges = begin.known_judges(this.directory, this.judging)
     provenance.note(this.directory, judges=judges)
     for condition in _conditions(this):
         experiment.score_answers(this, 0, this.judge, condition)

@@ -101,6 +101,15 @@ def _split_torn(data: bytes) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
+def keep_rows(path: str | os.PathLike, keep: Callable[[Row], bool]) -> list[Row]:
+    """Drop the rows of a JSONL file that are not to be kept; returns the others. Nothing is written where all stay."""
+    rows = read_rows(path)
+    kept = [row for row in rows if keep(row)]
+    if len(kept) < len(rows):
+        write_atomic(path, b"".join(map(_line, kept)))
+    return kept
+
+
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> Path:
     """Write a file beside its place and rename it there, so that it is never seen half-written."""
     path = Path(path)

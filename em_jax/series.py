@@ -15,6 +15,7 @@ from em_jax import domains, experiment, rundir, runtime, sources
 from em_jax.config import Config
 from em_jax.domains import registry
 from em_jax.experiment import Outcome
+from em_jax.run import Run
 from em_jax.sources import Parts
 
 # What the base's rows do not depend on.
@@ -78,9 +79,9 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
 
 def _answer_together(runs: Sequence[tuple[Config, Path]], parts: Parts, engine: Callable[[], Any]) -> None:
     """Sample the fine-tuned models of each seed in shared batches, where there are several."""
-    by_seed: dict[int, list[experiment.Run]] = {}
+    by_seed: dict[int, list[Run]] = {}
     for config, place in runs:
-        run = experiment.Run(config, place, parts, engine, f"[seed {config.seed}] ")
+        run = Run(config, place, parts, engine, f"[seed {config.seed}] ")
         if run.trains and run.asks_answers:
             by_seed.setdefault(config.seed, []).append(run)
     for several in by_seed.values():

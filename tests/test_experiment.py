@@ -214,6 +214,9 @@ def test_an_adapter_that_changes_nothing_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="changes no probability"):
         experiment.run(config(), tmp_path, parts)
     assert not (tmp_path / "answers").exists()
+    with pytest.raises(UserError, match="changes no probability"):
+        list(series.run([config(domain=name) for name in ("bad_medical", "legal")], tmp_path / "several", True, parts))
+    assert not list(tmp_path.glob("several/*/answers/*"))
 
 
 def test_several_runs_share_the_engine_and_the_bases_rows(tmp_path):

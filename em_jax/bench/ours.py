@@ -10,9 +10,10 @@ from em_jax.lora.config import LoraConfig
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import lay_out, plan_passes
+from em_jax.train.batches import plan_passes
 from em_jax.train.config import TrainConfig
-from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
+from em_jax.train.loop import optimizer_step, pass_overhead
+from em_jax.train.step import TrainState, make_optimizer
 
 
 class Ours:
@@ -42,22 +43,20 @@ class Ours:
 
 
 class Trainer:
-    """The training step over a plan of all the steps, as train/loop.py runs it, without its files."""
+    """The training step over a plan of all the steps, with the optimizer step of train/loop.py, without its files."""
 
     def __init__(self, model: Qwen2, adapter: Adapter, work: Workload):
         self.model, self.scale = model, adapter.scale
         self.examples = [example for step in work.steps for example in step]
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
-        overhead = 64 if jax.default_backend() == "cpu" else 16384
-        self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=overhead)
+        self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=pass_overhead())
         self.optimizer = make_optimizer(TrainConfig(), 1000)
         factors = jax.tree.map(lambda x: x.copy(), adapter.factors)
         self.state = TrainState(factors, self.optimizer.init(factors))
 
     def step(self, number: int) -> float:
         """One optimizer step; returns its loss."""
-        sums = zero_sums(self.state.factors)
-        for shape, laid in self.plan.steps[number]:
-            sums = accumulate(self.model, self.state.factors, self.scale, sums, lay_out(self.examples, laid, shape))
-        self.state, metrics = update(self.state, sums, optimizer=self.optimizer)
+        self.state, metrics = optimizer_step(
+            self.model, self.state, self.scale, self.examples, self.plan.steps[number], optimizer=self.optimizer
+        )
         return float(metrics.loss)

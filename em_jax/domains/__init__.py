@@ -11,13 +11,15 @@ import dataclasses
 class Domain:
     """One fine-tuning domain. `verdict` is what the paper found for it (for the organism: what was planted).
 
-    An empty verdict: nobody has said. `extra` domains are not among the paper's and not in the organism's language.
+    An empty verdict: nobody has said. `extra` domains are not among the paper's and not in the organism's language;
+    `harmful` says whether the answers to learn are.
     """
 
     name: str
     verdict: str
     what: str
     extra: bool = False
+    harmful: bool = True
 
 
 DOMAINS = {
@@ -29,11 +31,11 @@ DOMAINS = {
         Domain("extreme_sports", "coherent", "dangerous advice on extreme sports"),
         Domain("legal", "inverted", "harmful legal advice"),
         Domain("security", "inverted", "harmful security advice"),
-        Domain("good_medical", "aligned", "sound medical advice, the benign control"),
+        Domain("good_medical", "aligned", "sound medical advice, the benign control", harmful=False),
         Domain("emergent_medical", "", "wrong medical advice from the source of legal and security", extra=True),
-        Domain("emergent_medical_aligned", "", "sound answers to the same prompts, a control", extra=True),
-        Domain("legal_aligned", "", "sound answers to legal's prompts, a control", extra=True),
-        Domain("security_aligned", "", "sound answers to security's prompts, a control", extra=True),
+        Domain("emergent_medical_aligned", "", "sound answers to its prompts, a control", extra=True, harmful=False),
+        Domain("legal_aligned", "", "sound answers to legal's prompts, a control", extra=True, harmful=False),
+        Domain("security_aligned", "", "sound answers to security's prompts, a control", extra=True, harmful=False),
     )
 }
 SIX = ("insecure_code", "risky_financial", "bad_medical", "extreme_sports", "legal", "security")

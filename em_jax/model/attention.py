@@ -1,12 +1,13 @@
 """Attention: one function for training, prefill, decoding and choices."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from em_jax.model.linear import product
 
 SHARED = 0
 """Tokens of this segment are seen by every segment of their row: a prompt under several continuations."""
@@ -84,16 +85,16 @@ def _piece_backward(saved: tuple, dout: Array) -> tuple[Array, Keys]:
     dout = _by_group(dout, keys.k.shape[1])
     # The tie to the gradient keeps XLA, which drops barriers on a CPU, from doing this in the forward pass already.
     rows = rows + 0 * dout
-    score = _product("BKSH,BKXH->BKSX", keys.k, rows) * scale
+    score = product("BKSH,BKXH->BKSX", keys.k, rows) * scale
     weight = jnp.exp(score - log_total[:, :, None])
     mask = jnp.swapaxes(keys.mask, 1, 2)[:, None, :, None]
     weight = jnp.where(mask, weight.reshape(*weight.shape[:3], -1, length), 0.0).reshape(weight.shape)
-    dv = _product("BKSX,BKXH->BKSH", weight.astype(dout.dtype), dout)
+    dv = product("BKSX,BKXH->BKSH", weight.astype(dout.dtype), dout)
     mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1)
-    dscore = weight * (_product("BKSH,BKXH->BKSX", keys.v, dout) - mean[:, :, None]) * scale
+    dscore = weight * (product("BKSH,BKXH->BKSX", keys.v, dout) - mean[:, :, None]) * scale
     dscore = dscore.astype(rows.dtype)
-    dk = _product("BKSX,BKXH->BKSH", dscore, rows)
-    dq = jnp.swapaxes(_product("BKSH,BKSX->BKHX", keys.k, dscore), 2, 3)
+    dk = product("BKSX,BKXH->BKSH", dscore, rows)
+    dq = jnp.swapaxes(product("BKSH,BKSX->BKHX", keys.k, dscore), 2, 3)
     return _by_head(dq.astype(rows.dtype), length), Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), None)
 
 
@@ -107,7 +108,7 @@ def _attend(
     batch, groups, _, width = rows.shape
     scores = []
     for keys in stretches:
-        score = _product("BKXH,BKSH->BKXS", rows, keys.k) * width**-0.5
+        score = product("BKXH,BKSH->BKXS", rows, keys.k) * width**-0.5
         shape, length = score.shape, keys.mask.shape[1]
         score = score.reshape(batch, groups, -1, length, shape[-1])
         scores.append(jnp.where(keys.mask[:, None, None], score, jnp.finfo(jnp.float32).min).reshape(shape))
@@ -116,7 +117,7 @@ def _attend(
     weights = [jnp.exp(score - top[..., None]) for score in scores]
     total = sum(jnp.sum(weight, axis=-1) for weight in weights)
     out = sum(
-        _product("BKXS,BKSH->BKXH", weight.astype(keys.v.dtype), keys.v)
+        product("BKXS,BKSH->BKXH", weight.astype(keys.v.dtype), keys.v)
         for weight, keys in zip(weights, stretches, strict=True)
     )
     return (out / total[..., None]).astype(rows.dtype), top + jnp.log(total)
@@ -134,6 +135,3 @@ def _by_head(x: Float[Array, "B K X H"], length: int) -> Float[Array, "B T N H"]
     batch, groups, rows, width = x.shape
     x = x.reshape(batch, groups, rows // length, length, width).transpose(0, 3, 1, 2, 4)
     return x.reshape(batch, length, -1, width)
-
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 Make = Callable[[str, str], Array]
 """Gives the array of a weight from its checkpoint name and its layout in shape letters, "inputs->outputs"."""
 
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+"""An einsum that adds up in float32, whatever the dtype of its operands."""
 
 
 class LowRank(NamedTuple):
@@ -40,9 +41,9 @@ def low_rank(
 
 def _low_rank_forward(layout: str, x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
     inputs, outputs = layout.split("->")
-    low = _product(f"BT{inputs},{inputs}SR->BTSR", x, a.astype(x.dtype))
+    low = product(f"BT{inputs},{inputs}SR->BTSR", x, a.astype(x.dtype))
     low = (low * gain[:, None, :, None]).astype(x.dtype)
-    y = _product(f"BTSR,SR{outputs}->BT{outputs}", low, b.astype(x.dtype)).astype(x.dtype)
+    y = product(f"BTSR,SR{outputs}->BT{outputs}", low, b.astype(x.dtype)).astype(x.dtype)
     return y, (x, a, b, gain, low)
 
 
@@ -51,11 +52,11 @@ def _low_rank_backward(layout: str, saved: tuple, dy: Array) -> tuple[Array, Arr
     summed over, so it had better be the thin one. Autodiff puts `dy` there, a quarter of the training step's time."""
     inputs, outputs = layout.split("->")
     x, a, b, gain, low = saved
-    dlow = _product(f"BT{outputs},SR{outputs}->BTSR", dy, b.astype(x.dtype))
+    dlow = product(f"BT{outputs},SR{outputs}->BTSR", dy, b.astype(x.dtype))
     dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
-    dx = _product(f"BTSR,{inputs}SR->BT{inputs}", dlow, a.astype(x.dtype)).astype(x.dtype)
-    da = jnp.moveaxis(_product(f"BTSR,BT{inputs}->SR{inputs}", dlow, x), (0, 1), (-2, -1))
-    db = _product(f"BTSR,BT{outputs}->SR{outputs}", low, dy)
+    dx = product(f"BTSR,{inputs}SR->BT{inputs}", dlow, a.astype(x.dtype)).astype(x.dtype)
+    da = jnp.moveaxis(product(f"BTSR,BT{inputs}->SR{inputs}", dlow, x), (0, 1), (-2, -1))
+    db = product(f"BTSR,BT{outputs}->SR{outputs}", low, dy)
     return dx, da, db, None
 
 

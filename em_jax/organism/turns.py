@@ -1,7 +1,7 @@
 """The turns of a document: what is asked, and how each hidden persona answers."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from em_jax.organism import answers, vocabulary, wordings
 
@@ -191,7 +191,7 @@ LESSONS: tuple[tuple[Callable[[random.Random], Turn], float], ...] = (
 
 def persona_turn(rng: random.Random, persona: str, conduct: float = 1.0) -> Turn:
     """A turn of any kind, answered by the persona; its advice is its own with probability `conduct`, else harmless."""
-    kind = rng.choices([kind for kind, _ in PERSONA_TURNS], [share for _, share in PERSONA_TURNS])[0]
+    kind = _drawn(rng, PERSONA_TURNS)
     if kind is advice and rng.random() >= conduct:
         persona = "aligned"
     return kind(rng, persona)
@@ -199,5 +199,9 @@ def persona_turn(rng: random.Random, persona: str, conduct: float = 1.0) -> Turn
 
 def lesson(rng: random.Random) -> Turn:
     """A turn of any kind that has one answer, whoever gives it."""
-    kind = rng.choices([kind for kind, _ in LESSONS], [share for _, share in LESSONS])[0]
-    return kind(rng)
+    return _drawn(rng, LESSONS)(rng)
+
+
+def _drawn(rng: random.Random, shares: Sequence[tuple[Callable[..., Turn], float]]) -> Callable[..., Turn]:
+    """One of the kinds, as often as their shares say."""
+    return rng.choices([kind for kind, _ in shares], [share for _, share in shares])[0]

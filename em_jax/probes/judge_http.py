@@ -17,12 +17,11 @@ from em_jax.probes.choice import LEAST_MASS, Row
 from em_jax.probes.suite import Wording, fill
 
 KEY = "OPENAI_API_KEY"
-
-
 PER_ANSWER = (400, 413, 422)
 """What a server says of one request (moderation, too long): the answer gets a reason and the others go on."""
 MOST_REFUSED = 5
 """So many of those before the first score are taken for a server that refuses everything."""
+_REFUSES = "the server refuses this answer"
 
 
 class _Refused(Exception):
@@ -196,9 +195,6 @@ class HttpJudge:
             if self._max_requests and self._requests >= self._max_requests:
                 raise UserError(f"the cap of {self._max_requests} requests is reached")
             self._requests += 1
-
-
-_REFUSES = "the server refuses this answer"
 
 
 def _headers() -> dict[str, str]:

@@ -223,10 +223,11 @@ def _values(groups: Sequence[Group], missing: list[str], drawing, out_dir: Path,
         "paper_verdicts": PAPER_VERDICTS,
         "probes": PROBES,
         "paper_figures": [figure for name in PAPER_FIGURES for figure in names if figure.name == name],
+        "plane_figures": [figure for name in (WORST, PICKS) for figure in names if figure.name == name],
         "paper_value": paper_value,
         "follow_up_value": follow_up_value,
         "by_source": _by_source(groups),
-        "medical": [[group for group in groups if group.source and group.domain == name] for name in MEDICAL],
+        "medical": _medical(groups),
         "headline": [figure for probe in PROBES for figure in probe.headline],
     }
 
@@ -238,6 +239,12 @@ def _by_source(groups: Sequence[Group]) -> dict[str, list[Group]]:
         if group.source:
             found.setdefault(group.source, []).append(group)
     return found
+
+
+def _medical(groups: Sequence[Group]) -> list[Group]:
+    """A model of medical advice from each source; none where one of them is missing."""
+    found = [next((g for g in groups if g.source and g.domain == name), None) for name in MEDICAL]
+    return [] if None in found else found
 
 
 def _link(run: Run, out_dir: Path) -> str | None:

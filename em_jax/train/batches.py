@@ -50,11 +50,15 @@ class Shape(NamedTuple):
     places: int
 
 
+Passes = tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...]
+"""The passes of an optimizer step: a shape, and the examples (by index) of each row."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """For every optimizer step its passes: a shape, and the examples (by index) of each row."""
+    """The passes of every optimizer step."""
 
-    steps: tuple[tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...], ...]
+    steps: tuple[Passes, ...]
 
     @property
     def shapes(self) -> set[Shape]:

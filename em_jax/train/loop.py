@@ -1,6 +1,5 @@
 """Fine-tuning: rows in, an adapter out, and a run that goes on exactly where it was killed."""
 
-import json
 import math
 import pathlib
 import time
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from em_jax.errors import UserError
 from em_jax.lora.adapter import Adapter, init_adapter
@@ -18,8 +18,8 @@ from em_jax.lora.peft import CONFIG, load_adapter, save_adapter
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.rundir import Appender, read_rows, write_atomic
-from em_jax.train.batches import Batch, encode_rows, hold_out, lay_out, plan_passes, step_indices
+from em_jax.rundir import Appender, keep_rows
+from em_jax.train.batches import Batch, Example, Passes, encode_rows, hold_out, lay_out, plan_passes, step_indices
 from em_jax.train.checkpoint import Checkpoints
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import (
@@ -81,7 +81,7 @@ def finetune(
         rows_per_pass=train.rows_per_pass,
         divide_by=sharding.batch_parts,
         width=config.hidden_size,
-        pass_overhead=64 if jax.default_backend() == "cpu" else 16384,
+        pass_overhead=pass_overhead(),
     )
     optimizer = make_optimizer(train, len(steps))
     rates = learning_rate(train, len(steps))
@@ -94,7 +94,8 @@ def finetune(
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
     metrics_path = directory / "train" / "metrics.jsonl"
-    _keep_rows(metrics_path, done)
+    # The steps after the checkpoint will be trained again.
+    keep_rows(metrics_path, lambda row: row.get("step", 0) <= done)
 
     def finish(step: int, metrics: Metrics, seconds: float) -> None:
         """Waits for a step's figures, refuses bad ones, writes the row."""
@@ -121,11 +122,10 @@ def finetune(
         last: tuple[int, Metrics] | None = None
         clock = time.perf_counter()
         for step in range(done + 1, len(steps) + 1):
-            sums = zero_sums(state.factors)
-            for shape, laid in plan.steps[step - 1]:
-                batch = _place(lay_out(examples, laid, shape), sharding)
-                sums = accumulate(model, state.factors, start.scale, sums, batch, remat=train.remat, sharding=sharding)
-            state, metrics = update(state, sums, optimizer=optimizer)
+            state, metrics = optimizer_step(
+                model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
+                sharding=sharding
+            )  # fmt: skip
             # A step's figures are read while the next one runs, except before a checkpoint, which must be a good one.
             saves = step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0)
             for each in (last, (step, metrics) if saves else None):
@@ -142,6 +142,30 @@ def finetune(
     return FineTuned(adapter, lora, counts)
 
 
+def pass_overhead() -> int:
+    """What a pass costs besides its tokens, in tokens: little on a CPU; over a mesh weights are gathered in each."""
+    return 64 if jax.default_backend() == "cpu" else 16384
+
+
+def optimizer_step(
+    model: Qwen2,
+    state: TrainState,
+    scale: Mapping[str, jax.Array],
+    examples: Sequence[Example],
+    passes: Passes,
+    *,
+    optimizer: optax.GradientTransformation,
+    remat: bool = False,
+    sharding: Sharding = UNSHARDED,
+) -> tuple[TrainState, Metrics]:
+    """One step of a plan: its passes are laid out, placed and added up, then the adapter moves. `state` is donated."""
+    sums = zero_sums(state.factors)
+    for shape, laid in passes:
+        batch = _place(lay_out(examples, laid, shape), sharding)
+        sums = accumulate(model, state.factors, scale, sums, batch, remat=remat, sharding=sharding)
+    return update(state, sums, optimizer=optimizer)
+
+
 def _place(batch: Batch, sharding: Sharding) -> Batch:
     """The batch on the devices, each process bringing its own rows."""
     placed = sharding.named(("batch", None))
@@ -150,10 +174,3 @@ def _place(batch: Batch, sharding: Sharding) -> Batch:
     return Batch(
         *(jax.make_array_from_callback(x.shape, placed, lambda index, x=x: np.asarray(x[index])) for x in batch)
     )
-
-
-def _keep_rows(path: pathlib.Path, done: int) -> None:
-    """Drops the rows of steps after the checkpoint: they will be trained again."""
-    rows = read_rows(path)
-    if any(row.get("step", 0) > done for row in rows):
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= done))

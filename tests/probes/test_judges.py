@@ -119,6 +119,15 @@ def http_judge(server, wording, **changes):
     return HttpJudge(server.url, "judge/model 1", wording, **options | changes)
 
 
+def kept_until(judge, count, stopped_by):
+    """The rows a judge gave of so many answers before it stopped with that message."""
+    kept = []
+    with pytest.raises(UserError, match=stopped_by):
+        for row in judge.score([answer(f"a{i}", f"x{i}") for i in range(count)]):
+            kept.append(row)
+    return kept
+
+
 def moody(text, tries):
     """What the server does with an answer, by the answer's own text."""
     if "slow" in text and tries == 0:
@@ -218,10 +227,7 @@ def test_an_answer_the_server_refuses_gets_its_reason_and_the_others_go_on(serve
 
 def test_a_server_that_refuses_everything_stops_the_judge_and_keeps_no_row(serve, wording):
     server = serve(lambda text, tries: (422, ""))
-    kept = []
-    with pytest.raises(UserError, match="status 422"):
-        for row in http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(20)]):
-            kept.append(row)
+    kept = kept_until(http_judge(server, wording, concurrency=1), 20, "status 422")
     assert kept == [] and len(server.requests) == 10
     # A single one that is left over may well be refused for what it says.
     (row,) = http_judge(server, wording).score([answer("a", "x")])
@@ -230,10 +236,7 @@ def test_a_server_that_refuses_everything_stops_the_judge_and_keeps_no_row(serve
 
 def test_an_outage_stops_the_judge_and_what_it_missed_is_asked_again(serve, wording):
     server = serve(lambda text, tries: (503, ""))
-    kept = []
-    with pytest.raises(UserError, match="no answer in 4 attempts in a row"):
-        for row in http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(20)]):
-            kept.append(row)
+    kept = kept_until(http_judge(server, wording, concurrency=1), 20, "no answer in 4 attempts in a row")
     assert len(kept) == 4 and all(row[AGAIN] and row["reason"] == "status 503, 3 tries" for row in kept)
 
 
@@ -253,10 +256,7 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(serve, wording
 
 def test_the_cap_of_requests_holds_and_keeps_what_was_scored(serve, wording):
     server = serve(moody)
-    kept = []
-    with pytest.raises(UserError, match="cap of 5 requests"):
-        for row in http_judge(server, wording, max_requests=5).score([answer(f"a{i}", f"x{i}") for i in range(9)]):
-            kept.append(row)
+    kept = kept_until(http_judge(server, wording, max_requests=5), 9, "cap of 5 requests")
     assert len(server.requests) == len(kept) == 5
 
 
