@@ -17,6 +17,10 @@ Updates = Mapping[str, LowRank]
 """Adapters by target ("self_attn.q_proj"): of a stack of layers, every leaf with a leading L, or of one layer."""
 
 
+RESIDUAL = ("residual_batch", "length", "residual_width")
+"""The logical axes of the residual stream."""
+
+
 class Stretch(NamedTuple):
     """Cached keys and values of all layers: a [L, B, K, S, H] pair, or L of [B, K, S, H] each; mask as in Keys."""
 
@@ -96,9 +100,9 @@ class Block(nnx.Module):
         x = x + self.o_proj(heads, updates, route)
         h = self.post_attention_layernorm(x)
         h = jax.nn.silu(self.gate_proj(h, updates, route)) * self.up_proj(h, updates, route)
-        h = sharding.constrain(h, ("batch", "length", "mlp"))
+        h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
         x = x + self.down_proj(h, updates, route)
-        return sharding.constrain(x, ("batch", "length", None)), (k, v)
+        return sharding.constrain(x, RESIDUAL), (k, v)
 
 
 class Qwen2(nnx.Module):
@@ -143,8 +147,11 @@ class Qwen2(nnx.Module):
         are adapters stacked over layers. `past` holds keys and values from before. `remat` recomputes each layer in
         the backward pass instead of keeping its activations.
         """
+        tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
         x = jnp.take(self.embed_tokens[...], tokens, axis=0)
-        x = sharding.constrain(x, ("batch", "length", None))
+        # Looked up where its columns lie, then sent to its row: otherwise XLA gathers the whole table.
+        x = sharding.constrain(x, ("lookup_batch", "length", "width"))
+        x = sharding.constrain(x, RESIDUAL)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = visible(positions, positions, segments, segments)
         masks = [stretch.mask for stretch in past]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +14,11 @@ from em_jax.errors import UsageError, UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 
 TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # logical axis  training            sampling
+    # logical axis       training            sampling
     "batch": (("data", "fsdp"), ("data", "fsdp")),
+    "residual_batch": (("data", "fsdp"), ("data",)),
+    "residual_width": ((), ("fsdp",)),
+    "lookup_batch": (("data",), ("data",)),
     "length": ((), ()),
     "width": (("fsdp",), ("fsdp",)),
     "q_heads": (("tensor",), ("tensor",)),
@@ -24,7 +28,13 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "layers": ((), ()),
     "rank": ((), ()),
 }
-"""The sharding table. "width" shards weights only: activations keep D whole."""
+"""The sharding table. Weights lie the same way in both columns; what moves between devices differs.
+
+Training (and prefill) has many tokens to a pass: a layer's weights are gathered over fsdp when it is their turn.
+Sampling draws one token a row: the residual stream and the MLP keep all rows of a data part with their width split as
+the weights' is, so that sums of a few activations travel and the weights stay where they are. "lookup_batch" is the
+rows of an embedding lookup, whose columns lie where the table's do.
+"""
 
 LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers", "R": "rank"}
 """The logical axis behind a shape letter of a weight; a letter without one (H, S) is never sharded."""
@@ -54,16 +64,9 @@ class Sharding:
         if self.mesh is None:
             return None
         letters = layout.replace("->", "")
-        axes = [LETTERS.get(letter) for letter in letters]
-        for letter, axis, size in zip(letters, axes, shape, strict=True):
-            over = TABLE[axis][self.sampling] if axis else ()
-            parts = math.prod(self.mesh.shape[mesh_axis] for mesh_axis in over)
-            if size % parts:
-                raise UserError(
-                    f"{name}: axis {letter} ({axis}) of size {size} does not divide over mesh axis {'x'.join(over)}"
-                    f" of size {parts}; a size that divides {size} works"
-                )
-        return self.named(axes)
+        if problem := _uneven(self.mesh.shape, dict(zip(letters, shape, strict=True))):
+            raise UserError(f"{name}: {problem}")
+        return self.named([LETTERS.get(letter) for letter in letters])
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation's layout inside a jitted function; does nothing without a mesh."""
@@ -78,12 +81,14 @@ class Sharding:
 UNSHARDED = Sharding()
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh | None:
-    """A mesh over all devices with axes data, fsdp, tensor; axes left out are 1, and None or one device gives no mesh.
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """A mesh with axes data, fsdp, tensor over `devices` (jax's, where one alone needs no mesh and gives None).
 
-    Raises UsageError for an unknown axis, or where the sizes do not use all devices.
+    Axes left out are 1; None puts all devices on fsdp. Sizes that need fewer devices than there are leave the rest
+    idle. Raises UsageError for an unknown axis, or where the sizes need more devices than there are.
     """
-    devices = jax.devices()
+    own = devices is None
+    devices = jax.devices() if own else devices
     if sizes is None:
         sizes = {"fsdp": len(devices)}
     for axis, size in sizes.items():
@@ -92,8 +97,42 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh | None:
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     if math.prod(shape) > len(devices):
         raise UsageError(f"mesh {dict(sizes)} needs {math.prod(shape)} devices, found {len(devices)}")
-    if math.prod(shape) == 1:
+    if math.prod(shape) == 1 and own:
         return None
     return Mesh(
         np.asarray(devices[: math.prod(shape)]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
     )
+
+
+def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:
+    """Raises UsageError where a model of these sizes, by shape letter, does not divide over a mesh of these sizes.
+
+    The line names the axis, its size and the meshes of as many devices that would work.
+    """
+    if (problem := _uneven(sizes, dims)) is None:
+        return
+    count = math.prod(sizes.values())
+    shapes = ((data, fsdp, count // data // fsdp) for data in _divisors(count) for fsdp in _divisors(count // data))
+    meshes = [dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes]
+    work = [mesh_text(mesh) for mesh in meshes if _uneven(mesh, dims) is None]
+    raise UsageError(f"{problem}; of {count} devices these meshes work: {'; '.join(work)}")
+
+
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """A mesh as settings write it, "fsdp=16,tensor=2", without the axes of size 1."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "fsdp=1"
+
+
+def _uneven(sizes: Mapping[str, int], dims: Mapping[str, int]) -> str | None:
+    """The first axis of a weight that does not divide over the mesh, in words."""
+    for letter, size in dims.items():
+        over = TABLE[LETTERS[letter]][0] if letter in LETTERS else ()
+        parts = math.prod(sizes[axis] for axis in over)
+        if size % parts:
+            name = f"axis {letter} ({LETTERS[letter]}) of size {size}"
+            return f"{name} does not divide over mesh axis {'x'.join(over)}={parts}"
+    return None
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]

@@ -5,6 +5,7 @@ write index for all slots, and are folded in when it ends. A request enters only
 answer is computed the same way whatever else is in the batch.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from em_jax.lora.adapter import Adapter
 from em_jax.model.qwen2 import Qwen2, Stretch
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import sample_tokens
+
+CACHE = ("batch", "kv_heads", None, None)
+"""The logical axes of a layer's cached keys or values, [B, K, S, H]."""
 
 
 class Requests(NamedTuple):
@@ -71,7 +75,7 @@ def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: 
     """`slots` free slots with room for `length` tokens each, none active, in the model's dtype."""
     config, dtype = model.config, model.embed_tokens[...].dtype
     shape = (slots, config.num_key_value_heads, length, config.head_dim)
-    axes = ("batch", "kv_heads", None, None)
+    axes = CACHE
     layers = config.num_hidden_layers
     if model.stacked:
         shape, axes, layers = (layers, *shape), ("layers", *axes), 1
@@ -178,6 +182,7 @@ def decode(
     sharding: Sharding = UNSHARDED,
 ) -> tuple[Slots, Emitted]:
     """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
+    sharding = dataclasses.replace(sharding, sampling=True)
     requests = slots.requests
     updates = adapter.updates() if adapter else None
     at = _layers(slots.k)
@@ -186,6 +191,10 @@ def decode(
 
     def short(cache: Array) -> Array:
         return jnp.zeros((*cache.shape[:-2], steps, cache.shape[-1]), cache.dtype)
+
+    def whole_rows(logits: Array) -> Array:
+        """Summed where the vocabulary lies, then each row sent whole to where it is drawn from."""
+        return sharding.constrain(sharding.constrain(logits, ("batch", "vocab")), ("batch", None))
 
     def going(state: tuple) -> Array:
         return (state[0] < steps) & jnp.any(state[3])
@@ -208,7 +217,7 @@ def decode(
             (output.k, output.v),
         )
         new, chance = sample_tokens(
-            model.logits(output.hidden[:, 0]),
+            whole_rows(model.logits(output.hidden[:, 0])),
             requests.keys,
             count,
             requests.temperature,
@@ -238,16 +247,23 @@ def decode(
         ),
     )
 
-    def fold(cache: Array, buffer: Array) -> Array:
+    def fold(cache: Array, buffer: Array, length: Array) -> Array:
         def body(row: Array, cache: Array) -> Array:
             new = jax.lax.dynamic_slice_in_dim(buffer, row, 1, at)
-            return jax.lax.dynamic_update_slice(cache, new, [0] * at + [row, 0, slots.length[row], 0])
+            return jax.lax.dynamic_update_slice(cache, new, [0] * at + [row, 0, length[row], 0])
 
-        return jax.lax.fori_loop(0, rows, body, cache)
+        return jax.lax.fori_loop(0, length.shape[0], body, cache)
+
+    if sharding.mesh is not None:
+        # Every device folds its own rows; over the whole batch XLA would gather all the buffers.
+        held = sharding.spec(("layers",) * at + CACHE)
+        fold = jax.shard_map(
+            fold, mesh=sharding.mesh, in_specs=(held, held, sharding.spec(("batch",))), out_specs=held
+        )  # fmt: skip
+    folded = [jax.tree.map(lambda *pair: fold(*pair, slots.length), *both) for both in zip((slots.k, slots.v), recent)]
 
     slots = Slots(
-        jax.tree.map(fold, slots.k, recent[0]),
-        jax.tree.map(fold, slots.v, recent[1]),
+        *folded,
         slots.length + taken,
         token,
         count,

@@ -39,9 +39,9 @@ class Answer(NamedTuple):
 class Engine:
     """A model, its tokenizer and any number of adapters, ready to answer.
 
-    `slots` answers are under way at once and advance `chunk` tokens per dispatch; both are fixed, and prompts are
-    padded to a few lengths, about `pass_tokens` tokens of them to a forward pass, so that an answer is computed by the
-    same programs whatever else is asked.
+    `slots` answers (rounded up to what divides over the mesh) are under way at once and advance `chunk` tokens per
+    dispatch; both are fixed, and prompts are padded to a few lengths, about `pass_tokens` tokens of them to a forward
+    pass, so that an answer is computed by the same programs whatever else is asked.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.slots = slots
+        self.slots = -(-slots // sharding.batch_parts) * sharding.batch_parts
         self.chunk = chunk
         self.pass_tokens = pass_tokens
         self.sharding = sharding
@@ -234,9 +234,7 @@ class Engine:
     # --- shapes ---
 
     def _rows(self, length: int) -> int:
-        """How many rows of this length go through the model at once: a function of the length alone."""
-        parts = self.sharding.batch_parts
-        return max(1, min(16, self.pass_tokens // length) // parts) * parts
+        return pass_rows(length, self.pass_tokens, self.sharding.batch_parts)
 
     def _check_room(self, tokens: int) -> None:
         most = self.model.config.max_position_embeddings
@@ -269,6 +267,11 @@ class Engine:
         tokens, lengths = self._pad(prompts)
         route = _padded(routes, members, len(tokens))
         return prefill(self.model, self._stack, tokens, lengths, route, sharding=self.sharding)
+
+
+def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
+    """How many rows of this length go through the model at once; they divide over `parts`."""
+    return max(1, min(16, pass_tokens // length) // parts) * parts
 
 
 def bucket(size: int, least: int = 32) -> int:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from em_jax import runtime
 from em_jax.errors import UserError
-from em_jax.model.sharding import Sharding, make_mesh
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import Sharding, check_mesh, make_mesh
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
@@ -38,6 +39,8 @@ def load(
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
     sharding = Sharding(make_mesh(mesh if mesh or not on_cpu else {}))
     directory = find_model(model)
+    if sharding.mesh is not None:
+        check_mesh(sharding.mesh.shape, Qwen2Config.from_directory(directory).dims)
     loaded = load_model(
         directory,
         dtype=DTYPES[name],
