@@ -31,8 +31,9 @@ NOT_COMPARED = ("stages", "mesh", "mirror", "verbosity", "judge.also", "judge.co
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and how it is held. `name` is "organism", a directory or a Hugging Face id.
+    """Which model, and how it is held. `name` is "organism", a directory, an address in a bucket or a Hugging Face id.
 
+    `quantization` int8 keeps the seven projections of the frozen base in eight bits, with a scale per output.
     `scan_layers` true runs one program over stacked layers, false writes every layer out (faster on a CPU, longer to
     compile), auto is true on accelerators.
     """
@@ -323,7 +324,7 @@ def validate(config: Config) -> Config:
     not_negative += ("probes.sampled_questions", "judge.max_requests")
     choices = {
         "dtype": ("", *DTYPES),
-        "model.quantization": ("none",),
+        "model.quantization": ("none", "int8"),
         "model.scan_layers": ("auto", "true", "false"),
         "train.schedule": ("linear", "cosine", "constant"),
         "judge.kind": ("self", "openai"),

@@ -128,6 +128,7 @@ def load(config: Config):
         dtype=config.dtype,
         mesh=parse_mesh(config.mesh) or None,
         scan_layers=config.model.scan_layers == "true",
+        quantization=config.model.quantization,
     )
 
 

@@ -7,13 +7,32 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
-
-Make = Callable[[str, str], Array]
-"""Gives the array of a weight from its checkpoint name and its layout in shape letters, "inputs->outputs"."""
+from jaxtyping import Array, Float, Int8
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 """An einsum that adds up in float32, whatever the dtype of its operands."""
+
+
+class Quantized(NamedTuple):
+    """A weight in eight bits, symmetric about zero: the weight is values * scale, each within half a step (a scale)."""
+
+    values: Int8[Array, "*weight"]
+    scale: Float[Array, "*outputs"]
+
+
+Make = Callable[[str, str], Array | Quantized]
+"""Gives the array of a weight from its checkpoint name and its layout in shape letters, "inputs->outputs".
+
+A Linear's weight may come `Quantized`."""
+
+
+def quantize(layout: str, weight: Float[Array, "*weight"]) -> Quantized:
+    """The nearest of 255 steps per weight, the largest of each output at +-127; an output of zeros has scale 0."""
+    inputs = range(len(layout.split("->")[0]))
+    wide = weight.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=tuple(inputs)) / 127
+    steps = wide / jnp.expand_dims(jnp.where(scale == 0, 1, scale), tuple(inputs))
+    return Quantized(jnp.round(steps).astype(jnp.int8), scale)
 
 
 class LowRank(NamedTuple):
@@ -64,12 +83,18 @@ low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W kept as [inputs, outputs] in shape letters: "D->NH" is a [D, N, H] array."""
+    """y = x W + b, with W kept as [inputs, outputs] in shape letters: "D->NH" is a [D, N, H] array.
+
+    A quantised W is never made whole: its int8 enters the matmul and the outputs are scaled.
+    """
 
     def __init__(self, name: str, layout: str, make: Make, *, bias: bool = False):
         self.name = name
         self.layout = layout
-        self.weight = nnx.Param(make(f"{name}.weight", layout))
+        made = make(f"{name}.weight", layout)
+        values, scale = made if isinstance(made, Quantized) else (made, None)
+        self.weight = nnx.Param(values)
+        self.scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(make(f"{name}.bias", layout.split("->")[1])) if bias else None
 
     def __call__(
@@ -85,7 +110,12 @@ class Linear(nnx.Module):
         Several adapters act as one of rank S R whose foreign parts are masked row by row: two matmuls, no gather.
         """
         inputs, outputs = self.layout.split("->")
-        y = jnp.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", x, self.weight[...])
+        matmul = f"BT{inputs},{inputs}{outputs}->BT{outputs}"
+        if self.scale is None:
+            y = jnp.einsum(matmul, x, self.weight[...])
+        else:
+            y = _product(matmul, x, self.weight[...].astype(x.dtype))
+            y = (y * jnp.expand_dims(self.scale[...], (0, 1))).astype(x.dtype)
         if (update := updates.get(self.name)) is not None:
             gain = update.scale[None] if route is None else update.scale[None] * route
             y += low_rank(self.layout, x, update.a, update.b, gain)

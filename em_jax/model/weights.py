@@ -1,30 +1,26 @@
-"""Safetensors in and out: a checkpoint's tensors, one at a time, to sharded arrays and back."""
+"""A checkpoint's tensors, one at a time, to sharded arrays and back."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from em_jax.errors import UserError
-from em_jax.jsonfile import read_object
 from em_jax.model.config import Qwen2Config
+from em_jax.model.linear import Quantized, quantize
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-DTYPES = ("F32", "BF16", "F16")
+from em_jax.model.stored import DTYPES, INDEX, SINGLE, Stored, open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,43 +79,54 @@ def random_model(
 
 
 def load_model(
-    directory: pathlib.Path, *, dtype: Any = jnp.float32, stacked: bool = False, sharding: Sharding = UNSHARDED
+    directory: pathlib.Path,
+    *,
+    dtype: Any = jnp.float32,
+    stacked: bool = False,
+    sharding: Sharding = UNSHARDED,
+    quantization: str = "none",
 ) -> Qwen2:
     """Reads a Hugging Face Qwen2 checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
 
-    Each process reads only the bytes of its own shards. Raises UserError listing every tensor that is missing, extra,
-    duplicate, wrongly shaped or of an unknown dtype, and where a head said to be tied differs from the embedding.
+    `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process, and beside the
+    arrays a process holds one tensor at most: its own stripe of it as stored, and on a CPU the one it becomes.
+    With `quantization` "int8" each of a block's matrices becomes a `Quantized` before the next one is read.
+
+    Raises UserError listing every tensor that is missing, extra, duplicate, wrongly shaped or of an unknown dtype, and
+    where a head said to be tied differs from the embedding (then, and only then, those two are read twice).
     """
     config = Qwen2Config.from_directory(directory)
-    with contextlib.ExitStack() as stack:
-        tensors, problems = _open_all(directory, stack)
-        _check(tensors, problems, config, directory)
+    tensors, problems = open_checkpoint(directory)
+    _check(tensors, problems, config, directory)
 
-        def read(weight: Weight, name: str) -> jax.Array:
-            shape = weight.shape(config)
-            fetch = functools.partial(_read_part, tensors[name], weight.layout, shape, dtype)
-            placed = sharding.weight(weight.layout, shape, name)
-            if placed is None:
-                return jnp.asarray(fetch(tuple(slice(None) for _ in shape)))
-            return jax.make_array_from_callback(shape, placed, fetch)
+    def make(name: str, layout: str) -> jax.Array | Quantized:
+        weight = Weight(name, layout)
+        shape = weight.shape(config)
+        _, layers = _leading(weight, config)
+        place = sharding.weight(layout, shape, name)
+        arrange, empty = _programs(layout, shape, jnp.dtype(dtype), quantization, layers, place)
 
-        def make(name: str, layout: str) -> jax.Array:
-            weight = Weight(name, layout)
-            if "*" not in name:
-                return read(weight, name)
-            letter, layers = _leading(weight, config)
-            shape = layers + weight.shape(config)
-            placed = sharding.weight(letter + layout, shape, name)
-            whole = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=placed)()
-            for i, each in enumerate(weight.names(config)):
-                whole = _put_layer(whole, read(weight, each), jnp.int32(i))
-            return whole
+        def read(each: str) -> jax.Array | Quantized:
+            # Waited for: a host that read ahead of its devices would pile up what it has read.
+            return jax.block_until_ready(arrange(_read(tensors[each], sharding.mesh)))
 
-        return Qwen2(config, make, stacked=stacked)
+        if not layers:
+            return read(name)
+        whole = empty()
+        for i, each in enumerate(weight.names(config)):
+            whole = _put_layer(whole, read(each), jnp.int32(i))
+        return whole
+
+    return Qwen2(config, make, stacked=stacked)
 
 
 def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
-    """Writes config.json and safetensors in the layout Hugging Face reads; a head that is tied is not written."""
+    """Writes config.json and safetensors in the layout Hugging Face reads; a head that is tied is not written.
+
+    Raises UserError for a quantised model: what it was made from is gone.
+    """
+    if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(model)):
+        raise UserError("a model held in int8 is not written: its full weights are in the checkpoint it was read from")
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
     files: list[dict[str, np.ndarray]] = [{}]
@@ -154,74 +161,64 @@ def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 
     )
 
 
+@functools.lru_cache(maxsize=64)
+def _programs(
+    layout: str, shape: tuple[int, ...], dtype: np.dtype, quantization: str, layers: tuple[int, ...], place: Any
+) -> tuple[Callable[[jax.Array], Any], Callable[[], Any]]:
+    """A weight from its stored tensor, and an empty stack of such weights, both placed; the same for every layer."""
+    quantized = quantization == "int8" and "->" in layout
+
+    def arrange(stored: jax.Array) -> jax.Array | Quantized:
+        """Without the rows that filled the stripes up, in our order of axes."""
+        rows = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
+        ours = (rows.T if "->" in layout else rows).reshape(shape)
+        return quantize(layout, ours) if quantized else ours.astype(dtype)
+
+    def empty() -> jax.Array | Quantized:
+        each = jax.eval_shape(
+            lambda: quantize(layout, jnp.zeros(shape, dtype)) if quantized else jnp.zeros(shape, dtype)
+        )
+        return jax.tree.map(lambda leaf: jnp.zeros(layers + leaf.shape, leaf.dtype), each)
+
+    if place is None:
+        return jax.jit(arrange), jax.jit(empty)
+    scale = NamedSharding(place.mesh, PartitionSpec(*place.spec[len(layout.split("->")[0]) :]))
+    places = Quantized(place, scale) if quantized else place
+    stack = jax.tree.map(
+        lambda each: NamedSharding(each.mesh, PartitionSpec(*(None for _ in layers), *each.spec)), places
+    )
+    return jax.jit(arrange, out_shardings=places), jax.jit(empty, out_shardings=stack)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(whole: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(whole, layer, index, 0)
+def _put_layer(whole: Any, layer: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda stack, each: jax.lax.dynamic_update_index_in_dim(stack, each, index, 0), whole, layer)
 
 
 def _leading(weight: Weight, config: Qwen2Config) -> tuple[str, tuple[int, ...]]:
     return ("L", (config.num_hidden_layers,)) if "*" in weight.name else ("", ())
 
 
-def _read_part(tensor: Any, layout: str, shape: tuple[int, ...], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """The part of our array at `index`, cut from the stored tensor by rows and columns."""
+def _read(tensor: Stored, mesh: Mesh | None) -> jax.Array:
+    """A tensor as it is stored, cut into stripes of rows, one to a device; zero rows fill the last ones up.
 
-    def span(part: slice, size: int, inner: int) -> slice:
-        start, stop, _ = part.indices(size)
-        return slice(start * inner, stop * inner)
+    So every process reads its own stripes, each byte is read once by one process, and the devices send one another
+    what belongs elsewhere: the parts of a matrix sharded by columns would be a thousand short reads instead.
+    """
+    if mesh is None:
+        return jnp.asarray(tensor.rows(0, tensor.shape[0]))
+    rows, *rest = tensor.shape
+    filled = -(-rows // mesh.size) * mesh.size
 
-    target = tuple(len(range(size)[part]) for part, size in zip(index, shape, strict=True))
-    if "->" not in layout:
-        cut = tensor[index] if layout == "VD" else tensor[span(index[0], shape[0], math.prod(shape[1:]))]
-        return cut.reshape(target).astype(dtype)
-    # Only the first letter of a group is ever sharded, so a part is whole rows and columns of the stored matrix.
-    inputs = len(layout.split("->")[0])
-    columns = span(index[0], shape[0], math.prod(shape[1:inputs]))
-    rows = span(index[inputs], shape[inputs], math.prod(shape[inputs + 1 :]))
-    return np.ascontiguousarray(tensor[rows, columns].T.astype(dtype)).reshape(target)
+    def stripe(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(filled)
+        part = tensor.rows(min(start, rows), min(stop, rows))
+        return np.concatenate([part, np.zeros((stop - start - len(part), *rest), part.dtype)])
 
-
-def _open_all(directory: pathlib.Path, stack: contextlib.ExitStack) -> tuple[dict[str, Any], list[str]]:
-    """Tensor name -> lazily read slice, over every file of the checkpoint, and where files and index disagree."""
-    listed = _index(directory) if (directory / INDEX).exists() else None
-    paths = sorted({directory / name for name in listed.values()} if listed else {directory / SINGLE})
-    found: dict[str, Any] = {}
-    problems = []
-    for path in paths:
-        for name, tensor in _open(path, stack):
-            if name in found:
-                problems.append(f"{name} is in more than one file")
-            if listed is not None and listed.get(name) != path.name:
-                problems.append(f"{name} is in {path.name}, the index says {listed.get(name, 'nothing of it')}")
-            found[name] = tensor
-    problems += [f"{name} is in the index, not in {listed[name]}" for name in listed or () if name not in found]
-    return found, problems
+    return jax.make_array_from_callback((filled, *rest), NamedSharding(mesh, PartitionSpec(mesh.axis_names)), stripe)
 
 
-def _index(directory: pathlib.Path) -> dict[str, str]:
-    path = directory / INDEX
-    listed = read_object(path, "an index of tensors").get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise UserError(f"{path}: weight_map must name at least one tensor")
-    for name, file in listed.items():
-        inside = isinstance(file, str) and pathlib.PurePath(file).name == file and file not in ("", "..")
-        if not inside or "\\" in file or "\0" in file:
-            raise UserError(f"{path}: {name} points to {file!r}; expected a file name inside the directory")
-    return listed
-
-
-def _open(path: pathlib.Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"no {path.name} in {path.parent}: expected the weights as safetensors")
-    try:
-        file = stack.enter_context(safetensors.safe_open(path, "np"))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({str(error)[:200]}); fetch it again") from None
-    for name in file.keys():  # noqa: SIM118 (the file is no mapping)
-        yield name, file.get_slice(name)
-
-
-def _check(tensors: dict[str, Any], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
+def _check(tensors: Mapping[str, Stored], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
     """Raises one UserError with the problems so far and every tensor that is not as the config wants it."""
     expected = {}
     for weight in weights_of(config, stacked=True):
@@ -232,15 +229,14 @@ def _check(tensors: dict[str, Any], problems: list[str], config: Qwen2Config, di
         shape = expected.get("model.embed_tokens.weight" if tied_head else name)
         if shape is None:
             problems.append(f"{name} is not a tensor of this model")
-        elif tuple(tensor.get_shape()) != shape:
-            problems.append(f"{name} has shape {tuple(tensor.get_shape())}, expected {shape}")
-        elif tensor.get_dtype() not in DTYPES:
-            problems.append(f"{name} is {tensor.get_dtype()}, expected one of {', '.join(DTYPES)}")
+        elif tensor.shape != shape:
+            problems.append(f"{name} has shape {tensor.shape}, expected {shape}")
+        elif tensor.dtype not in DTYPES:
+            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
     if not problems and config.tie_word_embeddings and "lm_head.weight" in tensors:
-        # A lazily read tensor does not clip a slice that runs past its end.
-        rows = [slice(i, min(i + 4096, config.vocab_size)) for i in range(0, config.vocab_size, 4096)]
+        rows = [(i, min(i + 4096, config.vocab_size)) for i in range(0, config.vocab_size, 4096)]
         head, table = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
-        if any(not np.array_equal(head[part], table[part]) for part in rows):
+        if any(not np.array_equal(head.rows(*part), table.rows(*part)) for part in rows):
             problems.append("lm_head.weight differs from the embedding although tie_word_embeddings is true")
     if problems:
         raise UserError(f"{directory}: " + _join(problems))

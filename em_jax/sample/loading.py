@@ -25,6 +25,7 @@ def load(
     mesh: Mapping[str, int] | None = None,
     *,
     scan_layers: bool | None = None,
+    quantization: str = "none",
     **engine: Any,
 ) -> Engine:
     """Loads a model as an Engine.
@@ -32,6 +33,7 @@ def load(
     `model` is a directory, a Hugging Face id or "organism"; `adapter` a PEFT directory, then the default of every verb.
     `dtype` is float32 on a CPU and bfloat16 elsewhere unless given; `mesh` maps data, fsdp, tensor to sizes, by default
     all devices of an accelerator on fsdp and one CPU. `scan_layers` stacks the layers (by default on accelerators).
+    `quantization` "int8" keeps the projections of the blocks in eight bits.
     """
     on_cpu = runtime.platform() == "cpu"
     name = runtime.choose_dtype(dtype or "")
@@ -46,6 +48,7 @@ def load(
         dtype=DTYPES[name],
         stacked=runtime.choose_scan("auto") == "true" if scan_layers is None else scan_layers,
         sharding=sharding,
+        quantization=quantization,
     )
     tokenizer = ChatTokenizer.from_directory(directory)
     if tokenizer.vocabulary > loaded.config.vocab_size:
