@@ -4,20 +4,23 @@ A run can be killed at any moment. Two habits make that harmless: a JSONL file o
 last line is dropped at the next start), and every other file appears under its name complete or not at all.
 """
 
+import contextlib
 import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from em_jax.errors import UserError
 
 Row = dict[str, Any]
+PIECE = 1 << 24
+"""How many bytes of a file are in memory while it is copied to or from a mirror."""
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
@@ -143,7 +146,7 @@ def stable(value: Any) -> Any:
     return value
 
 
-@contextmanager
+@contextlib.contextmanager
 def lock(directory: str | os.PathLike) -> Iterator[None]:
     """Hold a run directory for this process alone.
 
@@ -176,8 +179,8 @@ class Mirror:
     """Copies finished files of a run to another directory or bucket, and a fresh machine's run back from it.
 
     `target` is a directory or any address etils.epath understands (gs://bucket/path); empty makes every call do
-    nothing. Lock files and half-written files stay behind. A mirror that cannot be reached is said once on stderr and
-    stops nothing.
+    nothing. Lock files and half-written files stay behind; old checkpoints that the run cleared away go from the mirror
+    too. A mirror that cannot be reached is said once on stderr and stops nothing.
     """
 
     def __init__(self, directory: str | os.PathLike, target: str = "", every_s: float = 60.0):
@@ -216,22 +219,31 @@ class Mirror:
 
     def _push(self) -> int:
         count = 0
-        for path in self._files():
-            try:
-                stat, data = path.stat(), path.read_bytes()
-            except FileNotFoundError:  # an old checkpoint, cleared away meanwhile
-                continue
+        files = self._files()
+        for path in files:
             name = path.relative_to(self.directory).as_posix()
-            mark = (stat.st_mtime_ns, stat.st_size)
-            if self._copied.get(name) == mark:
-                continue
-            place = self._root() / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.parent / f".{place.name}.partial"
-            beside.write_bytes(data)
+            try:
+                mark = _mark(path)
+                if self._copied.get(name) == mark:
+                    continue
+                place = self._root() / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                beside = place.parent / f".{place.name}.partial"
+                with path.open("rb") as source, beside.open("wb") as target:
+                    shutil.copyfileobj(source, target, PIECE)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+                continue  # an old checkpoint, cleared away meanwhile
             beside.replace(place)
             self._copied[name] = mark
             count += 1
+        # Only now that a newer one is in place, and only this run's own: a lost directory takes nothing with it.
+        if any(_of_checkpoint(path.relative_to(self.directory).as_posix()) for path in files):
+            for name in filter(_of_checkpoint, list(self._copied)):
+                if not (self.directory / name).exists():
+                    (self._root() / name).unlink(missing_ok=True)
+                    del self._copied[name]
         return count
 
     def _pull(self) -> int:
@@ -243,7 +255,12 @@ class Mirror:
             place = self.directory / name
             if _kept_out(name) or place.exists():
                 continue
-            write_atomic(place, source.read_bytes())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
+            with source.open("rb") as far, open(beside, "wb") as near:
+                shutil.copyfileobj(far, near, PIECE)
+            os.replace(beside, place)
+            self._copied[name] = _mark(place)
             count += 1
         return count
 
@@ -253,8 +270,24 @@ class Mirror:
         return epath.Path(self.target)
 
     def _files(self) -> list[Path]:
-        files = (path for path in self.directory.rglob("*") if path.is_file())
-        return sorted(path for path in files if not _kept_out(path.relative_to(self.directory).as_posix()))
+        """In the order they were finished, checkpoints last.
+
+        A mirror that was cut short then never holds a file whose being there promises others that are not, nor a
+        checkpoint that is ahead of its rows of metrics.
+        """
+        found = []
+        for path in self.directory.rglob("*"):
+            name = path.relative_to(self.directory)
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and not _kept_out(name.as_posix()):
+                    found.append((_of_checkpoint(name.as_posix()), path.stat().st_mtime_ns, path))
+        return [path for _, _, path in sorted(found)]
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """What tells a file from a later version of it."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _walk(root) -> Iterator:
@@ -263,6 +296,10 @@ def _walk(root) -> Iterator:
             yield from _walk(path)
         else:
             yield path
+
+
+def _of_checkpoint(name: str) -> bool:
+    return "checkpoints" in name.split("/")
 
 
 def _kept_out(name: str) -> bool:

@@ -74,21 +74,33 @@ def is_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
+def is_bucket(name: str) -> bool:
+    """Whether a name is an address in Google Cloud Storage."""
+    return name.startswith("gs://")
+
+
 def model_directory(name: str) -> Path | None:
     """The directory of a checkpoint; None for a Hugging Face id, which is fetched when the engine is loaded.
 
+    A gs:// address gives an etils.epath.Path: read where it lies, and not looked at before.
+
     Raises:
-      UsageError: the name is neither the organism, nor a directory, nor of the form of a Hugging Face id.
+      UsageError: the name is neither the organism, nor a directory or gs:// address, nor of the form of an id.
     """
     if name == ORGANISM:
         return Path(__file__).parent / "organism" / "weights"
+    if is_bucket(name):
+        from etils import epath
+
+        return epath.Path(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return folder
     if is_id(name):
         return None
     raise UsageError(
-        f"--model expects organism, an existing directory or a Hugging Face id (owner/name), found {name!r}"
+        "--model expects organism, an existing directory, a gs:// address or a Hugging Face id (owner/name), "
+        f"found {name!r}"
     )
 
 

@@ -87,8 +87,13 @@ def model_inputs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def model_directory(config: Config) -> Path | None:
-    """The checkpoint's directory, as runtime.model_directory finds it; None for a Hugging Face id."""
-    return runtime.model_directory(config.model.name)
+    """The checkpoint's directory on this machine; None for a Hugging Face id or a bucket.
+
+    Raises:
+      UsageError: as runtime.model_directory.
+    """
+    folder = runtime.model_directory(config.model.name)
+    return None if runtime.is_bucket(config.model.name) else folder
 
 
 def alternatives_directory(config: Config, run_dir: Path) -> Path | None:

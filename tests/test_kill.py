@@ -1,11 +1,13 @@
 """The real thing killed for good: SIGKILL in every stage of an organism run, then the same command again."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,25 +31,31 @@ POINTS = {
 }
 
 
-def start(directory: Path) -> subprocess.Popen:
+# The same command with a mirror that is pushed to at every step, where an ordinary one waits a minute.
+EAGER = "import sys; from em_jax import launch, rundir; rundir.Mirror.__init__.__defaults__ = ('', 0.0); "
+EAGER += "sys.exit(launch.main(sys.argv[1:]))"
+MIRRORED = [sys.executable, "-c", EAGER, *COMMAND[3:], "--mirror", "../far"]
+
+
+def start(directory: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        COMMAND, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def finish(directory: Path) -> bytes:
-    process = start(directory)
+def finish(directory: Path, command: Sequence[str] = COMMAND) -> bytes:
+    process = start(directory, command)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("verdict: ")
     return (directory / "run" / "summary.json").read_bytes()
 
 
-def kill_when(directory: Path, name: str, lines: int) -> bool:
+def kill_when(directory: Path, name: str, lines: int, command: Sequence[str] = COMMAND) -> bool:
     """SIGKILL as soon as the file has that many lines; False where the run ended before."""
-    process = start(directory)
+    process = start(directory, command)
     path = directory / "run" / name
     try:
         while process.poll() is None:
@@ -74,6 +82,20 @@ def test_one_run_killed_in_every_stage_ends_with_the_same_bytes(tmp_path, whole)
     # The report's moment is short: the run may get past it.
     assert set(POINTS) - set(killed) <= {"report"}
     assert finish(tmp_path) == whole[0]
+
+
+def test_a_fresh_machine_goes_on_from_the_mirror(tmp_path, whole):
+    lost, fresh, far = tmp_path / "lost", tmp_path / "fresh", tmp_path / "far"
+    lost.mkdir()
+    fresh.mkdir()
+    # Step 8's checkpoint may be there in part; step 4's is there whole.
+    assert kill_when(lost, "../../far/train/checkpoints/8/_CHECKPOINT_METADATA", 0, MIRRORED)
+    assert not list(far.rglob("*tmp*"))
+    trained = (lost / "run" / "train" / "metrics.jsonl").read_bytes().splitlines()[:4]
+    assert finish(fresh, MIRRORED) == whole[0]
+    # The rows hold the speed of each step, so these are the lost machine's and not trained again.
+    assert (fresh / "run" / "train" / "metrics.jsonl").read_bytes().splitlines()[:4] == trained
+    assert json.loads((fresh / "run" / "provenance.json").read_text())["notes"]["files_from_mirror"] > 4
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,50 @@ def test_a_mirror_that_cannot_be_reached_is_said_once_and_stops_nothing(tmp_path
     assert mirror.push() == 0
     mirror.push_sometimes()
     assert capsys.readouterr().err.count("cannot be reached") == 1
+
+
+def test_the_mirror_lets_old_checkpoints_go_but_never_a_lost_directory(tmp_path):
+    run, far = tmp_path / "run", tmp_path / "far"
+    mirror = rundir.Mirror(run, str(far))
+    for step in (4, 8, 12):
+        rundir.write_atomic(run / "train" / "checkpoints" / str(step) / "state", str(step))
+        rundir.write_atomic(run / "train" / "metrics.jsonl", f"{step}\n")
+        if step == 12:
+            shutil.rmtree(run / "train" / "checkpoints" / "4")
+        mirror.push()
+    held = sorted(path.relative_to(far).as_posix() for path in far.rglob("*") if path.is_file())
+    assert held == ["train/checkpoints/12/state", "train/checkpoints/8/state", "train/metrics.jsonl"]
+    # A machine that took over clears away what it brought back, once it has a newer one.
+    fresh = tmp_path / "fresh"
+    other = rundir.Mirror(fresh, str(far))
+    assert other.pull() == 3
+    assert other.push() == 0
+    shutil.rmtree(fresh / "train" / "checkpoints" / "8")
+    rundir.write_atomic(fresh / "train" / "checkpoints" / "16" / "state", "16")
+    assert other.push() == 1
+    assert not (far / "train" / "checkpoints" / "8" / "state").exists()
+    shutil.rmtree(fresh)
+    assert other.push() == 0
+    assert (far / "train" / "metrics.jsonl").exists() and (far / "train" / "checkpoints" / "12" / "state").exists()
+
+
+def test_a_mirror_cut_short_promises_nothing_it_lacks(tmp_path, monkeypatch):
+    run, far = tmp_path / "run", tmp_path / "far"
+    order = ["train/checkpoints/4/state", "train/metrics.jsonl", "adapter/tensors", "adapter/a_config.json"]
+    for number, name in enumerate(order):
+        os.utime(rundir.write_atomic(run / name, name), ns=(number, number))
+    copy, copied = shutil.copyfileobj, []
+
+    def cut(source, target, size):
+        if len(copied) == 3:
+            raise OSError("the network is gone")
+        copied.append(source.name)
+        copy(source, target, size)
+
+    monkeypatch.setattr(shutil, "copyfileobj", cut)
+    assert rundir.Mirror(run, str(far)).push() == 0
+    held = {path.relative_to(far).as_posix() for path in far.rglob("*") if path.is_file() and path.suffix != ".partial"}
+    assert held == set(order) - {"train/checkpoints/4/state"}
 
 
 def test_no_mirror_does_nothing(tmp_path):

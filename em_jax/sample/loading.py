@@ -1,7 +1,9 @@
 """From a name to an engine: a directory, a Hugging Face id, or the embedded organism."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,7 +32,8 @@ def load(
 ) -> Engine:
     """Loads a model as an Engine.
 
-    `model` is a directory, a Hugging Face id or "organism"; `adapter` a PEFT directory, then the default of every verb.
+    `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, then the
+    default of every verb.
     `dtype` is float32 on a CPU and bfloat16 elsewhere unless given; `mesh` maps data, fsdp, tensor to sizes, by default
     all devices of an accelerator on fsdp and one CPU. `scan_layers` stacks the layers (by default on accelerators).
     `quantization` "int8" keeps the projections of the blocks in eight bits.
@@ -50,7 +53,8 @@ def load(
         sharding=sharding,
         quantization=quantization,
     )
-    tokenizer = ChatTokenizer.from_directory(directory)
+    with local_files(directory) as files:
+        tokenizer = ChatTokenizer.from_directory(files)
     if tokenizer.vocabulary > loaded.config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocabulary} tokens, the model {loaded.config.vocab_size}; "
@@ -65,8 +69,13 @@ def load(
 
 
 def find_model(model: str) -> pathlib.Path:
-    """The directory of a checkpoint; a Hugging Face id is fetched into the user's cache. UserError if there is none."""
+    """The directory of a checkpoint: a Hugging Face id is fetched into the user's cache, a gs:// address is not.
+
+    Raises UserError if there is none.
+    """
     directory = runtime.model_directory(model)
+    if runtime.is_bucket(model):
+        _check_bucket(directory)
     if directory is not None:
         return directory
     import huggingface_hub
@@ -78,3 +87,28 @@ def find_model(model: str) -> pathlib.Path:
         raise UserError(
             f"{model} could not be fetched from the Hugging Face Hub ({reason}); give a directory"
         ) from None
+
+
+def _check_bucket(directory: pathlib.Path) -> None:
+    try:
+        found = directory.is_dir()
+    except Exception as error:  # a bucket raises what its client library raises
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and leave to read there"
+        ) from None
+    if not found:
+        raise UserError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
+
+
+@contextlib.contextmanager
+def local_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A checkpoint's directory as the tokenizer's library needs it: on this machine. The weights are left out."""
+    if isinstance(directory, pathlib.Path):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as near:
+        for path in directory.iterdir():
+            if any(path.match(pattern) for pattern in FILES) and path.suffix != ".safetensors":
+                (pathlib.Path(near) / path.name).write_bytes(path.read_bytes())
+        yield pathlib.Path(near)
