@@ -249,7 +249,7 @@ class Mirror:
     def _pull(self) -> int:
         if not self._root().exists():
             return 0
-        count = 0
+        brought = []
         for source in _walk(self._root()):
             name = source.relative_to(self._root()).as_posix()
             place = self.directory / name
@@ -259,10 +259,12 @@ class Mirror:
             beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
             with source.open("rb") as far, open(beside, "wb") as near:
                 shutil.copyfileobj(far, near, PIECE)
+            brought.append((beside, place, name))
+        # All or none: some files' being there promises that others are.
+        for beside, place, name in brought:
             os.replace(beside, place)
             self._copied[name] = _mark(place)
-            count += 1
-        return count
+        return len(brought)
 
     def _root(self):
         from etils import epath

@@ -105,14 +105,21 @@ def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) 
     return Stored(path, dtype, shape, data + start)
 
 
+def _place(path: pathlib.Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system a path is in, and its name there."""
+    name = os.fspath(path)
+    # fsspec reads more into an address than a path on this machine may mean.
+    return fsspec.url_to_fs(name) if "://" in name else (fsspec.filesystem("file"), os.path.abspath(name))
+
+
 def _size(path: pathlib.Path) -> int:
-    system, name = fsspec.url_to_fs(os.fspath(path))
+    system, name = _place(path)
     return system.size(name)
 
 
 def _read(path: pathlib.Path, start: int, stop: int) -> bytes:
     """Bytes start to stop of a file. OSError where there are fewer."""
-    system, name = fsspec.url_to_fs(os.fspath(path))
+    system, name = _place(path)
     data = system.cat_file(name, start, stop) if stop > start else b""
     if len(data) != stop - start:
         raise OSError(f"{path}: {len(data)} bytes from {start} on, expected {stop - start}")

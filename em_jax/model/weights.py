@@ -213,6 +213,8 @@ def _read(tensor: Stored, mesh: Mesh | None) -> jax.Array:
     def stripe(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(filled)
         part = tensor.rows(min(start, rows), min(stop, rows))
+        if stop <= rows:
+            return part
         return np.concatenate([part, np.zeros((stop - start - len(part), *rest), part.dtype)])
 
     return jax.make_array_from_callback((filled, *rest), NamedSharding(mesh, PartitionSpec(mesh.axis_names)), stripe)
