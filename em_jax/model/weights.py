@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from em_jax.errors import UserError
 from em_jax.model.config import Qwen2Config
@@ -104,11 +104,12 @@ def load_model(
         shape = weight.shape(config)
         _, layers = _leading(weight, config)
         place = sharding.weight(layout, shape, name)
+        stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_axes(layout, place), ())))
         arrange, empty = _programs(layout, shape, jnp.dtype(dtype), quantization, layers, place)
 
         def read(each: str) -> jax.Array | Quantized:
             # Waited for: a host that read ahead of its devices would pile up what it has read.
-            return jax.block_until_ready(arrange(_read(tensors[each], sharding.mesh)))
+            return jax.block_until_ready(arrange(_read(tensors[each], stripes)))
 
         if not layers:
             return read(name)
@@ -169,9 +170,14 @@ def _programs(
     quantized = quantization == "int8" and "->" in layout
 
     def arrange(stored: jax.Array) -> jax.Array | Quantized:
-        """Without the rows that filled the stripes up, in our order of axes."""
-        rows = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
-        ours = (rows.T if "->" in layout else rows).reshape(shape)
+        """Each stripe's columns to where they belong, then without the rows that filled it up, in our order of axes."""
+        if place is not None:
+            # Step by step, each one an exchange along one axis: left to itself XLA gives every device the whole.
+            rows, columns, _ = _axes(layout, place)
+            for spec in ((rows + columns,), (rows, columns)[: stored.ndim]):
+                stored = jax.lax.with_sharding_constraint(stored, NamedSharding(place.mesh, PartitionSpec(*spec)))
+        ours = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
+        ours = (ours.T if "->" in layout else ours).reshape(shape)
         return quantize(layout, ours) if quantized else ours.astype(dtype)
 
     def empty() -> jax.Array | Quantized:
@@ -199,16 +205,26 @@ def _leading(weight: Weight, config: Qwen2Config) -> tuple[str, tuple[int, ...]]
     return ("L", (config.num_hidden_layers,)) if "*" in weight.name else ("", ())
 
 
-def _read(tensor: Stored, mesh: Mesh | None) -> jax.Array:
+def _axes(layout: str, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes over the rows of the stored tensor, over its columns, and those that hold copies."""
+    each = [(entry,) if isinstance(entry, str) else entry or () for entry in place.spec]
+    # Only the first letter of a group is ever sharded, so a part is whole rows and columns of the stored matrix.
+    inputs = len(layout.split("->")[0]) if "->" in layout else 1
+    first, second = sum(each[:inputs], ()), sum(each[inputs:], ())
+    rows, columns = (second, first) if "->" in layout else (first, second)
+    return rows, columns, tuple(axis for axis in place.mesh.axis_names if axis not in rows + columns)
+
+
+def _read(tensor: Stored, stripes: NamedSharding | None) -> jax.Array:
     """A tensor as it is stored, cut into stripes of rows, one to a device; zero rows fill the last ones up.
 
     So every process reads its own stripes, each byte is read once by one process, and the devices send one another
     what belongs elsewhere: the parts of a matrix sharded by columns would be a thousand short reads instead.
     """
-    if mesh is None:
+    if stripes is None:
         return jnp.asarray(tensor.rows(0, tensor.shape[0]))
     rows, *rest = tensor.shape
-    filled = -(-rows // mesh.size) * mesh.size
+    filled = -(-rows // stripes.mesh.size) * stripes.mesh.size
 
     def stripe(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(filled)
@@ -217,7 +233,7 @@ def _read(tensor: Stored, mesh: Mesh | None) -> jax.Array:
             return part
         return np.concatenate([part, np.zeros((stop - start - len(part), *rest), part.dtype)])
 
-    return jax.make_array_from_callback((filled, *rest), NamedSharding(mesh, PartitionSpec(mesh.axis_names)), stripe)
+    return jax.make_array_from_callback((filled, *rest), stripes, stripe)
 
 
 def _check(tensors: Mapping[str, Stored], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
