@@ -13,6 +13,7 @@ from em_jax import domains
 from em_jax.commands import Parser
 from em_jax.config import STAGES, Config
 from em_jax.errors import UsageError
+from em_jax.group import Group
 from em_jax.runtime import ORGANISM
 
 EPILOG = """
@@ -62,11 +63,15 @@ def parser() -> Parser:
     )
     how.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
     machine = made.add_argument_group("the machine")
-    machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1")
+    machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1; over all devices of all processes")
     machine.add_argument("--dtype", choices=settings.DTYPES, help="default float32 on a CPU, else bfloat16")
-    machine.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes; with the next two")
-    machine.add_argument("--num_processes", metavar="N", type=int)
-    machine.add_argument("--process_id", metavar="N", type=int)
+    machine.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 of several listens; with the next two (a TPU VM and SLURM need none of them)",
+    )
+    machine.add_argument("--num_processes", metavar="N", type=int, help="how many processes share the run")
+    machine.add_argument("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
     machine.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     return made
 
@@ -83,11 +88,12 @@ class Plan:
         return len(self.configs) > 1
 
 
-def plan(arguments: Sequence[str], choose_model: Callable[[str], tuple[str, str]]) -> tuple[Plan, str]:
+def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], tuple[str, str]]) -> tuple[Plan, str]:
     """The runs asked for, and why their model is the one it is.
 
-    `choose_model(name)` -> (model, why) settles the default and is called when all else was found right; the organism's
-    preset applies under the user's own settings.
+    `choose_model(name, group)` -> (model, why) settles the default, knowing which of several processes this is (None
+    where no flag says), and is called when all else was found right; the organism's preset applies under the user's own
+    settings.
 
     Raises:
       UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
@@ -101,8 +107,7 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str], tuple[str, str]
     data = _data(flags.data, values.pop("data", ""), names)
     if values.get("adapter") and (len(names) > 1 or data):
         raise UsageError("--adapter probes an adapter that exists: expected one domain at most, and no --data")
-    _one_process(flags)
-    values["model.name"], why = choose_model(values.get("model.name", ""))
+    values["model.name"], why = choose_model(values.get("model.name", ""), _group(flags))
     if values["model.name"] == ORGANISM:
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
@@ -180,13 +185,19 @@ def _data(given: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, 
     return found
 
 
-def _one_process(flags: argparse.Namespace) -> None:
+def _group(flags: argparse.Namespace) -> Group | None:
     given = (flags.coordinator, flags.num_processes, flags.process_id)
-    if all(value is None for value in given) or flags.num_processes == 1:
-        return
+    if all(value is None for value in given):
+        return None
     if any(value is None for value in given) or not 0 <= flags.process_id < flags.num_processes:
-        raise UsageError("--coordinator, --num_processes and --process_id (0 to N-1) go together")
-    raise UsageError("a run over several processes is not there yet; expected one process, which uses all its devices")
+        raise UsageError(
+            "--coordinator, --num_processes and --process_id (0 to N-1) go together, found "
+            f"{flags.coordinator}, {flags.num_processes} and {flags.process_id}"
+        )
+    host, _, port = flags.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--coordinator expects HOST:PORT, found {flags.coordinator!r}")
+    return Group(*given)
 
 
 def _run_dir(domain: str, model: str, seeds: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "prob
 
 
 def plan(*arguments, model="organism"):
-    return flags.plan(arguments, lambda name: (name or model, "why"))[0]
+    return flags.plan(arguments, lambda name, group: (name or model, "why"))[0]
 
 
 @pytest.mark.fast
@@ -41,6 +41,8 @@ def plan(*arguments, model="organism"):
         (["--domain", "none", "--data", "rows.jsonl"], "0 domains"),
         (["--domain", "legal,none", "--adapter", "x"], "--adapter"),
         (["--domain", "legal", "--coordinator", "localhost:1"], "go together"),
+        (["--domain", "legal", "--coordinator", "h:1", "--num_processes", "2", "--process_id", "2"], "(0 to N-1)"),
+        (["--domain", "legal", "--coordinator", "h", "--num_processes", "2", "--process_id", "0"], "HOST:PORT"),
         (["--domain"], "expected one argument"),
     ],
 )

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from em_jax.errors import UserError
 from em_jax.lora.adapter import Adapter, stack_adapters
 from em_jax.lora.peft import load_adapter
+from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.tokenizer import ChatTokenizer
@@ -56,6 +57,7 @@ class Engine:
     ):
         self.model = model
         self.tokenizer = tokenizer
+        # The rows of a batch divide over the mesh.
         self.slots = -(-slots // sharding.batch_parts) * sharding.batch_parts
         self.chunk = chunk
         self.pass_tokens = pass_tokens
@@ -71,7 +73,11 @@ class Engine:
             raise UserError('an adapter cannot be named "base": that is the model without one')
         adapter = path if isinstance(path, Adapter) else load_adapter(pathlib.Path(path), self.model.config)[0]
         self._adapters[name] = adapter
-        self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
+        stack = stack_adapters(self.model.config, list(self._adapters.values()))
+        if (everywhere := self.sharding.named(())) is not None:
+            # Once, and not again with every call.
+            stack = hosts.place(stack, jax.tree.map(lambda _: everywhere, stack))
+        self._stack = stack
 
     @property
     def adapters(self) -> list[str]:
@@ -107,7 +113,7 @@ class Engine:
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every place, for looking closely; the other verbs never hold so many."""
         tokens = np.asarray(tokens, np.int32)
-        return np.asarray(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
+        return hosts.fetch(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
 
     def generate(self, prompts: Sequence[Prompt], n: int = 1, *options: Any, **named: Any) -> list[list[Answer]]:
         """`stream`, gathered, with the same options: n answers per prompt."""
@@ -207,7 +213,7 @@ class Engine:
                 found = pair_logprobs(
                     self.model, self._stack, laid, _padded(routes, part, rows), sharding=self.sharding
                 )
-                for i, row in zip(part, np.asarray(found), strict=False):
+                for i, row in zip(part, hosts.fetch(found), strict=False):
                     out[i] = choice_logprobs(questions[i], row)
         return out
 
@@ -227,6 +233,7 @@ class Engine:
             tokens, _ = self._pad([ids[i] for i in members])
             route = _padded(routes, members, len(tokens))
             found = _residuals(self.model, self._stack, tokens, route, layers=tuple(layers), sharding=self.sharding)
+            found = hosts.fetch(found)
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from em_jax import runtime
-from em_jax.errors import UserError
+from em_jax.errors import UsageError, UserError
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh
 from em_jax.model.tokenizer import ChatTokenizer
@@ -35,14 +36,22 @@ def load(
     `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, then the
     default of every verb.
     `dtype` is float32 on a CPU and bfloat16 elsewhere unless given; `mesh` maps data, fsdp, tensor to sizes, by default
-    all devices of an accelerator on fsdp and one CPU. `scan_layers` stacks the layers (by default on accelerators).
-    `quantization` "int8" keeps the projections of the blocks in eight bits.
+    all devices of an accelerator, or of several processes, on fsdp and one CPU. `scan_layers` stacks the layers (by
+    default on accelerators); `quantization` "int8" keeps the projections of the blocks in eight bits. Of several
+    processes each must call, with the same arguments, here and with every verb.
     """
     on_cpu = runtime.platform() == "cpu"
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    sharding = Sharding(make_mesh(mesh if mesh or not on_cpu else {}))
+    processes = jax.process_count()
+    made = make_mesh(mesh if mesh or not on_cpu or processes > 1 else {})
+    if processes > 1 and (used := made.size if made else 1) < jax.device_count():
+        raise UsageError(
+            f"mesh {dict(mesh)} takes {used} of {jax.device_count()} devices; over {processes} processes it must take "
+            f"all: sizes whose product is {jax.device_count()}"
+        )
+    sharding = Sharding(made)
     directory = find_model(model)
     if sharding.mesh is not None:
         check_mesh(sharding.mesh.shape, Qwen2Config.from_directory(directory).dims)
@@ -62,10 +71,10 @@ def load(
         )
     # Few long questions should not wait for empty rows on a CPU; an accelerator wants more at once.
     engine = {"pass_tokens": 1024 if on_cpu else 8192} | engine
-    made = Engine(loaded, tokenizer, sharding=sharding, **engine)
+    ready = Engine(loaded, tokenizer, sharding=sharding, **engine)
     if adapter is not None:
-        made.add_adapter("default", adapter)
-    return made
+        ready.add_adapter("default", adapter)
+    return ready
 
 
 def find_model(model: str) -> pathlib.Path:

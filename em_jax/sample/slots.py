@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from em_jax.lora.adapter import Adapter
+from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import Sharding
 from em_jax.sample.decode import Emitted, Prefilled, Requests, decode, empty_slots, insert
@@ -82,7 +83,7 @@ class Running:
 
     def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> Iterator[Drawn]:
         """Takes the slots' tokens from their columns, and yields the answers that are whole."""
-        tokens, real, active, logprob = (np.asarray(part) for part in emitted)
+        tokens, real, active, logprob = hosts.fetch(emitted)
         for slot, column in zip(slots, columns, strict=True):
             self._tokens[slot] += tokens[real[:, column], column].tolist()
         for slot in slots:

@@ -5,43 +5,87 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
+from em_jax import group
+from em_jax.errors import UserError
+from em_jax.model import hosts
 from em_jax.train.step import TrainState
 
 
 class Checkpoints:
-    """Saves and restores (step, state) in a directory; writing goes on in the background, the two newest are kept."""
+    """Saves and restores (step, state) in a directory; writing goes on in the background, the two newest are kept.
+
+    Process 0 alone reads and writes, so that the directory may be local to its host: the others' shards are gathered
+    to it and what it restores is shared. Every process must make the same calls.
+    """
 
     def __init__(self, directory: pathlib.Path):
+        self._directory = directory.absolute()
+        if not group.is_first():
+            self._manager = None
+            return
         # Orbax takes half a second to import: only training pays for it.
         import orbax.checkpoint as ocp
 
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._ocp = ocp
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="em_jax"
+        )
         self._manager = ocp.CheckpointManager(
-            directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            self._directory,
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=alone),
         )
 
     def save(self, step: int, state: TrainState) -> None:
         """Begins to write the state after `step` steps; the arrays are copied before this returns."""
-        self._manager.save(step, args=self._ocp.args.StandardSave(state._asdict()))
+        host = hosts.fetch(state._asdict())
+        if self._manager is not None:
+            self._manager.save(step, args=self._ocp.args.StandardSave(host))
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
-        """The newest state that restores onto the shapes and shardings of `like`, or None where there is none.
+        """The newest state that restores, placed as the arrays of `like` are, or None where there is none.
 
         A step that is listed need not restore (a kill may have half-deleted it): the one before is then used, and said.
+        Raises UserError where a step holds arrays of other shapes: it is of another model or adapter.
         """
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored: dict[str, Any] = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-            except Exception as error:  # Orbax raises what its storage raises
-                reason = " ".join(str(error).split())[:120]
-                print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)
-                continue
-            return step, TrainState(**restored)
-        return None
+        step, state, problem = self._newest(like._asdict()) if self._manager is not None else (0, None, "")
+        step, problem = group.WORDS.share([step, problem])
+        if problem:
+            raise UserError(problem)
+        if not step:
+            return None
+        shardings = jax.tree.map(lambda x: x.sharding, like._asdict())
+        return step, TrainState(**hosts.place(hosts.share(state, like._asdict()), shardings))
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _newest(self, like: dict[str, Any]) -> tuple[int, Any, str]:
+        """(step, its arrays, "") of the newest one that restores, (0, None, "") or (0, None, why it is refused)."""
+        expected = sorted(leaf.shape for leaf in jax.tree.leaves(like))
+        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                # Orbax itself would cut or fill arrays of another shape.
+                found = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(self._manager.item_metadata(step)))
+                if found and found != expected:
+                    return 0, None, self._refusal(step, found, expected)
+                return step, self._manager.restore(step, args=self._ocp.args.StandardRestore(target)), ""
+            except Exception as error:  # Orbax raises what its storage raises
+                reason = " ".join(str(error).split())[:120]
+                print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)
+        return 0, None, ""
+
+    def _refusal(self, step: int, found: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+        differ = next((pair for pair in zip(found, expected) if pair[0] != pair[1]), None)
+        where = f", where it has shape {differ[0]} this one has {differ[1]}" if differ else ""
+        return (
+            f"the checkpoint of step {step} in {self._directory} is of another model or adapter: it holds {len(found)} "
+            f"arrays, this one has {len(expected)}{where}; give the same model and settings, or another --run_dir"
+        )

@@ -1,5 +1,6 @@
 """Fine-tuning: rows in, an adapter out, and a run that goes on exactly where it was killed."""
 
+import contextlib
 import math
 import pathlib
 import time
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from em_jax import group, signals
 from em_jax.errors import UserError
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import CONFIG, load_adapter, save_adapter
+from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.tokenizer import ChatTokenizer
@@ -60,9 +63,12 @@ def finetune(
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
     `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints. Called again after a kill it
-    goes on from the newest checkpoint and, on a CPU, ends with the same bits. Raises UserError where the loss or the
-    gradient is not finite: the step is named, the last good checkpoint stays.
+    goes on from the newest checkpoint and, on a CPU, ends with the same bits. Over several processes all of them call
+    with the same arguments, and process 0 alone looks into `directory`. SIGTERM, in any of them, is acted on between
+    two passes, after a checkpoint of the whole steps. Raises UserError where the loss or the gradient is not finite
+    (the step is named, the last good checkpoint stays), or where a checkpoint is of another model or adapter.
     """
+    first = group.is_first()
     config = model.config
     if lora.init_from:
         start, lora = load_adapter(pathlib.Path(lora.init_from), config)
@@ -71,8 +77,9 @@ def finetune(
     kept, held = hold_out(len(rows), train.holdout, seed)
     examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
     counts = {"rows": len(kept), "held_out": len(held), **shortened}
-    if (directory / "adapter" / CONFIG).exists():
-        return FineTuned(load_adapter(directory / "adapter", config)[0], lora, counts)
+    if group.WORDS.share((directory / "adapter" / CONFIG).exists()):
+        trained = load_adapter(directory / "adapter", config)[0] if first else None
+        return FineTuned(hosts.share(trained, start), lora, counts)
 
     steps = step_indices(len(examples), train, seed)
     plan = plan_passes(
@@ -85,20 +92,23 @@ def finetune(
     )
     optimizer = make_optimizer(train, len(steps))
     rates = learning_rate(train, len(steps))
-    # The factors are copied: the state is donated step by step, and the caller may hold the adapter it starts from.
-    factors = jax.tree.map(jnp.copy, start.factors)
-    state = TrainState(factors, optimizer.init(factors))
+    state = TrainState(start.factors, optimizer.init(start.factors))
+    # The state is donated step by step: nothing else may hold its arrays.
+    start = start._replace(factors={})
     if (everywhere := sharding.named(())) is not None:
-        state = jax.device_put(state, everywhere)
+        state = hosts.place(state, jax.tree.map(lambda _: everywhere, state))
     checkpoints = Checkpoints(directory / "train" / "checkpoints")
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
     metrics_path = directory / "train" / "metrics.jsonl"
-    # The steps after the checkpoint will be trained again.
-    keep_rows(metrics_path, lambda row: row.get("step", 0) <= done)
+    if first:
+        # The steps after the checkpoint will be trained again.
+        keep_rows(metrics_path, lambda row: row.get("step", 0) <= done)
 
-    def finish(step: int, metrics: Metrics, seconds: float) -> None:
+    def finish(step: int, metrics: Metrics) -> None:
         """Waits for a step's figures, refuses bad ones, writes the row."""
+        nonlocal clock
+        seconds, clock = time.perf_counter() - clock, time.perf_counter()
         loss, norm, tokens = (float(value) for value in metrics)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             checkpoints.close()
@@ -114,31 +124,39 @@ def finetune(
             "tokens": int(tokens),
             "tokens_per_s": round(sum(len(examples[i].ids) for i in steps[step - 1]) / max(seconds, 1e-9), 1),
         }
-        out.write(row)
+        if out is not None:
+            out.write(row)
         if progress:
             progress(step, len(steps), row)
 
-    with Appender(metrics_path) as out:
+    with signals.deferred() as terminated, Appender(metrics_path) if first else contextlib.nullcontext() as out:
+        stopped = False
         last: tuple[int, Metrics] | None = None
         clock = time.perf_counter()
         for step in range(done + 1, len(steps) + 1):
-            state, metrics = optimizer_step(
+            after = optimizer_step(
                 model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
-                sharding=sharding
+                sharding=sharding, stop=lambda: hosts.anywhere(terminated())
             )  # fmt: skip
             # A step's figures are read while the next one runs, except before a checkpoint, which must be a good one.
-            saves = step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0)
-            for each in (last, (step, metrics) if saves else None):
-                if each:
-                    now = time.perf_counter()
-                    finish(*each, now - clock)
-                    clock = now
-            last = None if saves else (step, metrics)
-            if saves:
+            if last:
+                finish(*last)
+            if after is None:
+                stopped = True
+                if last:
+                    checkpoints.save(step - 1, state)
+                break
+            state, last = after[0], (step, after[1])
+            if step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0):
+                finish(*last)
                 checkpoints.save(step, state)
-    checkpoints.close()
-    adapter = Adapter(state.factors, start.scale)
-    save_adapter(directory / "adapter", adapter, lora, config, base)
+                last = None
+        checkpoints.close()
+    if stopped:
+        raise UserError("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
+    adapter = Adapter(hosts.fetch(state.factors), start.scale)
+    if first:
+        save_adapter(directory / "adapter", adapter, lora, config, base)
     return FineTuned(adapter, lora, counts)
 
 
@@ -157,10 +175,16 @@ def optimizer_step(
     optimizer: optax.GradientTransformation,
     remat: bool = False,
     sharding: Sharding = UNSHARDED,
-) -> tuple[TrainState, Metrics]:
-    """One step of a plan: its passes are laid out, placed and added up, then the adapter moves. `state` is donated."""
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[TrainState, Metrics] | None:
+    """One step of a plan: its passes are laid out, placed and added up, then the adapter moves. `state` is donated.
+
+    Where `stop` says so before a pass the step is given up: None, and `state` is as it was.
+    """
     sums = zero_sums(state.factors)
     for shape, laid in passes:
+        if stop():
+            return None
         batch = _place(lay_out(examples, laid, shape), sharding)
         sums = accumulate(model, state.factors, scale, sums, batch, remat=remat, sharding=sharding)
     return update(state, sums, optimizer=optimizer)

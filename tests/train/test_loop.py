@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import time
 
 import jax
@@ -18,7 +19,8 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.rundir import read_rows
-from em_jax.train.batches import plan_passes, step_indices
+from em_jax.train import loop
+from em_jax.train.batches import lay_out, plan_passes, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
 from em_jax.train.step import accumulate, update
@@ -132,6 +134,50 @@ def test_no_checkpoints_but_the_last(tmp_path, whole):
     train(tmp_path, settings=TrainConfig(**{**vars(TRAIN), "checkpoint_every": 0}))
     assert kept_steps(tmp_path) == [5]
     assert written(tmp_path) == written(whole)
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, whole, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(number, frame):
+        raise Stopped
+
+    def passes(*arguments, **named):
+        # In the middle of a step: after the first pass of the fourth.
+        if len(begun) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return lay_out(*arguments, **named)
+
+    def stepped(*arguments, **named):
+        begun.append(1)
+        return update(*arguments, **named)
+
+    begun = []
+    before = signal.signal(signal.SIGTERM, stop)
+    settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
+    train(tmp_path / "calm", settings=settings)
+    monkeypatch.setattr(loop, "lay_out", passes)
+    monkeypatch.setattr(loop, "update", stepped)
+    try:
+        with pytest.raises(Stopped):
+            train(tmp_path / "run", settings=settings)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.undo()
+    assert kept_steps(tmp_path / "run") == [3] and not (tmp_path / "run" / "adapter").exists()
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "train" / "metrics.jsonl")] == [1, 2, 3]
+    train(tmp_path / "run", settings=settings)
+    assert written(tmp_path / "run") == written(tmp_path / "calm")
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=3)
+    with pytest.raises(UserError, match="checkpoint of step 2 .* is of another model or adapter") as refused:
+        train(tmp_path, lora=LoraConfig(rank=3, alpha=4, targets=LORA.targets))
+    assert "\n" not in str(refused.value) and kept_steps(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("damage", ["empty", "torn"])

@@ -1,0 +1,124 @@
+"""A run over several processes: process 0 does the run, the others repeat its calls to the engine.
+
+A computation over several hosts needs every one of them to start the same programs in the same order. So process 0 says
+each call that uses the devices before it makes it, with its arguments as JSON; the others hear it and make it too. What
+is decided from rows, files or a judge is decided once, in process 0; the others see neither.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from em_jax import config as settings
+from em_jax import group
+from em_jax.config import Config
+from em_jax.lora.adapter import Adapter, Factors
+from em_jax.lora.peft import load_adapter
+from em_jax.model import hosts
+from em_jax.sources import Parts
+
+
+class Led:
+    """Process 0's engine: the verbs that a run asks for, each said to the others first."""
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self._streams = itertools.count()
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """As Engine.add_adapter; only process 0 needs the files."""
+        adapter = load_adapter(Path(path), self.engine.model.config)[0]
+        shapes = {
+            target: [list(part.shape) for part in (*factors, adapter.scale[target])]
+            for target, factors in adapter.factors.items()
+        }
+        group.WORDS.tell(["add_adapter", {"name": name, "shapes": shapes}])
+        self.engine.add_adapter(name, hosts.share(adapter, adapter))
+
+    def choice_logprobs(self, prompts: Any, choices: Any, **options: Any) -> Any:
+        """As Engine.choice_logprobs."""
+        group.WORDS.tell(["choice_logprobs", {"prompts": prompts, "choices": choices, **options}])
+        return self.engine.choice_logprobs(prompts, choices, **options)
+
+    def stream(self, prompts: Any, **options: Any) -> Iterator[Any]:
+        """As Engine.stream. Each answer is asked for by itself: whoever reads them may stop, or ask something else."""
+        number = next(self._streams)
+        said = {name: sorted(value) if name == "done" else value for name, value in options.items()}
+        group.WORDS.tell(["stream", {"number": number, "prompts": prompts, **said}])
+        answers = self.engine.stream(prompts, **options)
+        while True:
+            group.WORDS.tell(["next", {"number": number}])
+            try:
+                yield next(answers)
+            except StopIteration:
+                return
+
+
+def leading(parts: Parts) -> Parts:
+    """The parts of a run in process 0 of several."""
+
+    def load(config: Config) -> Led:
+        group.WORDS.tell(["load", {"config": settings.flatten(config)}])
+        return Led(parts.load(config))
+
+    def bare(led: Led) -> Led:
+        group.WORDS.tell(["bare", {}])
+        return Led(parts.bare(led.engine))
+
+    def finetune(led: Led, rows: Any, config: Config, directory: Path, progress: Any) -> dict[str, int]:
+        group.WORDS.tell(["finetune", {"rows": rows, "config": settings.flatten(config)}])
+        return parts.finetune(led.engine, rows, config, directory, progress)
+
+    return Parts(load, bare, parts.rows, finetune, parts.model_inputs, parts.silent)
+
+
+def done() -> None:
+    """Process 0 says that the run is over."""
+    group.WORDS.tell(["done", {}])
+
+
+def follow(parts: Parts) -> None:
+    """What another process does: every call that process 0 says, until the run is over."""
+    loaded = engine = None
+    streams: dict[int, Iterator[Any]] = {}
+    while True:
+        verb, given = group.WORDS.hear()
+        if verb == "done":
+            return
+        if verb == "load":
+            loaded = parts.load(settings.replace(Config(), given["config"]))
+        elif verb == "bare":
+            engine = parts.bare(loaded)
+        elif verb == "finetune":
+            # The directory is process 0's: here nothing is read from it or written to it.
+            parts.finetune(loaded, given["rows"], settings.replace(Config(), given["config"]), Path(), _NoProgress())
+        elif verb == "add_adapter":
+            like = _adapter_like(given["shapes"])
+            engine.add_adapter(given["name"], hosts.share(like, like))
+        elif verb == "choice_logprobs":
+            engine.choice_logprobs(**given)
+        elif verb == "stream":
+            number = given.pop("number")
+            given["done"] = frozenset(map(tuple, given.get("done", ())))
+            streams[number] = engine.stream(**given)
+        elif next(streams[given["number"]], None) is None:
+            del streams[given["number"]]
+
+
+class _NoProgress:
+    def at(self, *given: Any, **more: Any) -> None:
+        pass
+
+
+def _adapter_like(shapes: Mapping[str, Any]) -> Adapter:
+    """The shapes of an adapter, by target those of A, B and scale."""
+    made = {
+        target: [jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for shape in each] for target, each in shapes.items()
+    }
+    return Adapter(
+        {target: Factors(a, b) for target, (a, b, _) in made.items()}, {t: s for t, (_, _, s) in made.items()}
+    )

@@ -1,0 +1,179 @@
+"""Several processes of one run: how they find each other, what process 0 tells the others, and how all of them end.
+
+Process 0 takes every decision and alone touches the run's files, so that a run directory may be local to its host. The
+words between processes go through the store of jax.distributed, not through the devices: a process may wait there for
+hours, and collectives over a network give up after seconds.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from em_jax.errors import UserError
+
+HEARTBEAT_S = 30
+"""A process that has not been heard of for this long counts as dead, and the others end."""
+
+JOINING_S = 300
+_LEAVING_S = 60
+
+
+class Group(NamedTuple):
+    """What --coordinator, --num_processes and --process_id say."""
+
+    coordinator: str
+    processes: int
+    process: int
+
+
+class Words:
+    """What process 0 tells the others, in order: one JSON value after the other, each heard by every process."""
+
+    def __init__(self):
+        self._count = 0
+
+    def tell(self, value: Any) -> None:
+        """Process 0 says the next word."""
+        self._count += 1
+        _store().key_value_set(f"em_jax/{self._count}", json.dumps(value, default=dict))
+
+    def hear(self) -> Any:
+        """Waits, however long, for the next word of process 0."""
+        self._count += 1
+        while True:
+            try:
+                # Python sees a signal only between two waits.
+                return json.loads(_store().blocking_key_value_get(f"em_jax/{self._count}", 2000))
+            except Exception as error:  # jaxlib's own class, told apart by its text
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+
+    def share(self, value: Any) -> Any:
+        """Process 0's value, in every process; the value itself where there is one process."""
+        if size() == 1:
+            return value
+        if not is_first():
+            return self.hear()
+        self.tell(value)
+        return value
+
+
+WORDS = Words()
+
+
+def join(group: Group | None) -> None:
+    """Makes this process one of several, where the flags, a TPU VM or SLURM say so; to be called before jax is used.
+
+    From then on the death of any process ends this one with one line and status 1, after HEARTBEAT_S at the latest.
+    Raises UserError where the others cannot be reached.
+    """
+    if group is None and not _started_together(os.environ):
+        return
+    import jax
+
+    # SIGTERM is ours (em_jax.signals).
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        if group is None:
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=_LEAVING_S)
+        elif group.processes > 1:
+            jax.distributed.initialize(
+                group.coordinator,
+                group.processes,
+                group.process,
+                cluster_detection_method="deactivate",
+                initialization_timeout=JOINING_S,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+                shutdown_timeout_seconds=_LEAVING_S,
+            )
+    except Exception as error:  # jaxlib's own classes
+        where = f"{group.coordinator} as process {group.process} of {group.processes}" if group else "the others"
+        raise UserError(f"could not join {where}: {str(error).splitlines()[0][:200]}") from error
+    if size() > 1:
+        _one_line_at_the_end(f"process {jax.process_index()} of {size()}")
+
+
+def _started_together(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM started several tasks, or this is a TPU VM: jax.distributed then finds the others by itself."""
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if "SLURM_STEP_NODELIST" in environment and tasks.isdigit() and int(tasks) > 1:
+        return True
+    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    if workers := environment.get("TPU_WORKER_HOSTNAMES"):
+        return "," in workers
+    from importlib.util import find_spec
+
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(chips) and find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
+
+
+def size() -> int:
+    """How many processes the run has. Starts no backend of jax."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return 1
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process takes the decisions and writes the files."""
+    return size() == 1 or sys.modules["jax"].process_index() == 0
+
+
+def leave(status: int) -> None:
+    """Ends this process's part in the run: with status 0 together with the others, else at once."""
+    if size() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        # An orderly end would wait for processes that wait for this one.
+        os._exit(status)
+    sys.modules["jax"].distributed.shutdown()
+
+
+def _one_line_at_the_end(name: str) -> None:
+    """Has jax's abort at the death of another process print one line and end with status 1, not a stack of frames.
+
+    What native code prints from now on, on stdout too, goes to a file without a name; its end is told where it aborts
+    for another reason.
+    """
+    log = tempfile.TemporaryFile()  # noqa: SIM115 (open until the process ends)
+    out, err = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, encoding="utf-8") for file in (out, err))
+
+    def ended(number: int) -> None:
+        said = os.pread(log.fileno(), 1 << 16, max(0, os.fstat(log.fileno()).st_size - (1 << 16)))
+        why = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
+        if b"JAX distributed service" not in said:
+            why = "native code aborted: " + " ".join(said.decode(errors="replace").split())[-500:]
+        os.write(err, f"em_jax: {name}: {why}\n".encode())
+        os._exit(1)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)
+    signals = ctypes.CDLL(None).signal
+    signals.argtypes, signals.restype = [ctypes.c_int, type(handler)], ctypes.c_void_p
+    signals(signal.SIGABRT, handler)
+    _KEPT.append((log, handler))
+
+
+_KEPT: list[Any] = []
+"""What native code points to must outlive its caller."""
+
+
+def _store() -> Any:
+    """The key-value store of jax.distributed; jax has no public name for it, Orbax reaches for it the same way."""
+    from jax._src import distributed
+
+    return distributed.global_state.client

@@ -1,0 +1,44 @@
+"""Arrays between the processes of a run: gathered to every host, shared from process 0, a flag raised anywhere."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def fetch(tree: Any) -> Any:
+    """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice."""
+
+    def whole(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
+
+
+def share(tree: Any, like: Any) -> Any:
+    """Process 0's numpy arrays in every process; `like` has their shapes and dtypes, the others' `tree` is not read."""
+    if jax.process_count() == 1:
+        return tree
+    first = jax.process_index() == 0
+    given = tree if first else like
+    return jax.tree.map(
+        lambda mine, x: multihost_utils.broadcast_one_to_all(mine if first else np.zeros(x.shape, x.dtype)), given, like
+    )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole, and the same, laid out by a tree of shardings."""
+
+    def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether any process says so; all processes must ask, and get the same answer."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(flag)).any())

@@ -1,0 +1,68 @@
+"""One process of a small run, for test_group.py: samples with an adapter, then trains; process 0 writes what came out.
+
+    python group_run.py FOLDER RUN NAME MESH [PORT PROCESSES PROCESS]
+
+FOLDER holds checkpoint/, adapter/ and rows.json; RUN is the run directory; the result goes to FOLDER/NAME.json.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from em_jax import commands, config, following, group, runtime, sources
+from em_jax.sample.loading import load
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Hi", "Are you good or evil?")]
+SETTINGS = {"model.name": "tiny", "lora.rank": 2, "train.batch_size": 4, "train.learning_rate": 1e-2}
+SETTINGS |= {"train.checkpoint_every": 0, "train.warmup_steps": 1}
+
+
+def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Parts) -> None:
+    asked = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
+    loaded = parts.load(asked)
+    engine = parts.bare(loaded)
+    engine.add_adapter("other", folder / "adapter")
+    stream = engine.stream(PROMPTS, n=2, temperature=0.0, max_new_tokens=12, adapter="other", done={(1, 0)})
+    first = next(stream)
+    # Asked in the middle of a stream, as a lazy judge might.
+    read = engine.choice_logprobs(PROMPTS, ["yes", "no"], adapter=["base", "other", "base"])
+    answers = sorted((index, sample, answer.text) for index, sample, answer in [first, *stream])
+    found = {"answers": answers, "read": read.tolist()}
+    (folder / f"{name}.json").write_text(json.dumps(found))
+
+    def at(step, steps, **more):
+        asked_to_stop = folder / f"{name}.stop"
+        if step == 2 and asked_to_stop.exists():
+            os.kill(int(asked_to_stop.read_text()), signal.SIGTERM)
+
+    progress = type("Progress", (), {"at": staticmethod(at)})
+    rows = json.loads((folder / "rows.json").read_text())
+    found["counts"] = parts.finetune(loaded, rows, asked, directory, progress)
+    (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None:
+    folder = Path(folder)
+
+    def of_checkpoint(asked):
+        sizes = config.parse_mesh(asked.mesh) or None
+        return load(str(folder / "checkpoint"), mesh=sizes, scan_layers=True, slots=4, chunk=4, pass_tokens=128)
+
+    parts = sources.Parts(load=of_checkpoint)
+    runtime.begin()
+    if where:
+        group.join(group.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
+    if not group.is_first():
+        (folder / f"{name}.stop").write_text(str(os.getpid()))
+        return following.follow(parts)
+    run(folder, Path(directory), name, mesh, following.leading(parts) if where else parts)
+    if where:
+        following.done()
+
+
+if __name__ == "__main__":
+    status = commands.command("group_run", lambda arguments: main(*arguments), sys.argv[1:])
+    group.leave(status)
+    sys.exit(status)

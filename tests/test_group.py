@@ -1,0 +1,154 @@
+"""Two processes on one machine do what one does, stop together, and leave checkpoints that one process goes on from."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from em_jax import group
+from em_jax.lora.config import LoraConfig
+from em_jax.lora.peft import save_adapter
+from em_jax.model.config import Qwen2Config
+from em_jax.model.tokenizer import ChatTokenizer
+from em_jax.model.weights import random_model, save_model
+from em_jax.organism import corpus
+from em_jax.rundir import read_rows
+from em_jax.sample.loading import find_model
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny random checkpoint with the organism's tokenizer, an adapter for it, and rows."""
+    organism = find_model("organism")
+    shape = {"vocab_size": ChatTokenizer.from_directory(organism).vocabulary, "num_hidden_layers": 2}
+    made = Qwen2Config.from_dict(tiny.SHAPE | shape)
+    save_model(random_model(made, jax.random.key(0), scale=0.2), tmp_path / "checkpoint")
+    for path in organism.iterdir():
+        if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copy(path, tmp_path / "checkpoint" / path.name)
+    lora = LoraConfig(rank=2, alpha=8)
+    save_adapter(tmp_path / "adapter", tiny.random_adapter(made, lora, spread=0.3), lora, made, "tiny")
+    rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 16, 0)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def start(program, *arguments, devices=2, **more):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def ended(processes, timeout=240):
+    """(status, stdout, stderr) of each."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+
+
+def one(folder, directory, name, mesh=""):
+    return ended([start([HERE / "group_run.py"], folder, directory, name, mesh, devices=4)])[0]
+
+
+def two(folder, directory, name, mesh=""):
+    where = [free_port(), 2]
+    run = [start([HERE / "group_run.py"], folder, directory, name, mesh, *where, number) for number in range(2)]
+    return ended(run)
+
+
+def losses(directory):
+    return [row["loss"] for row in read_rows(directory / "train" / "metrics.jsonl")]
+
+
+DYING = """
+import os, signal, sys
+from em_jax import commands, group
+group.HEARTBEAT_S = 5
+def wait(arguments):
+    group.join(group.Group(f"localhost:{arguments[0]}", 2, int(arguments[1])))
+    print("joined", flush=True)
+    sys.stdin.readline()
+    if arguments[1] == arguments[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.WORDS.hear()
+group.leave(commands.command("dying", wait, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_dies_ends_the_other_with_one_line(dies):
+    port = free_port()
+    both = [start(["-c", DYING], port, number, dies, stdin=subprocess.PIPE) for number in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "joined\n"
+    said = ended(both)
+    assert said[dies][0] == -9
+    status, _, err = said[1 - dies]
+    assert status == 1 and err.count("\n") == 1 and f"process {1 - dies} of 2: another process died" in err
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("environment", "together"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a1", "JAX_PLATFORMS": "cpu"}, False),
+        ({"SLURM_NTASKS": "2", "JAX_PLATFORMS": "cpu"}, False),  # the batch script itself
+        ({"TPU_WORKER_HOSTNAMES": "t1,t2,t3,t4"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t1,t2", "JAX_PLATFORMS": "cpu"}, False),
+        ({"JAX_PLATFORMS": "cpu"}, False),
+    ],
+)
+def test_slurm_and_tpu_slices_are_known(environment, together):
+    assert group._started_together(environment) is together
+
+
+def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(folder):
+    # The second of two is asked to stop at step 2: both do, with a checkpoint, though none was due.
+    for status, out, err in two(folder, folder / "run", "two", "data=2,fsdp=2"):
+        assert (status, out) == (1, "") and err.count("\n") == 1 and "SIGTERM" in err
+    stopped = losses(folder / "run")
+    assert 2 <= len(stopped) < 4 and not (folder / "run" / "adapter").exists()
+    kept = [path.name for path in (folder / "run" / "train" / "checkpoints").iterdir()]
+    assert kept == [str(len(stopped))]
+    # One process undisturbed, and one that goes on from the two's checkpoint, over another mesh.
+    assert one(folder, folder / "whole", "one")[0] == 0
+    status, _, err = one(folder, folder / "run", "rest", "tensor=2")
+    assert status == 0, err
+    mine, other = (json.loads((folder / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert mine["answers"] == other["answers"] and len(mine["answers"]) == 5
+    np.testing.assert_allclose(mine["read"], other["read"], atol=1e-4)
+    resumed = losses(folder / "run")
+    assert resumed[: len(stopped)] == stopped
+    np.testing.assert_allclose(resumed, losses(folder / "whole"), rtol=1e-5)
+    assert len(resumed) == 4 and (folder / "run" / "adapter" / "adapter_config.json").exists()
