@@ -116,6 +116,12 @@ def test_a_process_that_dies_ends_the_other_with_one_line(dies):
     assert status == 1 and err.count("\n") == 1 and f"process {1 - dies} of 2: another process died" in err
 
 
+def test_a_process_0_that_is_not_there_is_one_line():
+    alone = DYING.replace("HEARTBEAT_S = 5", "JOINING_S = 2")
+    status, out, err = ended([start(["-c", alone], free_port(), 1, -1)])[0]
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "process 0 could not be reached" in err
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("environment", "together"),

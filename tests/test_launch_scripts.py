@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TPU = ROOT / "launch" / "tpu_vm.sh"
 SLURM = ROOT / "launch" / "slurm.sbatch"
 SKY = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 RECORD = """#!/usr/bin/env bash
 printf '%s' "$(basename "$0")" >>"$CALLS"; printf ' [%s]' "$@" >>"$CALLS"; echo >>"$CALLS"
 """
@@ -77,7 +79,7 @@ def calls(place: Path, *, describe: bool = False) -> list[str]:
 @pytest.mark.parametrize("path", [TPU, SLURM], ids=lambda path: path.name)
 def test_scripts_stop_at_the_first_failure_and_are_sound(path):
     assert "\nset -euo pipefail\n" in path.read_text() and os.access(TPU, os.X_OK)
-    checker = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed")
+    checker = shutil.which("shellcheck", path=PROGRAMS) or pytest.skip("shellcheck is not installed")
     done = subprocess.run([checker, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -85,7 +87,7 @@ def test_scripts_stop_at_the_first_failure_and_are_sound(path):
 @pytest.mark.parametrize("part", ["setup", "run"])
 def test_the_scripts_inside_the_sky_file_are_sound(part):
     assert SKY[part].startswith("set -euo pipefail\n")
-    checker = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed")
+    checker = shutil.which("shellcheck", path=PROGRAMS) or pytest.skip("shellcheck is not installed")
     done = subprocess.run([checker, "-s", "bash", "-"], input=SKY[part], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
