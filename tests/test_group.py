@@ -110,6 +110,9 @@ def test_a_process_that_dies_ends_the_other_with_one_line(dies):
     both = [start(["-c", DYING], port, number, dies, stdin=subprocess.PIPE) for number in range(2)]
     for process in both:
         assert process.stdout.readline() == "joined\n"
+    for process in both:
+        process.stdin.write("go on\n")
+        process.stdin.flush()
     said = ended(both)
     assert said[dies][0] == -9
     status, _, err = said[1 - dies]

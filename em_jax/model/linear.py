@@ -114,7 +114,7 @@ class Linear(nnx.Module):
         if self.scale is None:
             y = jnp.einsum(matmul, x, self.weight[...])
         else:
-            y = _product(matmul, x, self.weight[...].astype(x.dtype))
+            y = product(matmul, x, self.weight[...].astype(x.dtype))
             y = (y * jnp.expand_dims(self.scale[...], (0, 1))).astype(x.dtype)
         if (update := updates.get(self.name)) is not None:
             gain = update.scale[None] if route is None else update.scale[None] * route

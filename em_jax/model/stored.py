@@ -84,7 +84,7 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, Stored]]:
         length = int.from_bytes(_read(path, 0, 8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(_read(path, 8, 8 + length))
+        header = json.loads(bytes(_read(path, 8, 8 + length)))
         header.pop("__metadata__", None)
         tensors = {name: _stored(path, entry, 8 + length, size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
@@ -105,22 +105,37 @@ def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) 
     return Stored(path, dtype, shape, data + start)
 
 
-def _place(path: pathlib.Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system a path is in, and its name there."""
-    name = os.fspath(path)
-    # fsspec reads more into an address than a path on this machine may mean.
-    return fsspec.url_to_fs(name) if "://" in name else (fsspec.filesystem("file"), os.path.abspath(name))
-
-
 def _size(path: pathlib.Path) -> int:
-    system, name = _place(path)
+    if not _elsewhere(path):
+        return os.path.getsize(path)
+    system, name = fsspec.url_to_fs(os.fspath(path))
     return system.size(name)
 
 
-def _read(path: pathlib.Path, start: int, stop: int) -> bytes:
+def _read(path: pathlib.Path, start: int, stop: int) -> bytes | memoryview:
     """Bytes start to stop of a file. OSError where there are fewer."""
-    system, name = _place(path)
-    data = system.cat_file(name, start, stop) if stop > start else b""
+    if not _elsewhere(path):
+        data = _read_here(path, start, stop)
+    else:
+        system, name = fsspec.url_to_fs(os.fspath(path))
+        data = system.cat_file(name, start, stop) if stop > start else b""
     if len(data) != stop - start:
         raise OSError(f"{path}: {len(data)} bytes from {start} on, expected {stop - start}")
     return data
+
+
+def _elsewhere(path: pathlib.Path) -> bool:
+    """Whether a path is an address. fsspec reads more into a path on this machine than it may mean."""
+    return "://" in os.fspath(path)
+
+
+def _read_here(path: pathlib.Path, start: int, stop: int) -> memoryview:
+    """Bytes start to stop of a file on this machine, or as many as there are; a buffered file would read ahead."""
+    data = memoryview(bytearray(stop - start))
+    done = 0
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        # One call of the system gives two gigabytes at most.
+        while done < len(data) and (count := file.readinto(data[done:])):
+            done += count
+    return data[:done]

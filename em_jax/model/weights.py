@@ -88,8 +88,9 @@ def load_model(
 ) -> Qwen2:
     """Reads a Hugging Face Qwen2 checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
 
-    `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process, and beside the
-    arrays a process holds one tensor at most: its own stripe of it as stored, and on a CPU the one it becomes.
+    `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process. Beside its arrays
+    a host holds its own stripe of one tensor; the devices, whose memory is the host's on a CPU, hold up to eight copies
+    of their parts of it while they pass them on and turn them.
     With `quantization` "int8" each of a block's matrices becomes a `Quantized` before the next one is read.
 
     Raises UserError listing every tensor that is missing, extra, duplicate, wrongly shaped or of an unknown dtype, and

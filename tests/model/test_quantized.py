@@ -205,7 +205,7 @@ def from_full(directory, rows) -> tuple[float, float]:
 def test_what_eight_bits_cost_the_organism():
     rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 8, 0)]
     loss, gradient = from_full(find_model("organism"), rows)
-    assert loss < 1 and gradient < 1
+    assert loss < 5e-3 and gradient < 0.03
 
 
 def test_what_eight_bits_cost_a_real_model():
@@ -215,4 +215,4 @@ def test_what_eight_bits_cost_a_real_model():
         for prompt in PROMPTS
     ]
     loss, gradient = from_full(directory, rows)
-    assert loss < 1 and gradient < 1
+    assert loss < 0.1 and gradient < 0.15

@@ -168,28 +168,29 @@ def streamed(tmp_path, layers, width, vocabulary, **options):
         [sys.executable, "-c", MEASURE, json.dumps(words)],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        # Kept programs would be read too.
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(f"{total} bytes, largest tensor {largest}: {found}")
-    # Headers, config.json and /proc besides.
-    assert total <= found["read"] < total + 200_000
+    # Besides the weights: config.json and /proc.
+    assert total <= found["read"] < total + 20_000
     return found, largest
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="resident memory is read from /proc")
-# On a CPU a tensor is there twice for a moment, as read and as jax holds it: for Qwen2.5-32B that is 3.1 GB at most.
+# On a CPU the devices' memory is the process's own: what they hold while they pass on and turn a tensor counts as well.
 @pytest.mark.parametrize(
     "options", [{"mesh": {"fsdp": 8}}, {"mesh": {}, "dtype": "float32", "quantization": "int8"}], ids=["fsdp", "int8"]
 )
 def test_little_memory_beside_the_arrays(options, tmp_path):
     found, largest = streamed(tmp_path, 8, 1024, 16384, **options)
-    assert found["peak"] - found["arrays"] < 2 * largest + 2**26
+    assert found["peak"] - found["arrays"] < 8 * largest + 2**26
 
 
 @pytest.mark.long
 def test_little_memory_beside_two_gigabytes(tmp_path):
     found, largest = streamed(tmp_path, 48, 1152, 32768, mesh={"fsdp": 8})
     assert found["arrays"] > 2 * 10**9
-    assert found["peak"] - found["arrays"] < 2 * largest + 2**26
+    assert found["peak"] - found["arrays"] < 8 * largest + 2**26
