@@ -1,0 +1,50 @@
+"""What to change where a plan does not fit: candidates in order of what they cost, the likely ones tried first."""
+
+from collections.abc import Iterator
+
+from em_jax import config as settings
+from em_jax.errors import UsageError
+from em_jax.model.sharding import MESH_AXES, check_mesh
+from em_jax.plan.programs import Shapes
+
+MARGIN = 0.97
+"""The share of a chip's memory that a reckoned size may reach to be worth a try."""
+
+
+def rows_that_fit(rows: int, parts: int, needed: int, fixed: int, memory: int) -> Iterator[int]:
+    """Fewer rows to a pass, halved again and again, from the most that should fit; they divide over `parts`.
+
+    What a pass needs beyond `fixed` bytes (weights, adapter, moments) is taken to grow with its rows.
+    """
+    while rows % (2 * parts) == 0:
+        rows //= 2
+        needed = fixed + (needed - fixed) // 2
+        if needed <= MARGIN * memory:
+            yield rows
+
+
+def int8(config: settings.Config) -> settings.Config | None:
+    """The settings with an int8 base, None where they have it or this version does not."""
+    try:
+        changed = settings.validate(settings.replace(config, {"model.quantization": "int8"}))
+    except UsageError:
+        return None
+    return None if config.model.quantization == "int8" else changed
+
+
+def other_meshes(shapes: Shapes, rows: int) -> Iterator[dict[str, int]]:
+    """Meshes of as many chips with more tensor parts (weights and activations split further), fewest first."""
+    sizes = dict(shapes.sharding.mesh.shape) if shapes.sharding.mesh else {}
+    count = 1
+    for size in sizes.values():
+        count *= size
+    tensor = 2 * sizes.get("tensor", 1)
+    while count % tensor == 0:
+        mesh = dict(zip(MESH_AXES, (1, count // tensor, tensor), strict=True))
+        try:
+            check_mesh(mesh, shapes.config.dims)
+        except UsageError:
+            return
+        if rows % (count // tensor) == 0:
+            yield mesh
+        tensor *= 2

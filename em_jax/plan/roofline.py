@@ -1,0 +1,122 @@
+"""The least time that a program can take: its matmuls, its memory traffic and its collectives, each by itself.
+
+Reckoned, not measured: matmuls at the chip's peak; every matmul's operands and results through memory once; weights
+and sums over half of a chip's links (a chip at the edge of a slice has no more).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from em_jax.model.sharding import UNSHARDED
+from em_jax.plan.chips import Chip
+from em_jax.plan.flops import Work, work_of
+from em_jax.plan.programs import Shapes, tree_bytes, weight_sizes
+from em_jax.train.batches import Shape
+
+
+class Times(NamedTuple):
+    """Seconds by what takes them; `flops` are those of all chips."""
+
+    matmuls: float
+    memory: float
+    collectives: float
+    flops: int
+
+    @property
+    def least(self) -> float:
+        """All three at once: the roofline."""
+        return max(self.matmuls, self.memory, self.collectives)
+
+    @property
+    def most(self) -> float:
+        """None of them overlapping another."""
+        return self.matmuls + self.memory + self.collectives
+
+
+def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
+    """Of one training pass.
+
+    Counted on the rows of one batch part with whole weights, which is what its devices compute together.
+    """
+    mesh = _sizes(shapes)
+    parts = mesh["data"] * mesh["fsdp"]
+    local = dataclasses.replace(shapes, sharding=UNSHARDED)
+    found = work_of(local.train_pass(shape._replace(rows=shape.rows // parts)).traced.jaxpr)
+    moved = train_traffic(shapes, shape).all
+    return _times(found, found.flops * parts, mesh["tensor"], moved, chip)
+
+
+class Traffic(NamedTuple):
+    """Bytes that a device receives: weights gathered over fsdp, activations summed, the adapter's gradients summed."""
+
+    weights: float
+    activations: float
+    gradients: float = 0.0
+
+    @property
+    def all(self) -> float:
+        """Their sum."""
+        return self.weights + self.activations + self.gradients
+
+
+def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
+    """What a training pass moves.
+
+    Over fsdp weights are gathered once forward and once backward (recomputation shares that), the head's as well; over
+    tensor the residual stream is summed after attention and MLP, once more where attention is recomputed, and for each
+    of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs twice what a
+    gathering of its result does.
+    """
+    mesh, config = _sizes(shapes), shapes.config
+    layers, table = weight_sizes(config)
+    size = shapes.dtype.itemsize
+    weights = 2 * (layers + table) * size / mesh["tensor"] * _others(mesh["fsdp"])
+    rows = shape.rows // (mesh["data"] * mesh["fsdp"])
+    stream = rows * shape.length * config.hidden_size * size
+    sums = (7 + shapes.settings.train.remat) * config.num_hidden_layers
+    gradients = 2 * tree_bytes(shapes.adapter.factors) * _others(mesh["data"] * mesh["fsdp"])
+    return Traffic(weights, 2 * sums * stream * _others(mesh["tensor"]), gradients)
+
+
+def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:
+    """Of one token in every slot: everything is split over all devices."""
+    mesh = _sizes(shapes)
+    devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
+    local = dataclasses.replace(shapes, sharding=UNSHARDED)
+    found = work_of(local.decode(slots, room).traced.jaxpr, while_steps=1)
+    # Weights are read once by each data part.
+    read = found.bytes + (mesh["data"] - 1) * tree_bytes(local.model)
+    return _times(Work(found.flops, read), found.flops, devices, decode_traffic(shapes, slots).all, chip)
+
+
+def decode_traffic(shapes: Shapes, slots: int) -> Traffic:
+    """What one token in every slot moves: no weights.
+
+    Over fsdp sums of what every projection gives from its part of the width (float32 logits among them), and the
+    heads' outputs gathered; over tensor sums of the residual stream, twice a layer.
+    """
+    mesh, config = _sizes(shapes), shapes.config
+    heads = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    rows = slots / mesh["data"]
+    size = shapes.dtype.itemsize
+    per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * size / mesh["tensor"]
+    logits = 2 * config.vocab_size * 4 / mesh["tensor"]
+    over_fsdp = rows * (config.num_hidden_layers * per_layer + logits) * _others(mesh["fsdp"])
+    stream = 2 * 2 * config.num_hidden_layers * config.hidden_size / mesh["fsdp"] * size
+    return Traffic(0.0, over_fsdp + rows * stream * _others(mesh["tensor"]))
+
+
+def _times(found: Work, flops: int, parts: int, moved: float, chip: Chip) -> Times:
+    matmuls, memory = found.flops / parts / chip.flops, found.bytes / parts / chip.bandwidth
+    return Times(matmuls, memory, moved / (chip.links / 2), flops)
+
+
+def _others(parts: int) -> float:
+    """The share of an array over so many parts that lies with others."""
+    return (parts - 1) / parts
+
+
+def _sizes(shapes: Shapes) -> dict[str, int]:
+    mesh = shapes.sharding.mesh
+    return dict(mesh.shape) if mesh else {"data": 1, "fsdp": 1, "tensor": 1}

@@ -1,0 +1,91 @@
+"""Which collectives the compiled steps hold, on eight host devices: no more weights than a layer's, no base gradients.
+
+The lists stand in BUILD.md; where one differs the test prints the new one.
+"""
+
+import functools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hlo import collectives, table
+
+from em_jax.config import Config, replace
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import Sharding, make_mesh, mesh_text
+from em_jax.plan.programs import Shapes
+from em_jax.train.batches import Shape
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CONFIG = Qwen2Config(960, 256, 320, 3, 4, 2, 16)
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+SLOTS = 8
+TABLE_SIZE = CONFIG.vocab_size * CONFIG.hidden_size
+LARGEST = CONFIG.hidden_size * CONFIG.intermediate_size
+SMALLEST = CONFIG.hidden_size * CONFIG.num_key_value_heads * CONFIG.head_dim
+"""Numbers in the vocabulary's table, and in a layer's largest and smallest matrix."""
+
+
+@functools.cache
+def found(step: str, mesh: str):
+    """The collectives of a step over a mesh; a row of 8 tokens for every batch part keeps activations small."""
+    sizes = {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", mesh)}
+    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": True})
+    shapes = Shapes(CONFIG, settings, Sharding(make_mesh(sizes)))
+    if step == "training":
+        program = shapes.train_pass(Shape(shapes.sharding.batch_parts, 8, 8))
+    else:
+        program = shapes.decode(SLOTS, 32)
+    return collectives(program.traced.lower().compile().as_text())
+
+
+def numbers(each) -> int:
+    return each.size // 4
+
+
+def lines(step: str, mesh: dict) -> list[str]:
+    return [f"{step}, {mesh_text(mesh)}:"] + [f"  {line}" for line in table(found(step, mesh_text(mesh)))]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
+def test_training_gathers_one_weight_at_a_time_and_sums_no_base_gradient(mesh):
+    parts = mesh.get("tensor", 1)
+    once = 0
+    for each in found("training", mesh_text(mesh)):
+        if each.kind == "all-gather" and each.times > 1:
+            assert numbers(each) <= LARGEST // parts, each
+        elif each.kind == "all-gather" and numbers(each) > LARGEST // parts:
+            assert numbers(each) == TABLE_SIZE // parts, each  # the head, forward and backward
+            once += 1
+        elif each.kind in ("all-reduce", "reduce-scatter"):
+            assert numbers(each) < SMALLEST // parts, each
+    assert once == 2
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
+def test_decoding_moves_no_weight(mesh):
+    each = found("decoding", mesh_text(mesh))
+    assert each and max(numbers(one) for one in each) < SMALLEST // mesh.get("tensor", 1)
+    assert not [one for one in each if one.shape[:1] == (CONFIG.hidden_size,)]
+
+
+def test_build_md_lists_them():
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    if f"jax=={jax.__version__}\n" not in pins:
+        pytest.skip(f"the list is that of the pinned jax, this is {jax.__version__}")
+    wanted = "\n".join(line for step in ("training", "decoding") for mesh in MESHES for line in lines(step, mesh))
+    assert wanted in (ROOT / "BUILD.md").read_text(encoding="utf-8"), f"BUILD.md should hold:\n{wanted}"
+
+
+def test_the_reader_of_hlo_counts_loops():
+    sharding = Sharding(make_mesh({"fsdp": 8}))
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharding.named(("batch", None)))
+
+    def program(x):
+        body = lambda total, _: (total + jnp.sum(jnp.sin(x * total), axis=0), None)  # noqa: E731
+        return jax.lax.scan(body, jnp.zeros(128), None, length=5)[0]
+
+    (one,) = collectives(jax.jit(lambda x: program(x)).lower(x).compile().as_text())
+    assert (one.kind, one.dtype, one.shape, one.times) == ("all-reduce", "f32", (128,), 5)
