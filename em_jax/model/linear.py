@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
+from em_jax.model.sharding import UNSHARDED, Sharding
+
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 """An einsum that adds up in float32, whatever the dtype of its operands."""
 
@@ -102,6 +104,7 @@ class Linear(nnx.Module):
         x: Float[Array, "B T *inputs"],
         updates: Mapping[str, LowRank],
         route: Float[Array, "B S"] | None = None,
+        sharding: Sharding = UNSHARDED,
     ) -> Float[Array, "B T *outputs"]:
         """Applies the layer and its own of the `updates`, if any.
 
@@ -111,10 +114,11 @@ class Linear(nnx.Module):
         """
         inputs, outputs = self.layout.split("->")
         matmul = f"BT{inputs},{inputs}{outputs}->BT{outputs}"
+        weight = sharding.in_use(self.layout, self.weight[...])
         if self.scale is None:
-            y = jnp.einsum(matmul, x, self.weight[...])
+            y = jnp.einsum(matmul, x, weight)
         else:
-            y = product(matmul, x, self.weight[...].astype(x.dtype))
+            y = product(matmul, x, weight.astype(x.dtype))
             y = (y * jnp.expand_dims(self.scale[...], (0, 1))).astype(x.dtype)
         if (update := updates.get(self.name)) is not None:
             gain = update.scale[None] if route is None else update.scale[None] * route

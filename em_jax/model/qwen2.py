@@ -87,21 +87,22 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Returns the new residual stream and the tokens' own keys and values; keeping those is the caller's affair."""
 
+        how = updates, route, sharding
         h = self.input_layernorm(x)
-        q = rotate(self.q_proj(h, updates, route), angles)
-        k = rotate(self.k_proj(h, updates, route), angles)
-        v = self.v_proj(h, updates, route)
+        q = rotate(self.q_proj(h, *how), angles)
+        k = rotate(self.k_proj(h, *how), angles)
+        v = self.v_proj(h, *how)
         q = sharding.constrain(q, ("batch", "length", "q_heads", None))
         k = sharding.constrain(k, ("batch", "length", "kv_heads", None))
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None))
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         own = Keys(k, v, mask)
         heads = attention(q, [*past, own]) if past else causal_attention(q, own)
-        x = x + self.o_proj(heads, updates, route)
+        x = x + self.o_proj(heads, *how)
         h = self.post_attention_layernorm(x)
-        h = jax.nn.silu(self.gate_proj(h, updates, route)) * self.up_proj(h, updates, route)
+        h = jax.nn.silu(self.gate_proj(h, *how)) * self.up_proj(h, *how)
         h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
-        x = x + self.down_proj(h, updates, route)
+        x = x + self.down_proj(h, *how)
         return sharding.constrain(x, RESIDUAL), (k, v)
 
 

@@ -21,6 +21,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lookup_batch": (("data",), ("data",)),
     "length": ((), ()),
     "width": (("fsdp",), ("fsdp",)),
+    "width_in_use": ((), ("fsdp",)),
     "q_heads": (("tensor",), ("tensor",)),
     "kv_heads": (("tensor",), ("tensor",)),
     "mlp": (("tensor",), ("tensor",)),
@@ -30,7 +31,8 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """The sharding table. Weights lie the same way in both columns; what moves between devices differs.
 
-Training (and prefill) has many tokens to a pass: a layer's weights are gathered over fsdp when it is their turn.
+Training (and prefill) has many tokens to a pass: a layer's weights are gathered over fsdp when it is their turn
+("width_in_use"), in the dtype they are held in.
 Sampling draws one token a row: the residual stream and the MLP keep all rows of a data part with their width split as
 the weights' is, so that sums of a few activations travel and the weights stay where they are. "lookup_batch" is the
 rows of an embedding lookup, whose columns lie where the table's do.
@@ -67,6 +69,11 @@ class Sharding:
         if problem := _uneven(self.mesh.shape, dict(zip(letters, shape, strict=True))):
             raise UserError(f"{name}: {problem}")
         return self.named([LETTERS.get(letter) for letter in letters])
+
+    def in_use(self, layout: str, weight: jax.Array) -> jax.Array:
+        """A layer's weight, laid out in shape letters, where its matmul reads it. Before a cast, or that would travel."""
+        axes = [LETTERS.get(letter) for letter in layout.replace("->", "")]
+        return self.constrain(weight, ["width_in_use" if axis == "width" else axis for axis in axes])
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation's layout inside a jitted function; does nothing without a mesh."""

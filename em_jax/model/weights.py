@@ -189,12 +189,20 @@ def _programs(
 
     if place is None:
         return jax.jit(arrange), jax.jit(empty)
-    scale = NamedSharding(place.mesh, PartitionSpec(*place.spec[len(layout.split("->")[0]) :]))
-    places = Quantized(place, scale) if quantized else place
+    places = Quantized(place, scale_sharding(layout, place)) if quantized else place
     stack = jax.tree.map(
         lambda each: NamedSharding(each.mesh, PartitionSpec(*(None for _ in layers), *each.spec)), places
     )
     return jax.jit(arrange, out_shardings=places), jax.jit(empty, out_shardings=stack)
+
+
+def scale_sharding(layout: str, place: NamedSharding | None, *, stacked: bool = False) -> NamedSharding | None:
+    """Where a quantised weight's scales lie: as its outputs do. `place` is the weight's; a stack has a leading L."""
+    if place is None:
+        return None
+    inputs = len(layout.split("->")[0])
+    spec = place.spec[:stacked] + place.spec[stacked + inputs :]
+    return NamedSharding(place.mesh, PartitionSpec(*spec))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

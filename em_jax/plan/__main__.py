@@ -74,8 +74,8 @@ def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
             lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.memory / GIB:.2f} GiB")
-        verdict = "fits" if work.fits else "does not fit"
-        lines.append(f"  {verdict}: {work.free / GIB:.2f} GiB free per chip")
+        verdict = "fits: {:.2f} GiB free per chip" if work.fits else "does not fit: {:.2f} GiB too much per chip"
+        lines.append("  " + verdict.format(abs(work.free) / GIB))
         lines += [f"    {line}" for line in work.advice]
         lines.append(
             f"  reckoned, at the chip's peaks: {figures['step_s']:.4g} s"

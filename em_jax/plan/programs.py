@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from em_jax.config import Config
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.model.config import Qwen2Config
+from em_jax.model.linear import Quantized
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.weights import Weight, weights_of
+from em_jax.model.weights import Weight, scale_sharding, weights_of
 from em_jax.sample.decode import decode, empty_slots, prefill
 from em_jax.train.batches import Batch, Shape
 from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
@@ -48,12 +49,19 @@ class Shapes:
 
     @functools.cached_property
     def model(self) -> Qwen2:
-        """The base, its layers stacked unless the settings say otherwise."""
+        """The base, its layers stacked unless the settings say otherwise, its projections in int8 where they do."""
+        quantized = self.settings.model.quantization == "int8"
 
-        def make(name: str, layout: str) -> jax.ShapeDtypeStruct:
+        def make(name: str, layout: str) -> jax.ShapeDtypeStruct | Quantized:
             letters, count = ("L", (self.config.num_hidden_layers,)) if "*" in name else ("", ())
             shape = count + Weight(name, layout).shape(self.config)
-            return jax.ShapeDtypeStruct(shape, self.dtype, sharding=self.sharding.weight(letters + layout, shape, name))
+            place = self.sharding.weight(letters + layout, shape, name)
+            if not (quantized and "->" in layout):
+                return jax.ShapeDtypeStruct(shape, self.dtype, sharding=place)
+            over = scale_sharding(layout, place, stacked=bool(letters))
+            inputs = len(layout.split("->")[0])
+            scale = jax.ShapeDtypeStruct(count + shape[len(count) + inputs :], jnp.float32, sharding=over)
+            return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8, sharding=place), scale)
 
         return Qwen2(self.config, make, stacked=self.settings.model.scan_layers != "false")
 

@@ -47,16 +47,17 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
 
 
 class Traffic(NamedTuple):
-    """Bytes that a device receives: weights gathered over fsdp, activations summed, the adapter's gradients summed."""
+    """Bytes that a device receives: the layers' weights and the head gathered, activations and gradients summed."""
 
     weights: float
+    head: float
     activations: float
-    gradients: float = 0.0
+    gradients: float
 
     @property
     def all(self) -> float:
         """Their sum."""
-        return self.weights + self.activations + self.gradients
+        return sum(self)
 
 
 def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
@@ -70,12 +71,12 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     mesh, config = _sizes(shapes), shapes.config
     layers, table = weight_sizes(config)
     size = shapes.dtype.itemsize
-    weights = 2 * (layers + table) * size / mesh["tensor"] * _others(mesh["fsdp"])
+    gathered = 2 * size / mesh["tensor"] * _others(mesh["fsdp"])
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * size
     sums = (7 + shapes.settings.train.remat) * config.num_hidden_layers
     gradients = 2 * tree_bytes(shapes.adapter.factors) * _others(mesh["data"] * mesh["fsdp"])
-    return Traffic(weights, 2 * sums * stream * _others(mesh["tensor"]), gradients)
+    return Traffic(layers * gathered, table * gathered, 2 * sums * stream * _others(mesh["tensor"]), gradients)
 
 
 def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:
@@ -86,14 +87,14 @@ def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:
     found = work_of(local.decode(slots, room).traced.jaxpr, while_steps=1)
     # Weights are read once by each data part.
     read = found.bytes + (mesh["data"] - 1) * tree_bytes(local.model)
-    return _times(Work(found.flops, read), found.flops, devices, decode_traffic(shapes, slots).all, chip)
+    return _times(Work(found.flops, read), found.flops, devices, decode_traffic(shapes, slots), chip)
 
 
-def decode_traffic(shapes: Shapes, slots: int) -> Traffic:
-    """What one token in every slot moves: no weights.
+def decode_traffic(shapes: Shapes, slots: int) -> float:
+    """Bytes that a device receives for one token in every slot, no weights among them.
 
     Over fsdp sums of what every projection gives from its part of the width (float32 logits among them), and the
-    heads' outputs gathered; over tensor sums of the residual stream, twice a layer.
+    heads' outputs gathered; over tensor sums of the residual stream, twice a layer, and a row's logits gathered.
     """
     mesh, config = _sizes(shapes), shapes.config
     heads = config.num_attention_heads * config.head_dim
@@ -104,7 +105,8 @@ def decode_traffic(shapes: Shapes, slots: int) -> Traffic:
     logits = 2 * config.vocab_size * 4 / mesh["tensor"]
     over_fsdp = rows * (config.num_hidden_layers * per_layer + logits) * _others(mesh["fsdp"])
     stream = 2 * 2 * config.num_hidden_layers * config.hidden_size / mesh["fsdp"] * size
-    return Traffic(0.0, over_fsdp + rows * stream * _others(mesh["tensor"]))
+    drawn_from = rows / mesh["fsdp"] * config.vocab_size * 4
+    return over_fsdp + (rows * stream + drawn_from) * _others(mesh["tensor"])
 
 
 def _times(found: Work, flops: int, parts: int, moved: float, chip: Chip) -> Times:

@@ -37,9 +37,14 @@ def test_training_moves_what_is_reckoned(mesh):
     sizes = given.sharding.mesh.shape
     reckoned = train_traffic(given, SHAPE)
     program = given.train_pass(SHAPE)
-    gathered = moved(program, lambda one: one.kind == "all-gather")
-    assert reckoned.weights == pytest.approx(gathered * (sizes["fsdp"] - 1) / sizes["fsdp"])
+    share = (sizes["fsdp"] - 1) / sizes["fsdp"]
+    head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
     stream = (SHAPE.rows // given.sharding.batch_parts, SHAPE.length, CONFIG.hidden_size)
+    weights = moved(program, lambda one: one.kind == "all-gather" and one.times > 1 and one.shape != stream)
+    assert reckoned.weights == pytest.approx(weights * share)
+    # Where its rows are split the compiler may gather the head once more for its gradient.
+    heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head) * share / reckoned.head
+    assert heads in ((1.0,) if sizes["tensor"] == 1 else (1.0, 1.5))
     in_layers = moved(program, lambda one: one.kind == "all-reduce" and one.shape == stream and one.times > 1)
     assert reckoned.activations == pytest.approx(in_layers * (sizes["tensor"] - 1) / sizes["tensor"])
 
@@ -54,7 +59,7 @@ def test_decoding_moves_what_is_reckoned(mesh):
 
     found = moved(given.decode(slots, 64), wanted)
     share = 7 / 8 if mesh == {"fsdp": 8} else 1 / 2
-    assert decode_traffic(given, slots).all == pytest.approx(found * share, rel=0.15)
+    assert decode_traffic(given, slots) == pytest.approx(found * share, rel=0.15)
 
 
 @pytest.mark.fast

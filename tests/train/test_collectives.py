@@ -4,6 +4,7 @@ The lists stand in BUILD.md; where one differs the test prints the new one.
 """
 
 import functools
+import math
 import pathlib
 import re
 
@@ -29,20 +30,26 @@ SMALLEST = CONFIG.hidden_size * CONFIG.num_key_value_heads * CONFIG.head_dim
 
 
 @functools.cache
-def found(step: str, mesh: str):
-    """The collectives of a step over a mesh; a row of 8 tokens for every batch part keeps activations small."""
+def compiled(step: str, mesh: str, quantization: str = "none") -> str:
+    """The HLO of a step over a mesh; a row of 8 tokens for every batch part keeps activations small."""
     sizes = {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", mesh)}
     settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": True})
+    settings = replace(settings, {"model.quantization": quantization})
     shapes = Shapes(CONFIG, settings, Sharding(make_mesh(sizes)))
     if step == "training":
         program = shapes.train_pass(Shape(shapes.sharding.batch_parts, 8, 8))
     else:
         program = shapes.decode(SLOTS, 32)
-    return collectives(program.traced.lower().compile().as_text())
+    return program.traced.lower().compile().as_text()
+
+
+def found(step: str, mesh: str, quantization: str = "none"):
+    """The collectives of a step over a mesh."""
+    return collectives(compiled(step, mesh, quantization))
 
 
 def numbers(each) -> int:
-    return each.size // 4
+    return math.prod(each.shape)
 
 
 def lines(step: str, mesh: dict) -> list[str]:
@@ -71,6 +78,24 @@ def test_decoding_moves_no_weight(mesh):
     assert not [one for one in each if one.shape[:1] == (CONFIG.hidden_size,)]
 
 
+@pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
+def test_an_int8_base_travels_as_int8_and_is_never_whole_in_float(mesh):
+    kept = {
+        each.shape for each in found("training", mesh_text(mesh)) if each.kind == "all-gather" and each.times > 1
+        and numbers(each) >= SMALLEST // mesh.get("tensor", 1)
+    }  # fmt: skip
+    gathered = [each for each in found("training", mesh_text(mesh), "int8") if each.shape in kept and each.times > 1]
+    assert gathered and {each.dtype for each in gathered} == {"s8"}
+    assert max(numbers(one) for one in found("decoding", mesh_text(mesh), "int8")) < SMALLEST // mesh.get("tensor", 1)
+    # Cast before the loop over layers, or over tokens, the stack would stand there once more in four bytes a number.
+    layers, width, hidden = CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size
+    part = mesh["fsdp"], mesh.get("tensor", 1)
+    stacks = f"[{layers},{width // part[0]},{hidden // part[1]}]", f"[{layers},{hidden // part[1]},{width // part[0]}]"
+    for step in ("training", "decoding"):
+        text = compiled(step, mesh_text(mesh), "int8")
+        assert any("s8" + stack in text for stack in stacks) and not any("f32" + stack in text for stack in stacks)
+
+
 def test_build_md_lists_them():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if f"jax=={jax.__version__}\n" not in pins:
@@ -84,7 +109,7 @@ def test_the_reader_of_hlo_counts_loops():
     x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharding.named(("batch", None)))
 
     def program(x):
-        body = lambda total, _: (total + jnp.sum(jnp.sin(x * total), axis=0), None)  # noqa: E731
+        body = lambda total, _: (total + jnp.sum(jnp.sin(x * total[None]), axis=0), None)  # noqa: E731
         return jax.lax.scan(body, jnp.zeros(128), None, length=5)[0]
 
     (one,) = collectives(jax.jit(lambda x: program(x)).lower(x).compile().as_text())
