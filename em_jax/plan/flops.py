@@ -1,7 +1,7 @@
 """What a traced program multiplies: operations and bytes of its matmuls, loops counted as often as they run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 
@@ -23,15 +23,34 @@ def work_of(jaxpr: Any, *, while_steps: int = 1) -> Work:
     """The matmuls of a jaxpr (closed or not).
 
     A scan counts its length, a while loop `while_steps`, of branches the one with the most operations. Everything but
-    dot_general counts as nothing: fused into what is around it.
+    dot_general counts as nothing: fused into what is around it. So an operand that was cast is read as it was before.
     """
+    return _work(jaxpr, while_steps, ())
+
+
+def _work(jaxpr: Any, while_steps: int, given: Sequence[int]) -> Work:
+    """`given` holds, for each argument of the jaxpr, the bytes a number of it takes in memory (none: as it says)."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    stored = dict(zip(jaxpr.invars, given, strict=True)) if given else {}
+
+    def width(operand: Any) -> int:
+        own = operand.aval.dtype.itemsize
+        return own if hasattr(operand, "val") else stored.get(operand, own)
+
     total = Work(0, 0)
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "dot_general":
-            total += _dot(equation)
+            total += _dot(equation, [width(each) for each in equation.invars])
             continue
-        inner = [work_of(each, while_steps=while_steps) for each in _inner(equation)]
+        if name == "convert_element_type":
+            stored[equation.outvars[0]] = min(width(equation.invars[0]), equation.outvars[0].aval.dtype.itemsize)
+            continue
+        widths = [width(each) for each in equation.invars if hasattr(each.aval, "dtype")]
+        inner = [
+            _work(each, while_steps, widths if len(each.invars) == len(widths) == len(equation.invars) else ())
+            for each in (getattr(found, "jaxpr", found) for found in _inner(equation))
+        ]
         if name == "cond":
             total += max(inner)
             continue
@@ -44,12 +63,13 @@ def work_of(jaxpr: Any, *, while_steps: int = 1) -> Work:
     return total
 
 
-def _dot(equation: Any) -> Work:
+def _dot(equation: Any, widths: Sequence[int]) -> Work:
     left, right = (each.aval for each in equation.invars)
     out = equation.outvars[0].aval
     (contracted, _), _ = equation.params["dimension_numbers"]
     flops = 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
-    return Work(flops, sum(math.prod(each.shape) * each.dtype.itemsize for each in (left, right, out)))
+    read = sum(math.prod(each.shape) * width for each, width in zip((left, right), widths, strict=True))
+    return Work(flops, read + math.prod(out.shape) * out.dtype.itemsize)
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -71,12 +71,13 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     mesh, config = _sizes(shapes), shapes.config
     layers, table = weight_sizes(config)
     size = shapes.dtype.itemsize
-    gathered = 2 * size / mesh["tensor"] * _others(mesh["fsdp"])
+    twice = 2 / mesh["tensor"] * _others(mesh["fsdp"])
+    held = 1 if shapes.settings.model.quantization == "int8" else size
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * size
     sums = (7 + shapes.settings.train.remat) * config.num_hidden_layers
     gradients = 2 * tree_bytes(shapes.adapter.factors) * _others(mesh["data"] * mesh["fsdp"])
-    return Traffic(layers * gathered, table * gathered, 2 * sums * stream * _others(mesh["tensor"]), gradients)
+    return Traffic(twice * layers * held, twice * table * size, 2 * sums * stream * _others(mesh["tensor"]), gradients)
 
 
 def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:

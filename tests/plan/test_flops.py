@@ -44,6 +44,17 @@ def test_loops_branches_and_derivatives_are_followed():
     assert work_of(jax.make_jaxpr(lambda x: x @ x.T)(x)) == Work(once, 4 * (32 + 32 + 64))
 
 
+def test_an_operand_that_was_cast_is_read_as_it_was():
+    x, weight = jnp.ones((8, 4)), jnp.ones((4, 16), jnp.int8)
+    whole = jax.jit(lambda x, weight: jnp.einsum("bd,df->bf", x, weight.astype(jnp.float32)))
+    assert work_of(jax.make_jaxpr(whole)(x, weight)).bytes == 4 * 32 + 64 + 4 * 128
+    # Of a decoded token nearly all that is read are weights, so int8 reads a little more than a quarter of float32.
+    tokens = [shapes(model__quantization=kind).decode(1, 16).traced.jaxpr for kind in ("none", "int8")]
+    full, held = (work_of(each, while_steps=1).bytes for each in tokens)
+    layers, _ = weight_sizes(CONFIG)
+    assert full - held == 3 * layers
+
+
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("scan", ["true", "false"])
 def test_a_training_pass_is_the_closed_form(remat, scan):
