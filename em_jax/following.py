@@ -5,6 +5,8 @@ each call that uses the devices before it makes it, with its arguments as JSON; 
 is decided from rows, files or a judge is decided once, in process 0; the others see neither.
 """
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +27,9 @@ from em_jax.sources import Parts
 class Led:
     """Process 0's engine: the verbs that a run asks for, each said to the others first."""
 
-    def __init__(self, engine: Any):
+    def __init__(self, engine: Any, words: group.Words):
         self.engine = engine
+        self._words = words
         self._streams = itertools.count()
 
     def add_adapter(self, name: str, path: str | Path) -> None:
@@ -36,57 +39,64 @@ class Led:
             target: [list(part.shape) for part in (*factors, adapter.scale[target])]
             for target, factors in adapter.factors.items()
         }
-        group.WORDS.tell(["add_adapter", {"name": name, "shapes": shapes}])
+        self._words.tell(["add_adapter", {"name": name, "shapes": shapes}])
         self.engine.add_adapter(name, hosts.share(adapter, adapter))
 
     def choice_logprobs(self, prompts: Any, choices: Any, **options: Any) -> Any:
         """As Engine.choice_logprobs."""
-        group.WORDS.tell(["choice_logprobs", {"prompts": prompts, "choices": choices, **options}])
+        self._words.tell(["choice_logprobs", {"prompts": prompts, "choices": choices, **options}])
         return self.engine.choice_logprobs(prompts, choices, **options)
 
     def stream(self, prompts: Any, **options: Any) -> Iterator[Any]:
         """As Engine.stream. Each answer is asked for by itself: whoever reads them may stop, or ask something else."""
         number = next(self._streams)
         said = {name: sorted(value) if name == "done" else value for name, value in options.items()}
-        group.WORDS.tell(["stream", {"number": number, "prompts": prompts, **said}])
+        self._words.tell(["stream", {"number": number, "prompts": prompts, **said}])
         answers = self.engine.stream(prompts, **options)
         while True:
-            group.WORDS.tell(["next", {"number": number}])
+            self._words.tell(["next", {"number": number}])
             try:
                 yield next(answers)
             except StopIteration:
                 return
 
 
-def leading(parts: Parts) -> Parts:
+def shared(parts: Parts, words: group.Words) -> Parts:
+    """The parts of a run whose training goes over several processes."""
+    return dataclasses.replace(parts, finetune=functools.partial(parts.finetune, words=words))
+
+
+def leading(parts: Parts, words: group.Words) -> Parts:
     """The parts of a run in process 0 of several."""
+    parts = shared(parts, words)
 
     def load(config: Config) -> Led:
-        group.WORDS.tell(["load", {"config": settings.flatten(config)}])
-        return Led(parts.load(config))
+        words.tell(["load", {"config": settings.flatten(config)}])
+        return Led(parts.load(config), words)
 
     def bare(led: Led) -> Led:
-        group.WORDS.tell(["bare", {}])
-        return Led(parts.bare(led.engine))
+        words.tell(["bare", {}])
+        return Led(parts.bare(led.engine), words)
 
     def finetune(led: Led, rows: Any, config: Config, directory: Path, progress: Any) -> dict[str, int]:
-        group.WORDS.tell(["finetune", {"rows": rows, "config": settings.flatten(config)}])
+        words.tell(["finetune", {"rows": rows, "config": settings.flatten(config)}])
         return parts.finetune(led.engine, rows, config, directory, progress)
 
-    return Parts(load, bare, parts.rows, finetune, parts.model_inputs, parts.silent)
+    return dataclasses.replace(parts, load=load, bare=bare, finetune=finetune)
 
 
-def done() -> None:
+def done(words: group.Words) -> None:
     """Process 0 says that the run is over."""
-    group.WORDS.tell(["done", {}])
+    words.tell(["done", {}])
 
 
-def follow(parts: Parts) -> None:
+def follow(parts: Parts, words: group.Words) -> None:
     """What another process does: every call that process 0 says, until the run is over."""
+    parts = shared(parts, words)
     loaded = engine = None
     streams: dict[int, Iterator[Any]] = {}
     while True:
-        verb, given = group.WORDS.hear()
+        verb, given = words.hear()
         if verb == "done":
             return
         if verb == "load":

@@ -33,7 +33,10 @@ class Group(NamedTuple):
 
 
 class Words:
-    """What process 0 tells the others, in order: one JSON value after the other, each heard by every process."""
+    """What process 0 tells the others, in order: one JSON value after the other, each heard by every process.
+
+    The words are numbered, so a process has one Words, which goes wherever something is said or heard.
+    """
 
     def __init__(self):
         self._count = 0
@@ -62,9 +65,6 @@ class Words:
             return self.hear()
         self.tell(value)
         return value
-
-
-WORDS = Words()
 
 
 def join(group: Group | None) -> None:
@@ -151,16 +151,17 @@ def _one_line_at_the_end(name: str) -> Callable[[], None]:
     What native code prints from now on, on stdout too, goes to a file without a name; its end is told where it aborts
     for another reason. Returns what puts all of this back.
     """
-    log = tempfile.TemporaryFile()  # noqa: SIM115 (open until the process ends)
+    with tempfile.TemporaryFile() as file:
+        log = os.dup(file.fileno())
     out, err = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, encoding="utf-8") for file in (out, err))
 
     def ended(number: int) -> None:
-        said = os.pread(log.fileno(), 1 << 16, max(0, os.fstat(log.fileno()).st_size - (1 << 16)))
+        said = os.pread(log, 1 << 16, max(0, os.fstat(log).st_size - (1 << 16)))
         why = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
         if b"RegisterTask" in said:
             why = f"process 0 could not be reached within {JOINING_S} s; are all processes started, and the port open?"
@@ -170,21 +171,11 @@ def _one_line_at_the_end(name: str) -> Callable[[], None]:
         os._exit(1)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)
+    # Native code points to it until the process ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handler))
     signals = ctypes.CDLL(None).signal
     signals.argtypes, signals.restype = [ctypes.c_int, type(handler)], ctypes.c_void_p
     signals(signal.SIGABRT, handler)
-    _KEPT.append((log, handler))
-
-    def as_it_was() -> None:
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)
-
-    return as_it_was
-
-
-_KEPT: list[Any] = []
-"""What native code points to must outlive its caller."""
 
 
 def _store() -> Any:

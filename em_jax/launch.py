@@ -25,11 +25,12 @@ def launch(arguments: Sequence[str]) -> None:
     # Late: a wrong flag is told before anything heavy is imported.
     from em_jax import series, sources
 
+    words = group.Words()
     if group.size() > 1:
         from em_jax import following
 
         if not group.is_first():
-            following.follow(sources.Parts())
+            following.follow(sources.Parts(), words)
             return
     configs = tuple(series.settled(config) for config in plan.configs)
     first = configs[0]
@@ -37,11 +38,11 @@ def launch(arguments: Sequence[str]) -> None:
     if sources.is_organism(first):
         line += "; the organism is a calibration fixture and says nothing about Qwen"
     print(line, flush=True)
-    parts = following.leading(sources.Parts()) if group.size() > 1 else None
+    parts = following.leading(sources.Parts(), words) if group.size() > 1 else None
     for line in series.run(configs, plan.run_dir, plan.several, parts):
         print(line, flush=True)
     if parts:
-        following.done()
+        following.done(words)
 
 
 def choose_model(name: str, processes: group.Group | None) -> tuple[str, str]:

@@ -139,13 +139,15 @@ def load(config: Config):
 
 def bare(engine):
     """Another engine around the same model, without adapters: each run of a series begins with the same programs."""
-    return type(engine)(
-        engine.model, engine.tokenizer, slots=engine.slots, chunk=engine.chunk, sharding=engine.sharding
-    )
+    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "sharding")}
+    return type(engine)(engine.model, engine.tokenizer, **same)
 
 
-def finetune(engine, conversations, config: Config, directory: Path, progress) -> dict[str, int]:
-    """Train the adapter of a run into directory/adapter; how many rows were used, held out and cut."""
+def finetune(engine, conversations, config: Config, directory: Path, progress, words=None) -> dict[str, int]:
+    """Train the adapter of a run into directory/adapter; how many rows were used, held out and cut.
+
+    `words` are those between the processes of a run, where there are several.
+    """
     from em_jax.train.loop import finetune as train
 
     def stepped(step: int, steps: int, metrics) -> None:
@@ -162,6 +164,7 @@ def finetune(engine, conversations, config: Config, directory: Path, progress) -
         base=config.model.name,
         sharding=engine.sharding,
         progress=stepped,
+        words=words,
     )
     return dict(done.counts)
 

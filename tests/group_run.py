@@ -54,12 +54,13 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
     runtime.begin()
     if where:
         group.join(group.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
+    words = group.Words()
     if not group.is_first():
         (folder / f"{name}.stop").write_text(str(os.getpid()))
-        return following.follow(parts)
-    run(folder, Path(directory), name, mesh, following.leading(parts) if where else parts)
+        return following.follow(parts, words)
+    run(folder, Path(directory), name, mesh, following.leading(parts, words) if where else parts)
     if where:
-        following.done()
+        following.done(words)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def wait(arguments):
     sys.stdin.readline()
     if arguments[1] == arguments[2]:
         os.kill(os.getpid(), signal.SIGKILL)
-    group.WORDS.hear()
+    group.Words().hear()
 group.leave(commands.command("dying", wait, sys.argv[1:]))
 """
 

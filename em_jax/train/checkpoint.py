@@ -20,8 +20,9 @@ class Checkpoints:
     to it and what it restores is shared. Every process must make the same calls.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, words: group.Words):
         self._directory = directory.absolute()
+        self._words = words
         if not group.is_first():
             self._manager = None
             return
@@ -52,7 +53,7 @@ class Checkpoints:
         Raises UserError where a step holds arrays of other shapes: it is of another model or adapter.
         """
         step, state, problem = self._newest(like._asdict()) if self._manager is not None else (0, None, "")
-        step, problem = group.WORDS.share([step, problem])
+        step, problem = self._words.share([step, problem])
         if problem:
             raise UserError(problem)
         if not step:

@@ -58,16 +58,18 @@ def finetune(
     base: str,
     sharding: Sharding = UNSHARDED,
     progress: Progress | None = None,
+    words: group.Words | None = None,
 ) -> FineTuned:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
     `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints. Called again after a kill it
     goes on from the newest checkpoint and, on a CPU, ends with the same bits. Over several processes all of them call
-    with the same arguments, and process 0 alone looks into `directory`. SIGTERM, in any of them, is acted on between
-    two passes, after a checkpoint of the whole steps. Raises UserError where the loss or the gradient is not finite
-    (the step is named, the last good checkpoint stays), or where a checkpoint is of another model or adapter.
+    with the same arguments and the `words` between them, and process 0 alone looks into `directory`. SIGTERM, in any of
+    them, is acted on between two passes, after a checkpoint of the whole steps. Raises UserError where the loss or the
+    gradient is not finite (the step is named, the last good checkpoint stays), or where a checkpoint is of another
+    model or adapter.
     """
-    first = group.is_first()
+    first, words = group.is_first(), words or group.Words()
     config = model.config
     if lora.init_from:
         start, lora = load_adapter(pathlib.Path(lora.init_from), config)
@@ -76,7 +78,7 @@ def finetune(
     kept, held = hold_out(len(rows), train.holdout, seed)
     examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
     counts = {"rows": len(kept), "held_out": len(held), **shortened}
-    if group.WORDS.share((directory / "adapter" / CONFIG).exists()):
+    if words.share((directory / "adapter" / CONFIG).exists()):
         trained = load_adapter(directory / "adapter", config)[0] if first else None
         return FineTuned(hosts.share(trained, start), lora, counts)
 
@@ -96,7 +98,7 @@ def finetune(
     start = start._replace(factors={})
     if (everywhere := sharding.named(())) is not None:
         state = hosts.place(state, jax.tree.map(lambda _: everywhere, state))
-    checkpoints = Checkpoints(directory / "train" / "checkpoints")
+    checkpoints = Checkpoints(directory / "train" / "checkpoints", words)
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
     metrics_path = directory / "train" / "metrics.jsonl"
