@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,11 @@ from em_jax.errors import UserError
 HEARTBEAT_S = 30
 """A process that has not been heard of for this long counts as dead, and the others end."""
 
+GONE = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
+
 JOINING_S = 300
 _LEAVING_S = 60
+_ENDING_S = 10
 
 
 class Group(NamedTuple):
@@ -55,7 +59,9 @@ class Words:
                 return json.loads(_store().blocking_key_value_get(f"em_jax/{self._count}", 2000))
             except Exception as error:  # jaxlib's own class, told apart by its text
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
+                    # Jax ends this process with its one line in a moment; not before that with another one.
+                    time.sleep(_ENDING_S)
+                    raise UserError(f"{_name()}: {GONE}") from error
 
     def share(self, value: Any) -> Any:
         """Process 0's value, in every process; the value itself where there is one process."""
@@ -133,6 +139,10 @@ def is_first() -> bool:
     return size() == 1 or sys.modules["jax"].process_index() == 0
 
 
+def _name() -> str:
+    return f"process {sys.modules['jax'].process_index()} of {size()}"
+
+
 def leave(status: int) -> None:
     """Ends this process's part in the run: with status 0 together with the others, else at once."""
     if size() == 1:
@@ -162,7 +172,7 @@ def _one_line_at_the_end(name: str) -> Callable[[], None]:
 
     def ended(number: int) -> None:
         said = os.pread(log, 1 << 16, max(0, os.fstat(log).st_size - (1 << 16)))
-        why = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
+        why = GONE
         if b"RegisterTask" in said:
             why = f"process 0 could not be reached within {JOINING_S} s; are all processes started, and the port open?"
         elif b"JAX distributed service" not in said:

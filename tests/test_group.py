@@ -116,7 +116,7 @@ def test_a_process_that_dies_ends_the_other_with_one_line(dies):
     said = ended(both)
     assert said[dies][0] == -9
     status, _, err = said[1 - dies]
-    assert status == 1 and err.count("\n") == 1 and f"process {1 - dies} of 2: another process died" in err
+    assert status == 1 and err.count("\n") == 1 and f"process {1 - dies} of 2: another process died" in err, err
 
 
 def test_a_process_0_that_is_not_there_is_one_line():
