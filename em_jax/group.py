@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from em_jax import runtime
 from em_jax.errors import UserError
 
 HEARTBEAT_S = 30
@@ -122,8 +122,7 @@ def _started_together(environment: Mapping[str, str]) -> bool:
         return "," in workers
     from importlib.util import find_spec
 
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return bool(chips) and find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
+    return bool(runtime.tpu_chips()) and find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def size() -> int:

@@ -21,6 +21,8 @@ def begin() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_freed_memory()
+    if not tpu_chips():
+        quiet_libtpu()
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
@@ -42,6 +44,28 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for name, value in settings.items():
             libc.mallopt(name, value)
+
+
+def tpu_chips() -> list[Path]:
+    """The TPU chips of this machine, by their devices."""
+    return [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+
+
+def quiet_libtpu() -> None:
+    """Keep libtpu, where it is installed for planning, from looking for a TPU machine and saying that there is none.
+
+    Without these it also lets one process at a time load it.
+    """
+    quiet = {
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
 
 
 def cache_directory() -> Path:

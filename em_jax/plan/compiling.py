@@ -1,7 +1,6 @@
 """Compiling for a TPU that is not there, with the compiler in the libtpu package, and what it says of memory."""
 
 import importlib.util
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -9,19 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from em_jax import runtime
 from em_jax.errors import UsageError, UserError
 from em_jax.plan.chips import GIB
 from em_jax.plan.programs import Program
-
-# Without these libtpu looks for the metadata of a TPU machine, and lets one process at a time load it.
-QUIET = {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 class Compiled(NamedTuple):
@@ -44,8 +34,7 @@ class Compiled(NamedTuple):
 def settle() -> None:
     """Settle the process before jax looks for devices: shapes need none, and a TPU that is there stays free."""
     jax.config.update("jax_platforms", "cpu")
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    runtime.quiet_libtpu()
 
 
 def devices(topology: str) -> Sequence[Any]:
