@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from em_jax.model.kernels import splash
 from em_jax.model.linear import product
+from em_jax.model.sharding import UNSHARDED, Sharding
 
 SHARED = 0
 """Tokens of this segment are seen by every segment of their row: a prompt under several continuations."""
@@ -48,13 +50,23 @@ def attention(q: Float[Array, "B T N H"], stretches: Sequence[Keys]) -> Float[Ar
     return _by_head(_attend(_by_group(q, stretches[0].k.shape[1]), stretches)[0], q.shape[1])
 
 
-def causal_attention(q: Float[Array, "B T N H"], keys: Keys, *, pieces: int = 4) -> Float[Array, "B T N H"]:
+def causal_attention(
+    q: Float[Array, "B T N H"],
+    keys: Keys,
+    *,
+    apart: Int[Array, "B T"] | None = None,
+    sharding: Sharding = UNSHARDED,
+    pieces: int = 4,
+) -> Float[Array, "B T N H"]:
     """`attention` of tokens to themselves, where the mask lets none see a later one of its row.
 
     A piece of the queries at a time meets the keys up to its own end, so that most of what is masked is not computed,
-    and no T x S scores are kept for the backward pass.
+    and no T x S scores are kept for the backward pass. Where the mask is causal by place within segments that are kept
+    wholly `apart`, a TPU's kernel does the same.
     """
     length = q.shape[1]
+    if apart is not None and splash.serves(length, q.shape[-1], sharding):
+        return splash.splash_attention(q, keys.k, keys.v, apart, sharding)
     size = max(LEAST_PIECE, -(-length // pieces))
     parts = []
     for start in range(0, length, size):

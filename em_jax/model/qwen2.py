@@ -84,6 +84,7 @@ class Block(nnx.Module):
         updates: Updates,
         route: Float[Array, "B S"] | None,
         sharding: Sharding,
+        apart: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Returns the new residual stream and the tokens' own keys and values; keeping those is the caller's affair."""
 
@@ -97,7 +98,7 @@ class Block(nnx.Module):
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None))
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         own = Keys(k, v, mask)
-        heads = attention(q, [*past, own]) if past else causal_attention(q, own)
+        heads = attention(q, [*past, own]) if past else causal_attention(q, own, apart=apart, sharding=sharding)
         x = x + self.o_proj(heads, *how)
         h = self.post_attention_layernorm(x)
         h = jax.nn.silu(self.gate_proj(h, *how)) * self.up_proj(h, *how)
@@ -140,11 +141,13 @@ class Qwen2(nnx.Module):
         keep_keys: bool = False,
         keep_residuals: Sequence[int] = (),
         remat: bool = False,
+        apart: bool = False,
         sharding: Sharding = UNSHARDED,
     ) -> Output:
         """One forward pass; logits come from `logits`, where and when they are needed.
 
-        `segments` separates examples packed into a row (see attention.py); None means one example a row. `updates`
+        `segments` separates examples packed into a row (see attention.py); None means one example a row. `apart` says
+        that examples stand one after the other and none is shared, which lets a device's own kernel attend. `updates`
         are adapters stacked over layers. `past` holds keys and values from before. `remat` recomputes each layer in
         the backward pass instead of keeping its activations.
         """
@@ -156,11 +159,12 @@ class Qwen2(nnx.Module):
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = visible(positions, positions, segments, segments)
         masks = [stretch.mask for stretch in past]
+        rows = (jnp.zeros_like(tokens) if segments is None else segments) if apart else None
 
         def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
             block, updates, cached = layer
             keys = [Keys(k, v, mask) for (k, v), mask in zip(cached, masks, strict=True)]
-            x, (k, v) = block(x, angles, mask, keys, updates, route, sharding)
+            x, (k, v) = block(x, angles, mask, keys, updates, route, sharding, rows)
             return x, ((k, v) if keep_keys else None, x if keep_residuals else None)
 
         if remat:

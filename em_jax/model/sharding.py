@@ -80,6 +80,11 @@ class Sharding:
         return x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.named(axes))
 
     @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu: that of the mesh's devices, else jax's default."""
+        return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
     def batch_parts(self) -> int:
         """Over how many parts the batch axis is split: rows of a batch must divide by it."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in TABLE["batch"][self.sampling])

@@ -112,7 +112,7 @@ def prefill(
     """One forward pass over P prompts, padded on the right to T."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     updates = adapter.updates() if adapter else None
-    output = model(tokens, positions, updates=updates, route=route, keep_keys=True, sharding=sharding)
+    output = model(tokens, positions, updates=updates, route=route, keep_keys=True, apart=True, sharding=sharding)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
     return Prefilled(output.k, output.v, length, model.logits(last))
 

@@ -97,6 +97,7 @@ def accumulate(
             batch.segments,
             updates=Adapter(factors, scale).updates(),
             remat=remat,
+            apart=True,
             sharding=sharding,
         )
         hidden = gather_places(output.hidden, batch.loss_at, batch.loss_slot)

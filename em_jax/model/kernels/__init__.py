@@ -1,0 +1,1 @@
+"""Attention kernels of single devices' own, behind em_jax/model/attention.py."""

@@ -1,0 +1,74 @@
+"""Splash attention: jax's Pallas kernel for TPUs, which never writes the scores to memory."""
+
+import math
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from em_jax.model.sharding import Sharding
+
+LANES = 128
+"""Lengths and head widths come in multiples of a TPU's vector lanes."""
+BLOCK = 512
+"""Queries and keys that are in a core's own memory at once, where the length allows."""
+
+
+def serves(length: int, width: int, sharding: Sharding) -> bool:
+    """Whether the kernel takes heads of this width over this length on the devices in use."""
+    return sharding.platform == "tpu" and length % LANES == 0 and width % LANES == 0
+
+
+def splash_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    segments: Int[Array, "B T"],
+    sharding: Sharding,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Causal attention by place, within segments, each score scaled by 1/sqrt(H); differentiable in q, k and v.
+
+    `interpret` runs the kernel in Python, on any device. Source: the kernel's own file in jax.
+    """
+
+    def own(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        """What one device does with its rows and heads; the compiler cannot split a kernel by itself."""
+        batch, length, heads, width = q.shape
+        groups = k.shape[1]
+        kernel = _kernel(length, heads // groups, interpret)
+        q = q.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4) * width**-0.5
+        over_rows = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)))
+        out = over_rows(q, k, v, _segment_ids(segments))
+        return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+    if sharding.mesh is None:
+        return own(q, k, v, segments)
+    queries = sharding.spec(("batch", "length", "q_heads", None))
+    keys = sharding.spec(("batch", "kv_heads", "length", None))
+    # The kernel does not say along which mesh axes its results vary, so that cannot be checked.
+    return jax.shard_map(
+        own,
+        mesh=sharding.mesh,
+        in_specs=(queries, keys, keys, sharding.spec(("batch", "length"))),
+        out_specs=queries,
+        check_vma=False,
+    )(q, k, v, segments)
+
+
+def _kernel(length: int, heads: int, interpret: bool):
+    """For the heads that share keys, over one row."""
+    # Late: importing Pallas takes time that only a TPU's user should spend.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    block = math.gcd(length, BLOCK)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = splash.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length)) for _ in range(heads)])
+    return splash.make_splash_mqa_single_device(mask, block_sizes=sizes, interpret=interpret)
+
+
+def _segment_ids(segments: Array):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    return splash.SegmentIds(q=segments, kv=segments)
