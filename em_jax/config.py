@@ -47,7 +47,8 @@ class ModelConfig:
 class AnswersConfig:
     """How the model answers the harm prompts: sampling and length (in tokens).
 
-    `together` samples the fine-tuned models of a series in shared batches, with a stack of their adapters.
+    `together` samples the fine-tuned models of a series in shared batches, with a stack of their adapters; `slots`
+    answers are under way at once (rounded up to what divides over the mesh), each with its own key/value cache.
     """
 
     samples: int = 10
@@ -55,6 +56,7 @@ class AnswersConfig:
     top_p: float = 1.0
     max_new_tokens: int = 600
     together: bool = True
+    slots: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +313,7 @@ def validate(config: Config) -> Config:
     positive = ("lora.rank", "train.epochs", "train.batch_size", "train.max_length", "answers.samples")
     positive += (
         "answers.max_new_tokens",
+        "answers.slots",
         "probes.samples",
         "probes.choice_tokens",
         "probes.language_tokens",

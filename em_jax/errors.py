@@ -11,3 +11,7 @@ class UsageError(UserError):
 
 class Unfinished(UserError):
     """A run failed after it had begun: what is done is kept, and the same command goes on from there."""
+
+
+class Stopping(UserError):
+    """The run was asked to stop (SIGTERM) and did so at a moment that loses nothing."""

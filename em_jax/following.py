@@ -5,9 +5,11 @@ each call that uses the devices before it makes it, with its arguments as JSON; 
 is decided from rows, files or a judge is decided once, in process 0; the others see neither.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ import jax
 import jax.numpy as jnp
 
 from em_jax import config as settings
-from em_jax import group
+from em_jax import group, signals
 from em_jax.config import Config
+from em_jax.errors import Stopping, UserError
 from em_jax.lora.adapter import Adapter, Factors
 from em_jax.lora.peft import load_adapter
 from em_jax.model import hosts
 from em_jax.sources import Parts
+
+ALONE_S = 20
+"""How long a process that failed waits for process 0 to fail as well, before its end ends the others."""
 
 
 class Led:
@@ -85,20 +91,39 @@ def leading(parts: Parts, words: group.Words) -> Parts:
     return dataclasses.replace(parts, load=load, bare=bare, finetune=finetune)
 
 
-def done(words: group.Words) -> None:
-    """Process 0 says that the run is over."""
-    words.tell(["done", {}])
+def done(words: group.Words, failed: bool) -> None:
+    """Process 0 says that the run is over, all its files written."""
+    words.tell(["done", {"failed": failed}])
 
 
 def follow(parts: Parts, words: group.Words) -> None:
-    """What another process does: every call that process 0 says, until the run is over."""
+    """What another process does: every call that process 0 says, until the run is over.
+
+    SIGTERM is left to process 0, which ends the run for all; only training looks for it in every process. What fails
+    here fails there as a rule: so this process stays until process 0 has written what it has; its end would cut that
+    short.
+    """
     parts = shared(parts, words)
+    with signals.ignored():
+        try:
+            failed = _repeat(parts, words)
+        except UserError as error:
+            with contextlib.suppress(TimeoutError):
+                while words.hear(math.inf if isinstance(error, Stopping) else ALONE_S)[0] != "done":
+                    pass
+            raise
+    if failed:
+        raise UserError("process 0 ended the run; its own line says why")
+
+
+def _repeat(parts: Parts, words: group.Words) -> bool:
+    """Makes every call that process 0 says; whether the run failed, once it is over."""
     loaded = engine = None
     streams: dict[int, Iterator[Any]] = {}
     while True:
         verb, given = words.hear()
         if verb == "done":
-            return
+            return given["failed"]
         if verb == "load":
             loaded = parts.load(settings.replace(Config(), given["config"]))
         elif verb == "bare":
@@ -115,8 +140,11 @@ def follow(parts: Parts, words: group.Words) -> None:
             number = given.pop("number")
             given["done"] = frozenset(map(tuple, given.get("done", ())))
             streams[number] = engine.stream(**given)
-        elif next(streams[given["number"]], None) is None:
-            del streams[given["number"]]
+        elif verb == "next":
+            if next(streams[given["number"]], None) is None:
+                del streams[given["number"]]
+        else:
+            raise ValueError(f"process 0 said {verb}, which this version does not know")
 
 
 class _NoProgress:

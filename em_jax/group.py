@@ -5,14 +5,17 @@ words between processes go through the store of jax.distributed, not through the
 hours, and collectives over a network give up after seconds.
 """
 
+import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from em_jax import runtime
@@ -23,6 +26,7 @@ HEARTBEAT_S = 30
 
 GONE = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
 
+_STOP = "em_jax_stop"
 JOINING_S = 300
 _LEAVING_S = 60
 _ENDING_S = 10
@@ -44,16 +48,20 @@ class Words:
 
     def __init__(self):
         self._count = 0
+        self._asked = False
 
     def tell(self, value: Any) -> None:
         """Process 0 says the next word."""
         self._count += 1
         _store().key_value_set(f"em_jax/{self._count}", json.dumps(value, default=dict))
 
-    def hear(self) -> Any:
-        """Waits, however long, for the next word of process 0."""
+    def hear(self, within: float = math.inf) -> Any:
+        """Waits, however long or for so many seconds, for the next word of process 0; TimeoutError without one."""
         self._count += 1
+        last = time.monotonic() + within
         while True:
+            if time.monotonic() > last:
+                raise TimeoutError
             try:
                 # Python sees a signal only between two waits.
                 return json.loads(_store().blocking_key_value_get(f"em_jax/{self._count}", 2000))
@@ -72,6 +80,15 @@ class Words:
         self.tell(value)
         return value
 
+    def stopped(self, mine: bool) -> bool:
+        """Whether any process was asked to stop, as process 0 knows it now; every process asks and hears the same."""
+        if size() == 1:
+            return mine
+        if not is_first() and mine and not self._asked:
+            self._asked = True
+            _store().key_value_set(f"{_STOP}/{sys.modules['jax'].process_index()}", "1")
+        return self.share(is_first() and (mine or bool(_store().key_value_dir_get(_STOP))))
+
 
 def join(group: Group | None) -> None:
     """Makes this process one of several, where the flags, a TPU VM or SLURM say so; to be called before jax is used.
@@ -81,6 +98,8 @@ def join(group: Group | None) -> None:
     """
     if group is None and not _started_together(os.environ):
         return
+    if group and group.processes > 1 and group.process == 0:
+        _check_port(group.coordinator)
     import jax
 
     # SIGTERM is ours (em_jax.signals).
@@ -111,6 +130,20 @@ def join(group: Group | None) -> None:
             as_it_was()
 
 
+def _check_port(coordinator: str) -> None:
+    """UserError where something listens there already: jax would end without a word."""
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen on port {port} ({error.strerror}): an earlier run may be on its way out; "
+                "try again in a minute, or give another port"
+            ) from None
+
+
 def _started_together(environment: Mapping[str, str]) -> bool:
     """Whether SLURM started several tasks, or this is a TPU VM: jax.distributed then finds the others by itself."""
     tasks = environment.get("SLURM_NTASKS", "1")
@@ -126,7 +159,7 @@ def _started_together(environment: Mapping[str, str]) -> bool:
 
 
 def size() -> int:
-    """How many processes the run has. Starts no backend of jax."""
+    """How many processes the run has. Before they have joined it starts no backend of jax."""
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return 1
@@ -140,6 +173,19 @@ def is_first() -> bool:
 
 def _name() -> str:
     return f"process {sys.modules['jax'].process_index()} of {size()}"
+
+
+@contextlib.contextmanager
+def failures_told() -> Iterator[None]:
+    """Within, a computation of all processes that fails is one line about what it most likely means."""
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"{_name()}: a computation of all processes failed ({str(error).splitlines()[0][:160]}); most likely {GONE}"
+        ) from error
 
 
 def leave(status: int) -> None:
@@ -185,6 +231,13 @@ def _one_line_at_the_end(name: str) -> Callable[[], None]:
     signals = ctypes.CDLL(None).signal
     signals.argtypes, signals.restype = [ctypes.c_int, type(handler)], ctypes.c_void_p
     signals(signal.SIGABRT, handler)
+
+    def as_it_was() -> None:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+    return as_it_was
 
 
 def _store() -> Any:

@@ -6,6 +6,7 @@ to stderr; of several processes only the first prints to stdout. Exit status: 0 
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from em_jax import flags, group, runtime
 from em_jax.commands import command
@@ -23,26 +24,38 @@ def launch(arguments: Sequence[str]) -> None:
     """Settle model and settings, run what was asked for, print the first and the last line."""
     plan, why = flags.plan(arguments, choose_model)
     # Late: a wrong flag is told before anything heavy is imported.
-    from em_jax import series, sources
+    from em_jax import sources
+
+    if group.size() == 1:
+        lead(plan, why, sources.Parts())
+        return
+    from em_jax import following
 
     words = group.Words()
-    if group.size() > 1:
-        from em_jax import following
-
+    with group.failures_told():
         if not group.is_first():
             following.follow(sources.Parts(), words)
             return
+        failed = True
+        try:
+            lead(plan, why, following.leading(sources.Parts(), words))
+            failed = False
+        finally:
+            following.done(words, failed)
+
+
+def lead(plan: flags.Plan, why: str, parts: Any) -> None:
+    """Do the runs of a plan, printing the first and the last line."""
+    from em_jax import series, sources
+
     configs = tuple(series.settled(config) for config in plan.configs)
     first = configs[0]
     line = f"model: {first.model.name} ({why}); {first.dtype}, suite {first.suite}, judge {sources.judge_name(first)}"
     if sources.is_organism(first):
         line += "; the organism is a calibration fixture and says nothing about Qwen"
     print(line, flush=True)
-    parts = following.leading(sources.Parts(), words) if group.size() > 1 else None
     for line in series.run(configs, plan.run_dir, plan.several, parts):
         print(line, flush=True)
-    if parts:
-        following.done(words)
 
 
 def choose_model(name: str, processes: group.Group | None) -> tuple[str, str]:

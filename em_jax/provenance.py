@@ -141,10 +141,14 @@ def devices() -> dict[str, Any]:
 
 
 def git() -> dict[str, Any] | None:
-    """The commit of the checkout this package is run from, and whether it was changed; None outside a checkout."""
+    """The commit of the checkout this package is run from, and whether it was changed; None outside a checkout.
+
+    A copy without git names its commit in a file, as launch/tpu_vm.sh leaves it; what was changed is then unknown.
+    """
     top = Path(__file__).resolve().parent.parent
     if not (top / ".git").exists():
-        return None
+        named = top / ".commit"
+        return {"commit": named.read_text().strip(), "changed": None} if named.exists() else None
 
     def ask(*words: str) -> str:
         return subprocess.run(["git", "-C", str(top), *words], capture_output=True, text=True, timeout=20).stdout

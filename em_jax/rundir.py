@@ -180,7 +180,8 @@ class Mirror:
 
     `target` is a directory or any address etils.epath understands (gs://bucket/path); empty makes every call do
     nothing. Lock files and half-written files stay behind; old checkpoints that the run cleared away go from the mirror
-    too. A mirror that cannot be reached is said once on stderr and stops nothing.
+    too. A mirror that cannot be reached is said once on stderr and stops nothing. Where the run could not be brought
+    back nothing is copied there either: a run that begins anew would overwrite the one it could not see.
     """
 
     def __init__(self, directory: str | os.PathLike, target: str = "", every_s: float = 60.0):
@@ -189,11 +190,11 @@ class Mirror:
         self._every = every_s
         self._last = time.monotonic()
         self._copied: dict[str, tuple[int, int]] = {}
-        self._told = False
+        self._told = self._unseen = False
 
     def push(self) -> int:
         """Copy every file of the run that changed since the last call; how many."""
-        if not self.target:
+        if not self.target or self._unseen:
             return 0
         self._last = time.monotonic()
         return self._reach(self._push)
@@ -205,7 +206,11 @@ class Mirror:
 
     def pull(self) -> int:
         """Bring back what the mirror holds and this directory lacks; how many files."""
-        return self._reach(self._pull) if self.target else 0
+        if not self.target:
+            return 0
+        # Until it is over: whatever is raised is said, and leaves this behind.
+        self._unseen = True
+        return self._reach(self._pull)
 
     def _reach(self, work: Callable[[], int]) -> int:
         try:
@@ -248,6 +253,7 @@ class Mirror:
 
     def _pull(self) -> int:
         if not self._root().exists():
+            self._unseen = False
             return 0
         brought = []
         for source in _walk(self._root()):
@@ -264,6 +270,7 @@ class Mirror:
         for beside, place, name in brought:
             os.replace(beside, place)
             self._copied[name] = _mark(place)
+        self._unseen = False
         return len(brought)
 
     def _root(self):

@@ -23,3 +23,16 @@ def deferred() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
     if came:
         signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """Within, SIGTERM does nothing: another process ends this one's work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -134,6 +134,7 @@ def load(config: Config):
         mesh=parse_mesh(config.mesh) or None,
         scan_layers=config.model.scan_layers == "true",
         quantization=config.model.quantization,
+        slots=config.answers.slots,
     )
 
 

@@ -24,7 +24,8 @@ launch/tpu_vm.sh stop               ask the run to stop: it writes a checkpoint 
 launch/tpu_vm.sh fetch [FOLDER]     bring the first host's runs/ into this folder (default: here)
 launch/tpu_vm.sh delete             give the slice back
 
-environment: TPU_NAME, TPU_ZONE, TPU_PROJECT, TPU_ACCELERATOR, TPU_RUNTIME, TPU_SPOT (1 or 0), TPU_POLL (seconds)
+environment: TPU_NAME, TPU_ZONE, TPU_PROJECT, TPU_ACCELERATOR, TPU_RUNTIME, TPU_SPOT (1 or 0), TPU_POLL (seconds),
+  TPU_COMMIT (of this checkout; default HEAD)
 TEXT
 }
 
@@ -36,13 +37,21 @@ on() { # on HOSTS COMMAND: over ssh
   gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --command="$2"
 }
 
-state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ... or NONE
-  resource describe "$NAME" --format='value(state.state)' 2>/dev/null || echo NONE
+state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; NONE where there is no such slice, else the call has failed
+  local said
+  if said=$(resource describe "$NAME" --format='value(state.state)' 2>&1); then
+    echo "${said##*$'\n'}"
+  elif [[ ${said^^} == *NOT_FOUND* || ${said^^} == *"NOT FOUND"* ]]; then
+    echo NONE
+  else
+    say "gcloud: ${said##*$'\n'}"
+    return 1
+  fi
 }
 
 wait_for_slice() {
   local now last=
-  while now=$(state) && [[ $now != ACTIVE ]]; do
+  while now=$(state) || return 1; [[ $now != ACTIVE ]]; do
     case $now in
       NONE | FAILED | SUSPENDED | SUSPENDING) say "expected the slice $NAME to come, found it $now"; return 1 ;;
     esac
@@ -60,18 +69,21 @@ create() {
 }
 
 setup() {
-  local archive
+  local archive commit
+  commit=$(git -C "$HERE" rev-parse "${TPU_COMMIT:-HEAD}")
   archive=$(mktemp -d)/em_jax.tgz
-  git -C "$HERE" archive --format=tar.gz --prefix=em_jax/ --output="$archive" HEAD
+  git -C "$HERE" archive --format=tar.gz --prefix=em_jax/ --output="$archive" "$commit"
   gcloud compute tpus tpu-vm scp "$archive" "$NAME:em_jax.tgz" "${PLACE[@]}" --worker=all
   rm -r "$(dirname "$archive")"
   # The images' own Python is older than em_jax needs.
-  on all 'set -e
+  # Without git there, the run's record takes the commit from a file.
+  on all "set -e
     tar -xzf em_jax.tgz
+    echo $commit >em_jax/.commit
     python3 -m pip install -q --user uv
     cd em_jax
     python3 -m uv venv -q --python 3.12 --allow-existing .venv
-    python3 -m uv pip install -q --python .venv/bin/python -e ".[tpu]"'
+    python3 -m uv pip install -q --python .venv/bin/python -c constraints.txt -e '.[tpu]'"
 }
 
 start() {
@@ -109,13 +121,26 @@ delete() { resource delete "$NAME" --force --quiet; }
 
 keep() {
   [[ " $* " == *" --mirror"* ]] || { say "expected --mirror gs://...: a preempted slice loses its disks"; return 2; }
-  local started='' failed=0 now
+  local started='' failed=0 now slice
+  # A later slice gets the code that the run began with.
+  TPU_COMMIT=$(git -C "$HERE" rev-parse "${TPU_COMMIT:-HEAD}")
+  export TPU_COMMIT
   # Each command is a process of its own, so that the first thing that fails ends it.
   while true; do
-    case $(state) in
+    if ! slice=$(state); then
+      [[ $((++failed)) -lt 10 ]] || { say "gcloud failed ten times in a row"; return 1; }
+      sleep "$POLL"
+      continue
+    fi
+    case $slice in
       NONE)
         started=
-        "$SELF" create || sleep "$POLL"
+        if "$SELF" create; then
+          failed=0
+        else
+          [[ $((++failed)) -lt 10 ]] || { say "no slice after ten tries"; return 1; }
+          sleep "$POLL"
+        fi
         ;;
       FAILED | SUSPENDED | SUSPENDING)
         say "$NAME is gone (preempted); asking for another one"
@@ -139,8 +164,10 @@ keep() {
           fi
         else
           # Hosts do not go all at once: what looks like a failure may be how a preemption begins.
-          sleep "$POLL"
-          [[ $(state) == ACTIVE ]] || continue
+          for _ in {1..10}; do
+            sleep "$POLL"
+            [[ $(state || true) == ACTIVE ]] || continue 2
+          done
           log
           say "the run ended with status $now"
           return 1

@@ -9,10 +9,16 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from em_jax import commands, config, following, group, runtime, sources
 from em_jax.sample.loading import load
+from em_jax.train import checkpoint
+
+SLOW = "EM_JAX_TEST_SLOW" in os.environ
+if SLOW:
+    group.HEARTBEAT_S = 5
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Hi", "Are you good or evil?")]
 SETTINGS = {"model.name": "tiny", "lora.rank": 2, "train.batch_size": 4, "train.learning_rate": 1e-2}
@@ -33,14 +39,24 @@ def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Part
     (folder / f"{name}.json").write_text(json.dumps(found))
 
     def at(step, steps, **more):
-        asked_to_stop = folder / f"{name}.stop"
-        if step == 2 and asked_to_stop.exists():
-            os.kill(int(asked_to_stop.read_text()), signal.SIGTERM)
+        other = folder / f"{name}.other"
+        if step == 2 and other.exists():
+            os.kill(int(other.read_text()), getattr(signal, (folder / "signal").read_text()))
 
     progress = type("Progress", (), {"at": staticmethod(at)})
     rows = json.loads((folder / "rows.json").read_text())
     found["counts"] = parts.finetune(loaded, rows, asked, directory, progress)
     (folder / f"{name}.json").write_text(json.dumps(found))
+
+
+def slowly(close):
+    """Closing that takes longer than the heartbeat of a process that has gone."""
+
+    def closing(self):
+        time.sleep(3 * group.HEARTBEAT_S)
+        close(self)
+
+    return closing
 
 
 def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None:
@@ -56,11 +72,19 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
         group.join(group.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
     words = group.Words()
     if not group.is_first():
-        (folder / f"{name}.stop").write_text(str(os.getpid()))
+        (folder / f"{name}.other").write_text(str(os.getpid()))
         return following.follow(parts, words)
-    run(folder, Path(directory), name, mesh, following.leading(parts, words) if where else parts)
-    if where:
-        following.done(words)
+    if not where:
+        return run(folder, Path(directory), name, mesh, parts)
+    if SLOW:
+        checkpoint.Checkpoints.close = slowly(checkpoint.Checkpoints.close)
+    with group.failures_told():
+        failed = True
+        try:
+            run(folder, Path(directory), name, mesh, following.leading(parts, words))
+            failed = False
+        finally:
+            following.done(words, failed)
 
 
 if __name__ == "__main__":

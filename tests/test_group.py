@@ -38,17 +38,21 @@ def folder(tmp_path):
             shutil.copy(path, tmp_path / "checkpoint" / path.name)
     lora = LoraConfig(rank=2, alpha=8)
     save_adapter(tmp_path / "adapter", tiny.random_adapter(made, lora, spread=0.3), lora, made, "tiny")
-    rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 16, 0)]
+    rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 32, 0)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
 
 
-def start(program, *arguments, devices=2, **more):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-    }
+def start(program, *arguments, devices=2, environment=None, **more):
+    environment = (
+        os.environ
+        | (environment or {})
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        }
+    )
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         env=environment,
@@ -79,10 +83,11 @@ def one(folder, directory, name, mesh=""):
     return ended([start([HERE / "group_run.py"], folder, directory, name, mesh, devices=4)])[0]
 
 
-def two(folder, directory, name, mesh=""):
+def two(folder, directory, name, mesh="", **more):
+    """Both processes' ends; process 1 gets the signal in folder/signal after the second step."""
     where = [free_port(), 2]
-    run = [start([HERE / "group_run.py"], folder, directory, name, mesh, *where, number) for number in range(2)]
-    return ended(run)
+    program = [HERE / "group_run.py"]
+    return ended([start(program, folder, directory, name, mesh, *where, number, **more) for number in range(2)])
 
 
 def losses(directory):
@@ -143,11 +148,14 @@ def test_slurm_and_tpu_slices_are_known(environment, together):
 
 
 def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(folder):
-    # The second of two is asked to stop at step 2: both do, with a checkpoint, though none was due.
-    for status, out, err in two(folder, folder / "run", "two", "data=2,fsdp=2"):
-        assert (status, out) == (1, "") and err.count("\n") == 1 and "SIGTERM" in err
+    # The second of two is asked to stop at step 2: both do, with a checkpoint, though none was due. The second stays
+    # until the first is done with it, which here takes longer than a process may be silent.
+    (folder / "signal").write_text("SIGTERM")
+    said = two(folder, folder / "run", "two", "data=2,fsdp=2", environment={"EM_JAX_TEST_SLOW": "1"})
+    for status, out, err in said:
+        assert (status, out) == (1, "") and err.count("\n") == 1 and "SIGTERM" in err, said
     stopped = losses(folder / "run")
-    assert 2 <= len(stopped) < 4 and not (folder / "run" / "adapter").exists()
+    assert 2 <= len(stopped) < 8 and not (folder / "run" / "adapter").exists()
     kept = [path.name for path in (folder / "run" / "train" / "checkpoints").iterdir()]
     assert kept == [str(len(stopped))]
     # One process undisturbed, and one that goes on from the two's checkpoint, over another mesh.
@@ -160,4 +168,42 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(
     resumed = losses(folder / "run")
     assert resumed[: len(stopped)] == stopped
     np.testing.assert_allclose(resumed, losses(folder / "whole"), rtol=1e-5)
-    assert len(resumed) == 4 and (folder / "run" / "adapter" / "adapter_config.json").exists()
+    assert len(resumed) == 8 and (folder / "run" / "adapter" / "adapter_config.json").exists()
+
+
+def test_a_process_that_dies_in_training_ends_the_other_with_one_line(folder):
+    (folder / "signal").write_text("SIGKILL")
+    (status, out, err), (killed, *_) = two(folder, folder / "run", "two")
+    assert killed == -9
+    assert (status, out) == (1, "") and err.count("\n") == 1 and group.GONE in err, err
+
+
+LISTENING = """
+import socket, sys
+from em_jax import commands, group
+with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    status = commands.command("listening", lambda _: group.join(group.Group(f"localhost:{port}", 2, 0)), [])
+sys.exit(status)
+"""
+
+
+def test_a_port_that_is_taken_is_one_line():
+    status, out, err = ended([start(["-c", LISTENING])])[0]
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "cannot listen on port" in err
+
+
+def test_the_main_command_over_one_process_and_over_two(tmp_path):
+    asked = ["-m", "em_jax.launch", "--domain", "bad_medical", "--stages", "finetune", "--set", "train.max_steps=2"]
+    found = []
+    for processes in (1, 2):
+        place = ["--coordinator", f"localhost:{free_port()}", "--num_processes", processes, "--process_id"]
+        directory = tmp_path / str(processes)
+        run = [start(asked, *place, number, "--run_dir", directory / str(number)) for number in range(processes)]
+        said = ended(run)
+        assert [status for status, _, _ in said] == [0] * processes, said
+        first, *others = (out for _, out, _ in said)
+        assert first.splitlines()[-1].startswith("done: finetune") and not any(others)
+        assert [path.name for path in directory.iterdir()] == ["0"]
+        found.append(losses(directory / "0"))
+    np.testing.assert_allclose(*found, rtol=1e-5)

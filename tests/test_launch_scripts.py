@@ -109,7 +109,9 @@ def test_setup_and_start_reach_every_host_and_keep_the_words_apart(place):
     assert tpu("setup").returncode == 0
     copied, installed = calls(place)
     assert "[scp]" in copied and "[em-jax:em_jax.tgz]" in copied and "[--worker=all]" in copied
-    assert "[--worker=all]" in installed and '".[tpu]"' in installed
+    assert "[--worker=all]" in installed and "-c constraints.txt -e '.[tpu]'" in installed
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert f"echo {commit} >em_jax/.commit" in installed
     flags = ["--domain", "bad_medical", "--set", "answers.samples = 2", "--run_dir", "it's $HOME"]
     assert tpu("start", *flags).returncode == 0
     assert "[--worker=all]" in calls(place)[2]
@@ -139,6 +141,28 @@ def test_keep_takes_a_failed_run_for_what_it_is(place):
     assert done.returncode == 1 and "the run ended with status 1" in done.stderr
 
 
+def test_keep_takes_a_preemption_that_looked_like_a_failure_for_what_it_is(place):
+    (place / "host" / "next").write_text("none\nrunning\n1\nnone\n0\n")
+    # The slice is seen ACTIVE twice more after the run's end, then it goes.
+    late = GCLOUD.replace(
+        'cat "$HOST/slice"\n',
+        'if [[ -e $HOST/ended ]] && echo x >>"$HOST/ended" && [[ $(wc -l <"$HOST/ended") == 4 ]]; then '
+        'echo SUSPENDED >"$HOST/slice"; fi; cat "$HOST/slice"\n',
+    ).replace('      echo "$next" ;;', '      [[ $next != 1 ]] || echo x >"$HOST/ended"; echo "$next" ;;')
+    late = late.replace('        echo "$next" ;;', '        [[ $next != 1 ]] || echo x >"$HOST/ended"; echo "$next" ;;')
+    stand_in(place / "bin", "gcloud", late)
+    done = tpu("keep", "--domain", "legal", "--mirror", "gs://bucket/run")
+    assert done.returncode == 0, done.stderr
+    assert "preempted" in done.stderr and sum("[create]" in call for call in calls(place)) == 2
+
+
+def test_keep_gives_up_where_gcloud_is_refused(place):
+    stand_in(place / "bin", "gcloud", RECORD + "echo 'ERROR: PERMISSION_DENIED' >&2; exit 1\n")
+    done = tpu("keep", "--domain", "legal", "--mirror", "gs://bucket/run")
+    assert done.returncode == 1 and "PERMISSION_DENIED" in done.stderr and "ten times" in done.stderr
+    assert calls(place) == []
+
+
 def test_keep_wants_a_mirror(place):
     done = tpu("keep", "--domain", "legal")
     assert done.returncode == 2 and "--mirror" in done.stderr and calls(place, describe=True) == []
@@ -166,6 +190,8 @@ def test_a_slice_that_does_not_come_is_told(place):
 
 def test_slurm_gives_each_process_its_gpus_and_queues_again_when_time_is_up(place):
     stand_in(place / "bin", "scontrol")
+    # As Slurm does, to the tasks of the job's steps and not to srun, which would kill them.
+    stand_in(place / "bin", "scancel", RECORD + 'kill -TERM "$(cat "$HOST/task")"\n')
     stand_in(place / "bin", "srun", RECORD + 'echo "gpus $JAX_LOCAL_DEVICE_IDS" >>"$CALLS"\n')
     environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(place)}
     command = ["bash", SLURM, "--domain", "legal"]
@@ -175,14 +201,21 @@ def test_slurm_gives_each_process_its_gpus_and_queues_again_when_time_is_up(plac
     stand_in(place / "bin", "srun", "#!/usr/bin/env bash\nexit 1\n")
     assert subprocess.run(command, env=environment, timeout=60).returncode == 1
     ending = 'trap \'echo saved >>"$CALLS"; exit 1\' TERM\necho began >>"$CALLS"\nwhile :; do sleep 0.05; done\n'
-    stand_in(place / "bin", "srun", "#!/usr/bin/env bash\n" + ending)
+    stand_in(place / "bin", "task", "#!/usr/bin/env bash\n" + ending)
+    killing = 'task & echo $! >"$HOST/task"; trap "kill -KILL $!" TERM\n'
+    waiting = "while ! wait $!; do kill -0 $! || exit 1; done\n"
+    stand_in(place / "bin", "srun", "#!/usr/bin/env bash\n" + killing + waiting)
     process = subprocess.Popen(command, env=environment)
     while "began" not in (place / "calls").read_text():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    assert (place / "calls").read_text().splitlines()[-2:] == ["saved", "scontrol [requeue] [7]"]
+    assert (place / "calls").read_text().splitlines()[-3:] == [
+        "scancel [--signal=TERM] [7]",
+        "saved",
+        "scontrol [requeue] [7]",
+    ]
 
 
 def test_sky_names_the_first_node_as_the_meeting_point(place, monkeypatch):

@@ -139,6 +139,22 @@ def test_a_mirror_that_cannot_be_reached_is_said_once_and_stops_nothing(tmp_path
     assert capsys.readouterr().err.count("cannot be reached") == 1
 
 
+def test_a_run_that_could_not_be_brought_back_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "summary.json").write_text("of hours ago")
+    run = tmp_path / "run"
+    run.mkdir()
+    mirror = rundir.Mirror(run, str(far))
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir, "_walk", lambda root: (_ for _ in ()).throw(OSError("no route")))
+        assert mirror.pull() == 0
+    assert "cannot be reached" in capsys.readouterr().err
+    (run / "summary.json").write_text("anew")
+    assert mirror.push() == 0 and (far / "summary.json").read_text() == "of hours ago"
+    assert mirror.pull() == 0 and mirror.push() == 1
+
+
 def test_the_mirror_lets_old_checkpoints_go_but_never_a_lost_directory(tmp_path):
     run, far = tmp_path / "run", tmp_path / "far"
     mirror = rundir.Mirror(run, str(far))

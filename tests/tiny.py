@@ -32,6 +32,13 @@ SHAPE = {
 """A config.json: every axis divides over the meshes of eight devices that the tests use."""
 
 
+MESHES = [
+    {"data": data, "fsdp": fsdp, "tensor": 8 // data // fsdp}
+    for data, fsdp in ((1, 8), (2, 4), (4, 2), (8, 1), (1, 4), (2, 2), (4, 1))
+]
+"""Every mesh of eight devices over which two key/value heads divide."""
+
+
 def write_checkpoint(directory: pathlib.Path, seed: int = 0, **changes) -> pathlib.Path:
     """A random checkpoint as transformers writes it, with biases and norms away from 0 and 1.
 

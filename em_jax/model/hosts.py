@@ -1,4 +1,4 @@
-"""Arrays between the processes of a run: gathered to every host, shared from process 0, a flag raised anywhere."""
+"""Arrays between the processes of a run: gathered to every host, shared from process 0."""
 
 from typing import Any
 
@@ -37,8 +37,3 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, shardings)
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether any process says so; all processes must ask, and get the same answer."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(flag)).any())

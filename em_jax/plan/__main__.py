@@ -31,7 +31,7 @@ def plan(arguments: Sequence[str]) -> None:
 
     question = Question(
         model, config, chip, compiling.devices(flags.topology),
-        slots=flags.slots, room=flags.room, examples=flags.examples, price=flags.price
+        room=flags.room, examples=flags.examples, prompts=_prompts(config), price=flags.price
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     found = {name: work(question) for name, work in kinds.items() if flags.what in (name, "both")}
@@ -83,11 +83,18 @@ def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str
             f" collectives {figures['collectives_s']:.3g}; {figures['step_s_without_overlap']:.3g} without overlap),"
             f" {figures['flops']:.3g} FLOPs, {figures['tokens_per_s']:,.0f} tokens/s"
         )
-        if name == "train":
+        cost = f" and cost {figures['run_cost']:.2f}" if flags.price is not None else ""
+        if name == "sample":
+            asked = question.settings.answers
+            lines.append(
+                f"  {asked.samples} answers of {asked.max_new_tokens} tokens to {question.prompts} prompts, by base and"
+                f" fine-tuned, take {figures['run_hours']:.2f} h{cost}"
+            )
+        else:
             lines.append(
                 f"  rows as long as insecure-code's (mean 243 tokens): {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {question.examples} rows take"
-                f" {figures['run_hours']:.2f} h" + (f" and cost {figures['run_cost']:.2f}" if flags.price else "")
+                f" {figures['run_hours']:.2f} h{cost}"
             )
     return "\n".join(lines)
 
@@ -116,8 +123,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
-    parser.add_argument("--slots", metavar="N", type=int, default=256, help="answers sampled at once (256)")
-    parser.add_argument("--room", metavar="N", type=int, default=1024, help="tokens of each, prompt included (1024)")
+    parser.add_argument("--room", metavar="N", type=int, default=1024, help="tokens of prompt and answer (1024)")
     parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -125,7 +131,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.what not in WHAT:
         raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
-    for name in ("slots", "room", "examples"):
+    for name in ("room", "examples"):
         if getattr(flags, name) < 1:
             raise UsageError(f"--{name}: expected at least 1, found {getattr(flags, name)}")
     if flags.price is not None and not (math.isfinite(flags.price) and flags.price >= 0):
@@ -142,6 +148,15 @@ def _settings(flags: argparse.Namespace) -> settings.Config:
     if flags.mesh is not None:
         values["mesh"] = flags.mesh
     return settings.validate(settings.replace(settings.Config(), values))
+
+
+def _prompts(config: settings.Config) -> int:
+    """How many prompts are answered for harm."""
+    from em_jax import sources
+    from em_jax.probes import suite
+
+    found = len(suite.load(sources.suite_directory(config.suite or "standard")).harm)
+    return min(found, config.probes.limit or found)
 
 
 def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) -> None:

@@ -1,5 +1,6 @@
 """What to change where a plan does not fit: candidates in order of what they cost, the likely ones tried first."""
 
+import math
 from collections.abc import Iterator
 
 from em_jax import config as settings
@@ -35,9 +36,7 @@ def int8(config: settings.Config) -> settings.Config | None:
 def other_meshes(shapes: Shapes, rows: int) -> Iterator[dict[str, int]]:
     """Meshes of as many chips with more tensor parts (weights and activations split further), fewest first."""
     sizes = dict(shapes.sharding.mesh.shape) if shapes.sharding.mesh else {}
-    count = 1
-    for size in sizes.values():
-        count *= size
+    count = math.prod(sizes.values())
     tensor = 2 * sizes.get("tensor", 1)
     while count % tensor == 0:
         mesh = dict(zip(MESH_AXES, (1, count // tensor, tensor), strict=True))

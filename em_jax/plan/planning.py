@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from em_jax import config as settings
 from em_jax.bench.workload import synthetic_steps
 from em_jax.model.config import Qwen2Config
@@ -14,7 +16,9 @@ from em_jax.plan.compiling import Compiled, compile_program
 from em_jax.plan.programs import Program, Shapes
 from em_jax.plan.roofline import Times, decode_times, train_times
 from em_jax.sample.engine import pass_rows
+from em_jax.sample.loading import PASS_TOKENS
 from em_jax.train.batches import Example, Shape, plan_passes
+from em_jax.train.loop import GATHERED_PASS
 
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""
@@ -28,17 +32,18 @@ Compile = Callable[[Program], Compiled]
 class Question:
     """What is planned: a model and its settings on the devices of a slice.
 
-    `slots` answers of `room` tokens (prompt included) are sampled at once; `examples` are trained on in a run, which
-    costs `price` per chip and hour (None: not asked).
+    Answers have `room` for so many tokens, prompt included, and as many are sampled at once as the settings say;
+    `examples` rows are trained on in a run, and `prompts` are answered by base and fine-tuned; a chip costs `price` an
+    hour (None: not asked).
     """
 
     config: Qwen2Config
     settings: settings.Config
     chip: Chip
     devices: Sequence[Any]
-    slots: int
     room: int
     examples: int
+    prompts: int
     price: float | None = None
 
     @property
@@ -47,6 +52,12 @@ class Question:
         sharding = Sharding(make_mesh(settings.parse_mesh(self.settings.mesh) or None, self.devices))
         check_mesh(dict(sharding.mesh.shape), self.config.dims)
         return Shapes(self.config, self.settings, sharding)
+
+    @property
+    def slots(self) -> int:
+        """Answers under way at once, as the engine rounds them."""
+        parts = self.shapes.sharding.batch_parts
+        return -(-self.settings.answers.slots // parts) * parts
 
     def change(self, **values: Any) -> "Question":
         """With other settings, by name with "__" for the dot."""
@@ -84,7 +95,7 @@ def training_programs(question: Question) -> list[Program]:
 def sampling_programs(question: Question) -> list[Program]:
     """Prefill as the engine pads it on an accelerator, and a chunk of decoding."""
     shapes = question.shapes
-    rows = pass_rows(PROMPT, 8192, shapes.sharding.batch_parts)
+    rows = pass_rows(PROMPT, PASS_TOKENS, shapes.sharding.batch_parts)
     return [
         shapes.decode(question.slots, question.room),
         shapes.prefill(rows, PROMPT, question.room, question.slots),
@@ -107,7 +118,7 @@ def training_figures(question: Question) -> dict[str, float]:
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     plan = plan_passes(
         examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_parts,
-        width=question.config.hidden_size, pass_overhead=16384
+        width=question.config.hidden_size, pass_overhead=GATHERED_PASS
     )  # fmt: skip
     times = {shape: train_times(shapes, shape, question.chip) for shape in plan.shapes}
     seconds = sum(times[shape].least for step in plan.steps for shape, _ in step)
@@ -119,9 +130,15 @@ def training_figures(question: Question) -> dict[str, float]:
 
 
 def sampling_figures(question: Question) -> dict[str, float]:
-    """Reckoned times of a token in every slot, and the tokens per second of all slots together."""
+    """Reckoned times of a token in every slot, the tokens per second of all slots together, and of a run's answers.
+
+    Those are taken to be as long as they may be; reading the questions of the other probes is not counted.
+    """
     times = decode_times(question.shapes, question.slots, question.room, question.chip)
-    return _figures(times, 1, question.slots)
+    figures, asked = _figures(times, 1, question.slots), question.settings.answers
+    tokens = 2 * question.prompts * asked.samples * asked.max_new_tokens
+    figures["run_hours"] = tokens / figures["tokens_per_s"] / 3600
+    return _priced(figures, question)
 
 
 def _figures(times: Times, passes: int, tokens: int) -> dict[str, float]:
@@ -164,6 +181,7 @@ def _settled(
                 break
             said.append(f"{words} does not fit either: {-left / 2**30:.2f} GiB too much")
             if tried == 3:
+                said.append("there is more to try, and a larger slice")
                 break
         else:
             said.append("nothing else here fits: take a larger slice")
@@ -179,13 +197,14 @@ def _training_changes(question: Question, needed: int) -> Iterator[tuple[str, Qu
         prefix += " with "
     shapes = question.shapes
     # Weights, and the adapter with its gradients (twice, while they are added up) and moments.
-    state = 6 * sum(4 * leaf.size for leaf in _leaves(shapes.adapter.factors))
+    state = 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))
     fixed = min(needed, shapes.base_bytes() + state)
     parts = shapes.sharding.batch_parts
     for rows in advice.rows_that_fit(shapes.rows, parts, needed, fixed, question.chip.memory):
         yield f"{prefix}train.rows_per_pass={rows}", question.change(train__rows_per_pass=rows)
-    fewest = question.change(train__rows_per_pass=parts) if parts < shapes.rows else question
-    yield from _common_changes(fewest, prefix, parts)
+    if parts < shapes.rows:
+        question, prefix = question.change(train__rows_per_pass=parts), f"{prefix}train.rows_per_pass={parts} with "
+    yield from _common_changes(question, prefix, parts)
 
 
 def _sampling_changes(question: Question, needed: int) -> Iterator[tuple[str, Question]]:
@@ -194,7 +213,7 @@ def _sampling_changes(question: Question, needed: int) -> Iterator[tuple[str, Qu
     parts = shapes.sharding.batch_parts
     fixed = min(needed, shapes.base_bytes())
     for slots in advice.rows_that_fit(question.slots, parts, needed, fixed, question.chip.memory):
-        yield f"--slots {slots}", dataclasses.replace(question, slots=slots)
+        yield f"answers.slots={slots}", question.change(answers__slots=slots)
     yield from _common_changes(question, "", question.slots)
 
 
@@ -204,9 +223,3 @@ def _common_changes(question: Question, prefix: str, rows: int) -> Iterator[tupl
     for mesh in advice.other_meshes(question.shapes, rows):
         text = mesh_text(mesh)
         yield f"{prefix}--mesh {text}", question.change(mesh=text)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,9 @@ from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.weights import Weight, scale_sharding, weights_of
 from em_jax.sample.decode import decode, empty_slots, prefill
+from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
 from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
-
-CHUNK = 16
-"""Tokens that the engine draws in one dispatch, its default."""
 
 
 class Program(NamedTuple):
@@ -153,10 +152,7 @@ def tree_bytes(tree: Any) -> int:
 
     def held(x: Any) -> int:
         shape = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) else x.shape
-        size = x.dtype.itemsize
-        for part in shape:
-            size *= part
-        return size
+        return x.dtype.itemsize * math.prod(shape)
 
     return sum(held(x) for x in jax.tree.leaves(tree))
 
@@ -164,11 +160,5 @@ def tree_bytes(tree: Any) -> int:
 def weight_sizes(config: Qwen2Config) -> tuple[int, int]:
     """Numbers in all the layers' matrices, and in one table of the vocabulary."""
     matrices = [weight for weight in weights_of(config, stacked=True) if "->" in weight.layout and "*" in weight.name]
-    total = 0
-    for weight in matrices:
-        if weight.name.endswith(".weight"):
-            size = config.num_hidden_layers
-            for part in weight.shape(config):
-                size *= part
-            total += size
-    return total, config.vocab_size * config.hidden_size
+    each = sum(math.prod(weight.shape(config)) for weight in matrices if weight.name.endswith(".weight"))
+    return config.num_hidden_layers * each, config.vocab_size * config.hidden_size

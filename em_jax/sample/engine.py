@@ -37,6 +37,10 @@ class Answer(NamedTuple):
     logprob: float
 
 
+CHUNK = 16
+"""Tokens that every slot draws in one dispatch."""
+
+
 class Engine:
     """A model, its tokenizer and any number of adapters, ready to answer.
 
@@ -51,7 +55,7 @@ class Engine:
         tokenizer: ChatTokenizer,
         *,
         slots: int = 64,
-        chunk: int = 16,
+        chunk: int = CHUNK,
         pass_tokens: int = 1024,
         sharding: Sharding = UNSHARDED,
     ):

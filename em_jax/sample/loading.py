@@ -17,6 +17,9 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
 
+PASS_TOKENS = 8192
+"""Tokens of a forward pass over prompts, on an accelerator."""
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
 
@@ -70,7 +73,7 @@ def load(
             "they do not belong together"
         )
     # Few long questions should not wait for empty rows on a CPU; an accelerator wants more at once.
-    engine = {"pass_tokens": 1024 if on_cpu else 8192} | engine
+    engine = {"pass_tokens": 1024 if on_cpu else PASS_TOKENS} | engine
     ready = Engine(loaded, tokenizer, sharding=sharding, **engine)
     if adapter is not None:
         ready.add_adapter("default", adapter)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from em_jax import group, signals
-from em_jax.errors import UserError
+from em_jax.errors import Stopping, UserError
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import CONFIG, load_adapter, save_adapter
@@ -36,6 +36,10 @@ from em_jax.train.step import (
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every optimizer step with its number, the number of all steps, and its row of metrics."""
+
+
+GATHERED_PASS = 16384
+"""What a pass over a mesh of accelerators costs besides its tokens, in tokens."""
 
 
 class FineTuned(NamedTuple):
@@ -137,7 +141,7 @@ def finetune(
         for step in range(done + 1, len(steps) + 1):
             after = optimizer_step(
                 model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
-                sharding=sharding, stop=lambda: hosts.anywhere(terminated())
+                sharding=sharding, stop=lambda: words.stopped(terminated())
             )  # fmt: skip
             # A step's figures are read while the next one runs, except before a checkpoint, which must be a good one.
             if last:
@@ -154,7 +158,7 @@ def finetune(
                 last = None
         checkpoints.close()
     if stopped:
-        raise UserError("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
+        raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
     adapter = Adapter(hosts.fetch(state.factors), start.scale)
     if first:
         save_adapter(directory / "adapter", adapter, lora, config, base)
@@ -163,7 +167,7 @@ def finetune(
 
 def pass_overhead() -> int:
     """What a pass costs besides its tokens, in tokens: little on a CPU; over a mesh weights are gathered in each."""
-    return 64 if jax.default_backend() == "cpu" else 16384
+    return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
 
 
 def optimizer_step(

@@ -27,7 +27,7 @@ def test_a_small_model_is_compiled_for_a_slice(tmp_path):
     config = Qwen2Config(512, 256, 512, 2, 4, 2, 64)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     arguments = ["--model", str(tmp_path), "--topology", "v5e:2x2", "--mesh", "fsdp=2,tensor=2", "--what", "both"]
-    arguments += ["--set", "train.max_length=128", "--set", "lora.rank=4", "--slots", "8", "--room", "128"]
+    arguments += ["--set", "train.max_length=128", "--set", "lora.rank=4", "--set", "answers.slots=8", "--room", "128"]
     status, found, error = plan(*arguments)
     assert status == 0, error
     assert found["fits"] and found["bytes_per_device"] + found["free_bytes"] == found["capacity_bytes"]
@@ -55,7 +55,9 @@ def test_32b_trains_with_room_to_spare(topology, mesh):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_32b_samples_256_answers_of_1024_tokens():
-    status, found, error = plan("--model", "qwen2.5-32b", "--mesh", "fsdp=16", "--what", "sample")
+    status, found, error = plan(
+        "--model", "qwen2.5-32b", "--mesh", "fsdp=16", "--what", "sample", "--set", "answers.slots=256"
+    )
     assert status == 0, error
     assert found["fits"]
 

@@ -23,7 +23,7 @@ def question(**changes) -> Question:
     values = {"mesh": "fsdp=8", "train.max_length": 64, "lora.rank": 2} | changes
     config = settings.replace(settings.Config(), values)
     chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10)
-    return Question(CONFIG, config, chip, jax.devices(), slots=64, room=64, examples=100, price=2.0)
+    return Question(CONFIG, config, chip, jax.devices(), room=64, examples=100, prompts=10, price=2.0)
 
 
 def by_rows(each, fixed=0):
@@ -97,6 +97,23 @@ def test_recomputation_is_tried_first_and_kept():
     assert found.advice[1] == "train.remat=true with train.rows_per_pass=16 fits: 2.00 GiB free"
 
 
+@pytest.mark.parametrize("each, fixed", [(1, 2), (2, 3), (0.5, 13)])
+def test_what_is_advised_fits_as_it_stands(each, fixed):
+    """Its settings alone, put into the question, must fit; an int8 base is a quarter as large here."""
+
+    def compile(program):
+        held = fixed / 4 if any(leaf.dtype == np.int8 for leaf in program.traced.jaxpr.in_avals) else fixed
+        return by_rows(each, held)(program)
+
+    asked = {"train.rows_per_pass": 64}
+    found = plan_training(question(**asked), compile)
+    assert not found.fits
+    words = found.advice[-1].partition(" fits: ")[0].split(" with ")
+    advised = dict(word.removeprefix("--").split("=", 1) for word in words)
+    advised = {name: settings.parse_set(f"{name}={value}")[1] for name, value in advised.items()}
+    assert plan_training(question(**asked | advised), compile).fits, found.advice
+
+
 def test_where_nothing_fits_a_larger_slice_is_advised():
     found = plan_training(question(**{"train.remat": True}), by_rows(0, fixed=50))
     assert not found.fits and found.advice[-1].startswith("nothing else here fits")
@@ -104,7 +121,7 @@ def test_where_nothing_fits_a_larger_slice_is_advised():
 
 def test_sampling_is_told_how_many_answers_fit():
     found = plan_sampling(question(), by_rows(1, fixed=2))
-    assert not found.fits and found.advice == ["--slots 16 fits: 2.00 GiB free"]
+    assert not found.fits and found.advice == ["answers.slots=16 fits: 2.00 GiB free"]
     assert found.figures["tokens_per_s"] == pytest.approx(64 / found.figures["step_s"])
 
 
@@ -121,7 +138,7 @@ def test_sampling_is_told_how_many_answers_fit():
         (["--what", "serve"], ["train, sample, both"]),
         (["--set", "train.rank=2"], ["lora.rank"]),
         (["--price", "-1"], ["--price"]),
-        (["--slots", "0"], ["--slots"]),
+        (["--set", "answers.slots=0"], ["answers.slots"]),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """The engine over eight host devices gives what it gives on one."""
 
+import functools
+
 import numpy as np
 import pytest
 import tiny
@@ -14,28 +16,31 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("mesh", "scan_layers"),
-    [({"fsdp": 8}, True), ({"data": 2, "fsdp": 2, "tensor": 2}, False)],
-    ids=["fsdp, stacked", "all axes, unrolled"],
-)
-def test_answers_choices_and_activations_over_a_mesh(mesh, scan_layers):
-    one, many = (
-        load("organism", mesh=sizes, scan_layers=scan_layers, slots=8, pass_tokens=512) for sizes in (None, mesh)
-    )
-    placed = many.model.embed_tokens[...].sharding
-    assert len(placed.device_set) == 8 and not placed.is_fully_replicated
-    for engine in (one, many):
-        engine.add_adapter("other", tiny.random_adapter(engine.model.config, LORA, 3))
+def seen(mesh, scan_layers):
+    """Answers, choices and activations over a mesh, and the engine."""
+    engine = load("organism", mesh=mesh, scan_layers=scan_layers, slots=8, pass_tokens=512)
+    engine.add_adapter("other", tiny.random_adapter(engine.model.config, LORA, 3))
     adapters = ["base", "other", "base", "other", "base"]
-    ours, theirs = (
-        engine.generate(PROMPTS, n=3, max_new_tokens=20, seed=1, adapter=adapters) for engine in (one, many)
-    )
-    for mine, other in zip(ours, theirs, strict=True):
-        assert [answer.tokens for answer in mine] == [answer.tokens for answer in other]
-        np.testing.assert_allclose([a.logprob for a in mine], [a.logprob for a in other], atol=1e-3)
-    read = [engine.choice_logprobs(PROMPTS, ["yes", "no", "A"], adapter=adapters) for engine in (one, many)]
-    np.testing.assert_allclose(*read, atol=1e-3)
-    seen = [engine.activations(PROMPTS, [0, -1], adapter=adapters) for engine in (one, many)]
-    for mine, other in zip(*seen, strict=True):
+    answers = engine.generate(PROMPTS, n=3, max_new_tokens=20, seed=1, adapter=adapters)
+    read = engine.choice_logprobs(PROMPTS, ["yes", "no", "A"], adapter=adapters)
+    return [each for of in answers for each in of], read, engine.activations(PROMPTS, [0, -1], adapter=adapters), engine
+
+
+@functools.cache
+def on_one(scan_layers):
+    return seen(None, scan_layers)[:3]
+
+
+@pytest.mark.parametrize("mesh", tiny.MESHES, ids=str)
+def test_answers_choices_and_activations_over_a_mesh(mesh):
+    # Each way of keeping the layers has its turn.
+    scan_layers = mesh["data"] != 2
+    answers, read, residuals, engine = seen(mesh, scan_layers)
+    others = on_one(scan_layers)
+    placed = engine.model.embed_tokens[...].sharding
+    assert len(placed.device_set) == 8 and placed.is_fully_replicated == (mesh["data"] == 8)
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in others[0]]
+    np.testing.assert_allclose([a.logprob for a in answers], [a.logprob for a in others[0]], atol=1e-3)
+    np.testing.assert_allclose(read, others[1], atol=1e-3)
+    for mine, other in zip(residuals, others[2], strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-3)

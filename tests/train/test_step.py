@@ -82,9 +82,10 @@ def distance(one, other) -> float:
         ("packed", None, {"remat": True}),
         ("packed", None, {"remat": True, "stacked": False}),
         ({"rows_per_pass": 3}, None, {"stacked": False}),
-        ("padded", {"fsdp": 8}, {}),
         ({"rows_per_pass": 2, "divide_by": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"remat": True}),
+        *(("padded", mesh, {"remat": mesh["tensor"] == 1}) for mesh in tiny.MESHES),
     ],
+    ids=str,
 )
 def test_every_layout_takes_the_same_step(layout, mesh, options, checkpoint, plain):
     sharding = Sharding(make_mesh(mesh)) if mesh else UNSHARDED
