@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIG = Qwen2Config(960, 256, 320, 3, 4, 2, 16)
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 SLOTS = 8
+STEPS = ("training", "prefill", "decoding")
 TABLE_SIZE = CONFIG.vocab_size * CONFIG.hidden_size
 LARGEST = CONFIG.hidden_size * CONFIG.intermediate_size
 SMALLEST = CONFIG.hidden_size * CONFIG.num_key_value_heads * CONFIG.head_dim
@@ -38,6 +39,8 @@ def compiled(step: str, mesh: str, quantization: str = "none") -> str:
     shapes = Shapes(CONFIG, settings, Sharding(make_mesh(sizes)))
     if step == "training":
         program = shapes.train_pass(Shape(shapes.sharding.batch_parts, 8, 8))
+    elif step == "prefill":
+        program = shapes.prefill(8, 16, 32, SLOTS)
     else:
         program = shapes.decode(SLOTS, 32)
     return program.traced.lower().compile().as_text()
@@ -72,6 +75,13 @@ def test_training_gathers_one_weight_at_a_time_and_sums_no_base_gradient(mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
+def test_prefill_gathers_one_weight_at_a_time(mesh):
+    each, parts = found("prefill", mesh_text(mesh)), mesh.get("tensor", 1)
+    assert each and max(numbers(one) for one in each if one.times > 1) <= LARGEST // parts
+    assert [numbers(one) for one in each if one.times == 1 and numbers(one) > LARGEST // parts] == [TABLE_SIZE // parts]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
 def test_decoding_moves_no_weight(mesh):
     each = found("decoding", mesh_text(mesh))
     assert each and max(numbers(one) for one in each) < SMALLEST // mesh.get("tensor", 1)
@@ -100,7 +110,7 @@ def test_build_md_lists_them():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if f"jax=={jax.__version__}\n" not in pins:
         pytest.skip(f"the list is that of the pinned jax, this is {jax.__version__}")
-    wanted = "\n".join(line for step in ("training", "decoding") for mesh in MESHES for line in lines(step, mesh))
+    wanted = "\n".join(line for step in STEPS for mesh in MESHES for line in lines(step, mesh))
     assert wanted in (ROOT / "BUILD.md").read_text(encoding="utf-8"), f"BUILD.md should hold:\n{wanted}"
 
 
