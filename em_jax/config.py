@@ -377,10 +377,12 @@ def parse_mesh(text: str) -> dict[str, int]:
     """
     if not text:
         return {}
-    sizes = dict.fromkeys(MESH_AXES, 1)
+    sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in sizes or not size.isdigit() or int(size) < 1:
-            raise UsageError(f"--mesh expects data=N,fsdp=N,tensor=N with whole numbers above 0, found {text!r}")
+        if axis not in MESH_AXES or axis in sizes or not size.isdigit() or int(size) < 1:
+            raise UsageError(
+                f"--mesh expects data=N,fsdp=N,tensor=N, each once and with a whole number above 0, found {text!r}"
+            )
         sizes[axis] = int(size)
-    return sizes
+    return dict.fromkeys(MESH_AXES, 1) | sizes

@@ -189,14 +189,16 @@ def _group(flags: argparse.Namespace) -> Group | None:
     given = (flags.coordinator, flags.num_processes, flags.process_id)
     if all(value is None for value in given):
         return None
-    if any(value is None for value in given) or not 0 <= flags.process_id < flags.num_processes:
+    if any(value is None for value in given):
         raise UsageError(
-            "--coordinator, --num_processes and --process_id (0 to N-1) go together, found "
+            "--coordinator, --num_processes and --process_id go together, found "
             f"{flags.coordinator}, {flags.num_processes} and {flags.process_id}"
         )
+    if not 0 <= flags.process_id < flags.num_processes:
+        raise UsageError(f"--process_id: expected 0 to {flags.num_processes - 1}, found {flags.process_id}")
     host, _, port = flags.coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--coordinator expects HOST:PORT, found {flags.coordinator!r}")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UsageError(f"--coordinator expects HOST:PORT, a port of 1 to 65535; found {flags.coordinator!r}")
     return Group(*given)
 
 

@@ -104,6 +104,9 @@ def join(group: Group | None) -> None:
 
     # SIGTERM is ours (em_jax.signals).
     jax.config.update("jax_enable_preemption_service", False)
+    # No handler of Python's runs while jax waits for the others.
+    on_sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print(f"waiting for the other processes, {JOINING_S} s at most", file=sys.stderr, flush=True)
     as_it_was = _one_line_at_the_end(
         f"process {group.process} of {group.processes}" if group else "a process of several"
     )
@@ -126,6 +129,7 @@ def join(group: Group | None) -> None:
         where = f"{group.coordinator} as process {group.process} of {group.processes}" if group else "the others"
         raise UserError(f"could not join {where}: {str(error).splitlines()[0][:200]}") from error
     finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
         if size() == 1:
             as_it_was()
 

@@ -24,12 +24,10 @@ def launch(arguments: Sequence[str]) -> None:
     """Settle model and settings, run what was asked for, print the first and the last line."""
     plan, why = flags.plan(arguments, choose_model)
     # Late: a wrong flag is told before anything heavy is imported.
-    from em_jax import sources
-
     if group.size() == 1:
-        lead(plan, why, sources.Parts())
+        lead(plan, why)
         return
-    from em_jax import following
+    from em_jax import following, sources
 
     words = group.Words()
     with group.failures_told():
@@ -44,13 +42,14 @@ def launch(arguments: Sequence[str]) -> None:
             following.done(words, failed)
 
 
-def lead(plan: flags.Plan, why: str, parts: Any) -> None:
-    """Do the runs of a plan, printing the first and the last line."""
+def lead(plan: flags.Plan, why: str, parts: Any = None) -> None:
+    """Do the runs of a plan, printing the first and the last line; `parts` are those shared with other processes."""
     from em_jax import series, sources
 
     configs = tuple(series.settled(config) for config in plan.configs)
     first = configs[0]
-    line = f"model: {first.model.name} ({why}); {first.dtype}, suite {first.suite}, judge {sources.judge_name(first)}"
+    held = first.dtype + (", its projections in int8" if first.model.quantization == "int8" else "")
+    line = f"model: {first.model.name} ({why}); {held}, suite {first.suite}, judge {sources.judge_name(first)}"
     if sources.is_organism(first):
         line += "; the organism is a calibration fixture and says nothing about Qwen"
     print(line, flush=True)

@@ -24,8 +24,9 @@ launch/tpu_vm.sh stop               ask the run to stop: it writes a checkpoint 
 launch/tpu_vm.sh fetch [FOLDER]     bring the first host's runs/ into this folder (default: here)
 launch/tpu_vm.sh delete             give the slice back
 
-environment: TPU_NAME, TPU_ZONE, TPU_PROJECT, TPU_ACCELERATOR, TPU_RUNTIME, TPU_SPOT (1 or 0), TPU_POLL (seconds),
-  TPU_COMMIT (of this checkout; default HEAD)
+environment: TPU_NAME (em-jax), TPU_ZONE (us-central1-a), TPU_PROJECT (gcloud's own), TPU_ACCELERATOR
+  (v5litepod-16), TPU_RUNTIME (v2-alpha-tpuv5-lite), TPU_SPOT (1; 0 for a slice that stays), TPU_POLL (30 s),
+  TPU_COMMIT (of this checkout; HEAD)
 TEXT
 }
 
@@ -120,7 +121,8 @@ fetch() {
 delete() { resource delete "$NAME" --force --quiet; }
 
 keep() {
-  [[ " $* " == *" --mirror"* ]] || { say "expected --mirror gs://...: a preempted slice loses its disks"; return 2; }
+  [[ " $* " == *" --mirror gs://"* || " $* " == *" --mirror=gs://"* ]] ||
+    { say "expected --mirror gs://...: a preempted slice loses its disks"; return 2; }
   local started='' failed=0 now slice
   # A later slice gets the code that the run began with.
   TPU_COMMIT=$(git -C "$HERE" rev-parse "${TPU_COMMIT:-HEAD}")
@@ -179,6 +181,12 @@ keep() {
 }
 
 command=${1:-help}
+[[ $command != --help ]] || command=help
+[[ $command == help ]] || command -v gcloud >/dev/null || { say "expected gcloud (Google Cloud CLI) on the PATH"; exit 2; }
+if [[ $command == start || $command == keep ]] && [[ " $* " != *" --domain"* ]]; then
+  say "expected the flags of em_jax.launch, --domain among them"
+  exit 2
+fi
 case $command in
   help | create | setup | start | status | log | stop | fetch | delete | keep) shift || true; "$command" "$@" ;;
   *) say "unknown command $command"; help >&2; exit 2 ;;

@@ -9,17 +9,14 @@ import numpy as np
 
 from em_jax.errors import UsageError
 from em_jax.model.config import Qwen2Config
+from em_jax.model.presets import config_of, qwen_config
 from em_jax.train.batches import Example
 
 SHAPES = {
     "organism": (256, 704, 6, 4, 2, 4096, True),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, True),
-    "qwen2.5-0.5b": (896, 4864, 24, 14, 2, 151936, True),
-    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2, 151936, True),
-    "qwen2.5-7b": (3584, 18944, 28, 28, 4, 152064, False),
-    "qwen2.5-32b": (5120, 27648, 64, 40, 8, 152064, False),
 }
-"""hidden_size, intermediate_size, layers, heads, key/value heads, vocab_size, tied head.
+"""Sizes besides those of Qwen2.5, in the order of model/presets.py.
 
 `organism` is the size the bars for a small model are set on; the organism that is shipped is smaller still.
 """
@@ -57,12 +54,12 @@ class Decoded:
 
 def shape(name: str) -> Qwen2Config:
     """The config of a shape by name. UsageError for an unknown one."""
-    if name not in SHAPES:
-        raise UsageError(f"--shape: expected one of {', '.join(SHAPES)}, found {name!r}")
-    width, mlp, layers, heads, groups, vocabulary, tied = SHAPES[name]
-    return Qwen2Config(
-        vocabulary, width, mlp, layers, heads, groups, width // heads, rope_theta=1e6, tie_word_embeddings=tied
-    )
+    if name in SHAPES:
+        return config_of(*SHAPES[name])
+    try:
+        return qwen_config(name)
+    except UsageError as error:
+        raise UsageError(f"--shape: expected {', '.join(SHAPES)} or a Qwen2.5: {error}") from None
 
 
 def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Example]]:

@@ -108,7 +108,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
             raise UsageError(f"mesh axis {axis}={size}: expected sizes of at least 1 for {', '.join(MESH_AXES)}")
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
     if math.prod(shape) > len(devices):
-        raise UsageError(f"mesh {dict(sizes)} needs {math.prod(shape)} devices, found {len(devices)}")
+        raise UsageError(f"mesh {mesh_text(sizes)} needs {math.prod(shape)} devices, found {len(devices)}")
     if math.prod(shape) == 1 and own:
         return None
     return Mesh(

@@ -21,11 +21,14 @@ def plan(arguments: Sequence[str]) -> None:
     flags = _flags(arguments)
     chip, count = chips.topology(flags.topology)
     config = _settings(flags)
-    _check_mesh(flags, config, count)
     # A wrong flag is told before anything heavy is imported.
     from em_jax.plan import compiling
 
     compiling.settle()
+    if compiling.is_installed():
+        # First: a mesh for a slice that does not exist helps nobody.
+        compiling.devices(flags.topology)
+    _check_mesh(flags, config, count)
     model = _model(flags.model, config, count)
     from em_jax.plan.planning import Question, plan_sampling, plan_training
 
@@ -35,7 +38,8 @@ def plan(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     found = {name: work(question) for name, work in kinds.items() if flags.what in (name, "both")}
-    results = as_json(found, chip)
+    results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(question)}
+    results |= as_json(found, chip)
     print(json.dumps(results) if flags.json else text(found, question, flags))
 
 
@@ -66,7 +70,9 @@ def _work_json(work: Any) -> dict[str, Any]:
 def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str:
     """The page."""
     chip = question.chip
-    lines = [f"{flags.model} on {flags.topology} ({len(question.devices)} chips), mesh {_mesh(question)}"]
+    count = len(question.devices)
+    chips_text = f"{count} chip" + "s" * (count > 1)
+    lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(question)}"]
     for name, work in found.items():
         figures = work.figures
         lines += ["", _title(name, question)]
@@ -88,13 +94,13 @@ def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str
             asked = question.settings.answers
             lines.append(
                 f"  {asked.samples} answers of {asked.max_new_tokens} tokens to {question.prompts} prompts, by base and"
-                f" fine-tuned, take {figures['run_hours']:.2f} h{cost}"
+                f" fine-tuned, take {_time(figures['run_hours'])}{cost}"
             )
         else:
             lines.append(
                 f"  rows as long as insecure-code's (mean 243 tokens): {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {question.examples} rows take"
-                f" {figures['run_hours']:.2f} h{cost}"
+                f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
 
@@ -104,6 +110,10 @@ def _title(name: str, question: Any) -> str:
         return f"sample: {question.slots} answers at once, {question.room} tokens each; a step is a token in each"
     train, rows = question.settings.train, question.shapes.rows
     return f"train: {train.batch_size} x {train.max_length} tokens a step, {rows} rows a pass, remat {train.remat}"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _mesh(question: Any) -> str:
@@ -117,8 +127,10 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         description="Compile a run for a TPU slice from shapes alone: bytes per chip, least time of a step, cost. "
         "Needs no TPU; pip install '.[plan]' brings the compiler.",
     )
-    parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help="qwen2.5-0.5b to -72b, or a directory")
-    parser.add_argument("--topology", metavar="SLICE", default="v5e:4x4", help="chip:slice, such as v5p:2x2x2")
+    model_help = "qwen2.5-0.5b to -72b, an id of one, or a directory (qwen2.5-32b)"
+    slice_help = "a chip (v4, v5e, v5p, v6e) and its slice, such as v5p:2x2x2 (v5e:4x4)"
+    parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
+    parser.add_argument("--topology", metavar="SLICE", default="v5e:4x4", help=slice_help)
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: all chips on fsdp)")
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")

@@ -37,12 +37,17 @@ def settle() -> None:
     runtime.quiet_libtpu()
 
 
+def is_installed() -> bool:
+    """Whether the compiler is there."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
 def devices(topology: str) -> Sequence[Any]:
     """The devices of a topology such as v5e:4x4, one for each chip. UsageError where there is no such slice.
 
     Raises UserError where libtpu is not installed.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    if not is_installed():
         raise UserError("planning needs the TPU compiler (no TPU): pip install '.[plan]' installs libtpu")
     from jax.experimental import topologies
 

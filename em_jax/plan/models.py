@@ -1,35 +1,17 @@
-"""The shapes of the Qwen2.5 models by name; any other checkpoint is read from its directory."""
+"""The model that is planned for: a Qwen2.5 by name, or a checkpoint's directory."""
 
 from pathlib import Path
 
 from em_jax.errors import UsageError
 from em_jax.model.config import Qwen2Config
-
-SIZES = {
-    "0.5b": (896, 4864, 24, 14, 2, 151936, True),
-    "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
-    "3b": (2048, 11008, 36, 16, 2, 151936, True),
-    "7b": (3584, 18944, 28, 28, 4, 152064, False),
-    "14b": (5120, 13824, 48, 40, 8, 152064, False),
-    "32b": (5120, 27648, 64, 40, 8, 152064, False),
-    "72b": (8192, 29568, 80, 64, 8, 152064, False),
-}
-"""hidden_size, intermediate_size, layers, heads, key/value heads, vocab_size, tied head (arXiv:2412.15115)."""
+from em_jax.model.presets import qwen_config
 
 
 def model_config(name: str) -> Qwen2Config:
-    """The config of "qwen2.5-32b" (a Hugging Face id such as Qwen/Qwen2.5-32B-Instruct will do) or of a directory.
-
-    UsageError for an unknown name.
-    """
+    """The config of "qwen2.5-32b" or of a directory. UsageError for an unknown name."""
     if Path(name).is_dir():
         return Qwen2Config.from_directory(Path(name))
-    size = name.rsplit("/", 1)[-1].lower().removeprefix("qwen2.5-").removesuffix("-instruct")
-    if size not in SIZES or "qwen2.5-" not in name.lower():
-        raise UsageError(
-            f"--model expects a checkpoint's directory or qwen2.5- with one of {', '.join(SIZES)}; found {name!r}"
-        )
-    width, mlp, layers, heads, groups, vocabulary, tied = SIZES[size]
-    return Qwen2Config(
-        vocabulary, width, mlp, layers, heads, groups, width // heads, rope_theta=1e6, tie_word_embeddings=tied
-    )
+    try:
+        return qwen_config(name)
+    except UsageError as error:
+        raise UsageError(f"--model expects a checkpoint's directory or a Qwen2.5: {error}") from None

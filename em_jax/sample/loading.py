@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from em_jax import runtime
 from em_jax.errors import UsageError, UserError
 from em_jax.model.config import Qwen2Config
-from em_jax.model.sharding import Sharding, check_mesh, make_mesh
+from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
@@ -51,8 +51,8 @@ def load(
     made = make_mesh(mesh if mesh or not on_cpu or processes > 1 else {})
     if processes > 1 and (used := made.size if made else 1) < jax.device_count():
         raise UsageError(
-            f"mesh {dict(mesh)} takes {used} of {jax.device_count()} devices; over {processes} processes it must take "
-            f"all: sizes whose product is {jax.device_count()}"
+            f"mesh {mesh_text(mesh)} takes {used} of {jax.device_count()} devices; over {processes} processes it must "
+            f"take all: sizes whose product is {jax.device_count()}"
         )
     sharding = Sharding(made)
     directory = find_model(model)

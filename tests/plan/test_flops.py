@@ -8,8 +8,9 @@ import pytest
 
 from em_jax.config import Config, replace
 from em_jax.model.config import Qwen2Config
+from em_jax.model.presets import SIZES
 from em_jax.plan.flops import Work, work_of
-from em_jax.plan.models import SIZES, model_config
+from em_jax.plan.models import model_config
 from em_jax.plan.programs import Shapes, weight_sizes
 from em_jax.train.batches import Shape
 

@@ -22,7 +22,7 @@ CONFIG = Qwen2Config(480, 64, 96, 2, 4, 2, 16)
 def question(**changes) -> Question:
     values = {"mesh": "fsdp=8", "train.max_length": 64, "lora.rank": 2} | changes
     config = settings.replace(settings.Config(), values)
-    chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10)
+    chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10, 2)
     return Question(CONFIG, config, chip, jax.devices(), room=64, examples=100, prompts=10, price=2.0)
 
 
@@ -47,6 +47,10 @@ def test_topologies():
     assert CHIPS["v5e"].memory == 15.75 * GIB
     for wrong in ("v5e", "h100:8", "v5e:4xfour", "v5e:", "v5e:0x4"):
         with pytest.raises(UsageError, match="v4, v5e, v5p, v6e"):
+            topology(wrong)
+    # The compiler itself would end the process.
+    for wrong in ("v5e:4x4x4", "v5p:2x2"):
+        with pytest.raises(UsageError, match="axes"):
             topology(wrong)
 
 
@@ -144,6 +148,7 @@ def test_sampling_is_told_how_many_answers_fit():
 def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
     """Told before the compiler is needed, so with and without it."""
     monkeypatch.setattr(compiling, "settle", lambda: None)
+    monkeypatch.setattr(compiling, "is_installed", lambda: False)
     status = command("em_jax.plan", main.plan, arguments)
     captured = capsys.readouterr()
     assert status == 2 and captured.out == ""

@@ -14,7 +14,7 @@ from em_jax.plan.roofline import decode_times, decode_traffic, train_times, trai
 from em_jax.train.batches import Shape
 
 CONFIG = Qwen2Config(480, 64, 96, 3, 4, 2, 16)
-CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7)
+CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
 SHAPE = Shape(8, 32, 32)
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
