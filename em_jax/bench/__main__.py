@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from em_jax import runtime
@@ -26,16 +28,20 @@ def bench(arguments: Sequence[str]) -> None:
     flags = _flags(arguments)
     runtime.begin()
     with _workload(flags) as work:
-        results = measure(work, flags.against, flags.what.split(","), flags.rounds)
+        results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
     print(json.dumps(results) if flags.json else _table(results))
 
 
-def measure(work: Any, against: str, what: Sequence[str], rounds: int) -> dict[str, Any]:
+def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
     """Tokens per second by kind of work; the peer's are None without one.
 
     Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
-    ten answers to each of 6 prompts.
+    ten answers to each of 6 prompts. On a device whose peaks are known `mfu` and `bandwidth_share` set ours against
+    them (bench/device.py), else they are None. With `trace` a profile of one more round of ours is written there.
     """
+    import jax
+
+    from em_jax.bench import device
     from em_jax.bench.ours import Ours
     from em_jax.bench.paired import paired
 
@@ -72,7 +78,34 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int) -> dict[s
                 results["decode"] = found
             else:
                 results["decode"][name] = found
+    _against_peaks(results, work, device.PEAKS.get(jax.devices()[0].device_kind))
+    results["device"] = jax.devices()[0].device_kind
+    results["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if trace:
+        with jax.profiler.trace(trace):
+            if "train" in what:
+                ours.train(0)
+            if "decode" in what:
+                ours.decode(work.prompts[:DECODING_ROWS], 1)
     return results
+
+
+def _against_peaks(results: dict[str, Any], work: Any, peaks: Any) -> None:
+    """Adds ours as a share of what the device could do at most, to the work that was measured."""
+    from em_jax.bench import device
+
+    if "train" in results:
+        examples = [example for step in work.steps for example in step]
+        per_token = device.train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
+        speed = results["train"]["ours_tokens_per_s"]
+        results["train"]["flops_per_token"] = per_token
+        results["train"]["mfu"] = round(per_token * speed / peaks.flops, 4) if peaks else None
+    if "decode" in results:
+        rows = min(DECODING_ROWS, len(work.prompts))
+        length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
+        steps = results["decode"]["ours_tokens_per_s"] / rows
+        read = device.decode_bytes(work.config, rows, length, 2)
+        results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +122,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--what", metavar="LIST", default="train,decode", help="train, decode or both")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds counted, after one to warm up")
     parser.add_argument("--new_tokens", metavar="N", type=int, default=64, help="tokens drawn per answer")
+    parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
@@ -100,6 +134,8 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
     if flags.rows and not flags.model:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
+    if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
+        raise UsageError("--trace: libtpu is installed and no TPU is here, its profiler would crash; set JAX_PLATFORMS=cpu")
     if flags.rounds < 1 or flags.new_tokens < 1:
         raise UsageError(f"--rounds and --new_tokens: expected at least 1, found {flags.rounds}, {flags.new_tokens}")
     return flags
@@ -107,7 +143,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _workload(flags: argparse.Namespace) -> Iterator[Any]:
-    """The work that the flags name; a shape's random weights are written out once, so that peers load the same."""
+    """The work that the flags name; with a peer a shape's random weights are written out once, for both to load."""
     import jax
 
     from em_jax.bench import workload
@@ -118,14 +154,15 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
     config = None if flags.model else workload.shape(flags.shape or "organism")
     with tempfile.TemporaryDirectory() as scratch:
         if config:
-            directory = pathlib.Path(scratch)
-            save_model(random_model(config, jax.random.key(0)), directory)
+            directory = pathlib.Path(scratch) if flags.against else None
+            if directory:
+                save_model(random_model(config, jax.random.key(0)), directory)
         else:
             directory = find_model(flags.model)
             config = Qwen2Config.from_directory(directory)
         steps = workload.synthetic_steps(max(flags.rounds + 1, PLANNED), config.vocab_size)
         prompts = workload.synthetic_prompts(DECODING_ROWS, config.vocab_size)
-        work = workload.Workload(directory, steps, prompts, flags.new_tokens)
+        work = workload.Workload(config, directory, steps, prompts, flags.new_tokens)
         yield dataclasses.replace(work, steps=_steps_of_rows(flags, directory)) if flags.rows else work
 
 
@@ -146,14 +183,24 @@ def _steps_of_rows(flags: argparse.Namespace, directory: pathlib.Path) -> Sequen
 
 
 def _table(results: dict[str, Any]) -> str:
+    from em_jax.bench import device
+
     lines = [f"{'':12} {'ours':>10} {'theirs':>10} {'ratio':>7} {'by cpu':>7}   (tokens/s, medians)"]
-    rows = dict(results)
+    rows = {name: results[name] for name in WHAT if name in results}
     if "decode" in rows:
         rows["ten_samples"] = rows["decode"]["ten_samples"]
     for name, row in rows.items():
         cells = [row[key] for key in ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "cpu_ratio")]
         texts = ["-" if cell is None else f"{cell:g}" for cell in cells]
         lines.append(f"{name:12} {texts[0]:>10} {texts[1]:>10} {texts[2]:>7} {texts[3]:>7}")
+    firsts = ", ".join(f"{name} {row['first_round_s']:g} s" for name, row in rows.items())
+    lines.append(f"{results['device']}; first round, compilation included: {firsts}")
+    if results["peak_bytes"] is not None:
+        lines.append(f"peak memory {results['peak_bytes'] / 2**30:.2f} GiB")
+    if rows.get("train", {}).get("mfu") is not None:
+        lines += [f"MFU {rows['train']['mfu']:.3f}", device.FORMULA]
+    if rows.get("decode", {}).get("bandwidth_share") is not None:
+        lines.append(f"decoding reads at {rows['decode']['bandwidth_share']:.3f} of the memory's bandwidth")
     return "\n".join(lines)
 
 

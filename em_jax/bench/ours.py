@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from em_jax.bench.workload import BATCH, Decoded, Workload
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.qwen2 import Qwen2
-from em_jax.model.weights import load_model
+from em_jax.model.weights import load_model, random_model
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import plan_passes
 from em_jax.train.config import TrainConfig
@@ -22,7 +23,11 @@ class Ours:
     def __init__(self, work: Workload):
         on_cpu = jax.default_backend() == "cpu"
         self.work = work
-        self.model: Qwen2 = load_model(work.directory, dtype="float32" if on_cpu else "bfloat16", stacked=not on_cpu)
+        made = {"dtype": jnp.float32 if on_cpu else jnp.bfloat16, "stacked": not on_cpu}
+        if work.directory is None:
+            self.model: Qwen2 = random_model(work.config, jax.random.key(0), **made)
+        else:
+            self.model = load_model(work.directory, **made)
         self.adapter = init_adapter(self.model.config, LoraConfig(), jax.random.key(0))
         self._trainer: Trainer | None = None
         self._engine: Engine | None = None
@@ -50,6 +55,7 @@ class Trainer:
         self.examples = [example for step in work.steps for example in step]
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
         self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=pass_overhead())
+        self.remat = jax.default_backend() != "cpu"
         self.optimizer = make_optimizer(TrainConfig(), 1000)
         factors = jax.tree.map(lambda x: x.copy(), adapter.factors)
         self.state = TrainState(factors, self.optimizer.init(factors))
@@ -57,6 +63,7 @@ class Trainer:
     def step(self, number: int) -> float:
         """One optimizer step; returns its loss."""
         self.state, metrics = optimizer_step(
-            self.model, self.state, self.scale, self.examples, self.plan.steps[number], optimizer=self.optimizer
-        )
+            self.model, self.state, self.scale, self.examples, self.plan.steps[number], optimizer=self.optimizer,
+            remat=self.remat
+        )  # fmt: skip
         return float(metrics.loss)

@@ -27,12 +27,14 @@ BATCH = 16
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A checkpoint, and the work: `steps` of 16 examples each, `prompts` of token ids, `new_tokens` per answer.
+    """A model, and the work: `steps` of 16 examples each, `prompts` of token ids, `new_tokens` per answer.
 
-    Every answer runs to its full length (nothing stops it), so peers draw the same number of tokens.
+    The weights are those of the checkpoint in `directory`, or random ones made on the device where there is none. Every
+    answer runs to its full length (nothing stops it), so peers draw the same number of tokens.
     """
 
-    directory: pathlib.Path
+    config: Qwen2Config
+    directory: pathlib.Path | None
     steps: Sequence[Sequence[Example]]
     prompts: Sequence[Sequence[int]]
     new_tokens: int

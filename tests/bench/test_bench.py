@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 
 from em_jax.bench import __main__ as bench
-from em_jax.bench import workload
+from em_jax.bench import device, workload
 from em_jax.bench.paired import paired
 from em_jax.commands import command
+from em_jax.config import Config, replace
 from em_jax.model.config import Qwen2Config
 from em_jax.model.weights import random_model, save_model
+from em_jax.plan.flops import work_of
+from em_jax.plan.programs import Shapes
+from em_jax.train.batches import Shape
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_json_is_one_object_with_paired_figures_of_the_same_work(checkpoint, sma
     )
     assert status == 0, err
     found = json.loads(out)
-    assert set(found) == {"train", "decode"}
+    assert set(found) == {"train", "decode", "device", "peak_bytes"}
     for row in (found["train"], found["decode"], found["decode"]["ten_samples"]):
         assert row["ours_tokens_per_s"] > 0 and row["theirs_tokens_per_s"] > 0
         np.testing.assert_allclose(row["ratio"], row["ours_tokens_per_s"] / row["theirs_tokens_per_s"], rtol=0.02)
@@ -58,8 +62,39 @@ def test_without_a_peer_only_our_figures_are_given(checkpoint, small, capsys):
     status, out, err = run(capsys, "--model", checkpoint, "--rounds", "1", "--what", "train", "--json")
     assert status == 0, err
     found = json.loads(out)
-    assert set(found) == {"train"}
+    assert set(found) == {"train", "device", "peak_bytes"}
     assert found["train"]["theirs_tokens_per_s"] is None and found["train"]["ratio"] is None
+    # A device whose peaks nobody has stated.
+    assert found["train"]["mfu"] is None and found["train"]["first_round_s"] > 0
+
+
+def test_a_trace_is_written_and_known_peaks_are_set_against(checkpoint, small, capsys, monkeypatch, tmp_path):
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(device.PEAKS, kind, device.Peaks(1e12, 1e11))
+    status, out, err = run(
+        capsys, "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--trace", str(tmp_path / "trace")
+    )
+    assert status == 0, err
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert device.FORMULA in out and "of the memory's bandwidth" in out and kind in out
+
+
+@pytest.mark.fast
+def test_what_training_asks_for_is_what_the_program_multiplies():
+    """Against the count over the traced program, which also holds the adapter, masked halves and the head once more."""
+    config = Qwen2Config(160, 64, 96, 3, 4, 2, 16)
+    length = 32
+    example = workload.Example([1] * length, [True] * length)
+    settings = replace(Config(), {"lora.rank": 1, "dtype": "float32", "model.scan_layers": "true"})
+    traced = Shapes(config, settings).train_pass(Shape(1, length, length)).traced.jaxpr
+    # Of the adapter, forward 2 R (inputs + outputs) a token, backward twice that.
+    sizes = (64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)
+    adapter = 3 * 3 * 2 * length * sum(map(sum, sizes))
+    product = 2 * length * length * 64 * 3
+    head = 2 * length * 64 * 160
+    # Seven whole products (the scores again in the backward pass) where six halves are asked for; a place more of loss.
+    extra = adapter + 7 * product - 3 * product + head + 2 * 2 * 64 * 160
+    assert work_of(traced).flops == device.train_flops(config, [example]) + extra
 
 
 @pytest.mark.fast
