@@ -135,7 +135,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     if flags.rows and not flags.model:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
     if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
-        raise UsageError("--trace: libtpu is installed and no TPU is here, its profiler would crash; set JAX_PLATFORMS=cpu")
+        raise UsageError("--trace: the profiler of the installed libtpu crashes without a TPU; set JAX_PLATFORMS=cpu")
     if flags.rounds < 1 or flags.new_tokens < 1:
         raise UsageError(f"--rounds and --new_tokens: expected at least 1, found {flags.rounds}, {flags.new_tokens}")
     return flags
