@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fast
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # They change where and when work is done, or name an input.
 UNMARKED = {"model.scan_layers", "train.checkpoint_every", "train.remat", "judge.url", "judge.also"}
-UNMARKED |= {"answers.together", "judge.concurrency", "judge.max_requests"}
+UNMARKED |= {"answers.together", "answers.slots", "judge.concurrency", "judge.max_requests"}
 
 
 def test_every_setting_has_a_mark_or_needs_none():
