@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from em_jax import failures
 from em_jax.errors import Unfinished, UsageError, UserError
 
 
@@ -50,7 +51,8 @@ def command(
     again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
         _end_on_sigterm()
-        work(arguments)
+        with failures.told():
+            work(arguments)
         sys.stdout.flush()
         return 0
     except UsageError as error:
