@@ -20,6 +20,7 @@ import pytest
 from probes.test_judges import SECRET, Server
 from stub_engine import HARMFUL, StubEngine, StubParts
 
+import em_jax.series  # noqa: F401 (its annotations name the Parts that a test replaces)
 from em_jax import failures, launch, report, rundir, runtime, sources
 from em_jax.errors import OutOfMemory, Unfinished, UserError
 

@@ -8,6 +8,7 @@ import time
 import pytest
 from stub_engine import StubParts
 
+import em_jax.series  # noqa: F401 (its annotations name the Parts that a test replaces)
 from em_jax import flags, launch, runtime, sources
 
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
