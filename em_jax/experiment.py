@@ -210,6 +210,10 @@ def score_answers(this: Run, number: int, name: str, condition: str) -> None:
         if any((row["id"], row["sample"]) not in done for row in answers):
             rows = this.judging[number].score(answers, done)
             keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
+    if missed := sum(bool(row.get(AGAIN)) for row in rundir.read_rows(path)):
+        this.say(
+            f"{missed} answers ({condition}) were not scored for want of a connection: the same command asks again"
+        )
 
 
 def probe(this: Run) -> None:

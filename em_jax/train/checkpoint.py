@@ -43,6 +43,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._directory.mkdir(parents=True, exist_ok=True)
+        # What fails in Orbax's threads is raised here as well; these would print it with a stack for each array.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ocp = ocp
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="em_jax"
@@ -99,8 +102,6 @@ class Checkpoints:
                     raise ValueError("its numbers are not those that were written")
                 return step, state, ""
             except Exception as error:  # Orbax raises what its storage raises
-                # Orbax leaves the other arrays' failures to asyncio, which would print each with its stack.
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
                 reason = " ".join(str(error).split())[:120]
                 print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)
         return 0, None, ""
