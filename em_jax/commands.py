@@ -51,6 +51,9 @@ def command(
     again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
         _end_on_sigterm()
+        if not _verbose(arguments):
+            # What threads of a library still stumble over once it has failed: the failure itself is told.
+            sys.unraisablehook = lambda stray: None
         with failures.told():
             work(arguments)
         sys.stdout.flush()

@@ -25,10 +25,8 @@ def told() -> Iterator[None]:
                 "--set train.remat=true, sampling with a smaller answers.slots, the model with "
                 "--set model.quantization=int8 (in another --run_dir), each device with --mesh over more of them"
             ) from error
-        if _of_disk(error):
-            raise Unfinished(
-                f"no room on the disk ({_first_line(error)}): free some, or have the quota raised"
-            ) from error
+        if full := _of_disk(error):
+            raise Unfinished(f"no room on the disk ({full}): free some, or have the quota raised") from error
         raise
 
 
@@ -40,9 +38,9 @@ def _of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def _of_disk(error: Exception) -> bool:
-    """Whether a write found no room; native code says so in the text of its own errors."""
-    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
+def _of_disk(error: Exception) -> str:
+    """How the system says that a write found no room, else ""; native code has that in the text of its own errors."""
+    return next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), "")
 
 
 def _first_line(error: Exception) -> str:
