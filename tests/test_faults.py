@@ -7,6 +7,7 @@ training, tests/test_rundir.py to single files.
 import errno
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -16,13 +17,20 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tiny
 from probes.test_judges import SECRET, Server
 from stub_engine import HARMFUL, StubEngine, StubParts
 
 import em_jax.series  # noqa: F401 (its annotations name the Parts that a test replaces)
 from em_jax import failures, launch, report, rundir, runtime, sources
 from em_jax.errors import OutOfMemory, Unfinished, UserError
+from em_jax.lora.config import TENSORS, LoraConfig
+from em_jax.lora.peft import load_adapter, save_adapter
+from em_jax.model.config import Qwen2Config
+from em_jax.model.stored import SINGLE
+from em_jax.model.weights import load_model, random_model, save_model
 
 COMMAND = ["--domain", "bad_medical", "--model", "organism", "--run_dir", "run"]
 COMMAND += ["--set", "probes.limit=3", "--set", "answers.samples=2", "--set", "probes.sampled_questions=2"]
@@ -272,8 +280,7 @@ def test_an_adapter_that_changed_since_training_is_refused_until_it_is_written_a
 
 
 def test_a_large_adapter_is_hashed_as_well(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("em_jax.provenance.HASHED_UP_TO", 1)
-    monkeypatch.setattr("em_jax.provenance.file_input.__defaults__", (1,))
+    monkeypatch.setattr("em_jax.provenance.directory_inputs.__defaults__", (1,))
     assert start("--stages", "finetune") == (0, [])
     inputs = json.loads((tmp_path / "run" / "provenance.json").read_text())["inputs"]
     assert inputs["trained/adapter_model.safetensors"]["sha256"]
@@ -294,7 +301,6 @@ def test_another_content_of_the_model_is_refused(start, whole, tmp_path, harm, n
 
 
 def test_a_model_too_large_to_hash_is_known_by_its_size(start, tmp_path, monkeypatch):
-    monkeypatch.setattr("em_jax.provenance.file_input.__defaults__", (1,))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"numbers")
     start.parts.model_inputs = sources.model_inputs
@@ -304,6 +310,45 @@ def test_a_model_too_large_to_hash_is_known_by_its_size(start, tmp_path, monkeyp
     cut(tmp_path / "model" / "model.safetensors", 3)
     status, (line,) = start(*more)
     assert status == 1 and "other content of model/model.safetensors" in line
+
+
+def header_flips(data, chances, count):
+    """The file with one bit of its header changed, so many times."""
+    header = 8 + int.from_bytes(data[:8], "little")
+    for place in chances.sample(range(8 * header), count):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        yield bytes(flipped)
+
+
+def flips_survived(path, read, count):
+    """How many flipped headers were refused in one line or changed no number; any other fails."""
+    data, before, refused = path.read_bytes(), jax.tree.leaves(read()), 0
+    for flipped in header_flips(data, random.Random(0), count):
+        path.write_bytes(flipped)
+        try:
+            after = jax.tree.leaves(read())
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(path.parent) in str(error)
+            continue
+        assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+    path.write_bytes(data)
+    return refused
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
+def test_a_flipped_bit_in_the_header_of_weights_or_of_an_adapter_is_refused_or_harmless(tmp_path, count):
+    config = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 1})
+    save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path / "model")
+    lora = LoraConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"))
+    save_adapter(tmp_path / "adapter", tiny.random_adapter(config, lora), lora, config, "some/base")
+    refused = flips_survived(tmp_path / "model" / SINGLE, lambda: load_model(tmp_path / "model", stacked=True), count)
+    refused += flips_survived(
+        tmp_path / "adapter" / TENSORS, lambda: load_adapter(tmp_path / "adapter", config)[0], min(count, 800)
+    )
+    assert refused > 0.9 * count
+    print(f"faults survived {count + min(count, 800)}, lost 0")
 
 
 @pytest.mark.parametrize("name", ["train/metrics.jsonl", "answers/base.jsonl", "scores/base.self.jsonl"])
