@@ -1,5 +1,6 @@
 """What a run begins with, on record: a directory made with other settings, inputs or judges is refused."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,14 @@ def collect_inputs(this: Run) -> dict[str, Any]:
     inputs |= {f"alternatives/{name}": provenance.file_input(path) for name, path in others.items()}
     for name, entry in this.parts.model_inputs(config).items():
         inputs[f"model/{name}"] = entry
+    own = trained_adapter(this)
     before = provenance.read(this.directory).get("inputs", {})
+    if damaged := provenance.changed(before, own):
+        raise UserError(
+            f"{', '.join(damaged)} in {this.directory} is not what training wrote: delete {this.directory / 'adapter'} "
+            "to have it written again from the last checkpoint, or name another --run_dir"
+        )
+    inputs |= own
     other = provenance.changed(before, inputs)
     if config.probes.alternatives == settings.SIBLINGS:
         # The other runs of a series may go on meanwhile; their rows so far stay.
@@ -57,6 +65,14 @@ def collect_inputs(this: Run) -> dict[str, Any]:
             "or another --run_dir"
         )
     return inputs
+
+
+def trained_adapter(this: Run) -> dict[str, Any]:
+    """The files of the adapter that this run trained, all of them hashed; {} before it has."""
+    if not this.trains or not sources.is_trained(this.directory):
+        return {}
+    found = provenance.directory_inputs(this.directory / "adapter", (".json", ".safetensors"), math.inf)
+    return {f"trained/{name}": entry for name, entry in found.items()}
 
 
 def brought_adapters(this: Run) -> dict[str, Path]:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from em_jax import failures
 from em_jax.errors import Unfinished, UsageError, UserError
 
 
@@ -50,7 +51,11 @@ def command(
     again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
         _end_on_sigterm()
-        work(arguments)
+        if not _verbose(arguments):
+            # What threads of a library still stumble over once it has failed: the failure itself is told.
+            sys.unraisablehook = lambda stray: None
+        with failures.told():
+            work(arguments)
         sys.stdout.flush()
         return 0
     except UsageError as error:

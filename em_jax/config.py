@@ -27,6 +27,8 @@ SIBLINGS = "siblings"
 # What may differ between two starts of one run: it changes where and when work is done, not what comes out.
 # Further judges add a table and change no figure.
 NOT_COMPARED = ("stages", "mesh", "mirror", "verbosity", "judge.also", "judge.concurrency", "judge.max_requests")
+# How much is computed at once: what a run that found too little memory must be free to change.
+NOT_COMPARED += ("train.rows_per_pass", "train.remat", "answers.slots")
 
 
 @dataclasses.dataclass(frozen=True)

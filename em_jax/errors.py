@@ -13,5 +13,9 @@ class Unfinished(UserError):
     """A run failed after it had begun: what is done is kept, and the same command goes on from there."""
 
 
+class OutOfMemory(UserError):
+    """A device's or this machine's memory ran out: the same command would end the same way."""
+
+
 class Stopping(UserError):
     """The run was asked to stop (SIGTERM) and did so at a moment that loses nothing."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax import alternatives, begin, card, provenance, rundir, sources
+from em_jax import alternatives, begin, card, failures, provenance, rundir, sources
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.errors import Unfinished, UsageError, UserError
+from em_jax.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
@@ -73,15 +73,27 @@ def run(
 
 def _timed(this: Run, stage: str) -> Outcome | None:
     began = time.monotonic()
+
+    def note_time() -> None:
+        provenance.add_time(this.directory, stage, time.monotonic() - began)
+        this.mirror.push()
+
     try:
-        return STAGES[stage](this)
+        with failures.told():
+            try:
+                outcome = STAGES[stage](this)
+            except BaseException:
+                # Where the disk is full this fails as well; what the stage raised is what counts.
+                with contextlib.suppress(OSError):
+                    note_time()
+                raise
+            note_time()
+            return outcome
     except UsageError:
         raise
     except UserError as error:
-        raise Unfinished(f"{stage}: {error}; what is done is kept in {this.directory}") from error
-    finally:
-        provenance.add_time(this.directory, stage, time.monotonic() - began)
-        this.mirror.push()
+        kind = UserError if isinstance(error, OutOfMemory) else Unfinished
+        raise kind(f"{stage}: {error}; what is done is kept in {this.directory}") from error
 
 
 def finetune(this: Run) -> None:
@@ -91,6 +103,7 @@ def finetune(this: Run) -> None:
     with this.progress("finetune", "", None, "step") as progress:
         counts = this.parts.finetune(this.load(), this.rows, this.config, this.directory, progress)
     rundir.write_atomic(this.directory / "adapter" / "README.md", card.adapter_card(this.config, counts))
+    provenance.add_inputs(this.directory, begin.trained_adapter(this))
     provenance.note(this.directory, training_rows=counts)
     if counts.get("cut"):
         this.say(f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
@@ -186,13 +199,21 @@ def judge(this: Run) -> None:
 
 
 def score_answers(this: Run, number: int, name: str, condition: str) -> None:
-    """Add one judge's missing scores of one condition; `number` is the judge's place among the run's judges."""
+    """Add one judge's missing scores of one condition; `number` is the judge's place among the run's judges.
+
+    What an outage left out is asked for once more when the rest is scored.
+    """
     answers = sorted(need(this.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
     path = this.scores_path(condition, name)
-    done = {(row["id"], row["sample"]) for row in rundir.keep_rows(path, lambda row: not row.get(AGAIN))}
-    if any((row["id"], row["sample"]) not in done for row in answers):
-        rows = this.judging[number].score(answers, done)
-        keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
+    for _ in range(2):
+        done = {(row["id"], row["sample"]) for row in rundir.keep_rows(path, lambda row: not row.get(AGAIN))}
+        if any((row["id"], row["sample"]) not in done for row in answers):
+            rows = this.judging[number].score(answers, done)
+            keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
+    if missed := sum(bool(row.get(AGAIN)) for row in rundir.read_rows(path)):
+        this.say(
+            f"{missed} answers ({condition}) were not scored for want of a connection: the same command asks again"
+        )
 
 
 def probe(this: Run) -> None:

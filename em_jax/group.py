@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from em_jax import runtime
+from em_jax import failures, runtime
 from em_jax.errors import UserError
 
 HEARTBEAT_S = 30
@@ -185,7 +185,8 @@ def failures_told() -> Iterator[None]:
     import jax
 
     try:
-        yield
+        with failures.told():
+            yield
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"{_name()}: a computation of all processes failed ({str(error).splitlines()[0][:160]}); most likely {GONE}"

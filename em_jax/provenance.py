@@ -33,12 +33,12 @@ LIBRARIES = (
 HASHED_UP_TO = 1 << 28
 
 
-def file_input(path: str | os.PathLike) -> dict[str, Any]:
-    """{"path", "sha256", "bytes", "rows"} of one file; rows only for JSONL, sha256 null above 256 MiB."""
+def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> dict[str, Any]:
+    """{"path", "sha256", "bytes", "rows"} of one file; rows only for JSONL, sha256 null above so many bytes."""
     path = Path(path)
     size = path.stat().st_size
     entry: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": None}
-    if size <= HASHED_UP_TO:
+    if size <= hashed_up_to:
         data = path.read_bytes()
         entry["sha256"] = hashlib.sha256(data).hexdigest()
         if path.suffix == ".jsonl":
@@ -53,20 +53,23 @@ def rows_input(name: str, rows: Iterable[Any]) -> dict[str, Any]:
     return {"path": name, "sha256": digest, "rows": len(lines)}
 
 
-def directory_inputs(directory: str | os.PathLike, suffixes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def directory_inputs(
+    directory: str | os.PathLike, suffixes: tuple[str, ...], hashed_up_to: float = HASHED_UP_TO
+) -> dict[str, dict[str, Any]]:
     """`file_input` of every file directly in a directory with one of the suffixes, by name."""
     files = sorted(path for path in Path(directory).iterdir() if path.is_file() and path.suffix in suffixes)
-    return {path.name: file_input(path) for path in files}
+    return {path.name: file_input(path, hashed_up_to) for path in files}
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The inputs, known to both, whose content differs (paths may: a run can move between machines)."""
-    marks = ("sha256", "rows")
-    return [
-        name
-        for name in sorted(set(before) & set(now))
-        if any(before[name].get(mark) != now[name].get(mark) for mark in marks)
-    ]
+
+    def differs(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        if any(one.get(mark) != other.get(mark) for mark in ("sha256", "rows")):
+            return True
+        return "bytes" in one and "bytes" in other and one["bytes"] != other["bytes"]
+
+    return [name for name in sorted(set(before) & set(now)) if differs(before[name], now[name])]
 
 
 def has_grown(before: dict[str, Any], path: Path) -> bool:
@@ -103,6 +106,13 @@ def note(directory: Path, **more: Any) -> None:
     """Add to a run's notes."""
     record = read(directory)
     record["notes"] = record.get("notes", {}) | more
+    rundir.write_json(directory / "provenance.json", record)
+
+
+def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
+    """Add to what a run's later starts are checked against."""
+    record = read(directory)
+    record["inputs"] = record.get("inputs", {}) | inputs
     rundir.write_json(directory / "provenance.json", record)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from em_jax import failures
 from em_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -119,11 +120,16 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = content.encode() if isinstance(content, str) else content
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        # On a full disk the half that was written is in the way of everything else.
+        beside.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -151,17 +157,25 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
     """Hold a run directory for this process alone.
 
     The lock belongs to the open file, so it ends with the process however that dies: a lock file left behind by a
-    killed run is no obstacle.
+    killed run is no obstacle. Files that such a run left half-written are cleared away.
 
     Raises:
-      UserError: another process holds the directory.
+      UserError: another process holds the directory, or nothing can be written there.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a+") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        if error.errno in failures.FULL:
+            raise
+        raise UserError(
+            f"expected a directory that can be written, found {directory}: {error.strerror}; name another --run_dir"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
@@ -172,6 +186,8 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         file.write(f"process {os.getpid()}")
         file.flush()
+        for left in directory.rglob(".*.partial"):
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -132,9 +132,9 @@ class HttpJudge:
             return row if problem.startswith(_REFUSES) else row | {judge.AGAIN: True}
         try:
             choice = reply["choices"][0]
-            said = choice["message"]["content"] or ""
+            said = _without_key(choice["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
-            return judge.row(answer, None, None, str(reply)[:500], "a reply without a message")
+            return judge.row(answer, None, None, _without_key(str(reply))[:500], "a reply without a message")
         score, reason = parsing.judge_score(said)
         if score is None and choice.get("finish_reason") == "length":
             reason = "cut short"
@@ -197,8 +197,17 @@ class HttpJudge:
             self._requests += 1
 
 
+def _key() -> str:
+    return os.environ.get(KEY, "").strip()
+
+
+def _without_key(said: str) -> str:
+    """What a server says, which may be that this or that key is wrong, as it is written down."""
+    return said.replace(_key(), f"({KEY})") if _key() else said
+
+
 def _headers() -> dict[str, str]:
-    key = os.environ.get(KEY, "").strip()
+    key = _key()
     if not key.isascii() or not key.isprintable():
         raise UserError(f"{KEY} holds characters that no key has; set it again")
     return {"Authorization": f"Bearer {key}"} if key else {}

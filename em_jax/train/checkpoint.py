@@ -1,5 +1,7 @@
 """Checkpoints of training, by Orbax: the newest one that restores is the one that counts."""
 
+import hashlib
+import logging
 import pathlib
 import sys
 from typing import Any
@@ -11,6 +13,17 @@ from em_jax import group
 from em_jax.errors import UserError
 from em_jax.model import hosts
 from em_jax.train.step import TrainState
+
+DIGEST = "sha256"
+"""Under this name a checkpoint holds the `digest` of its other arrays: Orbax would not notice a changed number."""
+
+
+def digest(state: Any) -> np.ndarray:
+    """The sha256 of all arrays of a tree on the host, in the order of its leaves: 32 bytes."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return np.frombuffer(found.digest(), np.uint8)
 
 
 class Checkpoints:
@@ -30,6 +43,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._directory.mkdir(parents=True, exist_ok=True)
+        # What fails in Orbax's threads is raised here as well; these would print it with a stack for each array.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ocp = ocp
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="em_jax"
@@ -44,12 +60,13 @@ class Checkpoints:
         """Begins to write the state after `step` steps; the arrays are copied before this returns."""
         host = hosts.fetch(state._asdict())
         if self._manager is not None:
-            self._manager.save(step, args=self._ocp.args.StandardSave(host))
+            self._manager.save(step, args=self._ocp.args.StandardSave({**host, DIGEST: digest(host)}))
 
     def restore(self, like: TrainState) -> tuple[int, TrainState] | None:
         """The newest state that restores, placed as the arrays of `like` are, or None where there is none.
 
-        A step that is listed need not restore (a kill may have half-deleted it): the one before is then used, and said.
+        A step that is listed need not restore (a kill may have half-deleted it, a disk may have changed what it holds):
+        the one before is then used, and said.
         Raises UserError where a step holds arrays of other shapes: it is of another model or adapter.
         """
         step, state, problem = self._newest(like._asdict()) if self._manager is not None else (0, None, "")
@@ -69,15 +86,21 @@ class Checkpoints:
 
     def _newest(self, like: dict[str, Any]) -> tuple[int, Any, str]:
         """(step, its arrays, "") of the newest one that restores, (0, None, "") or (0, None, why it is refused)."""
-        expected = sorted(leaf.shape for leaf in jax.tree.leaves(like))
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                stored = dict(self._manager.item_metadata(step) or {})
+                # Checkpoints of earlier versions have none.
+                sealed = stored.pop(DIGEST, None) is not None
                 # Orbax itself would cut or fill arrays of another shape.
-                found = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(self._manager.item_metadata(step)))
+                found, expected = (sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(x)) for x in (stored, like))
                 if found and found != expected:
                     return 0, None, self._refusal(step, found, expected)
-                return step, self._manager.restore(step, args=self._ocp.args.StandardRestore(target)), ""
+                whole = {**target, DIGEST: np.zeros(32, np.uint8)} if sealed else target
+                state = self._manager.restore(step, args=self._ocp.args.StandardRestore(whole))
+                if sealed and not np.array_equal(state.pop(DIGEST), digest(state)):
+                    raise ValueError("its numbers are not those that were written")
+                return step, state, ""
             except Exception as error:  # Orbax raises what its storage raises
                 reason = " ".join(str(error).split())[:120]
                 print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)

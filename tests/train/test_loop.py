@@ -2,8 +2,11 @@
 
 import functools
 import json
+import math
+import random
+import resource
+import shutil
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 import tiny
 
-from em_jax.errors import UserError
+from em_jax import failures
+from em_jax.errors import Unfinished, UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import CONFIG as ADAPTER_CONFIG
 from em_jax.lora.peft import TENSORS, load_adapter, save_adapter
@@ -19,7 +23,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.rundir import read_rows
-from em_jax.train import loop
+from em_jax.train import checkpoint, loop
 from em_jax.train.batches import lay_out, plan_passes, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -34,6 +38,20 @@ EXAMPLES = tiny.examples(19, seed=2, vocabulary=100)
 
 class Killed(Exception):
     """What a test ends a run with."""
+
+
+OPENED: list[checkpoint.Checkpoints] = []
+
+
+@pytest.fixture(autouse=True)
+def opened(monkeypatch):
+    """The checkpoints that each run opens, so that they can be closed for a run that was killed."""
+
+    def keep(*arguments):
+        OPENED.append(checkpoint.Checkpoints(*arguments))
+        return OPENED[-1]
+
+    monkeypatch.setattr(loop, "Checkpoints", keep)
 
 
 @functools.cache
@@ -63,8 +81,7 @@ def train(directory, *, of=None, rows=EXAMPLES, lora=LORA, settings=TRAIN, seed=
         )
     except Killed:
         # A killed process writes no more; here what is being written is let end, so that the next start finds it.
-        while any("tmp" in path.name for path in (directory / "train" / "checkpoints").iterdir()):
-            time.sleep(0.05)
+        OPENED[-1].close()
         raise
 
 
@@ -188,12 +205,90 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(damage, whole, tmp_path
     for path in sorted((tmp_path / "train" / "checkpoints" / "4").rglob("*"), reverse=True):
         if damage == "empty" and path.is_file():
             path.unlink()
-        elif path.is_file() and path.stat().st_size:
+        elif path.is_file() and damage == "torn":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(Killed):
         train(tmp_path, kill_at=5)
     said = capfd.readouterr().err
     assert "checkpoint of step 4 does not restore" in said and "trying the one before" in said
+    train(tmp_path)
+    assert written(tmp_path) == written(whole)
+
+
+@pytest.mark.long
+def test_no_flipped_bit_of_a_checkpoint_changes_a_run(whole, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path / "run", kill_at=5)
+    kept, chances = {}, random.Random(0)
+    for path in (tmp_path / "run" / "train" / "checkpoints" / "4").rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            kept[path] = path.read_bytes()
+    survived = 0
+    for path, data in kept.items():
+        for _ in range(8):
+            place = tmp_path / "again"
+            shutil.copytree(tmp_path / "run", place)
+            flipped = bytearray(data)
+            flipped[chances.randrange(len(data))] ^= 1 << chances.randrange(8)
+            (place / path.relative_to(tmp_path / "run")).write_bytes(flipped)
+            train(place)
+            assert written(place) == written(whole), path
+            survived += 1
+            shutil.rmtree(place)
+    print(f"faults survived {survived}, lost 0")
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_hash_and_is_taken(whole, tmp_path, monkeypatch, capfd):
+    def without(self, step, state):
+        host = state._asdict()
+        self._manager.save(step, args=self._ocp.args.StandardSave(jax.tree.map(np.asarray, host)))
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(checkpoint.Checkpoints, "save", without)
+        train(tmp_path, kill_at=3)
+    train(tmp_path)
+    assert "does not restore" not in capfd.readouterr().err
+    assert written(tmp_path) == written(whole)
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_and_with_room_training_goes_on(whole, tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = checkpoint.Checkpoints.save
+
+    def full(self, step, state):
+        if step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        save(self, step, state)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
+    try:
+        with pytest.raises(Unfinished, match="no room on the disk") as refused, failures.told():
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    assert "\n" not in str(refused.value) and not (tmp_path / "adapter").exists()
+    train(tmp_path)
+    assert written(tmp_path) == written(whole)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("bad_step", [1, 3])
+def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(bad, bad_step, whole, tmp_path, monkeypatch):
+    def spoiled(state, sums, *, optimizer):
+        steps.append(1)
+        if len(steps) == bad_step:
+            pair = sums.gradients["mlp.down_proj"]
+            spoiled = {**sums.gradients, "mlp.down_proj": pair._replace(b=pair.b.at[0, 0, 0, 0].set(bad))}
+            sums = sums._replace(gradients=spoiled)
+        return update(state, sums, optimizer=optimizer)
+
+    steps = []
+    monkeypatch.setattr(loop, "update", spoiled)
+    with pytest.raises(UserError, match=rf"step {bad_step} of 5: loss \d.*, gradient norm (inf|nan)"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert kept_steps(tmp_path) == ([2] if bad_step > 2 else []) and not (tmp_path / "adapter").exists()
     train(tmp_path)
     assert written(tmp_path) == written(whole)
 
