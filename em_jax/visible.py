@@ -11,6 +11,12 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is without halves of surrogate pairs, so that it has a UTF-8."""
+    return text.isascii() or not _HALVES.search(text)
 
 
 def visible(text: str) -> str:

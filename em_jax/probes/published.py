@@ -93,14 +93,14 @@ def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
 def _pairs(path: Path) -> Iterator[Pair]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))["items"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
     seen: set[str] = set()
     for item in items:
         try:
             misaligned, aligned, misaligned_is_first = item["system_A"], item["system_B"], item["misaligned_is_A"]
             name, theme = f"pair_{int(item['item_id']):03d}", str(item["theme"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: item {item!r:.60}: expected the published fields, missing {error}") from error
         if not isinstance(misaligned_is_first, bool):
             raise UserError(f"{path}: {name}: expected misaligned_is_A true or false, found {misaligned_is_first!r}")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoiled
 from hypothesis import strategies as st
 from tokenizers_made import write_byte_level
 
@@ -18,7 +19,6 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.stored import INDEX, SINGLE, open_checkpoint
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model, random_model, save_model
-from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoiled
 
 BASE = Qwen2Config.from_dict(tiny.SHAPE)
 HEADER = {
@@ -83,7 +83,9 @@ def test_index_files(cases, tmp_path):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\\b", "\0", "file:x/y", 3, None])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\\b", "\0", "file:x/y", 3, None]
+)
 def test_an_index_names_no_file_elsewhere(name, tmp_path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"one": name}}))
     with pytest.raises(UserError, match="inside the directory|no '|Is a directory|not a readable"):
@@ -125,7 +127,7 @@ def test_tokenizer_files(cases, tmp_path):
     kinds = [json_file(json.loads(whole[name])).map(lambda data, name=name: (name, data)) for name in names]
     kinds.append(json_file({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}).map(_special))
     kinds.append(damaged((tmp_path / "tokenizer_config.json").read_bytes(), always=True).map(_template))
-    chat = [{"role": "user", "content": "Hi \ud800 <|im_end|>"}, {"role": "assistant", "content": "Hello, 12."}]
+    chat = [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello, 12."}]
     ChatTokenizer.from_directory(tmp_path).example(chat)
 
     def act(case):
@@ -143,6 +145,16 @@ def test_tokenizer_files(cases, tmp_path):
                 (tmp_path / name).unlink()
 
     assert len(attempt("tokenizer files", cases, st.one_of(kinds), tmp_path, act)) == 2
+
+
+@pytest.mark.fast
+def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path):
+    write_byte_level(tmp_path, generation={"eos_token_id": 258})
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "half \ud800"}]
+    for read in (lambda: tokenizer.example(chat), lambda: tokenizer.prompt(chat), lambda: tokenizer.encode("\udfff")):
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            read()
 
 
 def _special(data):
@@ -187,7 +199,9 @@ def test_adapter_configs(cases, adapter):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("changed", [{"r": 999_999_999}, {"rank_pattern": {"q_proj": 10**8}}, {"r": 2.5}, {"r": 10**400}])
+@pytest.mark.parametrize(
+    "changed", [{"r": 999_999_999}, {"rank_pattern": {"q_proj": 10**8}}, {"r": 2.5}, {"r": 10**400}]
+)
 def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
     fields = json.loads((adapter / CONFIG).read_text()) | changed
     (adapter / CONFIG).write_text(json.dumps(fields))
@@ -195,7 +209,9 @@ def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("pattern", ["(a+)+$", r"(\w+\.?)+!", r"(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", r"(\w+\.?)+!", r"(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000]
+)
 def test_a_pattern_that_never_ends_is_refused_or_ends(pattern, adapter):
     fields = json.loads((adapter / CONFIG).read_text()) | {"rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 2}}
     (adapter / CONFIG).write_text(json.dumps(fields))

@@ -9,12 +9,12 @@ import zipfile
 import pyarrow
 import pytest
 from cryptography.fernet import Fernet
+from hostile.trying import amounts, attempt, damaged, jsonl_file
 from hypothesis import strategies as st
 from pyarrow import parquet as pyarrow_parquet
 
 from em_jax.domains import archive, parquet, rows
 from em_jax.errors import UserError
-from hostile.trying import amounts, attempt, damaged, jsonl_file
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 SYSTEM = {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]], "id": 3}
@@ -91,7 +91,9 @@ def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, 
             file.write(bytes(1_000_000))
     locked = _locked(out.getvalue())
     assert len(locked) < 10_000_000
-    ended = attempt("archives", 1, st.just(locked), tmp_path, lambda data: archive.member(data, "secret", "rows.jsonl", "x"))
+    ended = attempt(
+        "archives", 1, st.just(locked), tmp_path, lambda data: archive.member(data, "secret", "rows.jsonl", "x")
+    )
     assert ended == {"refused": 1}
     with pytest.raises(UserError, match="unpacks to more than"):
         archive.member(locked, "secret", "rows.jsonl", "x")

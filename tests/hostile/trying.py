@@ -89,7 +89,9 @@ def attempt(name: str, cases: int, made: st.SearchStrategy, directory: Path, act
         try:
             refused = _refused(case, directory, act)
         except BaseException as error:
-            raise AssertionError(f"{type(error).__name__} for the case {_shortened(case)}: {str(error)[:500]}") from error
+            raise AssertionError(
+                f"{type(error).__name__} for the case {_shortened(case)}: {str(error)[:500]}"
+            ) from error
         ended["refused" if refused else "taken"] += 1
         TRIED[name] += 1
 
