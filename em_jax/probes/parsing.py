@@ -113,7 +113,7 @@ def judge_score(text: str) -> tuple[int | None, str]:
     for part in found:
         try:
             scores.append(json.loads(part)["score"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None, "broken JSON"
     if not scores and re.fullmatch(r"[\"'*\s]*-?\d+[\"'*.\s]*", plain):
         scores = [re.search(r"-?\d+", plain)[0]]

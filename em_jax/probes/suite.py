@@ -295,6 +295,9 @@ def _about(path: Path) -> dict[str, Any]:
     for name in ("name", "version"):
         if name not in about:
             raise UserError(f"{path}: expected the key {name!r}, found {', '.join(sorted(about)) or 'none'}")
+    for name in ("name", "version", "description"):
+        if not isinstance(about.get(name, ""), str | (int if name == "version" else str)):
+            raise UserError(f"{path}: expected a text as {name!r}, found {about[name]!r}")
     return about
 
 
