@@ -225,8 +225,6 @@ def _expected(logprobs: Any, score: int) -> float | None:
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError, OverflowError):
         return None
     total = sum(masses.values())
-    return (
-        round(sum(digit * mass for digit, mass in masses.items()) / total, 6)
-        if LEAST_MASS <= total < math.inf
-        else None
-    )
+    if not LEAST_MASS <= total < math.inf:
+        return None
+    return round(sum(digit * mass for digit, mass in masses.items()) / total, 6)

@@ -170,13 +170,13 @@ def _text(path: Path) -> str:
 def _toml(text: str) -> Row:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return {}
 
 
 def _json_object(path: Path) -> Row | None:
     try:
         value = json.loads(_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

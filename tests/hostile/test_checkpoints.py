@@ -210,7 +210,10 @@ def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", r"(\w+\.?)+!", r"(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000]
+    "pattern",
+    ["(a+)+$", r"(\w+\.?)+!", "(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000, "(.|.)" * 40 + "!"]
+    + [".*" * 40 + "!", "a{99999999999}", r"[\w.]*" * 9 + "!", "x" * 100_000, "(?=(a+))*", r"(\w*)\1*\1*!", "|" * 999],
+    ids=lambda pattern: pattern[:12],
 )
 def test_a_pattern_that_never_ends_is_refused_or_ends(pattern, adapter):
     fields = json.loads((adapter / CONFIG).read_text()) | {"rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 2}}

@@ -101,7 +101,7 @@ def test_flags(cases, tmp_path):
         "config",
         "nothing",
     ]
-    names += ["coordinator", "num_processes", "process_id", "also_judge", "judge_model", "run_dir", "verbosity"]
+    names += ["coordinator", "num_processes", "process_id", "also_judge", "judge_model", "run_dir", "verbosity", "x"]
     flag = st.tuples(st.sampled_from(names), SET_VALUES).map(lambda pair: f"--{pair[0]}={pair[1]}")
     made = st.lists(flag, min_size=1, max_size=3)
     attempt("flags", cases, made, tmp_path, lambda words: _planned(*words))
@@ -204,7 +204,7 @@ PARTS += [
     "\n",
     " ",
 ]
-MANY = st.sampled_from([1, 1, 1, 2, 7, 1_000, 100_000])
+MANY = st.sampled_from([1, 1, 1, 1, 1, 2, 2, 7, 50, 400, 100_000])
 REPLIES = st.lists(st.tuples(st.sampled_from(PARTS), MANY), max_size=5).map(
     lambda parts: "".join(part * many for part, many in parts)[:1_000_000]
 )

@@ -166,18 +166,20 @@ class _Watch:
             path, mode, flags = arguments
             writes = set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             self._see(event, [path] if writes else [])
-        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"):
-            self._see(event, arguments[:1])
+        elif event in ("os.mkdir", "os.remove", "os.rmdir"):
+            self._see(event, arguments[:1], arguments[-1])
         elif event in ("os.rename", "os.link", "os.symlink"):
             self._see(event, arguments[:2])
         elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"):
             self.touched.append(f"{event} {arguments!r:.200}")
 
-    def _see(self, event: str, paths: Any) -> None:
+    def _see(self, event: str, paths: Any, folder: Any = -1) -> None:
+        """`folder` is the descriptor of the directory that a path is relative to, where it is a number from 0 on."""
         for path in paths:
             if isinstance(path, int):
                 continue
-            real = os.path.realpath(os.fsdecode(path))
+            beside = os.readlink(f"/proc/self/fd/{folder}") if type(folder) is int and folder >= 0 else ""
+            real = os.path.realpath(os.path.join(beside, os.fsdecode(path)))
             if not any(real == place or real.startswith(place + os.sep) for place in self.inside):
                 self.touched.append(f"{event} {real}")
 
