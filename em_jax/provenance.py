@@ -76,7 +76,7 @@ def has_grown(before: dict[str, Any], path: Path) -> bool:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """A run's provenance so far; {} where there is none or it cannot be read, and no field of another type than ours."""
+    """A run's provenance so far; {} where there is none or it cannot be read, without fields of a wrong type."""
     try:
         record = json.loads((directory / "provenance.json").read_text())
     except (OSError, ValueError, RecursionError):

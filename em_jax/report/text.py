@@ -4,7 +4,7 @@ Escaping HTML is the template engine's work; this file takes care of what escapi
 hold terminal escapes, marks that turn the reading direction round, half of a surrogate pair, or a megabyte on a line.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def one_line(text: str, limit: int) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite number that can be drawn and compared."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(value: Any, digits: int = 2, signed: bool = False) -> str:
