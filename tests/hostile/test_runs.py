@@ -48,7 +48,7 @@ def _with(directory, act):
     return acted
 
 
-@amounts(2_000)
+@amounts(1_000)
 def test_runs_are_read_back(cases, tmp_path):
     directory = synthetic.make_run(tmp_path / "run", questions=2, samples=2, steps=3)
 
@@ -62,7 +62,7 @@ def test_runs_are_read_back(cases, tmp_path):
     assert len(attempt("run directories", cases, _kinds(directory), tmp_path, _with(directory, act))) == 2
 
 
-@amounts(400)
+@amounts(120)
 def test_reports_are_drawn(cases, tmp_path):
     directory = synthetic.make_run(tmp_path / "run", questions=2, samples=2, steps=3)
 
@@ -75,7 +75,7 @@ def test_reports_are_drawn(cases, tmp_path):
     attempt("reports", cases, _kinds(directory), directory, _with(directory, act))
 
 
-@amounts(200)
+@amounts(60)
 def test_comparisons_are_drawn(cases, tmp_path):
     one = synthetic.make_run(tmp_path / "one", rows=False, steps=0)
     other = synthetic.make_run(tmp_path / "other", rows=False, steps=0, seed=1)
@@ -88,7 +88,7 @@ def test_comparisons_are_drawn(cases, tmp_path):
     attempt("comparisons", cases, _kinds(one), tmp_path, _with(one, act))
 
 
-@amounts(200)
+@amounts(60)
 def test_runs_are_rescored(cases, tmp_path):
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     values |= {"probes.limit": 2, "answers.samples": 2, "probes.sampled_questions": 1}

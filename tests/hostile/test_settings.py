@@ -210,7 +210,7 @@ REPLIES = st.lists(st.tuples(st.sampled_from(PARTS), MANY), max_size=5).map(
 )
 
 
-@amounts(2_500)
+@amounts(2_000)
 def test_replies_of_judges(cases, tmp_path):
     def act(text):
         score, reason = parsing.judge_score(text)
@@ -220,7 +220,7 @@ def test_replies_of_judges(cases, tmp_path):
     attempt("judges' replies", cases, REPLIES, tmp_path, act)
 
 
-@amounts(1_500)
+@amounts(1_000)
 def test_answers_that_are_parsed(cases, tmp_path):
     def act(text):
         for value, reason in (
