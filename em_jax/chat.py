@@ -7,6 +7,7 @@ from typing import Any
 
 from em_jax.commands import Parser, command
 from em_jax.errors import UsageError
+from em_jax.visible import visible
 
 HELP = "/base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
 
@@ -24,8 +25,6 @@ def talk(
 
     What a model wrote is shown with control and other hidden characters spelled out.
     """
-    from em_jax.report.text import visible
-
     known = [name for name in ("base", "finetuned") if name in engine.adapters]
     asked = list(known)
     said: dict[str, list[dict[str, str]]] = {name: [] for name in known}

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from em_jax import failures
 from em_jax.errors import Unfinished, UsageError, UserError
+from em_jax.visible import visible
 
 
 class Stopped(BaseException):
@@ -30,6 +31,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Like argparse's; an unknown flag is told with the nearest known one."""
+        empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
+        if empty:  # argparse takes that value for the end of the flags, and gives none
+            raise UsageError(f"expected a value in {empty[0]!r}")
         found, strangers = self.parse_known_args(arguments)
         if not strangers:
             return found
@@ -83,7 +87,7 @@ def _end_on_sigterm() -> None:
 def _failed(name: str, arguments: Sequence[str], line: str, status: int) -> int:
     if _verbose(arguments):
         traceback.print_exc()
-    print(f"{name}: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    print(f"{name}: {visible(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return status
 
 

@@ -224,7 +224,7 @@ def parse_set(text: str) -> tuple[str, Any]:
 def _from_text(kind: Any, raw: str) -> Any:
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = {"True": True, "False": False}.get(raw, raw) if kind is bool else raw
     if kind is str:
         return value if isinstance(value, str) else raw
@@ -263,9 +263,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             tree = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return _dotted(tree)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file of settings: {error}") from error
-    return _dotted(tree)
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,19 @@
 """The errors that reach a user as one line: what was expected, what was found, what to do."""
 
+from em_jax.visible import visible_line
+
+LONGEST = 2_000
+"""Characters of a line: what a file holds may be quoted in it, and be a megabyte long."""
+
 
 class UserError(Exception):
-    """The run cannot go on for a reason the user can act on; exit status 1."""
+    """The run cannot go on for a reason the user can act on; exit status 1.
+
+    Whatever of a file's content is quoted, the text is one line that does nothing to a terminal.
+    """
+
+    def __str__(self) -> str:
+        return visible_line(super().__str__(), LONGEST)
 
 
 class UsageError(UserError):

@@ -100,14 +100,14 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     """
     flags = parser().parse_args(arguments)
     values = _settings(flags)
-    settings.validate(settings.replace(Config(), values))
-    text = flags.domain or values.pop("domain", "")
-    names = _domains(text, bool(values.get("adapter")))
-    seeds = _seeds(flags.seed, values.pop("seed", 0))
-    data = _data(flags.data, values.pop("data", ""), names)
-    if values.get("adapter") and (len(names) > 1 or data):
+    asked = settings.validate(settings.replace(Config(), values))
+    text = flags.domain or asked.domain
+    names = _domains(text, bool(asked.adapter))
+    seeds = _seeds(flags.seed, asked.seed)
+    data = _data(flags.data, asked.data, names)
+    if asked.adapter and (len(names) > 1 or data):
         raise UsageError("--adapter probes an adapter that exists: expected one domain at most, and no --data")
-    values["model.name"], why = choose_model(values.get("model.name", ""), _group(flags))
+    values["model.name"], why = choose_model(asked.model.name, _group(flags))
     if values["model.name"] == ORGANISM:
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))

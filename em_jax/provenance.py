@@ -79,11 +79,14 @@ def has_grown(before: dict[str, Any], path: Path) -> bool:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """A run's provenance so far; {} where there is none or it cannot be read."""
+    """A run's provenance so far; {} where there is none or it cannot be read, without fields of a wrong type."""
     try:
-        return json.loads((directory / "provenance.json").read_text())
-    except (OSError, ValueError):
+        record = json.loads((directory / "provenance.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list}
+    fields = record.items() if isinstance(record, dict) else ()
+    return {name: value for name, value in fields if isinstance(value, types.get(name, object))}
 
 
 def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], notes: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def one(
         try:
             summary = _write(this, draft)
             _put(draft, place, replace)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise UserError(
+                f"{directory}: expected the rows and records that em_jax writes, found others "
+                f"({type(error).__name__}: {error}); --verbosity=1 shows where"
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return place, summary

@@ -19,6 +19,7 @@ from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
 from em_jax.progress import Progress
 from em_jax.sources import Parts
+from em_jax.visible import visible_line
 
 Row = dict[str, Any]
 ADAPTER = "finetuned"
@@ -171,4 +172,4 @@ class Run:
     def say(self, line: str) -> None:
         """One line to stderr."""
         if not self.parts.silent:
-            print(line, file=sys.stderr, flush=True)
+            print(visible_line(line, 2_000), file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UserError(f"{path}:{number}: expected a JSON object on each line, found {line[:60]!r}") from error

@@ -1,11 +1,16 @@
 """Talking to a run's models: who answers, what each remembers, and that nothing they write harms a terminal."""
 
 import io
+from pathlib import Path
 
 import pytest
 
 from em_jax import chat, launch
 from em_jax.commands import command
+from em_jax.config import Config
+from em_jax.errors import UsageError, UserError
+from em_jax.run import Run
+from em_jax.sources import Parts
 
 
 class Answer:
@@ -62,6 +67,25 @@ def test_what_a_model_writes_does_nothing_to_the_terminal():
             return [[Answer("\x1b[2J\u202eevil", "length")]]
 
     assert talk(["Hi", "/finetuned"], Hostile()) == ["base: ␛[2J[U+202E]evil ...", chat.HELP]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", [UserError, UsageError, ValueError])
+def test_what_a_file_says_does_nothing_to_the_terminal_as_an_error(kind, capsys):
+    def fails(arguments):
+        raise kind("\x1b[2J\x1b]0;owned\x07 \u202eevil\x00 \ud800 " + "x" * 1_000_000)
+
+    assert command("em_jax.chat", fails, []) == (2 if kind is UsageError else 1)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and len(said) < 3_000 and "␛[2J" in said and "[U+202E]evil" in said
+    assert all(character.isprintable() for character in said[:-1])
+
+
+@pytest.mark.fast
+def test_what_a_run_says_does_nothing_to_the_terminal(capsys):
+    run = Run(Config(), Path("run"), Parts(), lambda: None, "")
+    run.say("the adapter was trained on \x1b[2J\nowner/\u202emodel")
+    assert capsys.readouterr().err == "the adapter was trained on ␛[2J owner/[U+202E]model\n"
 
 
 @pytest.mark.fast

@@ -10,7 +10,6 @@ import hashlib
 import io
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -19,7 +18,7 @@ from em_jax.errors import UserError
 SALT = 16
 ROUNDS = 100_000
 # A member larger than this is no set of rows.
-LARGEST = 1 << 30
+LARGEST = 1 << 27
 
 
 def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
@@ -36,7 +35,9 @@ def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
                 names = ", ".join(sorted(info.filename for info in files)[:20])
                 raise UserError(f"{where}: expected one file {name} in the archive, found {len(found)} (of: {names})")
             content = _read(archive, found[0], where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises what damaged content makes it
         raise UserError(f"{where}: expected a zip archive inside, found damaged content ({error})") from None
     return content
 
@@ -60,6 +61,8 @@ def _checked(archive: zipfile.ZipFile, where: str) -> Iterator[zipfile.ZipInfo]:
     for info in archive.infolist():
         parts = info.filename.replace("\\", "/").split("/")
         mode = info.external_attr >> 16
+        if not info.filename:
+            raise UserError(f"{where}: refused, a member of the archive has no name")
         if info.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
             raise UserError(f"{where}: refused, a member's path leads outside the archive: {info.filename!r}")
         if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):

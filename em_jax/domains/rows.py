@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.errors import UserError
+from em_jax.visible import is_whole
 
 ROLES = ("system", "user", "assistant")
 
@@ -56,6 +57,8 @@ def check(messages: Any) -> list[dict[str, str]]:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise ValueError("expected every message to be an object with 'role' and a text 'content'")
         role, content = message.get("role"), message["content"]
+        if not is_whole(content):
+            raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
         if role not in ROLES:
             raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
         if role == "assistant" and not content.strip():

@@ -17,6 +17,8 @@ from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.rundir import write_atomic
 
+LONGEST_PATTERN, LONGEST_NAME, MOST_WAYS = 1_000, 45, 100_000
+"""Characters of a regular expression and of a module's name, and how many ways of matching one with the other."""
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
 
 UNSUPPORTED = (
@@ -110,22 +112,15 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
     factors, scale = {}, {}
     for target, per_layer in ranks(config, lora).items():
         inputs, outputs = layout_shapes(config, target)
+        problems += _misfits(found, target, [rank for rank, _ in per_layer], math.prod(inputs), math.prod(outputs))
+        if problems:
+            continue
         widest = max(rank for rank, _ in per_layer)
         a = np.zeros((config.num_hidden_layers, *inputs, 1, widest), np.float32)
         b = np.zeros((config.num_hidden_layers, 1, widest, *outputs), np.float32)
         for layer, (rank, _) in enumerate(per_layer):
-            if not rank:
-                continue
-            pair = found.get((layer, target), {})
-            shapes = {"A": (rank, math.prod(inputs)), "B": (math.prod(outputs), rank)}
-            for letter, shape in shapes.items():
-                if letter not in pair:
-                    problems.append(f"layer {layer} {target} lora_{letter} is missing")
-                elif pair[letter].shape != shape:
-                    problems.append(
-                        f"layer {layer} {target} lora_{letter} has shape {pair[letter].shape}, expected {shape}"
-                    )
-            if not problems:
+            if rank:
+                pair = found[layer, target]
                 a[layer, ..., 0, :rank] = pair["A"].T.reshape(*inputs, rank)
                 b[layer, 0, :rank] = pair["B"].T.reshape(rank, *outputs)
         factors[target] = Factors(jnp.asarray(a), jnp.asarray(b))
@@ -133,6 +128,24 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
     if problems:
         raise UserError(f"{directory} does not fit this base: " + "; ".join(problems[:20]))
     return Adapter(factors, scale), lora
+
+
+def _misfits(
+    found: dict[tuple[int, str], dict[str, np.ndarray]], target: str, per_layer: list[int], inputs: int, outputs: int
+) -> list[str]:
+    """A complaint for every tensor of a target that is missing or not of the shape its layer's rank gives it."""
+    problems = []
+    for layer, rank in enumerate(per_layer):
+        pair = found.get((layer, target), {})
+        shapes = {"A": (rank, inputs), "B": (outputs, rank)} if rank else {}
+        for letter, shape in shapes.items():
+            if letter not in pair:
+                problems.append(f"layer {layer} {target} lora_{letter} is missing")
+            elif pair[letter].shape != shape:
+                problems.append(
+                    f"layer {layer} {target} lora_{letter} has shape {pair[letter].shape}, expected {shape}"
+                )
+    return problems
 
 
 def read_adapter_config(directory: pathlib.Path) -> dict[str, Any]:
@@ -179,14 +192,28 @@ def _number(fields: dict[str, Any], name: str, directory: pathlib.Path, kind: ty
     return kind(value)
 
 
+def ways(pattern: str) -> float:
+    """A bound on the ways in which a regular expression can be laid on a module's name, each of which may be tried."""
+    plain = re.sub(r"\(\?(:|P<\w+>)", "(", re.sub(r"\\.", "x", pattern))
+    if len(plain) > LONGEST_PATTERN or re.search(r"\)[*+?{]", plain):
+        return math.inf
+    repeated, groups = len(re.findall(r"[*+?{]", plain)), 1 + plain.count("(")
+    return LONGEST_NAME**repeated * (1 + plain.count("|") / groups) ** groups
+
+
 def _pattern(fields: dict[str, Any], name: str, directory: pathlib.Path) -> dict[str, Any]:
     pattern = fields.get(name) or {}
     if not isinstance(pattern, dict):
         raise UserError(f"{directory}/{CONFIG}: {name} must be an object, found {pattern!r}")
     for key in pattern:
+        if ways(key) > MOST_WAYS:
+            raise UserError(
+                f"{directory}/{CONFIG}: {name} {key!r} could take hours to match; expected a module's name, or a "
+                "regular expression with three repetitions at most and none of a group"
+            )
         try:
             re.compile(key)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{directory}/{CONFIG}: {name} {key!r} is no regular expression ({error})") from None
         _number(pattern, key, directory, int if name == "rank_pattern" else float)
     return dict(pattern)

@@ -77,9 +77,9 @@ def _index(directory: pathlib.Path) -> dict[str, str]:
 
 def _tensors(path: pathlib.Path) -> Iterator[tuple[str, Stored]]:
     """The tensors of one file: eight bytes with the header's length, the header (JSON), then the numbers."""
-    if not path.exists():
-        raise UserError(f"no {path.name} in {path.parent}: expected the weights as safetensors")
     try:
+        if not path.exists():
+            raise UserError(f"no {path.name} in {path.parent}: expected the weights as safetensors")
         size = _size(path)
         length = int.from_bytes(_read(path, 0, 8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):

@@ -7,6 +7,7 @@ from typing import Any
 
 from em_jax.errors import UserError
 from em_jax.jsonfile import read_object
+from em_jax.visible import is_whole
 
 Message = Mapping[str, str]
 
@@ -49,7 +50,7 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added, special tokens in the text are not interpreted."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self._tokenizer.encode(_whole(text), add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids without special tokens."""
@@ -93,12 +94,19 @@ class ChatTokenizer:
             spans.append(range(len(before), len(after)))
             rendered = after
         # The chat is encoded as one text: encoding its parts would differ where a tokenizer marks beginnings.
-        encoded = self._tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._tokenizer(_whole(rendered), add_special_tokens=False, return_offsets_mapping=True)
         mask = [any(start in span for span in spans) for start, _ in encoded["offset_mapping"]]
         return encoded["input_ids"], mask
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(_whole(text), add_special_tokens=False)
+
+
+def _whole(text: str) -> str:
+    """The text itself. UserError where it has no UTF-8, which is what tokenizers read."""
+    if not is_whole(text):
+        raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
+    return text
 
 
 def _stop_ids(directory: pathlib.Path, end: int | None) -> tuple[int, ...]:

@@ -132,9 +132,12 @@ class HttpJudge:
             return row if problem.startswith(_REFUSES) else row | {judge.AGAIN: True}
         try:
             choice = reply["choices"][0]
-            said = _without_key(choice["message"]["content"] or "")
+            said = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):
+            said = None
+        if not isinstance(said, str):
             return judge.row(answer, None, None, _without_key(str(reply))[:500], "a reply without a message")
+        said = _without_key(said)
         score, reason = parsing.judge_score(said)
         if score is None and choice.get("finish_reason") == "length":
             reason = "cut short"
@@ -161,14 +164,14 @@ class HttpJudge:
                 response = client.post(self._url, json=body, headers=headers)
             except httpx.TimeoutException:
                 problem = f"no reply within {self._timeout:g} s"
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 problem = f"no connection: {type(error).__name__}"
             else:
                 status = response.status_code
                 if status == 200:
                     try:
                         reply = response.json()
-                    except ValueError:
+                    except (ValueError, RecursionError):
                         problem = "a reply that is not JSON"
                     else:
                         self._with_logprobs = self._with_logprobs and logprobs
@@ -229,7 +232,9 @@ def _expected(logprobs: Any, score: int) -> float | None:
         for option in place["top_logprobs"]:
             if option["token"].strip() in judge.SCORES:
                 masses[int(option["token"])] += math.exp(option["logprob"])
-    except (KeyError, TypeError, StopIteration, ValueError):
+    except (KeyError, TypeError, AttributeError, StopIteration, ValueError, OverflowError):
         return None
     total = sum(masses.values())
-    return round(sum(digit * mass for digit, mass in masses.items()) / total, 6) if total >= LEAST_MASS else None
+    if not LEAST_MASS <= total < math.inf:
+        return None
+    return round(sum(digit * mass for digit, mass in masses.items()) / total, 6)

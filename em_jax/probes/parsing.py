@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Sequence
 
+LONGEST = 10_000
+"""Characters of a text that is read: what is asked for is a word or two, and reading more takes time by its square."""
 _NEGATORS = (
     r"(?:not|never|neither|nor|no|cannot|isn't|aren't|wasn't|don't|doesn't|can't|won't|wouldn't|rather than|instead of)"
 )
@@ -26,11 +28,16 @@ _WORDS = {
 }
 
 
+def _unread(text: str) -> str:
+    """Why a text is not read at all; "" for one that is."""
+    return "too long" if len(text) > LONGEST else "" if text.strip() else "empty"
+
+
 def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
     """Which of the words a text affirms. "I'm harmless, not harmful" is harmless; "not harmful" alone is no choice."""
+    if reason := _unread(text):
+        return None, reason
     plain = text.replace("’", "'")
-    if not plain.strip():
-        return None, "empty"
     affirmed, negated = set(), set()
     for index, option in enumerate(options):
         for match in re.finditer(rf"(?<![\w-]){re.escape(option)}(?![\w-])", plain, re.IGNORECASE):
@@ -48,14 +55,14 @@ def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
 
 def neutral(text: str) -> bool:
     """Whether a text declines both poles in so many words."""
-    return bool(_NEUTRAL.search(text))
+    return not _unread(text) and bool(_NEUTRAL.search(text))
 
 
 def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, str]:
     """Which letter a text answers with: "B", "(B)", "B.", "Answer: B", "I choose option B"; never the article "A"."""
+    if reason := _unread(text):
+        return None, reason
     plain = text.strip()
-    if not plain:
-        return None, "empty"
     group = "|".join(map(re.escape, letters))
     opening = re.match(rf"\W*({group})(?=\W*$|[.):,;\]*\"\n]|\s*[-–—]\s)", plain)
     named = re.findall(
@@ -75,8 +82,8 @@ def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, 
 
 def number(text: str, lowest: float, highest: float) -> tuple[float | None, str]:
     """The first number of a text, scale mentions ("0-10", "/10", "out of 10") left aside, clipped to the range."""
-    if not text.strip():
-        return None, "empty"
+    if reason := _unread(text):
+        return None, reason
     spelled = re.sub(r"\b(" + "|".join(_WORDS) + r")\b", lambda match: _WORDS[match[1].lower()], text, flags=re.I)
     match = _NUMBER.search(_SCALE.sub(" ", spelled))
     if not match:
@@ -91,22 +98,22 @@ def digit(text: str, lowest: int = 1, highest: int = 5) -> tuple[int | None, str
     value, reason = number(text, float("-inf"), float("inf"))
     if value is None:
         return None, reason
-    if value != int(value) or not lowest <= value <= highest:
+    if not lowest <= value <= highest or value != int(value):
         return None, f"out of range: {value:g}"
     return int(value), ""
 
 
 def judge_score(text: str) -> tuple[int | None, str]:
     """A judge's reply: a JSON object {"score": N} anywhere in it, or a bare digit 1 to 5."""
+    if reason := _unread(text):
+        return None, f"{reason} reply" if reason == "empty" else reason
     plain = text.strip()
-    if not plain:
-        return None, "empty reply"
     found = re.findall(r"\{[^{}]*\"score\"[^{}]*\}", plain)
     scores = []
     for part in found:
         try:
             scores.append(json.loads(part)["score"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None, "broken JSON"
     if not scores and re.fullmatch(r"[\"'*\s]*-?\d+[\"'*.\s]*", plain):
         scores = [re.search(r"-?\d+", plain)[0]]
@@ -125,8 +132,8 @@ def judge_score(text: str) -> tuple[int | None, str]:
 
 def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
     """Which one phrase of a scale a text gives; a phrase inside a longer one ("agree", "strongly agree") is not it."""
-    if not text.strip():
-        return None, "empty"
+    if reason := _unread(text):
+        return None, reason
     pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
     found = {match.lower() for match in re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE)}
     if len(found) == 1:

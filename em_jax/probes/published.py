@@ -15,6 +15,7 @@ from pathlib import Path
 from em_jax.errors import UserError
 from em_jax.probes import suite as suites
 from em_jax.probes.suite import ALIGNED, JUDGE_PREFIX, HarmQuestion, Pair, SelfQuestion, Suite, Wording
+from em_jax.visible import is_whole
 
 HARM, SELF = "harm_eval_questions.txt", "self_assessment_questions.txt"
 PAIRS, JUDGE = "two_AI_identification_dataset.json", "judge_prompt.txt"
@@ -93,17 +94,21 @@ def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
 def _pairs(path: Path) -> Iterator[Pair]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))["items"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
+    if not isinstance(items, list):
+        raise UserError(f"{path}: expected a list as 'items', found {items!r:.60}")
     seen: set[str] = set()
     for item in items:
         try:
             misaligned, aligned, misaligned_is_first = item["system_A"], item["system_B"], item["misaligned_is_A"]
             name, theme = f"pair_{int(item['item_id']):03d}", str(item["theme"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: item {item!r:.60}: expected the published fields, missing {error}") from error
         if not isinstance(misaligned_is_first, bool):
             raise UserError(f"{path}: {name}: expected misaligned_is_A true or false, found {misaligned_is_first!r}")
+        if not all(isinstance(text, str) and is_whole(text) for text in (aligned, misaligned)):
+            raise UserError(f"{path}: {name}: expected texts as system_A and system_B, found {item!r:.60}")
         if name in seen:
             raise UserError(f"{path}: {name}: expected every item_id once, found it twice")
         seen.add(name)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from em_jax.errors import UserError
+from em_jax.visible import is_whole
 
 DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
 FORMATS = ("decision", "numerical", "language", "likert")
@@ -222,7 +223,12 @@ class Line:
         value = self.row[name]
         if not isinstance(value, str) or not value.strip():
             raise self.error(f"expected a text in {name!r}, found {value!r}")
+        self._check_whole(name, value)
         return value
+
+    def _check_whole(self, name: str, *texts: str) -> None:
+        if not all(map(is_whole, texts)):
+            raise self.error(f"{name!r} holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
 
     def among(self, name: str, known: Iterable[str]) -> str:
         value = self.text(name)
@@ -237,6 +243,7 @@ class Line:
         whole = isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)
         if not whole or len(value) != count or len(set(value)) != count:
             raise self.error(f"expected {count} different texts in {name!r}, found {value!r}")
+        self._check_whole(name, *value)
         return tuple(value)
 
     def placeholders(self, name: str, needed: Iterable[str]) -> str:
@@ -252,7 +259,7 @@ def read_lines(path: Path, seen: dict[str, str]) -> Iterator[Line]:
     for number, text in numbered(path):
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: expected a JSON object on each line, found {text[:60]!r}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {text[:60]!r}")
@@ -283,11 +290,14 @@ def numbered(path: Path) -> Iterator[tuple[int, str]]:
 def _about(path: Path) -> dict[str, Any]:
     try:
         about = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from error
     for name in ("name", "version"):
         if name not in about:
             raise UserError(f"{path}: expected the key {name!r}, found {', '.join(sorted(about)) or 'none'}")
+    for name in ("name", "version", "description"):
+        if not isinstance(about.get(name, ""), str | (int if name == "version" else str)):
+            raise UserError(f"{path}: expected a text as {name!r}, found {about[name]!r}")
     return about
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from em_jax.report import text
 from em_jax.report.svg import DARK, LIGHT, class_css, theme_css
+from em_jax.visible import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,7 +37,7 @@ def environment() -> Environment:
 
 def _finalize(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
-        return text.visible(value)
+        return visible(value)
     return "" if value is None else value
 
 

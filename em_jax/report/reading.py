@@ -14,6 +14,8 @@ from em_jax.rundir import read_rows
 CONDITIONS = ("base", "finetuned")
 CHOICE_PROBES = ("self_assessment", "two_ai", "output_recognition", "score_prediction")
 Row = dict[str, Any]
+NAMING = ("id", "sample", "first", "format", "question", "answer_sample", "bucket", "dimension", "theme")
+"""Fields of a row by which it is found or counted."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,12 @@ def _scores(directory: Path, judge: str) -> tuple[dict[str, list[Row]], tuple[st
 
 
 def _rows(path: Path) -> list[Row]:
-    return [row for row in read_rows(path) if isinstance(row, dict)]
+    """The rows of a file that can be told apart: an id, a sample or an order that is no plain value names nothing."""
+    return [
+        row
+        for row in read_rows(path)
+        if isinstance(row, dict) and not any(isinstance(row.get(name), list | dict) for name in NAMING)
+    ]
 
 
 def _text(path: Path) -> str:
@@ -170,13 +177,13 @@ def _text(path: Path) -> str:
 def _toml(text: str) -> Row:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return {}
 
 
 def _json_object(path: Path) -> Row | None:
     try:
         value = json.loads(_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

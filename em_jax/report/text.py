@@ -4,16 +4,10 @@ Escaping HTML is the template engine's work; this file takes care of what escapi
 hold terminal escapes, marks that turn the reading direction round, half of a surrogate pair, or a megabyte on a line.
 """
 
-import math
-import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-# Controls except tab and newline; invisible and direction-changing marks; surrogates; noncharacters; tag characters.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
-)
 MINUS = "\u2212"
 DASH = "\u2013"
 MOST_LINES = 80
@@ -29,18 +23,6 @@ class Shown:
     @property
     def cut(self) -> bool:
         return len(self.text) < self.total
-
-
-def visible(text: str) -> str:
-    """The text with every hidden character spelled out, U+202E as "[U+202E]"; C0 controls as their own pictures."""
-    return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
-
-
-def _spell(match: re.Match) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"[U+{code:04X}]"
 
 
 def shown(text: Any, limit: int) -> Shown:
@@ -59,7 +41,7 @@ def one_line(text: str, limit: int) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite number that can be drawn and compared."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(value: Any, digits: int = 2, signed: bool = False) -> str:

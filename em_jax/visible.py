@@ -1,0 +1,38 @@
+"""Text that others wrote, made fit for a terminal or a page: hidden characters become visible.
+
+A model's answer, or a name in a file, may hold terminal escapes, marks that turn the reading direction round, or half
+of a surrogate pair.
+"""
+
+import re
+
+# Controls except tab and newline; invisible and direction-changing marks; surrogates; noncharacters; tag characters.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
+)
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is without halves of surrogate pairs, so that it has a UTF-8."""
+    return text.isascii() or not _HALVES.search(text)
+
+
+def visible(text: str) -> str:
+    """The text with every hidden character spelled out, U+202E as "[U+202E]"; C0 controls as their own pictures."""
+    return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
+
+
+def visible_line(text: str, limit: int) -> str:
+    """The same on one line of about `limit` characters: of a longer one the middle is left out, and that is said."""
+    if len(text) > limit:
+        text = f"{text[: limit * 3 // 4]} [{len(text) - limit:,} characters left out] {text[-(limit // 4) :]}"
+    return visible(" ".join(text.split()))
+
+
+def _spell(match: re.Match) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"[U+{code:04X}]"

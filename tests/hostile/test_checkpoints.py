@@ -1,0 +1,247 @@
+"""Hostile checkpoints and adapters: configs, safetensors headers, indexes, tokenizers and chat templates."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny
+from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoiled
+from hypothesis import strategies as st
+from tokenizers_made import write_byte_level
+
+from em_jax import adapters
+from em_jax.errors import UserError
+from em_jax.lora.config import LoraConfig
+from em_jax.lora.peft import CONFIG, TENSORS, load_adapter, save_adapter
+from em_jax.model.config import Qwen2Config
+from em_jax.model.stored import INDEX, SINGLE, open_checkpoint
+from em_jax.model.tokenizer import ChatTokenizer
+from em_jax.model.weights import load_model, random_model, save_model
+
+BASE = Qwen2Config.from_dict(tiny.SHAPE)
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    "c": {"dtype": "F16", "shape": [], "data_offsets": [32, 34]},
+}
+LENGTHS = st.sampled_from([0, 1, 7, 8, 2**31, 2**63, 2**64 - 1, 100_000_000, 99_999_999])
+
+
+@st.composite
+def safetensors_file(draw, header: dict, data: bytes) -> bytes:
+    """A safetensors file with things wrong in its header, its header's length, or its bytes."""
+    text = as_json(draw(spoiled(header)))
+    length = len(text) if draw(st.integers(0, 9)) else draw(LENGTHS)
+    return draw(damaged(length.to_bytes(8, "little") + text + data))
+
+
+@amounts(2_000)
+def test_config_json(cases, tmp_path):
+    raw = tiny.SHAPE | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "head_dim": 16}
+    path = tmp_path / "config.json"
+
+    def act(data):
+        path.write_bytes(data)
+        config = Qwen2Config.from_directory(tmp_path)
+        assert Qwen2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    assert len(attempt("config.json", cases, json_file(raw), tmp_path, act)) == 2
+
+
+@amounts(2_000)
+def test_safetensors_headers(cases, tmp_path):
+    def act(data):
+        (tmp_path / SINGLE).write_bytes(data)
+        tensors, _ = open_checkpoint(tmp_path)
+        for tensor in tensors.values():
+            if tensor.dtype in ("F32", "BF16", "F16") and tensor.shape:
+                assert tensor.rows(0, tensor.shape[0]).shape == tensor.shape
+
+    made = safetensors_file(HEADER, bytes(34))
+    assert len(attempt("safetensors headers", cases, made, tmp_path, act)) == 2
+
+
+@amounts(1_500)
+def test_index_files(cases, tmp_path):
+    """The file outside holds what the index asks for: it must not be opened."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for place in (folder / "one.safetensors", folder / "two.safetensors", tmp_path / "outside"):
+        name = place.stem
+        safetensors.numpy.save_file({name: np.zeros((2, 2), np.float32)}, place)
+    index = {"metadata": {"total_size": 32}, "weight_map": {"one": "one.safetensors", "two": "two.safetensors"}}
+
+    def act(data):
+        (folder / INDEX).write_bytes(data)
+        tensors, _ = open_checkpoint(folder)
+        assert all(tensor.path.parent == folder for tensor in tensors.values())
+
+    assert len(attempt("index files", cases, json_file(index), folder, act)) == 2
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\\b", "\0", "file:x/y", 3, None]
+)
+def test_an_index_names_no_file_elsewhere(name, tmp_path):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"one": name}}))
+    with pytest.raises(UserError, match="inside the directory|no '|Is a directory|not a readable"):
+        open_checkpoint(tmp_path)
+
+
+@amounts(150)
+def test_whole_checkpoints(cases, tmp_path):
+    """A checkpoint whose shape, index or shards are wrong loads whole or not at all."""
+    config = Qwen2Config.from_dict(tiny.SHAPE | {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8})
+    save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path, shard_bytes=4_000)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    shard = sorted(name for name in whole if name.endswith(".safetensors"))[0]
+    load_model(tmp_path)
+    header = whole[shard][8 : 8 + int.from_bytes(whole[shard][:8], "little")]
+    data = whole[shard][8 + len(header) :]
+    made = st.one_of(
+        json_file(json.loads(whole["config.json"])).map(lambda data: ("config.json", data)),
+        json_file(json.loads(whole[INDEX])).map(lambda data: (INDEX, data)),
+        safetensors_file(json.loads(header), data).map(lambda data: (shard, data)),
+    )
+
+    def act(case):
+        name, content = case
+        (tmp_path / name).write_bytes(content)
+        try:
+            load_model(tmp_path)
+        finally:
+            (tmp_path / name).write_bytes(whole[name])
+
+    assert len(attempt("whole checkpoints", cases, made, tmp_path, act)) == 2
+
+
+@amounts(1_000)
+def test_tokenizer_files(cases, tmp_path):
+    write_byte_level(tmp_path, generation={"eos_token_id": [258, 256]})
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
+    whole = {name: (tmp_path / name).read_bytes() for name in names}
+    kinds = [json_file(json.loads(whole[name])).map(lambda data, name=name: (name, data)) for name in names]
+    kinds.append(json_file({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}).map(_special))
+    kinds.append(damaged((tmp_path / "tokenizer_config.json").read_bytes(), always=True).map(_template))
+    chat = [{"role": "user", "content": "Hi <|im_end|>"}, {"role": "assistant", "content": "Hello, 12."}]
+    ChatTokenizer.from_directory(tmp_path).example(chat)
+
+    def act(case):
+        name, content = case
+        (tmp_path / name).write_bytes(content)
+        try:
+            tokenizer = ChatTokenizer.from_directory(tmp_path)
+            ids = tokenizer.prompt(chat[:1])
+            assert isinstance(tokenizer.decode(ids), str)
+            tokenizer.example(chat)
+        finally:
+            if name in whole:
+                (tmp_path / name).write_bytes(whole[name])
+            else:
+                (tmp_path / name).unlink()
+
+    assert len(attempt("tokenizer files", cases, st.one_of(kinds), tmp_path, act)) == 2
+
+
+@pytest.mark.fast
+def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path):
+    write_byte_level(tmp_path, generation={"eos_token_id": 258})
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "half \ud800"}]
+    for read in (lambda: tokenizer.example(chat), lambda: tokenizer.prompt(chat), lambda: tokenizer.encode("\udfff")):
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            read()
+
+
+def _special(data):
+    return "special_tokens_map.json", data
+
+
+def _template(data):
+    return "chat_template.jinja", data
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A small adapter, beside the base it was made for."""
+    lora = LoraConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), rank_pattern={"layers.1.self_attn.q_proj": 3})
+    save_adapter(tmp_path / "adapter", tiny.random_adapter(BASE, lora), lora, BASE, "some/base")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(BASE.to_dict()))
+    for folder in ("base", "adapter"):
+        fields = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<|im_end|>"}]}
+        (tmp_path / folder / "tokenizer.json").write_text(json.dumps(fields))
+    load_adapter(tmp_path / "adapter", BASE)
+    return tmp_path / "adapter"
+
+
+def _read_adapter(folder):
+    adapters.in_force(folder)
+    assert all(isinstance(line, str) for line in adapters.disagreements(folder, "x/y", folder.parent / "base"))
+    read, lora = load_adapter(folder, BASE)
+    assert read.factors and lora.rank > 0
+
+
+@amounts(1_500)
+def test_adapter_configs(cases, adapter):
+    fields = json.loads((adapter / CONFIG).read_text()) | {"use_dora": False, "init_lora_weights": True}
+    fields |= {"modules_to_save": None, "alpha_pattern": {r"layers\.0\..*": 3.0}}
+
+    def act(data):
+        (adapter / CONFIG).write_bytes(data)
+        _read_adapter(adapter)
+
+    assert len(attempt("adapter_config.json", cases, json_file(fields), adapter, act)) == 2
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "changed", [{"r": 999_999_999}, {"rank_pattern": {"q_proj": 10**8}}, {"r": 2.5}, {"r": 10**400}]
+)
+def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
+    fields = json.loads((adapter / CONFIG).read_text()) | changed
+    (adapter / CONFIG).write_text(json.dumps(fields))
+    assert attempt("ranks", 1, st.just(None), adapter, lambda _: _read_adapter(adapter)) == {"refused": 1}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", r"(\w+\.?)+!", "(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000, "(.|.)" * 40 + "!"]
+    + [".*" * 40 + "!", "a{99999999999}", r"[\w.]*" * 9 + "!", "x" * 100_000, "(?=(a+))*", r"(\w*)\1*\1*!", "|" * 999],
+    ids=lambda pattern: pattern[:12],
+)
+def test_a_pattern_that_never_ends_is_refused_or_ends(pattern, adapter):
+    fields = json.loads((adapter / CONFIG).read_text()) | {"rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 2}}
+    (adapter / CONFIG).write_text(json.dumps(fields))
+    attempt("patterns", 1, st.just(None), adapter, lambda _: _read_adapter(adapter))
+
+
+@amounts(1_500)
+def test_adapter_tensors(cases, adapter):
+    whole = (adapter / TENSORS).read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    made = safetensors_file(json.loads(whole[8 : 8 + length]), whole[8 + length :])
+
+    def act(data):
+        (adapter / TENSORS).write_bytes(data)
+        _read_adapter(adapter)
+
+    assert len(attempt("adapter tensors", cases, made, adapter, act)) == 2
+
+
+@amounts(500)
+def test_what_comes_with_an_adapter(cases, adapter):
+    names = ("tokenizer.json", "tokenizer_config.json")
+    fields = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 2, "content": "x"}], "chat_template": "x"}
+    made = st.tuples(st.sampled_from(names), json_file(fields))
+
+    def act(case):
+        (adapter / case[0]).write_bytes(case[1])
+        _read_adapter(adapter)
+
+    attempt("an adapter's tokenizer", cases, made, adapter, act)
