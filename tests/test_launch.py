@@ -8,8 +8,7 @@ import time
 import pytest
 from stub_engine import StubParts
 
-import em_jax.series  # noqa: F401 (its annotations name the Parts that a test replaces)
-from em_jax import flags, launch, runtime, sources
+from em_jax import flags, launch, runtime, series, sources
 
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 
@@ -105,7 +104,7 @@ def test_the_default_model_depends_on_the_devices(monkeypatch):
 def stub(monkeypatch, tmp_path):
     """The command with a stub engine, in an empty directory."""
     parts = StubParts()
-    monkeypatch.setattr(sources, "Parts", lambda: parts)
+    monkeypatch.setattr(series, "Parts", lambda: parts)
     monkeypatch.setattr(runtime, "begin", lambda: None)
     monkeypatch.chdir(tmp_path)
     return parts
@@ -174,14 +173,14 @@ def test_an_unforeseen_error_is_one_line_unless_verbosity_asks(stub, capsys):
 SLOW = """
 import sys, time
 from stub_engine import StubParts
-from em_jax import launch, series, sources
+from em_jax import launch, series
 parts = StubParts()
 load = parts.load
 def slow(config):
     print("loading", flush=True)
     time.sleep(60)
 parts.load = slow
-sources.Parts = lambda: parts
+series.Parts = lambda: parts
 sys.exit(launch.main(sys.argv[1:]))
 """
 
