@@ -23,8 +23,7 @@ import tiny
 from probes.test_judges import SECRET, Server
 from stub_engine import HARMFUL, StubEngine, StubParts
 
-import em_jax.series  # noqa: F401 (its annotations name the Parts that a test replaces)
-from em_jax import failures, launch, report, rundir, runtime, sources
+from em_jax import failures, launch, report, rundir, runtime, series, sources
 from em_jax.errors import OutOfMemory, Unfinished, UserError
 from em_jax.lora.config import TENSORS, LoraConfig
 from em_jax.lora.peft import load_adapter, save_adapter
@@ -48,7 +47,7 @@ class Page:
 def start(monkeypatch, tmp_path, capsys):
     """Starts the command with a stub engine in an empty directory: its exit status and its lines on stderr."""
     parts = StubParts()
-    monkeypatch.setattr(sources, "Parts", lambda: start.parts)
+    monkeypatch.setattr(series, "Parts", lambda: start.parts)
     monkeypatch.setattr(runtime, "begin", lambda: None)
     monkeypatch.setattr(report, "write", Page().write)
     monkeypatch.chdir(tmp_path)
@@ -65,7 +64,7 @@ def start(monkeypatch, tmp_path, capsys):
 def whole(tmp_path_factory):
     """The rows and the summary of a run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sources, "Parts", StubParts)
+        patched.setattr(series, "Parts", StubParts)
         patched.setattr(report, "write", Page().write)
         patched.chdir(tmp_path_factory.mktemp("whole"))
         assert launch.main(COMMAND) == 0
@@ -131,9 +130,12 @@ def full_at(monkeypatch):
 def test_a_full_disk_is_told_and_with_room_the_run_goes_on(start, whole, full_at, kind):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     full_at.append(FILES[kind])
-    status, (line,) = start()
-    full_at.clear()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        status, (line,) = start()
+    finally:
+        # At once: what pytest writes of a failure needs room too.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        full_at.clear()
     assert status == 1 and "no room on the disk" in line and "free some" in line and "go on with: " in line
     assert not [name for name in made() if name.endswith(".partial")]
     goes_on(start, whole)
