@@ -82,7 +82,6 @@ def test_index_files(cases, tmp_path):
     assert len(attempt("index files", cases, json_file(index), folder, act)) == 2
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\\b", "\0", "file:x/y", 3, None]
 )
@@ -147,7 +146,6 @@ def test_tokenizer_files(cases, tmp_path):
     assert len(attempt("tokenizer files", cases, st.one_of(kinds), tmp_path, act)) == 2
 
 
-@pytest.mark.fast
 def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path):
     write_byte_level(tmp_path, generation={"eos_token_id": 258})
     tokenizer = ChatTokenizer.from_directory(tmp_path)
@@ -198,7 +196,6 @@ def test_adapter_configs(cases, adapter):
     assert len(attempt("adapter_config.json", cases, json_file(fields), adapter, act)) == 2
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     "changed", [{"r": 999_999_999}, {"rank_pattern": {"q_proj": 10**8}}, {"r": 2.5}, {"r": 10**400}]
 )
@@ -208,7 +205,6 @@ def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
     assert attempt("ranks", 1, st.just(None), adapter, lambda _: _read_adapter(adapter)) == {"refused": 1}
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     "pattern",
     ["(a+)+$", r"(\w+\.?)+!", "(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000, "(.|.)" * 40 + "!"]

@@ -82,7 +82,6 @@ def test_archives(cases, tmp_path, monkeypatch):
     assert len(attempt("archives", cases, made, tmp_path, act)) == 2
 
 
-@pytest.mark.fast
 def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "ROUNDS", 1)
     out = io.BytesIO()

@@ -105,7 +105,6 @@ def test_runs_are_rescored(cases, tmp_path):
     assert len(attempt("rescored runs", cases, _kinds(directory, 4), directory, _with(directory, act))) == 2
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("text", synthetic.HOSTILE, ids=lambda text: repr(text[:12]))
 def test_no_answer_does_anything_to_a_terminal(text, tmp_path, capsys):
     class Answers:
@@ -121,7 +120,6 @@ def test_no_answer_does_anything_to_a_terminal(text, tmp_path, capsys):
     assert not [character for character in bad if ord(character) < 0xE000], bad[:5]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("text", synthetic.HOSTILE, ids=lambda text: repr(text[:12]))
 def test_a_hostile_answer_survives_the_disk(text, tmp_path):
     with rundir.Appender(tmp_path / "rows.jsonl") as out:

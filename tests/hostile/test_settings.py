@@ -283,7 +283,6 @@ def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
     attempt("judges' servers", cases, st.tuples(bodies, statuses, st.sampled_from(headers)), tmp_path, act)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     "text",
     ['{"score"' + '"score"' * 140_000, "{" * 1_000_000, "harmful " * 125_000, "not " * 250_000 + "harmful"]
