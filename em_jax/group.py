@@ -2,7 +2,7 @@
 
 Process 0 takes every decision and alone touches the run's files, so that a run directory may be local to its host. The
 words between processes go through the store of jax.distributed, not through the devices: a process may wait there for
-hours, and collectives over a network give up after seconds.
+hours, and what is queued on its devices goes on meanwhile.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ from typing import Any
 from em_jax import adapters, domains, provenance, rundir, sources
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.errors import UserError
+from em_jax.errors import LONGEST, UserError
 from em_jax.probes import choice, harmfulness
 from em_jax.probes import suite as suites
 from em_jax.probes.judge import Judge
@@ -172,4 +172,4 @@ class Run:
     def say(self, line: str) -> None:
         """One line to stderr."""
         if not self.parts.silent:
-            print(visible_line(line, 2_000), file=sys.stderr, flush=True)
+            print(visible_line(line, LONGEST), file=sys.stderr, flush=True)

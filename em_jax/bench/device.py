@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from em_jax.model.config import Qwen2Config
+from em_jax.plan.chips import CHIPS
+from em_jax.plan.programs import weight_sizes
 from em_jax.train.batches import Example
 
 
@@ -19,20 +21,13 @@ PEAKS = {
     "NVIDIA A100-SXM4-80GB": Peaks(312e12, 2039e9),
     "NVIDIA H100 80GB HBM3": Peaks(989e12, 3350e9),
     "NVIDIA H200": Peaks(989e12, 4800e9),
-    "TPU v4": Peaks(275e12, 1228e9),
-    "TPU v5 lite": Peaks(197e12, 819e9),
-    "TPU v5": Peaks(459e12, 2765e9),
-    "TPU v6 lite": Peaks(918e12, 1640e9),
+} | {
+    kind: Peaks(CHIPS[chip].flops, CHIPS[chip].bandwidth)
+    for kind, chip in {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}.items()
 }
 """By jax's device_kind. A device that is not here has no MFU: nothing is guessed."""
 
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
-
-
-def matrix_weights(config: Qwen2Config) -> int:
-    """Numbers in the matrices of all layers."""
-    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    return config.num_hidden_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
 
 
 def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
@@ -47,11 +42,10 @@ def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
     squares = sum(len(example.ids) ** 2 for example in examples)
     heads = config.num_attention_heads * config.head_dim
     head = 4 * places * config.hidden_size * config.vocab_size
-    return 4 * tokens * matrix_weights(config) + head + 6 * squares * heads * config.num_hidden_layers
+    return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
 
 
 def decode_bytes(config: Qwen2Config, rows: int, length: float, itemsize: int) -> float:
     """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
-    weights = matrix_weights(config) + config.vocab_size * config.hidden_size
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
-    return itemsize * (weights + cache)
+    return itemsize * (sum(weight_sizes(config)) + cache)

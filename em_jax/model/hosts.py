@@ -30,7 +30,10 @@ def share(tree: Any, like: Any) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process holds whole, and the same, laid out by a tree of shardings."""
+    """Arrays that every process holds whole, and the same, laid out by a tree of shardings or by one for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, tree)
 
     def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         host = np.asarray(x)

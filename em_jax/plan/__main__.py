@@ -25,15 +25,14 @@ def plan(arguments: Sequence[str]) -> None:
     from em_jax.plan import compiling
 
     compiling.settle()
-    if compiling.is_installed():
-        # First: a mesh for a slice that does not exist helps nobody.
-        compiling.devices(flags.topology)
+    # First: a mesh for a slice that does not exist helps nobody. Without the compiler the other flags are told first.
+    devices = compiling.devices(flags.topology) if compiling.is_installed() else None
     _check_mesh(flags, config, count)
     model = _model(flags.model, config, count)
     from em_jax.plan.planning import Question, plan_sampling, plan_training
 
     question = Question(
-        model, config, chip, compiling.devices(flags.topology),
+        model, config, chip, devices or compiling.devices(flags.topology),
         room=flags.room, examples=flags.examples, prompts=_prompts(config), price=flags.price
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}

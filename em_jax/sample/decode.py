@@ -260,7 +260,7 @@ def decode(
         fold = jax.shard_map(
             fold, mesh=sharding.mesh, in_specs=(held, held, sharding.spec(("batch",))), out_specs=held
         )  # fmt: skip
-    folded = [jax.tree.map(lambda *pair: fold(*pair, slots.length), *both) for both in zip((slots.k, slots.v), recent)]
+    folded = jax.tree.map(lambda cache, buffer: fold(cache, buffer, slots.length), (slots.k, slots.v), recent)
 
     slots = Slots(
         *folded,

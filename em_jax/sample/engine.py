@@ -80,7 +80,7 @@ class Engine:
         stack = stack_adapters(self.model.config, list(self._adapters.values()))
         if (everywhere := self.sharding.named(())) is not None:
             # Once, and not again with every call.
-            stack = hosts.place(stack, jax.tree.map(lambda _: everywhere, stack))
+            stack = hosts.place(stack, everywhere)
         self._stack = stack
 
     @property

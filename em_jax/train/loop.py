@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from em_jax import group, signals
@@ -101,7 +100,7 @@ def finetune(
     # The state is donated step by step: nothing else may hold its arrays.
     start = start._replace(factors={})
     if (everywhere := sharding.named(())) is not None:
-        state = hosts.place(state, jax.tree.map(lambda _: everywhere, state))
+        state = hosts.place(state, everywhere)
     checkpoints = Checkpoints(directory / "train" / "checkpoints", words)
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
@@ -198,8 +197,4 @@ def optimizer_step(
 def _place(batch: Batch, sharding: Sharding) -> Batch:
     """The batch on the devices, each process bringing its own rows."""
     placed = sharding.named(("batch", None))
-    if placed is None:
-        return batch
-    return Batch(
-        *(jax.make_array_from_callback(x.shape, placed, lambda index, x=x: np.asarray(x[index])) for x in batch)
-    )
+    return batch if placed is None else hosts.place(batch, placed)
