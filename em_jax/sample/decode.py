@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from em_jax.lora.adapter import Adapter
 from em_jax.model.qwen2 import Qwen2, Stretch
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.sampler import sample_tokens
+from em_jax.sample.sampler import likeliest_tokens, sample_tokens
 
 CACHE = ("batch", "kv_heads", None, None)
 """The logical axes of a layer's cached keys or values, [B, K, S, H]."""
@@ -35,7 +35,7 @@ class Requests(NamedTuple):
 class Slots(NamedTuple):
     """B answers under way. k and v hold `length` tokens of each row, per layer or stacked as the model's layers are.
 
-    `token` is the last one drawn, not yet in the cache; `count` how many were drawn; `logprob` their sum.
+    `token` is the last one drawn, not yet in the cache; `count` how many were drawn.
     """
 
     k: Any
@@ -43,7 +43,6 @@ class Slots(NamedTuple):
     length: Int[Array, "B"]
     token: Int[Array, "B"]
     count: Int[Array, "B"]
-    logprob: Float[Array, "B"]
     active: Bool[Array, "B"]
     requests: Requests
 
@@ -58,12 +57,14 @@ class Prefilled(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """What a chunk drew: tokens and whether each belongs to its row's answer, [C, B]; then each row's state."""
+    """What a chunk drew: tokens, their log-probabilities (0 once a row has ended), whether each belongs to its row's
+    answer, as a stop id does not; the likeliest U tokens at each place, where asked for; and who goes on."""
 
     tokens: Int[Array, "C B"]
+    logprobs: Float[Array, "C B"]
     real: Bool[Array, "C B"]
+    likeliest: tuple[Int[Array, "C B U"], Float[Array, "C B U"]] | None
     active: Bool[Array, "B"]
-    logprob: Float[Array, "B"]
 
 
 def _layers(cache: Any) -> int:
@@ -94,9 +95,7 @@ def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: 
         row(jnp.int32),
         row(jnp.float32, adapters) if adapters else None,
     )
-    return Slots(
-        cache(), cache(), row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.float32), row(jnp.bool), requests
-    )
+    return Slots(cache(), cache(), row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -117,7 +116,7 @@ def prefill(
     return Prefilled(output.k, output.v, length, model.logits(last))
 
 
-@functools.partial(jax.jit, static_argnames="use_top_p", donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("use_top_p", "likeliest"), donate_argnums=0)
 def insert(
     slots: Slots,
     prefilled: Prefilled,
@@ -128,6 +127,7 @@ def insert(
     stop: Int[Array, "E"],
     *,
     use_top_p: bool,
+    likeliest: int = 0,
 ) -> tuple[Slots, Emitted]:
     """Puts the first `number` of (prefilled row `source`, request) into slots `target` and draws their first tokens.
 
@@ -144,8 +144,9 @@ def insert(
         return jax.lax.fori_loop(0, number, body, cache)
 
     drop = jnp.where(jnp.arange(rows) < number, target, rows)
-    tokens, logprob = sample_tokens(
-        prefilled.logits[source],
+    logits = prefilled.logits[source]
+    tokens, logprobs = sample_tokens(
+        logits,
         requests.keys,
         jnp.zeros(rows, jnp.int32),
         requests.temperature,
@@ -163,14 +164,14 @@ def insert(
         at_targets(slots.length, prefilled.length[source]),
         at_targets(slots.token, tokens),
         at_targets(slots.count, jnp.ones(rows, jnp.int32)),
-        at_targets(slots.logprob, logprob),
         at_targets(slots.active, ~stopped & (requests.limit > 1)),
         jax.tree.map(at_targets, slots.requests, requests),
     )
-    return slots, Emitted(tokens[None], ~stopped[None], slots.active, slots.logprob)
+    emitted = tokens, logprobs, ~stopped, likeliest_tokens(logits, likeliest)
+    return slots, Emitted(*jax.tree.map(lambda x: x[None], emitted), slots.active)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "sharding"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "likeliest", "sharding"), donate_argnums=2)
 def decode(
     model: Qwen2,
     adapter: Adapter | None,
@@ -179,6 +180,7 @@ def decode(
     *,
     steps: int,
     use_top_p: bool,
+    likeliest: int = 0,
     sharding: Sharding = UNSHARDED,
 ) -> tuple[Slots, Emitted]:
     """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
@@ -200,7 +202,7 @@ def decode(
         return (state[0] < steps) & jnp.any(state[3])
 
     def step(state: tuple) -> tuple:
-        i, recent, token, active, count, logprob, tokens, real = state
+        i, recent, token, active, count, emitted = state
         in_recent = jnp.broadcast_to((jnp.arange(steps) < i)[None, None], (rows, 1, steps))
         output = model(
             token[:, None],
@@ -216,8 +218,9 @@ def decode(
             recent,
             (output.k, output.v),
         )
-        new, chance = sample_tokens(
-            whole_rows(model.logits(output.hidden[:, 0])),
+        logits = whole_rows(model.logits(output.hidden[:, 0]))
+        new, logprobs = sample_tokens(
+            logits,
             requests.keys,
             count,
             requests.temperature,
@@ -225,14 +228,17 @@ def decode(
             use_top_p=use_top_p,
         )
         stopped = jnp.any(new[:, None] == stop[None], axis=1)
-        tokens = jax.lax.dynamic_update_index_in_dim(tokens, new, i, 0)
-        real = jax.lax.dynamic_update_index_in_dim(real, active & ~stopped, i, 0)
-        logprob += jnp.where(active, chance, 0.0)
+        drawn = new, jnp.where(active, logprobs, 0.0), active & ~stopped, likeliest_tokens(logits, likeliest)
+        emitted = jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0), emitted, drawn)
         count += active
         active &= ~stopped & (count < requests.limit)
-        return i + 1, recent, new, active, count, logprob, tokens, real
+        return i + 1, recent, new, active, count, emitted
 
-    taken, recent, token, active, count, logprob, tokens, real = jax.lax.while_loop(
+    def places(kind: Any, *more: int) -> Array:
+        return jnp.zeros((steps, rows, *more), kind)
+
+    top = (places(jnp.int32, likeliest), places(jnp.float32, likeliest)) if likeliest else None
+    taken, recent, token, active, count, emitted = jax.lax.while_loop(
         going,
         step,
         (
@@ -241,9 +247,7 @@ def decode(
             slots.token,
             slots.active,
             slots.count,
-            slots.logprob,
-            jnp.zeros((steps, rows), jnp.int32),
-            jnp.zeros((steps, rows), jnp.bool),
+            (places(jnp.int32), places(jnp.float32), places(jnp.bool), top),
         ),
     )
 
@@ -267,8 +271,20 @@ def decode(
         slots.length + taken,
         token,
         count,
-        logprob,
         active,
         requests,
     )
-    return slots, Emitted(tokens, real, active, logprob)
+    return slots, Emitted(*emitted, active)
+
+
+@functools.partial(jax.jit, static_argnames=("room", "sharding"))
+def resize(slots: Slots, room: int, *, sharding: Sharding = UNSHARDED) -> Slots:
+    """The same slots with room for `room` tokens each; no answer under way may be longer."""
+    axes = ("layers",) * _layers(slots.k) + CACHE
+
+    def resized(cache: Array) -> Array:
+        more = room - cache.shape[-2]
+        kept = cache[..., :room, :]
+        return sharding.constrain(jnp.pad(kept, [(0, 0)] * (cache.ndim - 2) + [(0, max(more, 0)), (0, 0)]), axes)
+
+    return slots._replace(k=jax.tree.map(resized, slots.k), v=jax.tree.map(resized, slots.v))

@@ -3,7 +3,7 @@
 import collections
 import functools
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.sample.choices import choice_logprobs, encode_question, lay_out_questions, pair_logprobs
 from em_jax.sample.decode import Prefilled, Requests, prefill
 from em_jax.sample.sampler import request_key
-from em_jax.sample.slots import Drawn, Running, Ticket
+from em_jax.sample.scheduler import Asked, Scheduler
+from em_jax.sample.slots import Running, Ticket, bucket
 
 Prompt = Sequence[Mapping[str, str]]
 """A list of chat messages, {"role", "content"} each."""
@@ -88,11 +89,15 @@ class Engine:
         """The names verbs take: "base" and every adapter's."""
         return ["base", *self._adapters]
 
-    def _routes(self, adapter: str | Sequence[str], count: int) -> Float[np.ndarray, "B S"] | None:
-        """One row per prompt with a 1 at its adapter; all zeros is the base, "default" where no adapter was given."""
+    def _names(self, adapter: str | Sequence[str], count: int) -> list[str]:
         names = [adapter] * count if isinstance(adapter, str) else list(adapter)
         if len(names) != count:
             raise UserError(f"expected one adapter per prompt ({count}), found {len(names)}")
+        return names
+
+    def _routes(self, adapter: str | Sequence[str], count: int) -> Float[np.ndarray, "B S"] | None:
+        """One row per prompt with a 1 at its adapter; all zeros is the base, "default" where no adapter was given."""
+        names = self._names(adapter, count)
         known = list(self._adapters)
         routes = np.zeros((count, len(known)), np.float32)
         for row, name in enumerate(names):
@@ -152,35 +157,56 @@ class Engine:
         if not ids:
             return
         self._check_room(max(map(len, ids)) + max_new_tokens)
-        routes = self._routes(adapter, len(ids))
         room = bucket(max(bucket(max(map(len, ids))), max(map(len, ids)) + max_new_tokens + self.chunk))
+        scheduler = self.scheduler(room)
+        for index, (prompt, name) in enumerate(zip(ids, self._names(adapter, len(ids)), strict=True)):
+            samples = [sample for sample in range(n) if (index, sample) not in done]
+            asked = self.asked(
+                index, prompt, samples, name, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
+                seed=seed
+            )  # fmt: skip
+            if samples:
+                scheduler.submit(asked)
+        drawn = collections.defaultdict(lambda: ([], []))
+        while scheduler.busy:
+            for piece in scheduler.step():
+                which = piece.ticket.index, piece.ticket.sample
+                tokens, logprobs = drawn[which]
+                tokens += piece.tokens
+                logprobs += piece.logprobs
+                if piece.finish_reason:
+                    del drawn[which]
+                    yield *which, Answer(self.text(tokens), tokens, piece.finish_reason, sum(logprobs))
+
+    def scheduler(self, room: int = 128) -> Scheduler:
+        """The loop that serves prompts as they are submitted, with the adapters known now; see Running for `room`."""
         running = Running(
-            self.model, self._stack, self.slots, room, self.tokenizer.stop_ids, chunk=self.chunk, use_top_p=top_p < 1,
-            sharding=self.sharding
-        )  # fmt: skip
+            self.model, self._stack, self.slots, room, self.tokenizer.stop_ids, chunk=self.chunk, sharding=self.sharding
+        )
+        return Scheduler(running, self._prefill, self._rows)
 
-        def ticket(index: int, sample: int) -> Ticket:
-            numbers = np.float32(temperature), np.float32(top_p), np.int32(max_new_tokens)
-            route = None if routes is None else routes[index]
-            return Ticket(index, sample, Requests(request_key(seed, ids[index], sample), *numbers, route))
-
-        waiting = collections.deque(self._groups(ids, n, done))
-        queue: collections.deque[tuple[int, Ticket]] = collections.deque()
-        while waiting or queue or len(running.free) < self.slots:
-            while running.free and (queue or waiting):
-                if not queue:
-                    group = waiting.popleft()
-                    prefilled = self._prefill([ids[index] for index, _ in group], routes, [index for index, _ in group])
-                    for row, (index, samples) in enumerate(group):
-                        queue.extend((row, ticket(index, sample)) for sample in samples)
-                batch = [queue.popleft() for _ in range(min(len(queue), len(running.free)))]
-                yield from map(self._answer, running.admit(prefilled, batch))
-            yield from map(self._answer, running.advance())
-
-    def _answer(self, drawn: Drawn) -> tuple[int, int, Answer]:
-        reason = "stop" if drawn.stopped else "length"
-        answer = Answer(self.text(drawn.tokens), drawn.tokens, reason, drawn.logprob)
-        return drawn.ticket.index, drawn.ticket.sample, answer
+    def asked(
+        self,
+        index: int,
+        ids: Sequence[int],
+        samples: Iterable[int],
+        adapter: str,
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        seed: int,
+        likeliest: int = 0,
+    ) -> Asked:
+        """A prompt and the answers wanted of it as a scheduler takes them, under the number `index`."""
+        routes = self._routes(adapter, 1)
+        route = None if routes is None else routes[0]
+        numbers = np.float32(temperature), np.float32(top_p), np.int32(max_new_tokens)
+        tickets = [
+            Ticket(index, sample, len(ids), Requests(request_key(seed, ids, sample), *numbers, route), likeliest)
+            for sample in samples
+        ]
+        return Asked(ids, route, tickets)
 
     def choice_logprobs(
         self,
@@ -232,8 +258,7 @@ class Engine:
         ids = [self.encode(prompt) for prompt in prompts]
         routes = self._routes(adapter, len(ids))
         out: list[Any] = [None] * len(ids)
-        for group in self._groups(ids, 1, frozenset()):
-            members = [index for index, _ in group]
+        for members in self._groups(ids):
             tokens, _ = self._pad([ids[i] for i in members])
             route = _padded(routes, members, len(tokens))
             found = _residuals(self.model, self._stack, tokens, route, layers=tuple(layers), sharding=self.sharding)
@@ -252,15 +277,11 @@ class Engine:
         if tokens > most:
             raise UserError(f"prompt and answer need {tokens} positions, the model has {most}; ask for fewer tokens")
 
-    def _groups(
-        self, ids: Sequence[Sequence[int]], n: int, done: Collection[tuple[int, int]]
-    ) -> Iterator[list[tuple[int, list[int]]]]:
-        """Prompts of one padded length at a time, with the samples that each still lacks."""
+    def _groups(self, ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """The indices of prompts of one padded length at a time, as many as go through the model at once."""
         by_length = collections.defaultdict(list)
         for index, prompt in enumerate(ids):
-            samples = [sample for sample in range(n) if (index, sample) not in done]
-            if samples:
-                by_length[bucket(len(prompt))].append((index, samples))
+            by_length[bucket(len(prompt))].append(index)
         for length, members in sorted(by_length.items()):
             rows = self._rows(length)
             for start in range(0, len(members), rows):
@@ -274,25 +295,16 @@ class Engine:
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         return tokens, lengths
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], routes: Any, members: Sequence[int]) -> Prefilled:
-        tokens, lengths = self._pad(prompts)
-        route = _padded(routes, members, len(tokens))
+    def _prefill(self, group: Sequence[Asked]) -> Prefilled:
+        tokens, lengths = self._pad([asked.ids for asked in group])
+        routes = None if group[0].route is None else np.stack([asked.route for asked in group])
+        route = _padded(routes, range(len(group)), len(tokens))
         return prefill(self.model, self._stack, tokens, lengths, route, sharding=self.sharding)
 
 
 def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
     """How many rows of this length go through the model at once; they divide over `parts`."""
     return max(1, min(16, pass_tokens // length) // parts) * parts
-
-
-def bucket(size: int, least: int = 32) -> int:
-    """The padded size for `size`: `least`, then powers of two and the halves between them."""
-    power = least
-    while power < size:
-        if power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power
 
 
 def _padded(routes: Any, members: Sequence[int], rows: int) -> Any:

@@ -42,7 +42,8 @@ def sample_tokens(
         before = jnp.cumsum(falling, axis=-1) - falling
         kept = before < top_p[:, None] * jnp.sum(weights, axis=-1, keepdims=True)
         least = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
-        weights = jnp.where(weights >= least, weights, 0.0)
+        # A row that keeps everything keeps its very tail too, which rounding would cut: it draws as without top-p.
+        weights = jnp.where((weights >= least) | (top_p[:, None] >= 1), weights, 0.0)
     uniform = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), i)))
     blocks = jnp.pad(weights, ((0, 0), (0, -vocabulary % BLOCK))).reshape(batch, -1, BLOCK)
     block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
@@ -57,6 +58,14 @@ def sample_tokens(
     drawn = block * BLOCK + jnp.minimum(place, last)
     tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def likeliest_tokens(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]] | None:
+    """The `count` likeliest tokens of each row, U, and their log-probabilities at temperature 1; None for 0."""
+    if not count:
+        return None
+    best, tokens = jax.lax.top_k(logits, count)
+    return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _pick(values: Float[Array, "B X"], index: Int[Array, "B"]) -> Float[Array, "B"]:

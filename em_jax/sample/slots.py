@@ -1,7 +1,7 @@
 """The host's side of decoding: which request sits in which slot, and what it has drawn so far."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,53 +11,73 @@ from em_jax.lora.adapter import Adapter
 from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import Sharding
-from em_jax.sample.decode import Emitted, Prefilled, Requests, decode, empty_slots, insert
+from em_jax.sample.decode import Emitted, Prefilled, Requests, decode, empty_slots, insert, resize
 
 
 class Ticket(NamedTuple):
-    """One answer that is wanted: sample `sample` of prompt `index`, and its row of Requests (scalars)."""
+    """One answer that is wanted: sample `sample` of prompt `index`, and its row of Requests (scalars).
+
+    The prompt has `length` tokens; with each token drawn come the `likeliest` so many at its place.
+    """
 
     index: int
     sample: int
+    length: int
     request: Requests
+    likeliest: int = 0
 
 
-class Drawn(NamedTuple):
-    """A whole answer: its ids without the stop id, whether a stop id ended it, and the summed log-probability."""
+class Piece(NamedTuple):
+    """What an answer grew by: ids without the stop id, and "stop" (a stop id), "length" or None where it goes on.
+
+    `logprobs` are those of everything drawn, the stop id's behind the others; `likeliest` has for each of `tokens` the
+    ids and log-probabilities that were asked for.
+    """
 
     ticket: Ticket
     tokens: list[int]
-    stopped: bool
-    logprob: float
+    logprobs: list[float]
+    likeliest: list[list[tuple[int, float]]]
+    finish_reason: str | None
 
 
 class Running:
-    """All answers under way at once. Requests are admitted between chunks; each call yields the answers that ended."""
+    """All answers under way at once, in `count` slots. Requests are admitted between chunks.
+
+    Every slot has the same room. It follows the longest answer, in steps, and is never less than `room`: where that is
+    enough for all that will be asked it stays, and with it the shape of every program.
+    """
 
     def __init__(
         self, model: Qwen2, adapter: Adapter | None, count: int, room: int, stop: Sequence[int], *, chunk: int,
-        use_top_p: bool, sharding: Sharding
+        sharding: Sharding
     ):  # fmt: skip
         adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
         self._slots = empty_slots(model, count, room, adapters, sharding)
         self._model, self._adapter, self._chunk, self._sharding = model, adapter, chunk, sharding
-        self._use_top_p = use_top_p
         self._stop = jnp.asarray(stop, jnp.int32)
+        self._least, self.room = room, room
         self._holders: list[Ticket | None] = [None] * count
-        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._counts = [0] * count
 
     @property
     def free(self) -> list[int]:
         """Slots without a request."""
         return [slot for slot, holder in enumerate(self._holders) if holder is None]
 
-    def admit(self, prefilled: Prefilled, tickets: Sequence[tuple[int, Ticket]]) -> Iterator[Drawn]:
+    @property
+    def holds(self) -> list[int]:
+        """Slots with a request."""
+        return [slot for slot, holder in enumerate(self._holders) if holder is not None]
+
+    def admit(self, prefilled: Prefilled, tickets: Sequence[tuple[int, Ticket]]) -> list[Piece]:
         """Puts (row of `prefilled`, ticket) pairs into free slots and draws their first tokens."""
         slots = self.free[: len(tickets)]
         more = len(self._holders) - len(tickets)
         padded = [*tickets, *[tickets[0]] * more]
         for slot, (_, ticket) in zip(slots, tickets, strict=True):
-            self._holders[slot], self._tokens[slot] = ticket, []
+            self._holders[slot], self._counts[slot] = ticket, 0
+        self._make_room(jax.tree.leaves(prefilled.k)[0].shape[-2])
         self._slots, emitted = insert(
             self._slots,
             prefilled,
@@ -66,29 +86,72 @@ class Running:
             np.int32(len(tickets)),
             jax.tree.map(lambda *rows: np.stack(rows), *(ticket.request for _, ticket in padded)),
             self._stop,
-            use_top_p=self._use_top_p,
+            **self._asked(),
         )
         return self._collect(emitted, slots, range(len(slots)))
 
-    def advance(self) -> Iterator[Drawn]:
+    def advance(self) -> list[Piece]:
         """Draws up to a chunk of tokens in every slot that holds a request."""
-        slots = [slot for slot, holder in enumerate(self._holders) if holder is not None]
+        slots = self.holds
         if not slots:
-            return iter(())
+            return []
+        self._make_room()
         self._slots, emitted = decode(
-            self._model, self._adapter, self._slots, self._stop, steps=self._chunk, use_top_p=self._use_top_p,
-            sharding=self._sharding
+            self._model, self._adapter, self._slots, self._stop, steps=self._chunk, sharding=self._sharding,
+            **self._asked()
         )  # fmt: skip
         return self._collect(emitted, slots, slots)
 
-    def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> Iterator[Drawn]:
-        """Takes the slots' tokens from their columns, and yields the answers that are whole."""
-        tokens, real, active, logprob = hosts.fetch(emitted)
+    def release(self, answers: Collection[tuple[int, int]]) -> None:
+        """Frees the slots of these (index, sample) answers."""
+        gone = [slot for slot in self.holds if self._holders[slot][:2] in answers]
+        for slot in gone:
+            self._holders[slot] = None
+        if gone:
+            self._slots = self._slots._replace(active=self._slots.active.at[np.array(gone)].set(False))
+
+    def _make_room(self, least: int = 0) -> None:
+        """Room for a chunk more in every slot in use; far more than that is given back."""
+        longest = max(self._holders[slot].length + self._counts[slot] for slot in self.holds)
+        room = max(self._least, bucket(max(least, longest + self._chunk)))
+        if room > self.room or 2 * room <= self.room:
+            self._slots = resize(self._slots, room, sharding=self._sharding)
+            self.room = room
+
+    def _asked(self) -> dict[str, Any]:
+        """What has to be compiled in: only what somebody wants is computed."""
+        held = [self._holders[slot] for slot in self.holds]
+        return {
+            "use_top_p": any(ticket.request.top_p < 1 for ticket in held),
+            "likeliest": max(ticket.likeliest for ticket in held),
+        }
+
+    def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> list[Piece]:
+        """The pieces of `slots`, from their columns; slots whose answers have ended become free."""
+        tokens, logprobs, real, likeliest, active = hosts.fetch(emitted)
+        pieces = []
         for slot, column in zip(slots, columns, strict=True):
-            self._tokens[slot] += tokens[real[:, column], column].tolist()
-        for slot in slots:
-            ticket = self._holders[slot]
+            ticket, mine = self._holders[slot], real[:, column]
+            drawn = tokens[mine, column].tolist()
+            self._counts[slot] += len(drawn)
+            reason = None
             if not active[slot]:
                 self._holders[slot] = None
-                drawn = self._tokens[slot]
-                yield Drawn(ticket, drawn, len(drawn) < int(ticket.request.limit), float(logprob[slot]))
+                reason = "stop" if self._counts[slot] < int(ticket.request.limit) else "length"
+            top: list[list[tuple[int, float]]] = [[] for _ in drawn]
+            if ticket.likeliest:
+                ids, chances = (x[mine, column, : ticket.likeliest].tolist() for x in likeliest)
+                top = [list(zip(*each)) for each in zip(ids, chances)]
+            size = len(drawn) + (reason == "stop")
+            pieces.append(Piece(ticket, drawn, logprobs[:size, column].tolist(), top, reason))
+        return pieces
+
+
+def bucket(size: int, least: int = 32) -> int:
+    """The padded size for `size`: `least`, then powers of two and the halves between them."""
+    power = least
+    while power < size:
+        if power * 3 // 2 >= size:
+            return power * 3 // 2
+        power *= 2
+    return power

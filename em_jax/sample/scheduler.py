@@ -1,0 +1,88 @@
+"""Who is served next: prompts wait, are prefilled with others of their length, and take slots as these become free."""
+
+import collections
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from em_jax.sample.decode import Prefilled
+from em_jax.sample.slots import Piece, Running, Ticket, bucket
+
+
+class Asked(NamedTuple):
+    """A prompt's ids, its adapters' shares, and a ticket for each answer that is wanted of it."""
+
+    ids: Sequence[int]
+    route: Float[np.ndarray, "S"] | None
+    tickets: Sequence[Ticket]
+
+
+class Scheduler:
+    """Prompts that wait and answers under way. Both may be added to and cancelled between steps, at any time.
+
+    The one loop of continuous batching (Yu et al., Orca, OSDI 2022): `Engine.stream` gives it a closed set of prompts,
+    the server those of all its clients as they come. A prompt is prefilled once for all its answers, in a pass of up to
+    `rows(length)` prompts of one padded length; the longest waiting goes first.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        prefill: Callable[[Sequence[Asked]], Prefilled],
+        rows: Callable[[int], int],
+    ):
+        self._running, self._prefill, self._rows = running, prefill, rows
+        self._waiting: dict[int, collections.deque[tuple[int, Asked]]] = {}
+        self._arrivals = 0
+        self._ready: collections.deque[tuple[int, Ticket]] = collections.deque()
+        self._prefilled: Prefilled | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any answer is still to come."""
+        return bool(self._waiting or self._ready or self._running.holds)
+
+    def submit(self, asked: Asked) -> None:
+        """Adds a prompt; its pieces come from the next steps."""
+        self._waiting.setdefault(bucket(len(asked.ids)), collections.deque()).append((self._arrivals, asked))
+        self._arrivals += 1
+
+    def cancel(self, answers: Collection[tuple[int, int]]) -> None:
+        """Forgets these (index, sample) answers, waiting or under way; no more pieces of them come."""
+
+        def wanted(ticket: Ticket) -> bool:
+            return (ticket.index, ticket.sample) not in answers
+
+        for length, queue in list(self._waiting.items()):
+            kept = [(number, asked._replace(tickets=list(filter(wanted, asked.tickets)))) for number, asked in queue]
+            self._set_queue(length, collections.deque(entry for entry in kept if entry[1].tickets))
+        self._ready = collections.deque(entry for entry in self._ready if wanted(entry[1]))
+        self._running.release(answers)
+
+    def step(self) -> Iterator[Piece]:
+        """Fills the free slots, then draws up to a chunk of tokens in all of them."""
+        while (free := len(self._running.free)) and (self._ready or self._waiting):
+            if not self._ready:
+                self._prefill_next()
+            batch = [self._ready.popleft() for _ in range(min(len(self._ready), free))]
+            yield from self._running.admit(self._prefilled, batch)
+        if not self._ready:
+            self._prefilled = None
+        yield from self._running.advance()
+
+    def _prefill_next(self) -> None:
+        """Prefills the prompt that has waited longest, and with it others of its padded length."""
+        length = min(self._waiting, key=lambda length: self._waiting[length][0])
+        queue = self._waiting[length]
+        group = [queue.popleft()[1] for _ in range(min(len(queue), self._rows(length)))]
+        self._set_queue(length, queue)
+        self._prefilled = self._prefill(group)
+        self._ready.extend((row, ticket) for row, asked in enumerate(group) for ticket in asked.tickets)
+
+    def _set_queue(self, length: int, queue: collections.deque[tuple[int, Asked]]) -> None:
+        if queue:
+            self._waiting[length] = queue
+        else:
+            del self._waiting[length]
