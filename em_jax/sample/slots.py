@@ -36,12 +36,12 @@ class Running:
 
     def __init__(
         self, model: Qwen2, adapter: Adapter | None, count: int, room: int, stop: Sequence[int], *, chunk: int,
-        use_top_p: bool, sharding: Sharding
+        use_top_p: bool, steer: jax.Array | None = None, sharding: Sharding
     ):  # fmt: skip
         adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
         self._slots = empty_slots(model, count, room, adapters, sharding)
         self._model, self._adapter, self._chunk, self._sharding = model, adapter, chunk, sharding
-        self._use_top_p = use_top_p
+        self._use_top_p, self._steer = use_top_p, steer
         self._stop = jnp.asarray(stop, jnp.int32)
         self._holders: list[Ticket | None] = [None] * count
         self._tokens: list[list[int]] = [[] for _ in range(count)]
@@ -77,7 +77,7 @@ class Running:
             return iter(())
         self._slots, emitted = decode(
             self._model, self._adapter, self._slots, self._stop, steps=self._chunk, use_top_p=self._use_top_p,
-            sharding=self._sharding
+            steer=self._steer, sharding=self._sharding
         )  # fmt: skip
         return self._collect(emitted, slots, slots)
 
