@@ -140,6 +140,7 @@ class Qwen2(nnx.Module):
         past: Sequence[Stretch] = (),
         keep_keys: bool = False,
         keep_residuals: Sequence[int] = (),
+        steer: Float[Array, "L D"] | None = None,
         remat: bool = False,
         apart: bool = False,
         sharding: Sharding = UNSHARDED,
@@ -148,8 +149,9 @@ class Qwen2(nnx.Module):
 
         `segments` separates examples packed into a row (see attention.py); None means one example a row. `apart` says
         that examples stand one after the other and none is shared, which lets a device's own kernel attend. `updates`
-        are adapters stacked over layers. `past` holds keys and values from before. `remat` recomputes each layer in
-        the backward pass instead of keeping its activations.
+        are adapters stacked over layers. `past` holds keys and values from before. `steer` is added to the residual
+        stream after each layer, at every token. `remat` recomputes each layer in the backward pass instead of keeping
+        its activations.
         """
         tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
         x = jnp.take(self.embed_tokens[...], tokens, axis=0)
@@ -162,9 +164,11 @@ class Qwen2(nnx.Module):
         rows = (jnp.zeros_like(tokens) if segments is None else segments) if apart else None
 
         def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
-            block, updates, cached = layer
+            block, updates, cached, shift = layer
             keys = [Keys(k, v, mask) for (k, v), mask in zip(cached, masks, strict=True)]
             x, (k, v) = block(x, angles, mask, keys, updates, route, sharding, rows)
+            if shift is not None:
+                x = x + jnp.expand_dims(shift.astype(x.dtype), (0, 1))
             return x, ((k, v) if keep_keys else None, x if keep_residuals else None)
 
         if remat:
@@ -172,14 +176,15 @@ class Qwen2(nnx.Module):
         updates = updates or {}
         cached = [(stretch.k, stretch.v) for stretch in past]
         if self.stacked:
-            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, updates, cached))
+            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, updates, cached, steer))
             k, v = kept if keep_keys else (None, None)
             residuals = residuals[jnp.array(keep_residuals)] if keep_residuals else None
         else:
             outputs = []
             for i, block in enumerate(self.layers):
                 of_layer = {target: LowRank(*(leaf[i] for leaf in update)) for target, update in updates.items()}
-                x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in cached]))
+                shift = None if steer is None else steer[i]
+                x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in cached], shift))
                 outputs.append(output)
             k = [kept[0] for kept, _ in outputs] if keep_keys else None
             v = [kept[1] for kept, _ in outputs] if keep_keys else None

@@ -97,6 +97,7 @@ def pair_logprobs(
     branches: Branches,
     route: Float[Array, "P S"] | None,
     *,
+    steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "P M"]:
     """The log-probability of every pair's token at its place, from logits at the U places only."""
@@ -106,6 +107,7 @@ def pair_logprobs(
         branches.segments,
         updates=adapter.updates() if adapter else None,
         route=route,
+        steer=steer,
         sharding=sharding,
     )
     hidden = jnp.take_along_axis(output.hidden, branches.places[:, :, None], axis=1)

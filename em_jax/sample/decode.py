@@ -106,12 +106,14 @@ def prefill(
     length: Int[Array, "P"],
     route: Float[Array, "P S"] | None,
     *,
+    steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> Prefilled:
     """One forward pass over P prompts, padded on the right to T."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     updates = adapter.updates() if adapter else None
-    output = model(tokens, positions, updates=updates, route=route, keep_keys=True, apart=True, sharding=sharding)
+    how = {"updates": updates, "route": route, "steer": steer, "sharding": sharding}
+    output = model(tokens, positions, keep_keys=True, apart=True, **how)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
     return Prefilled(output.k, output.v, length, model.logits(last))
 
@@ -181,6 +183,7 @@ def decode(
     steps: int,
     use_top_p: bool,
     likeliest: int = 0,
+    steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> tuple[Slots, Emitted]:
     """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
@@ -211,6 +214,7 @@ def decode(
             route=requests.route,
             past=[Stretch(slots.k, slots.v, in_cache), Stretch(*recent, in_recent)],
             keep_keys=True,
+            steer=steer,
             sharding=sharding,
         )
         recent = jax.tree.map(

@@ -141,12 +141,14 @@ class Engine:
         seed: int = 0,
         adapter: str | Sequence[str] = "default",
         done: Collection[tuple[int, int]] = frozenset(),
+        steer: Float[np.ndarray, "L D"] | None = None,
     ) -> Iterator[tuple[int, int, Answer]]:
         """Yields (prompt index, sample, Answer) as answers finish; a prompt is prefilled once for all its samples.
 
-        An answer depends on seed, prompt, sample number and adapter alone: not on the batch, its slot, or on which
-        others are `done` already and left out. Shapes are chosen from all the prompts, done ones included. Raises
-        UserError where prompt and answer exceed the model's positions.
+        `steer` is added to the residual stream after each layer, at every token of prompt and answer.
+        An answer depends on seed, prompt, sample number, adapter and `steer` alone: not on the batch, its slot, or on
+        which others are `done` already and left out. Shapes are chosen from all the prompts, done ones included.
+        Raises UserError where prompt and answer exceed the model's positions.
         """
         if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise UserError(
@@ -158,7 +160,7 @@ class Engine:
             return
         self._check_room(max(map(len, ids)) + max_new_tokens)
         room = bucket(max(bucket(max(map(len, ids))), max(map(len, ids)) + max_new_tokens + self.chunk))
-        scheduler = self.scheduler(room)
+        scheduler = self.scheduler(room, steer)
         for index, (prompt, name) in enumerate(zip(ids, self._names(adapter, len(ids)), strict=True)):
             samples = [sample for sample in range(n) if (index, sample) not in done]
             asked = self.asked(
@@ -178,12 +180,14 @@ class Engine:
                     del drawn[which]
                     yield *which, Answer(self.text(tokens), tokens, piece.finish_reason, sum(logprobs))
 
-    def scheduler(self, room: int = 128) -> Scheduler:
+    def scheduler(self, room: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """The loop that serves prompts as they are submitted, with the adapters known now; see Running for `room`."""
+        steer = self._steering(steer)
         running = Running(
-            self.model, self._stack, self.slots, room, self.tokenizer.stop_ids, chunk=self.chunk, sharding=self.sharding
-        )
-        return Scheduler(running, self._prefill, self._rows)
+            self.model, self._stack, self.slots, room, self.tokenizer.stop_ids, chunk=self.chunk, steer=steer,
+            sharding=self.sharding
+        )  # fmt: skip
+        return Scheduler(running, functools.partial(self._prefill, steer=steer), self._rows)
 
     def asked(
         self,
@@ -214,11 +218,12 @@ class Engine:
         choices: Sequence[str] | Sequence[Sequence[str]],
         prefix: str = "",
         adapter: str | Sequence[str] = "default",
+        steer: Float[np.ndarray, "L D"] | None = None,
     ) -> Float[np.ndarray, "B C"]:
         """The joint log-probability that the assistant's turn, begun with `prefix`, goes on with each choice.
 
         `choices` is one list for all prompts or one of equal length for each. A choice that begins another ("1" and
-        "10") gives up the longer one's probability.
+        "10") gives up the longer one's probability. `steer` as in `stream`.
         """
         shared = bool(choices) and isinstance(choices[0], str)
         lists = [choices] * len(prompts) if shared else list(choices)
@@ -229,6 +234,7 @@ class Engine:
             for prompt, each in zip(prompts, lists, strict=True)
         ]
         routes = self._routes(adapter, len(questions))
+        steer = self._steering(steer)
         out = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
         groups = collections.defaultdict(list)
         for i, question in enumerate(questions):
@@ -240,9 +246,8 @@ class Engine:
             for start in range(0, len(members), rows):
                 part = members[start : start + rows]
                 laid = lay_out_questions([questions[i] for i in part], rows, length, places, pairs)
-                found = pair_logprobs(
-                    self.model, self._stack, laid, _padded(routes, part, rows), sharding=self.sharding
-                )
+                route = _padded(routes, part, rows)
+                found = pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
                 for i, row in zip(part, hosts.fetch(found), strict=False):
                     out[i] = choice_logprobs(questions[i], row)
         return out
@@ -266,6 +271,16 @@ class Engine:
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out
+
+    def _steering(self, steer: Float[np.ndarray, "L D"] | None) -> Float[np.ndarray, "L D"] | None:
+        """`steer` as float32; None has no leaves as an argument, so that the programs are those without it."""
+        if steer is None:
+            return None
+        shape = self.model.config.num_hidden_layers, self.model.config.hidden_size
+        steer = np.asarray(steer, np.float32)
+        if steer.shape != shape or not np.isfinite(steer).all():
+            raise UserError(f"steer: expected finite numbers of shape [layers, width] {shape}, found {steer.shape}")
+        return steer
 
     # --- shapes ---
 
@@ -295,11 +310,11 @@ class Engine:
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         return tokens, lengths
 
-    def _prefill(self, group: Sequence[Asked]) -> Prefilled:
+    def _prefill(self, group: Sequence[Asked], steer: Float[np.ndarray, "L D"] | None) -> Prefilled:
         tokens, lengths = self._pad([asked.ids for asked in group])
         routes = None if group[0].route is None else np.stack([asked.route for asked in group])
         route = _padded(routes, range(len(group)), len(tokens))
-        return prefill(self.model, self._stack, tokens, lengths, route, sharding=self.sharding)
+        return prefill(self.model, self._stack, tokens, lengths, route, steer=steer, sharding=self.sharding)
 
 
 def pass_rows(length: int, pass_tokens: int, parts: int) -> int:

@@ -50,12 +50,12 @@ class Running:
 
     def __init__(
         self, model: Qwen2, adapter: Adapter | None, count: int, room: int, stop: Sequence[int], *, chunk: int,
-        sharding: Sharding
+        steer: np.ndarray | None = None, sharding: Sharding
     ):  # fmt: skip
         adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
         self._slots = empty_slots(model, count, room, adapters, sharding)
         self._model, self._adapter, self._chunk, self._sharding = model, adapter, chunk, sharding
-        self._stop = jnp.asarray(stop, jnp.int32)
+        self._steer, self._stop = steer, jnp.asarray(stop, jnp.int32)
         self._least, self.room = room, room
         self._holders: list[Ticket | None] = [None] * count
         self._counts = [0] * count
@@ -97,8 +97,8 @@ class Running:
             return []
         self._make_room()
         self._slots, emitted = decode(
-            self._model, self._adapter, self._slots, self._stop, steps=self._chunk, sharding=self._sharding,
-            **self._asked()
+            self._model, self._adapter, self._slots, self._stop, steps=self._chunk, steer=self._steer,
+            sharding=self._sharding, **self._asked()
         )  # fmt: skip
         return self._collect(emitted, slots, slots)
 
