@@ -97,7 +97,7 @@ def test_adapters_in_one_batch_equal_each_alone(engine):
 def test_a_prompt_is_prefilled_once_for_all_its_samples_and_nothing_compiles_again(engine, monkeypatch):
     rows = []
     original = engine._prefill
-    monkeypatch.setattr(engine, "_prefill", lambda ids, *rest: rows.append(len(ids)) or original(ids, *rest))
+    monkeypatch.setattr(engine, "_prefill", lambda group, **how: rows.append(len(group)) or original(group, **how))
     engine.generate(PROMPTS, n=9, max_new_tokens=8)
     assert sum(rows) == len(PROMPTS)
     programs = [decode_module.decode, decode_module.insert, decode_module.prefill, choices_module.pair_logprobs]
