@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from em_jax.model.kernels import splash
 from em_jax.model.linear import product
+from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 SHARED = 0
@@ -83,7 +85,7 @@ def _piece(q: Float[Array, "B T N H"], keys: Keys) -> Float[Array, "B T N H"]:
 
 def _piece_forward(q: Array, keys: Keys) -> tuple[Array, tuple]:
     rows = _by_group(q, keys.k.shape[1])
-    out, log_total = _attend(rows, [keys])
+    out, log_total = (checkpoint_name(x, ATTENDED) for x in _attend(rows, [keys]))
     return _by_head(out, q.shape[1]), (rows, keys, out, log_total)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from em_jax.model.attention import Keys, attention, causal_attention, visible
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, LowRank, Make, RMSNorm
+from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 Updates = Mapping[str, LowRank]
@@ -140,7 +141,7 @@ class Qwen2(nnx.Module):
         past: Sequence[Stretch] = (),
         keep_keys: bool = False,
         keep_residuals: Sequence[int] = (),
-        remat: bool = False,
+        remat: str = "none",
         apart: bool = False,
         sharding: Sharding = UNSHARDED,
     ) -> Output:
@@ -148,8 +149,8 @@ class Qwen2(nnx.Module):
 
         `segments` separates examples packed into a row (see attention.py); None means one example a row. `apart` says
         that examples stand one after the other and none is shared, which lets a device's own kernel attend. `updates`
-        are adapters stacked over layers. `past` holds keys and values from before. `remat` recomputes each layer in
-        the backward pass instead of keeping its activations.
+        are adapters stacked over layers. `past` holds keys and values from before. `remat` says what of each layer is
+        computed again in the backward pass instead of being kept (see remat.py).
         """
         tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
         x = jnp.take(self.embed_tokens[...], tokens, axis=0)
@@ -167,8 +168,7 @@ class Qwen2(nnx.Module):
             x, (k, v) = block(x, angles, mask, keys, updates, route, sharding, rows)
             return x, ((k, v) if keep_keys else None, x if keep_residuals else None)
 
-        if remat:
-            run = jax.checkpoint(run)
+        run = rematted(run, remat)
         updates = updates or {}
         cached = [(stretch.k, stretch.v) for stretch in past]
         if self.stacked:

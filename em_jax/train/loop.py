@@ -177,7 +177,7 @@ def optimizer_step(
     passes: Passes,
     *,
     optimizer: optax.GradientTransformation,
-    remat: bool = False,
+    remat: str = "none",
     sharding: Sharding = UNSHARDED,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics] | None:
