@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from em_jax.model.kernels import splash
+from em_jax.model.kernels import cudnn, splash
 from em_jax.model.linear import product
 from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -64,11 +64,13 @@ def causal_attention(
 
     A piece of the queries at a time meets the keys up to its own end, so that most of what is masked is not computed,
     and no T x S scores are kept for the backward pass. Where the mask is causal by place within segments that are kept
-    wholly `apart`, a TPU's kernel does the same.
+    wholly `apart`, a TPU's or a GPU's own kernel does the same.
     """
     length = q.shape[1]
     if apart is not None and splash.serves(length, q.shape[-1], sharding):
         return splash.splash_attention(q, keys.k, keys.v, apart, sharding)
+    if apart is not None and cudnn.serves(length, q.shape[-1], q.dtype, sharding):
+        return cudnn.cudnn_attention(q, keys.k, keys.v, apart, sharding)
     size = max(LEAST_PIECE, -(-length // pieces))
     parts = []
     for start in range(0, length, size):

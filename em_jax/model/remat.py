@@ -22,6 +22,8 @@ import jax
 ATTENDED, LOW = "attended", "low"
 """Names of what attention gives, with its softmax's denominator, and of an adapter's R numbers."""
 ATTENTION = (ATTENDED, LOW, *(f"self_attn.{name}_proj" for name in "qkvo"))
+CUDNN = "dot_product_attention_fwd_wrapper"
+"""jax's name of cuDNN's attention, whose results can carry no name of ours."""
 KEPT = {"elementwise": (*ATTENTION, "mlp.gate_proj", "mlp.up_proj"), "selective": ATTENTION, "full": ()}
 """What a policy keeps beside a layer's input, by the names that the arrays carry (a Linear's result its own).
 
@@ -32,4 +34,11 @@ def rematted(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """`layer` under one of the four policies: the same values and gradients, other memory and work."""
     if remat == "none":
         return layer
-    return jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(*KEPT[remat]))
+    named = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+
+    def policy(primitive: Any, *operands: Any, **parameters: Any) -> Any:
+        if ATTENDED in KEPT[remat] and primitive.name == CUDNN:
+            return True
+        return named(primitive, *operands, **parameters)
+
+    return jax.checkpoint(layer, policy=policy)

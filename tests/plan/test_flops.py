@@ -72,7 +72,7 @@ def test_a_training_pass_is_the_closed_form(remat, scan):
     backward = base + 2 * low + 5 * product
     # Logits, the same again, and the gradient of the hidden states.
     head = 3 * 2 * places * D * V
-    # What a layer's recomputation need not give is its last matmul; the ranks' own numbers of all but the last are kept.
+    # What a layer's recomputation need not give is its last matmul; `selective` keeps the ranks' own numbers.
     full = forward - 2 * tokens * F * D - 2 * tokens * RANK * D
     again = {"full": full, "selective": 2 * 2 * tokens * (D + RANK) * F}.get(remat, 0)
     # Layer by layer it shows that nobody asks for the gradient of what the first one's projections read.
