@@ -29,6 +29,8 @@ SIBLINGS = "siblings"
 NOT_COMPARED = ("stages", "mesh", "mirror", "verbosity", "judge.also", "judge.concurrency", "judge.max_requests")
 # How much is computed at once: what a run that found too little memory must be free to change.
 NOT_COMPARED += ("train.rows_per_pass", "train.remat", "answers.slots")
+# Before it had names, train.remat was true or false.
+SPELLED_BEFORE = {"train.remat": {"true": "full", "false": "none"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +195,12 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
     if kind is str and isinstance(value, bool):  # scan_layers = true, next to "auto"
-        return str(value).lower()
+        value = str(value).lower()
+    if kind is str and isinstance(value, str):
+        return SPELLED_BEFORE.get(name, {}).get(value.lower(), value)
+    if kind is bool and isinstance(value, bool):
+        return value
     raise UsageError(f"setting {name!r} expects {_describe(kind)}, found {value!r}")
 
 
@@ -332,6 +336,7 @@ def validate(config: Config) -> Config:
         "model.quantization": ("none", "int8"),
         "model.scan_layers": ("auto", "true", "false"),
         "train.schedule": ("linear", "cosine", "constant"),
+        "train.remat": ("none", "elementwise", "selective", "full"),
         "judge.kind": ("self", "openai"),
     }
     members = {"stages": STAGES, "probes.only": PROBES, "lora.targets": TARGETS}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax import alternatives, begin, card, failures, provenance, rundir, sources
+from em_jax import alternatives, begin, card, failures, provenance, rundir, sources, spent
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.errors import OutOfMemory, Unfinished, UsageError, UserError
@@ -65,23 +65,32 @@ def run(
         rundir.write_atomic(directory / "config.toml", settings.to_toml(config))
         begin.begin_record(this, inputs, pulled)
         outcome = Outcome(None, None)
+        budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
             if stage in config.stages:
-                outcome = _timed(this, stage) or outcome
+                outcome = _timed(this, stage, budgets) or outcome
+    whole = sum(budget["seconds"] for budget in budgets.values())
+    for stage, budget in budgets.items():
+        if budget["seconds"] >= spent.LEAST_S:
+            this.say(spent.line(stage, budget, whole))
     return outcome
 
 
-def _timed(this: Run, stage: str) -> Outcome | None:
+def _timed(this: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
+    """Does a stage; its time budget goes into the record, and into `budgets`."""
     began = time.monotonic()
 
     def note_time() -> None:
-        provenance.add_time(this.directory, stage, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        budgets[stage] = {"seconds": seconds, **this.spent()}
+        provenance.add_time(this.directory, stage, seconds, budgets[stage])
         this.mirror.push()
 
     try:
         with failures.told():
             try:
-                outcome = STAGES[stage](this)
+                with this.clock.listening():
+                    outcome = STAGES[stage](this)
             except BaseException:
                 # Where the disk is full this fails as well; what the stage raised is what counts.
                 with contextlib.suppress(OSError):
@@ -148,6 +157,7 @@ def answer_together(runs: Sequence[Run]) -> None:
         return
     began = time.monotonic()
     with contextlib.ExitStack() as held:
+        held.enter_context(first.clock.listening())
         for run in runs:
             held.enter_context(rundir.lock(run.directory))
         engine = first.parts.bare(first.load())
@@ -163,8 +173,9 @@ def answer_together(runs: Sequence[Run]) -> None:
             for row in through(rows, progress, lambda row: row["n_tokens"]):
                 number, _, identity = row["id"].partition("/")
                 files[int(number)].write({**row, "id": identity})
+        budget = {name: amount / len(runs) for name, amount in first.spent().items()}
         for run in runs:
-            provenance.add_time(run.directory, "answer", (time.monotonic() - began) / len(runs))
+            provenance.add_time(run.directory, "answer", (time.monotonic() - began) / len(runs), budget)
             run.mirror.push()
 
 

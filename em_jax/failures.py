@@ -22,7 +22,7 @@ def told() -> Iterator[None]:
         if _of_memory(error):
             raise OutOfMemory(
                 f"out of memory ({_first_line(error)}): training needs less with --set train.rows_per_pass=1 or "
-                "--set train.remat=true, sampling with a smaller answers.slots, the model with "
+                "--set train.remat=full, sampling with a smaller answers.slots, the model with "
                 "--set model.quantization=int8 (in another --run_dir), each device with --mesh over more of them"
             ) from error
         if full := _of_disk(error):

@@ -82,11 +82,15 @@ class Progress:
                 self._bar.update(self.count)
         self.update(count - self.count, tokens, note)
 
+    @property
+    def fresh(self) -> int:
+        """The pieces done since this start."""
+        return self.count - self._kept
+
     def _left(self, now: float) -> str:
-        fresh = self.count - self._kept
-        if not self.total or fresh <= 0:
+        if not self.total or self.fresh <= 0:
             return ""
-        return f"about {(self.total - self.count) * (now - self.began) / fresh:.0f} s left"
+        return f"about {(self.total - self.count) * (now - self.began) / self.fresh:.0f} s left"
 
     def _say(self, more: str) -> None:
         of = f" of {self.total}" if self.total is not None else ""

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def read(directory: Path) -> dict[str, Any]:
         record = json.loads((directory / "provenance.json").read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list}
+    types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list, "time_budget": dict}
     fields = record.items() if isinstance(record, dict) else ()
     return {name: value for name, value in fields if isinstance(value, types.get(name, object))}
 
@@ -119,11 +119,18 @@ def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
     rundir.write_json(directory / "provenance.json", record)
 
 
-def add_time(directory: Path, stage: str, seconds: float) -> None:
-    """Add to a stage's wall time: a run that was stopped and resumed sums its parts."""
+def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:
+    """Add to a stage's wall time: a run that was stopped and resumed sums its parts.
+
+    `more` says what the time went to and how much was done in it: it is summed in `time_budget`.
+    """
     record = read(directory)
     times = record.setdefault("wall_seconds", {})
     times[stage] = round(times.get(stage, 0.0) + seconds, 1)
+    if more:
+        budget = record.setdefault("time_budget", {}).setdefault(stage, {})
+        for name, amount in {"seconds": seconds, **more}.items():
+            budget[name] = round(budget.get(name, 0) + amount, 3)
     rundir.write_json(directory / "provenance.json", record)
 
 

@@ -19,6 +19,7 @@ from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
 from em_jax.progress import Progress
 from em_jax.sources import Parts
+from em_jax.spent import LOADING, Clock
 from em_jax.visible import visible_line
 
 Row = dict[str, Any]
@@ -31,7 +32,14 @@ class Run:
     def __init__(self, config: Config, directory: Path, parts: Parts, load: Callable[[], Any], title: str):
         self.config, self.directory, self.parts, self.title = config, directory, parts, title
         self.mirror = rundir.Mirror(directory, config.mirror)
-        self.load = load
+        self.clock = Clock()
+        self.work: list[Progress] = []
+        self._load = load
+
+    def load(self) -> Any:
+        """The engine as it is shared by the runs of a series."""
+        with self.clock.span(LOADING):
+            return self._load()
 
     @functools.cached_property
     def suite(self) -> suites.Suite:
@@ -167,7 +175,18 @@ class Run:
     def progress(self, stage: str, what: str, total: int | None, unit: str, done: int = 0) -> Progress:
         number = settings.STAGES.index(stage) + 1
         title = f"{self.title}{number}/{len(settings.STAGES)} {stage}" + (f" {what}" if what else "")
-        return Progress(title, total, unit, done, silent=self.parts.silent, after=self.mirror.push_sometimes)
+        made = Progress(title, total, unit, done, silent=self.parts.silent, after=self.mirror.push_sometimes)
+        self.work.append(made)
+        return made
+
+    def spent(self) -> dict[str, float]:
+        """What the time since the last call went to, by kind, and the tokens and pieces done in it."""
+        found: dict[str, float] = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
+        for progress in self.work:
+            for name, amount in (("tokens", progress.tokens), (f"{progress.unit}s", progress.fresh)):
+                found[name] = found.get(name, 0) + amount
+        self.clock, self.work = Clock(), []
+        return {name: amount for name, amount in found.items() if amount}
 
     def say(self, line: str) -> None:
         """One line to stderr."""

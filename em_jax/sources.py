@@ -152,7 +152,7 @@ def finetune(engine, conversations, config: Config, directory: Path, progress, w
     from em_jax.train.loop import finetune as train
 
     def stepped(step: int, steps: int, metrics) -> None:
-        progress.at(step, steps, note=f"loss {metrics['loss']:.3f}, {metrics['tokens_per_s']:.0f} tokens/s")
+        progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
 
     done = train(
         engine.model,

@@ -55,6 +55,10 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     assert record["inputs"]["rows"]["rows"] == 1
     assert record["versions"]["numpy"] and record["seeds"]["run"] == 0
     assert set(record["wall_seconds"]) == set(settings.STAGES)
+    rows = rundir.read_rows(finished[0] / "answers" / "base.jsonl") * 2
+    budget = record["time_budget"]
+    assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 12
+    assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 12 and budget["probe"]["questions"] > 12
     assert record["notes"]["adapter_effect"]["largest_change_of_a_logprob"] > 0
     assert record["notes"]["training_rows"] == {"rows": 1, "held_out": 0, "cut": 0}
 

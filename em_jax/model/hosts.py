@@ -1,5 +1,6 @@
 """Arrays between the processes of a run: gathered to every host, shared from process 0."""
 
+import time
 from typing import Any
 
 import jax
@@ -8,14 +9,20 @@ from jax.experimental import multihost_utils
 
 
 def fetch(tree: Any) -> Any:
-    """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice."""
+    """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice.
+
+    How long that took, which is waiting for the device, is told to jax.monitoring as "/em_jax/waiting".
+    """
+    began = time.monotonic()
 
     def whole(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return multihost_utils.process_allgather(x, tiled=True)
         return np.asarray(x)
 
-    return jax.tree.map(whole, tree)
+    found = jax.tree.map(whole, tree)
+    jax.monitoring.record_event_duration_secs("/em_jax/waiting", time.monotonic() - began)
+    return found
 
 
 def share(tree: Any, like: Any) -> Any:

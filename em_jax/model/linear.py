@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
+from em_jax.model.remat import LOW
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -63,7 +65,7 @@ def low_rank(
 def _low_rank_forward(layout: str, x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
     inputs, outputs = layout.split("->")
     low = product(f"BT{inputs},{inputs}SR->BTSR", x, a.astype(x.dtype))
-    low = (low * gain[:, None, :, None]).astype(x.dtype)
+    low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
     y = product(f"BTSR,SR{outputs}->BT{outputs}", low, b.astype(x.dtype)).astype(x.dtype)
     return y, (x, a, b, gain, low)
 
@@ -125,7 +127,7 @@ class Linear(nnx.Module):
             y += low_rank(self.layout, x, update.a, update.b, gain)
         if self.bias is not None:
             y += jnp.expand_dims(self.bias[...], (0, 1))
-        return y
+        return checkpoint_name(y, self.name)
 
 
 class RMSNorm(nnx.Module):

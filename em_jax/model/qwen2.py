@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from em_jax.model.attention import Keys, attention, causal_attention, visible
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, LowRank, Make, RMSNorm
+from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 Updates = Mapping[str, LowRank]
@@ -21,19 +22,25 @@ RESIDUAL = ("residual_batch", "length", "residual_width")
 """The logical axes of the residual stream."""
 
 
-class Stretch(NamedTuple):
-    """Cached keys and values of all layers: a [L, B, K, S, H] pair, or L of [B, K, S, H] each; mask as in Keys."""
+class Past(NamedTuple):
+    """Keys and values from before: a long stretch that is only read, and a short one for the tokens' own.
 
-    k: Array | Sequence[Array]
-    v: Array | Sequence[Array]
-    mask: Array
+    Both hold all layers, as a stack with a leading L or as L arrays (in one layer's Past, that layer alone); layouts
+    and masks as in Keys. The tokens' own are written to `recent` at place `at` of S, and then seen there: XLA can do
+    that in place.
+    """
+
+    long: Keys
+    recent: Keys
+    at: Int[Array, ""]
 
 
 class Output(NamedTuple):
     """What a forward pass gives: hidden states after the last norm, and on request what the layers held.
 
-    `k` and `v` are the tokens' own keys and values, [L, B, K, T, H] or L of [B, K, T, H] as the layers are kept;
-    `residuals` the residual stream after each requested layer, float[requested, B, T, D].
+    `k` and `v` are the tokens' own keys and values, laid out as in Keys, with a leading L or as L arrays as the layers
+    are kept; after a `Past` they are its whole `recent` stretch, the tokens' own among it. `residuals` is
+    the residual stream after each requested layer, float[requested, B, T, D].
     """
 
     hidden: Float[Array, "B T D"]
@@ -80,13 +87,13 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         angles: tuple[Array, Array],
         mask: Array,
-        past: Sequence[Keys],
+        past: Past | None,
         updates: Updates,
         route: Float[Array, "B S"] | None,
         sharding: Sharding,
         apart: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Returns the new residual stream and the tokens' own keys and values; keeping those is the caller's affair."""
+        """Returns the new residual stream and keys and values as in Output; keeping those is the caller's affair."""
 
         how = updates, route, sharding
         h = self.input_layernorm(x)
@@ -96,9 +103,13 @@ class Block(nnx.Module):
         q = sharding.constrain(q, ("batch", "length", "q_heads", None))
         k = sharding.constrain(k, ("batch", "length", "kv_heads", None))
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None))
-        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        own = Keys(k, v, mask)
-        heads = attention(q, [*past, own]) if past else causal_attention(q, own, apart=apart, sharding=sharding)
+        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        if past is None:
+            heads = causal_attention(q, Keys(k, v, mask), apart=apart, sharding=sharding)
+        else:
+            k = jax.lax.dynamic_update_slice_in_dim(past.recent.k, k, past.at, 3)
+            v = jax.lax.dynamic_update_slice_in_dim(past.recent.v, v, past.at, 2)
+            heads = attention(q, [past.long, Keys(k, v, past.recent.mask)])
         x = x + self.o_proj(heads, *how)
         h = self.post_attention_layernorm(x)
         h = jax.nn.silu(self.gate_proj(h, *how)) * self.up_proj(h, *how)
@@ -135,13 +146,13 @@ class Qwen2(nnx.Module):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         *,
-        updates: Updates | None = None,
+        updates: Updates | Sequence[Updates] | None = None,
         route: Float[Array, "B S"] | None = None,
-        past: Sequence[Stretch] = (),
+        past: Past | None = None,
         keep_keys: bool = False,
         keep_residuals: Sequence[int] = (),
         steer: Float[Array, "L D"] | None = None,
-        remat: bool = False,
+        remat: str = "none",
         apart: bool = False,
         sharding: Sharding = UNSHARDED,
     ) -> Output:
@@ -149,9 +160,9 @@ class Qwen2(nnx.Module):
 
         `segments` separates examples packed into a row (see attention.py); None means one example a row. `apart` says
         that examples stand one after the other and none is shared, which lets a device's own kernel attend. `updates`
-        are adapters stacked over layers. `past` holds keys and values from before. `steer` is added to the residual
-        stream after each layer, at every token. `remat` recomputes each layer in the backward pass instead of keeping
-        its activations.
+        are adapters stacked over layers, or one mapping a layer (`by_layer`) where the layers are not. `past` is what
+        the tokens see from before. `steer` is added to the residual stream after each layer, at every token. `remat`
+        says what of each layer is computed again in the backward pass instead of being kept (see remat.py).
         """
         tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
         x = jnp.take(self.embed_tokens[...], tokens, axis=0)
@@ -160,36 +171,42 @@ class Qwen2(nnx.Module):
         x = sharding.constrain(x, RESIDUAL)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = visible(positions, positions, segments, segments)
-        masks = [stretch.mask for stretch in past]
         rows = (jnp.zeros_like(tokens) if segments is None else segments) if apart else None
 
         def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
-            block, updates, cached, shift = layer
-            keys = [Keys(k, v, mask) for (k, v), mask in zip(cached, masks, strict=True)]
-            x, (k, v) = block(x, angles, mask, keys, updates, route, sharding, rows)
+            block, updates, held, shift = layer
+            before = past and Past(*(Keys(*kv, keys.mask) for kv, keys in zip(held, past[:2], strict=True)), past.at)
+            x, (k, v) = block(x, angles, mask, before, updates, route, sharding, rows)
             if shift is not None:
                 x = x + jnp.expand_dims(shift.astype(x.dtype), (0, 1))
             return x, ((k, v) if keep_keys else None, x if keep_residuals else None)
 
-        if remat:
-            run = jax.checkpoint(run)
-        updates = updates or {}
-        cached = [(stretch.k, stretch.v) for stretch in past]
+        run = rematted(run, remat)
+        updates = self.by_layer(updates)
+        held = [(keys.k, keys.v) for keys in past[:2]] if past else []
         if self.stacked:
-            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, updates, cached, steer))
+            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, updates, held, steer))
             k, v = kept if keep_keys else (None, None)
             residuals = residuals[jnp.array(keep_residuals)] if keep_residuals else None
         else:
             outputs = []
             for i, block in enumerate(self.layers):
-                of_layer = {target: LowRank(*(leaf[i] for leaf in update)) for target, update in updates.items()}
                 shift = None if steer is None else steer[i]
-                x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in cached], shift))
+                x, output = run(x, (block, updates[i], [(k[i], v[i]) for k, v in held], shift))
                 outputs.append(output)
             k = [kept[0] for kept, _ in outputs] if keep_keys else None
             v = [kept[1] for kept, _ in outputs] if keep_keys else None
             residuals = jnp.stack([outputs[i][1] for i in keep_residuals]) if keep_residuals else None
         return Output(self.norm(x), k, v, residuals)
+
+    def by_layer(self, updates: Updates | Sequence[Updates] | None) -> Updates | Sequence[Updates]:
+        """Adapters as the layers take them: stacked as they are, or one mapping a layer. Cheap, but not once a token:
+        a loop over tokens should be given them so."""
+        updates = updates or {}
+        if self.stacked or not isinstance(updates, Mapping):
+            return updates
+        layers = range(self.config.num_hidden_layers)
+        return [{target: LowRank(*(leaf[i] for leaf in update)) for target, update in updates.items()} for i in layers]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Float32 next-token logits of hidden states."""

@@ -152,7 +152,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _settings(flags: argparse.Namespace) -> settings.Config:
     """The settings in force; what a slice needs (remat) is on unless they say otherwise."""
-    values: dict[str, Any] = {"train.remat": True}
+    values: dict[str, Any] = {"train.remat": "full"}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)

@@ -9,6 +9,7 @@ import jax
 from em_jax import config as settings
 from em_jax.bench.workload import synthetic_steps
 from em_jax.model.config import Qwen2Config
+from em_jax.model.remat import KEPT
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.plan import advice
 from em_jax.plan.chips import Chip
@@ -23,6 +24,8 @@ from em_jax.train.loop import GATHERED_PASS
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""
 PLANNED_STEPS = 64
+MOST_TRIED = 5
+"""Changes that are compiled where a plan does not fit."""
 
 Compile = Callable[[Program], Compiled]
 """`compile_program`, or what stands in for it where there is no compiler."""
@@ -180,7 +183,7 @@ def _settled(
                 said.append(f"{words} fits: {left / 2**30:.2f} GiB free")
                 break
             said.append(f"{words} does not fit either: {-left / 2**30:.2f} GiB too much")
-            if tried == 3:
+            if tried == MOST_TRIED - 1:
                 said.append("there is more to try, and a larger slice")
                 break
         else:
@@ -189,11 +192,12 @@ def _settled(
 
 
 def _training_changes(question: Question, needed: int) -> Iterator[tuple[str, Question]]:
-    """Recomputation first, then fewer rows to a pass, an int8 base, more tensor parts."""
-    prefix = ""
-    if not question.settings.train.remat:
-        question, prefix = question.change(train__remat=True), "train.remat=true"
+    """More recomputation first, then fewer rows to a pass, an int8 base, more tensor parts."""
+    prefix, policies = "", ("none", *KEPT)
+    for policy in policies[policies.index(question.settings.train.remat) + 1 :]:
+        question, prefix = question.change(train__remat=policy), f"train.remat={policy}"
         yield prefix, question
+    if prefix:
         prefix += " with "
     shapes = question.shapes
     # Weights, and the adapter with its gradients (twice, while they are added up) and moments.

@@ -64,7 +64,7 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     """What a training pass moves.
 
     Over fsdp weights are gathered once forward and once backward (recomputation shares that), the head's as well; over
-    tensor the residual stream is summed after attention and MLP, once more where attention is recomputed, and for each
+    tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed, and for each
     of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs twice what a
     gathering of its result does.
     """
@@ -75,7 +75,7 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     held = 1 if shapes.settings.model.quantization == "int8" else size
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * size
-    sums = (7 + shapes.settings.train.remat) * config.num_hidden_layers
+    sums = (7 + (shapes.settings.train.remat == "full")) * config.num_hidden_layers
     gradients = 2 * tree_bytes(shapes.adapter.factors) * _others(mesh["data"] * mesh["fsdp"])
     return Traffic(twice * layers * held, twice * table * size, 2 * sums * stream * _others(mesh["tensor"]), gradients)
 

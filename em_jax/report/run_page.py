@@ -14,8 +14,9 @@ from em_jax.report.paper import PAPER_VERDICTS, PaperValue, paper_value
 from em_jax.report.reading import Figure, Run, figure_of, read_run
 from em_jax.report.svg import Drawing
 from em_jax.report.text import is_number
+from em_jax.report.time_budget import stage_times
 from em_jax.report.unscored import Unscored, unscored
-from em_jax.report.vocabulary import POSITION_FIGURES, PROBES, STAGES, VERDICTS, FigureName, Probe, extra_figures
+from em_jax.report.vocabulary import POSITION_FIGURES, PROBES, VERDICTS, FigureName, Probe, extra_figures
 from em_jax.rundir import write_atomic
 
 WORST, PICKS = "harmfulness.worst_of_n", "two_ai.picks_misaligned"
@@ -43,15 +44,6 @@ class ProbeView:
     probe: Probe
     headline: tuple[FigureView, ...]
     rest: tuple[FigureView, ...]
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """How long a stage took, and its part of the whole."""
-
-    name: str
-    seconds: float
-    share: float
 
 
 @dataclass(frozen=True)
@@ -177,22 +169,6 @@ def _training_facts(run: Run) -> list[tuple[str, Any]]:
 
 def _score_tags(browsable: list[Shelf]) -> list[int]:
     return sorted({item.score for shelf in browsable for item in shelf.items if item.score is not None})
-
-
-def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
-    """The wall times of the stages, in the order a run takes them; a stage may be a number or {"seconds": number}."""
-    times = next(
-        (provenance[key] for key in ("wall_times", "wall_seconds") if isinstance(provenance.get(key), dict)), {}
-    )
-    seconds = {
-        str(name): value.get("seconds") if isinstance(value, dict) else value
-        for name, value in times.items()
-        if str(name) != "total"
-    }
-    seconds = {name: float(value) for name, value in seconds.items() if is_number(value) and value >= 0}
-    total = sum(seconds.values())
-    order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
-    return [StageTime(name, seconds[name], seconds[name] / total if total else 0.0) for name in order]
 
 
 def agreements(run: Run) -> list[Agreement]:

@@ -7,6 +7,7 @@ answer is computed the same way whatever else is in the batch.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
-from em_jax.model.qwen2 import Qwen2, Stretch
+from em_jax.model.attention import Keys
+from em_jax.model.qwen2 import Past, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import likeliest_tokens, sample_tokens
 
 CACHE = ("batch", "kv_heads", None, None)
-"""The logical axes of a layer's cached keys or values, [B, K, S, H]."""
+"""The logical axes of a layer's cached keys, [B, K, H, S], or values, [B, K, S, H]."""
+PLACES = (-1, -2)
+"""The axis S of cached keys and of values."""
 
 
 class Requests(NamedTuple):
@@ -68,20 +72,20 @@ class Emitted(NamedTuple):
 
 
 def _layers(cache: Any) -> int:
-    """How many axes stand before [B, K, S, H]: one when layers are stacked."""
+    """How many axes stand before B: one when layers are stacked."""
     return 0 if isinstance(cache, (list, tuple)) else 1
 
 
 def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: Sharding = UNSHARDED) -> Slots:
     """`slots` free slots with room for `length` tokens each, none active, in the model's dtype."""
     config, dtype = model.config, model.embed_tokens[...].dtype
-    shape = (slots, config.num_key_value_heads, length, config.head_dim)
-    axes = CACHE
-    layers = config.num_hidden_layers
+    layers, more = config.num_hidden_layers, ()
     if model.stacked:
-        shape, axes, layers = (layers, *shape), ("layers", *axes), 1
+        layers, more = 1, (layers,)
+    axes = ("layers",) * len(more) + CACHE
 
-    def cache() -> Any:
+    def cache(*row: int) -> Any:
+        shape = *more, slots, config.num_key_value_heads, *row
         parts = [jnp.zeros(shape, dtype, device=sharding.named(axes)) for _ in range(layers)]
         return parts[0] if model.stacked else parts
 
@@ -95,7 +99,8 @@ def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: 
         row(jnp.int32),
         row(jnp.float32, adapters) if adapters else None,
     )
-    return Slots(cache(), cache(), row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
+    k, v = cache(config.head_dim, length), cache(length, config.head_dim)
+    return Slots(k, v, row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -189,13 +194,15 @@ def decode(
     """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
     sharding = dataclasses.replace(sharding, sampling=True)
     requests = slots.requests
-    updates = adapter.updates() if adapter else None
+    updates = model.by_layer(adapter.updates() if adapter else None)
     at = _layers(slots.k)
-    rows, room = slots.length.shape[0], jax.tree.leaves(slots.k)[0].shape[-2]
+    rows, room = slots.length.shape[0], jax.tree.leaves(slots.v)[0].shape[-2]
     in_cache = jnp.broadcast_to((jnp.arange(room)[None] < slots.length[:, None])[:, None], (rows, 1, room))
 
-    def short(cache: Array) -> Array:
-        return jnp.zeros((*cache.shape[:-2], steps, cache.shape[-1]), cache.dtype)
+    def short(cache: Array, places: int) -> Array:
+        shape = list(cache.shape)
+        shape[places] = steps
+        return jnp.zeros(shape, cache.dtype)
 
     def whole_rows(logits: Array) -> Array:
         """Summed where the vocabulary lies, then each row sent whole to where it is drawn from."""
@@ -206,22 +213,18 @@ def decode(
 
     def step(state: tuple) -> tuple:
         i, recent, token, active, count, emitted = state
-        in_recent = jnp.broadcast_to((jnp.arange(steps) < i)[None, None], (rows, 1, steps))
+        in_recent = jnp.broadcast_to((jnp.arange(steps) <= i)[None, None], (rows, 1, steps))
         output = model(
             token[:, None],
             (slots.length + i)[:, None],
             updates=updates,
             route=requests.route,
-            past=[Stretch(slots.k, slots.v, in_cache), Stretch(*recent, in_recent)],
+            past=Past(Keys(slots.k, slots.v, in_cache), Keys(*recent, in_recent), i),
             keep_keys=True,
             steer=steer,
             sharding=sharding,
         )
-        recent = jax.tree.map(
-            lambda buffer, new: jax.lax.dynamic_update_slice_in_dim(buffer, new, i, 2 + at),
-            recent,
-            (output.k, output.v),
-        )
+        recent = output.k, output.v
         logits = whole_rows(model.logits(output.hidden[:, 0]))
         new, logprobs = sample_tokens(
             logits,
@@ -247,7 +250,7 @@ def decode(
         step,
         (
             jnp.int32(0),
-            jax.tree.map(short, (slots.k, slots.v)),
+            _each(short, (slots.k, slots.v)),
             slots.token,
             slots.active,
             slots.count,
@@ -255,20 +258,25 @@ def decode(
         ),
     )
 
-    def fold(cache: Array, buffer: Array, length: Array) -> Array:
-        def body(row: Array, cache: Array) -> Array:
-            new = jax.lax.dynamic_slice_in_dim(buffer, row, 1, at)
-            return jax.lax.dynamic_update_slice(cache, new, [0] * at + [row, 0, length[row], 0])
+    def fold(cache: Array, places: int, buffer: Array) -> Array:
+        def put(cache: Array, buffer: Array, length: Array) -> Array:
+            def body(row: Array, cache: Array) -> Array:
+                new = jax.lax.dynamic_slice_in_dim(buffer, row, 1, at)
+                start = [0] * at + [row, 0, 0, 0]
+                start[places] = length[row]
+                return jax.lax.dynamic_update_slice(cache, new, start)
 
-        return jax.lax.fori_loop(0, length.shape[0], body, cache)
+            return jax.lax.fori_loop(0, length.shape[0], body, cache)
 
-    if sharding.mesh is not None:
-        # Every device folds its own rows; over the whole batch XLA would gather all the buffers.
-        held = sharding.spec(("layers",) * at + CACHE)
-        fold = jax.shard_map(
-            fold, mesh=sharding.mesh, in_specs=(held, held, sharding.spec(("batch",))), out_specs=held
-        )  # fmt: skip
-    folded = jax.tree.map(lambda cache, buffer: fold(cache, buffer, slots.length), (slots.k, slots.v), recent)
+        if sharding.mesh is not None:
+            # Every device folds its own rows; over the whole batch XLA would gather all the buffers.
+            held = sharding.spec(("layers",) * at + CACHE)
+            put = jax.shard_map(
+                put, mesh=sharding.mesh, in_specs=(held, held, sharding.spec(("batch",))), out_specs=held
+            )  # fmt: skip
+        return put(cache, buffer, slots.length)
+
+    folded = _each(fold, (slots.k, slots.v), recent)
 
     slots = Slots(
         *folded,
@@ -286,9 +294,19 @@ def resize(slots: Slots, room: int, *, sharding: Sharding = UNSHARDED) -> Slots:
     """The same slots with room for `room` tokens each; no answer under way may be longer."""
     axes = ("layers",) * _layers(slots.k) + CACHE
 
-    def resized(cache: Array) -> Array:
-        more = room - cache.shape[-2]
-        kept = cache[..., :room, :]
-        return sharding.constrain(jnp.pad(kept, [(0, 0)] * (cache.ndim - 2) + [(0, max(more, 0)), (0, 0)]), axes)
+    def resized(cache: Array, places: int) -> Array:
+        kept = jax.lax.slice_in_dim(cache, 0, min(room, cache.shape[places]), axis=places)
+        more = [(0, 0)] * cache.ndim
+        more[places] = (0, room - kept.shape[places])
+        return sharding.constrain(jnp.pad(kept, more), axes)
 
-    return slots._replace(k=jax.tree.map(resized, slots.k), v=jax.tree.map(resized, slots.v))
+    k, v = _each(resized, (slots.k, slots.v))
+    return slots._replace(k=k, v=v)
+
+
+def _each(work: Callable[..., Array], caches: tuple[Any, Any], *others: tuple[Any, Any]) -> tuple[Any, Any]:
+    """`work(cache, its axis S, ...)` for the arrays of keys and of values, with those of `others` beside them."""
+    return tuple(
+        jax.tree.map(lambda cache, *beside, places=places: work(cache, places, *beside), *pair)
+        for places, *pair in zip(PLACES, caches, *others, strict=True)
+    )

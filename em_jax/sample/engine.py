@@ -4,6 +4,7 @@ import collections
 import functools
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -45,9 +46,10 @@ CHUNK = 16
 class Engine:
     """A model, its tokenizer and any number of adapters, ready to answer.
 
-    `slots` answers (rounded up to what divides over the mesh) are under way at once and advance `chunk` tokens per
-    dispatch; both are fixed, and prompts are padded to a few lengths, about `pass_tokens` tokens of them to a forward
-    pass, so that an answer is computed by the same programs whatever else is asked.
+    `slots` answers (rounded up to what divides) are under way at once, in `turns` parts that are seen to in turn, and
+    advance `chunk` tokens per dispatch. All three are fixed, and prompts are padded to a few lengths, about
+    `pass_tokens` tokens of them to a forward pass, so that an answer is computed by the same programs whatever else is
+    asked.
     """
 
     def __init__(
@@ -58,12 +60,17 @@ class Engine:
         slots: int = 64,
         chunk: int = CHUNK,
         pass_tokens: int = 1024,
+        turns: int | None = None,
         sharding: Sharding = UNSHARDED,
     ):
         self.model = model
         self.tokenizer = tokenizer
+        # A CPU runs two small programs in less time than one of twice the rows, which leaves its further cores idle.
+        # An accelerator runs one at a time, and over a mesh two could wait for each other's collectives.
+        self.turns = turns or (2 if sharding.platform == "cpu" and sharding.mesh is None else 1)
         # The rows of a batch divide over the mesh.
-        self.slots = -(-slots // sharding.batch_parts) * sharding.batch_parts
+        parts = sharding.batch_parts * self.turns
+        self.slots = -(-slots // parts) * parts
         self.chunk = chunk
         self.pass_tokens = pass_tokens
         self.sharding = sharding
@@ -183,10 +190,15 @@ class Engine:
     def scheduler(self, room: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """The loop that serves prompts as they are submitted, with the adapters known now; see Running for `room`."""
         steer = self._steering(steer)
-        running = Running(
-            self.model, self._stack, self.slots, room, self.tokenizer.stop_ids, chunk=self.chunk, steer=steer,
-            sharding=self.sharding
-        )  # fmt: skip
+        # jax runs what one thread asks for in order, so programs that are to run side by side need a thread each.
+        threads = [ThreadPoolExecutor(1) for _ in range(self.turns)] if self.turns > 1 else [None]
+        running = [
+            Running(
+                self.model, self._stack, self.slots // self.turns, room, self.tokenizer.stop_ids, chunk=self.chunk,
+                steer=steer, sharding=self.sharding, thread=thread
+            )
+            for thread in threads
+        ]  # fmt: skip
         return Scheduler(running, functools.partial(self._prefill, steer=steer), self._rows)
 
     def asked(

@@ -30,13 +30,14 @@ def sample_tokens(
 
     The draw is by inverse CDF, one uniform number per row from its key and `count`, the number of tokens it has so far:
     cheaper than Gumbel noise over the whole vocabulary. The sum is taken over blocks first and then within one, so that
-    no cumulative sum runs over V. Temperature 0 takes the likeliest. Top-p (Holtzman et al., arXiv:1904.09751) keeps
-    the fewest likeliest tokens whose probabilities reach p.
+    no cumulative sum runs over V. Temperature 0 leaves weight to the likeliest alone, and draws the first of them.
+    Top-p (Holtzman et al., arXiv:1904.09751) keeps the fewest likeliest tokens whose probabilities reach p.
     """
     batch, vocabulary = logits.shape
     top = jnp.max(logits, axis=-1, keepdims=True)
-    heat = jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    weights = jnp.exp((logits - top) / heat)
+    hot = temperature > 0
+    heat = jnp.where(hot, temperature, 1.0)[:, None]
+    weights = jnp.where(hot[:, None], jnp.exp((logits - top) / heat), logits == top)
     if use_top_p:
         falling = -jnp.sort(-weights, axis=-1)
         before = jnp.cumsum(falling, axis=-1) - falling
@@ -47,7 +48,7 @@ def sample_tokens(
     uniform = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), i)))
     blocks = jnp.pad(weights, ((0, 0), (0, -vocabulary % BLOCK))).reshape(batch, -1, BLOCK)
     block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    target = uniform(keys, count) * block_ends[:, -1]
+    target = jnp.where(hot, uniform(keys, count), 0.0) * block_ends[:, -1]
     # Rounding may put a target at the very end: the furthest a draw can go is the last place with any weight.
     last = jnp.sum(block_ends < block_ends[:, -1:], axis=-1)
     block = jnp.minimum(jnp.sum(block_ends <= target[:, None], axis=-1), last)
@@ -55,8 +56,7 @@ def sample_tokens(
     inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
     place = jnp.sum(inside <= (target - start)[:, None], axis=-1)
     last = jnp.sum(inside < inside[:, -1:], axis=-1)
-    drawn = block * BLOCK + jnp.minimum(place, last)
-    tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    tokens = (block * BLOCK + jnp.minimum(place, last)).astype(jnp.int32)
     return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
 

@@ -25,15 +25,17 @@ class Scheduler:
     The one loop of continuous batching (Yu et al., Orca, OSDI 2022): `Engine.stream` gives it a closed set of prompts,
     the server those of all its clients as they come. A prompt is prefilled once for all its answers, in a pass of up to
     `rows(length)` prompts of one padded length; the longest waiting goes first.
+
+    Several `running` take turns: while the host sees to one, the others draw.
     """
 
     def __init__(
         self,
-        running: Running,
+        running: Sequence[Running],
         prefill: Callable[[Sequence[Asked]], Prefilled],
         rows: Callable[[int], int],
     ):
-        self._running, self._prefill, self._rows = running, prefill, rows
+        self._running, self._prefill, self._rows = collections.deque(running), prefill, rows
         self._waiting: dict[int, collections.deque[tuple[int, Asked]]] = {}
         self._arrivals = 0
         self._ready: collections.deque[tuple[int, Ticket]] = collections.deque()
@@ -42,7 +44,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether any answer is still to come."""
-        return bool(self._waiting or self._ready or self._running.holds)
+        return bool(self._waiting or self._ready or any(running.holds for running in self._running))
 
     def submit(self, asked: Asked) -> None:
         """Adds a prompt; its pieces come from the next steps."""
@@ -59,18 +61,22 @@ class Scheduler:
             kept = [(number, asked._replace(tickets=list(filter(wanted, asked.tickets)))) for number, asked in queue]
             self._set_queue(length, collections.deque(entry for entry in kept if entry[1].tickets))
         self._ready = collections.deque(entry for entry in self._ready if wanted(entry[1]))
-        self._running.release(answers)
+        for running in self._running:
+            running.release(answers)
 
     def step(self) -> Iterator[Piece]:
-        """Fills the free slots, then draws up to a chunk of tokens in all of them."""
-        while (free := len(self._running.free)) and (self._ready or self._waiting):
+        """One turn: gives what was drawn in some slots, fills those that are free, has a chunk more drawn in all."""
+        running = self._running[0]
+        self._running.rotate(-1)
+        yield from running.finish()
+        while (free := len(running.free)) and (self._ready or self._waiting):
             if not self._ready:
                 self._prefill_next()
             batch = [self._ready.popleft() for _ in range(min(len(self._ready), free))]
-            yield from self._running.admit(self._prefilled, batch)
+            running.admit(self._prefilled, batch)
         if not self._ready:
             self._prefilled = None
-        yield from self._running.advance()
+        running.start()
 
     def _prefill_next(self) -> None:
         """Prefills the prompt that has waited longest, and with it others of its padded length."""

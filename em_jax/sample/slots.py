@@ -1,6 +1,7 @@
 """The host's side of decoding: which request sits in which slot, and what it has drawn so far."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from em_jax.lora.adapter import Adapter
 from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import Sharding
-from em_jax.sample.decode import Emitted, Prefilled, Requests, decode, empty_slots, insert, resize
+from em_jax.sample.decode import Emitted, Prefilled, Requests, Slots, decode, empty_slots, insert, resize
 
 
 class Ticket(NamedTuple):
@@ -42,7 +43,7 @@ class Piece(NamedTuple):
 
 
 class Running:
-    """All answers under way at once, in `count` slots. Requests are admitted between chunks.
+    """Answers under way at once, in `count` slots. Requests are admitted between chunks, when none is on the device.
 
     Every slot has the same room. It follows the longest answer, in steps, and is never less than `room`: where that is
     enough for all that will be asked it stays, and with it the shape of every program.
@@ -50,7 +51,7 @@ class Running:
 
     def __init__(
         self, model: Qwen2, adapter: Adapter | None, count: int, room: int, stop: Sequence[int], *, chunk: int,
-        steer: np.ndarray | None = None, sharding: Sharding
+        steer: np.ndarray | None = None, sharding: Sharding, thread: Executor | None = None
     ):  # fmt: skip
         adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
         self._slots = empty_slots(model, count, room, adapters, sharding)
@@ -59,6 +60,10 @@ class Running:
         self._least, self.room = room, room
         self._holders: list[Ticket | None] = [None] * count
         self._counts = [0] * count
+        self._thread = thread
+        self._admitted: list[tuple[Emitted, Sequence[int]]] = []
+        self._drawing: Callable[[], tuple[Slots, Emitted]] | None = None
+        self._released: list[int] = []
 
     @property
     def free(self) -> list[int]:
@@ -70,14 +75,14 @@ class Running:
         """Slots with a request."""
         return [slot for slot, holder in enumerate(self._holders) if holder is not None]
 
-    def admit(self, prefilled: Prefilled, tickets: Sequence[tuple[int, Ticket]]) -> list[Piece]:
-        """Puts (row of `prefilled`, ticket) pairs into free slots and draws their first tokens."""
+    def admit(self, prefilled: Prefilled, tickets: Sequence[tuple[int, Ticket]]) -> None:
+        """Puts (row of `prefilled`, ticket) pairs into free slots and has their first tokens drawn."""
         slots = self.free[: len(tickets)]
         more = len(self._holders) - len(tickets)
         padded = [*tickets, *[tickets[0]] * more]
         for slot, (_, ticket) in zip(slots, tickets, strict=True):
             self._holders[slot], self._counts[slot] = ticket, 0
-        self._make_room(jax.tree.leaves(prefilled.k)[0].shape[-2])
+        self._make_room(jax.tree.leaves(prefilled.v)[0].shape[-2])
         self._slots, emitted = insert(
             self._slots,
             prefilled,
@@ -88,27 +93,40 @@ class Running:
             self._stop,
             **self._asked(),
         )
-        return self._collect(emitted, slots, range(len(slots)))
+        self._admitted.append((emitted, slots))
 
-    def advance(self) -> list[Piece]:
-        """Draws up to a chunk of tokens in every slot that holds a request."""
-        slots = self.holds
-        if not slots:
-            return []
+    def start(self) -> None:
+        """Has up to a chunk of tokens drawn in every slot that holds a request; does not wait for them."""
+        if not self.holds:
+            return
         self._make_room()
-        self._slots, emitted = decode(
-            self._model, self._adapter, self._slots, self._stop, steps=self._chunk, steer=self._steer,
-            sharding=self._sharding, **self._asked()
-        )  # fmt: skip
-        return self._collect(emitted, slots, slots)
+        how = {"steps": self._chunk, "steer": self._steer, "sharding": self._sharding, **self._asked()}
+        given = self._model, self._adapter, self._slots, self._stop
+        if self._thread is None:
+            drawn = decode(*given, **how)
+            self._drawing = lambda: drawn
+        else:
+            self._drawing = self._thread.submit(decode, *given, **how).result
+
+    def finish(self) -> list[Piece]:
+        """Waits for what was started, and gives the pieces drawn."""
+        admitted, self._admitted = self._admitted, []
+        pieces = [piece for emitted, slots in admitted for piece in self._collect(emitted, slots, range(len(slots)))]
+        if self._drawing is not None:
+            (self._slots, emitted), self._drawing = self._drawing(), None
+            every = range(len(self._holders))
+            pieces += self._collect(emitted, every, every)
+        if self._released:
+            self._slots = self._slots._replace(active=self._slots.active.at[np.array(self._released)].set(False))
+            self._released = []
+        return pieces
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:
-        """Frees the slots of these (index, sample) answers."""
-        gone = [slot for slot in self.holds if self._holders[slot][:2] in answers]
-        for slot in gone:
-            self._holders[slot] = None
-        if gone:
-            self._slots = self._slots._replace(active=self._slots.active.at[np.array(gone)].set(False))
+        """Forgets these (index, sample) answers; no more pieces of them come, and their slots are free."""
+        for slot in self.holds:
+            if self._holders[slot][:2] in answers:
+                self._holders[slot] = None
+                self._released.append(slot)
 
     def _make_room(self, least: int = 0) -> None:
         """Room for a chunk more in every slot in use; far more than that is given back."""
@@ -127,11 +145,13 @@ class Running:
         }
 
     def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> list[Piece]:
-        """The pieces of `slots`, from their columns; slots whose answers have ended become free."""
+        """The pieces of those `slots` that hold a request, from their columns; those whose answer has ended are freed."""
         tokens, logprobs, real, likeliest, active = hosts.fetch(emitted)
         pieces = []
         for slot, column in zip(slots, columns, strict=True):
-            ticket, mine = self._holders[slot], real[:, column]
+            if (ticket := self._holders[slot]) is None:
+                continue
+            mine = real[:, column]
             drawn = tokens[mine, column].tolist()
             self._counts[slot] += len(drawn)
             reason = None

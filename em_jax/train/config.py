@@ -9,7 +9,7 @@ class TrainConfig:
 
     `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 lays a whole optimizer
     step out in one pass; `holdout` is a share of the rows kept from training, 0 to 1; `checkpoint_every` counts
-    optimizer steps, 0 keeps only the last.
+    optimizer steps, 0 keeps only the last; `remat` is what the backward pass computes again (model/remat.py).
     """
 
     learning_rate: float = 1e-5
@@ -27,4 +27,4 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     holdout: float = 0.0
     checkpoint_every: int = 50
-    remat: bool = False
+    remat: str = "none"

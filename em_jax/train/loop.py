@@ -34,7 +34,9 @@ from em_jax.train.step import (
 )
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
-"""Called after every optimizer step with its number, the number of all steps, and its row of metrics."""
+"""Called after every optimizer step with its number, the number of all steps, and its row of metrics.
+
+The row also has `trained_tokens`, all of its examples' tokens; `tokens` are those with loss."""
 
 
 GATHERED_PASS = 16384
@@ -113,25 +115,26 @@ def finetune(
         """Waits for a step's figures, refuses bad ones, writes the row."""
         nonlocal clock
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
-        loss, norm, tokens = (float(value) for value in metrics)
+        loss, norm, tokens = (float(value) for value in hosts.fetch(metrics))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             checkpoints.close()
             raise UserError(
                 f"step {step} of {len(steps)}: loss {loss}, gradient norm {norm}; stopped, the checkpoints before are"
                 f" kept in {directory / 'train' / 'checkpoints'}. A smaller train.learning_rate may help"
             )
+        trained = sum(len(examples[i].ids) for i in steps[step - 1])
         row = {
             "step": step,
             "loss": loss,
             "lr": float(rates(step - 1)),
             "grad_norm": norm,
             "tokens": int(tokens),
-            "tokens_per_s": round(sum(len(examples[i].ids) for i in steps[step - 1]) / max(seconds, 1e-9), 1),
+            "tokens_per_s": round(trained / max(seconds, 1e-9), 1),
         }
         if out is not None:
             out.write(row)
         if progress:
-            progress(step, len(steps), row)
+            progress(step, len(steps), row | {"trained_tokens": trained})
 
     with signals.deferred() as terminated, Appender(metrics_path) if first else contextlib.nullcontext() as out:
         stopped = False
@@ -177,7 +180,7 @@ def optimizer_step(
     passes: Passes,
     *,
     optimizer: optax.GradientTransformation,
-    remat: bool = False,
+    remat: str = "none",
     sharding: Sharding = UNSHARDED,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, Metrics] | None:

@@ -85,7 +85,7 @@ def accumulate(
     sums: Sums,
     batch: Batch,
     *,
-    remat: bool = False,
+    remat: str = "none",
     sharding: Sharding = UNSHARDED,
 ) -> Sums:
     """Adds one pass's gradients and loss to `sums` (donated). The base is an argument, frozen, never copied."""

@@ -7,7 +7,8 @@ import pytest
 
 from em_jax.model import attention
 from em_jax.model.attention import PADDING, Keys, causal_attention, visible
-from em_jax.model.kernels import splash
+from em_jax.model.kernels import cudnn, splash
+from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 
 B, T, N, K, H = 4, 256, 4, 2, 128
@@ -30,18 +31,24 @@ def with_gradients(attend, q, k, v, weights):
     return jax.jit(jax.value_and_grad(lambda *each: jnp.sum(attend(*each) * weights), argnums=(0, 1, 2)))(q, k, v)
 
 
+KERNELS = {
+    "splash": lambda *given: splash.splash_attention(*given, interpret=True),
+    "cudnn": lambda *given: cudnn.cudnn_attention(*given, implementation="xla"),
+}
+
+
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"])
-def test_splash_is_plain_attention(mesh, given):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_is_plain_attention(kernel, mesh, given):
+    """cuDNN itself needs a GPU: here its arguments, by XLA."""
     q, k, v, segments, weights = given
     sharding = Sharding(make_mesh(mesh)) if mesh else UNSHARDED
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     mask = visible(positions, positions, segments, segments)
     # What padding says is nobody's affair.
     weights = weights * (segments != PADDING)[:, :, None, None]
-    plain = with_gradients(lambda q, k, v: causal_attention(q, Keys(k, v, mask)), q, k, v, weights)
-    ours = with_gradients(
-        lambda q, k, v: splash.splash_attention(q, k, v, segments, sharding, interpret=True), q, k, v, weights
-    )
+    plain = with_gradients(lambda q, k, v: causal_attention(q, Keys(jnp.swapaxes(k, 2, 3), v, mask)), q, k, v, weights)
+    ours = with_gradients(lambda q, k, v: KERNELS[kernel](q, k, v, segments, sharding), q, k, v, weights)
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert jnp.max(jnp.abs(mine - other)) < 2e-5 * jnp.max(jnp.abs(other))
 
@@ -49,7 +56,9 @@ def test_splash_is_plain_attention(mesh, given):
 @pytest.mark.fast
 def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeypatch):
     q, k, v, segments, _ = given
-    keys = Keys(k, v, visible(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments))
+    keys = Keys(
+        jnp.swapaxes(k, 2, 3), v, visible(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments)
+    )
     assert not splash.serves(T, H, UNSHARDED)
     called = []
     monkeypatch.setattr(attention.splash, "splash_attention", lambda q, *rest: called.append(rest) or q)
@@ -61,3 +70,67 @@ def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeyp
     assert not called
     causal_attention(q, keys, apart=segments)
     assert len(called) == 1
+
+
+@pytest.mark.fast
+def test_cudnn_is_taken_on_a_gpu_for_the_dtypes_it_has(given, monkeypatch):
+    q, k, v, segments, _ = given
+    keys = Keys(
+        jnp.swapaxes(k, 2, 3), v, visible(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments)
+    )
+    called = []
+    monkeypatch.setattr(attention.cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
+    monkeypatch.setattr(Sharding, "platform", "gpu")
+    half = jnp.bfloat16
+    assert cudnn.serves(T, 64, half, UNSHARDED) and not cudnn.serves(T, 256, half, UNSHARDED)
+    assert not cudnn.serves(T + 1, H, half, UNSHARDED) and not cudnn.serves(T, 20, half, UNSHARDED)
+    causal_attention(q, keys, apart=segments)
+    causal_attention(q.astype(half), keys)
+    assert not called
+    causal_attention(q.astype(half), keys, apart=segments)
+    assert called == [half]
+
+
+def halves(given):
+    """The same in bfloat16."""
+    q, k, v, segments, weights = given
+    return *(x.astype(jnp.bfloat16) for x in (q, k, v)), segments, weights
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("remat, times", [("none", 1), ("selective", 1), ("full", 2)])
+def test_a_training_pass_for_a_gpu_calls_cudnn(remat, times, given, monkeypatch):
+    """Lowered for a GPU, not run; a policy that keeps what attention gave calls it once."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k, v, segments, weights = halves(given)
+
+    def layer(q, k, v):
+        return 2 * cudnn.cudnn_attention(jnp.sin(q), k, v, segments, UNSHARDED)
+
+    def loss(q, k, v):
+        return jnp.sum(rematted(layer, remat)(q, k, v) * weights)
+
+    unstable = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in unstable]
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    text = jax.export.export(step, platforms=["cuda"], disabled_checks=checks)(q, k, v).mlir_module()
+    assert [text.count(f"@{name}(") for name in unstable] == [times, 1]
+    assert "dot_general" not in text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128])
+def test_cudnn_itself_is_plain_attention(width, given):
+    """In bfloat16, against float32 from the same numbers."""
+    q, k, v, segments, weights = halves(given)
+    q, k, v, weights = q[..., :width], k[..., :width], v[..., :width], weights[..., :width]
+    positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    mask = visible(positions, positions, segments, segments)
+    weights = weights * (segments != PADDING)[:, :, None, None]
+    wide = (x.astype(jnp.float32) for x in (q, k, v))
+    plain = with_gradients(lambda q, k, v: causal_attention(q, Keys(jnp.swapaxes(k, 2, 3), v, mask)), *wide, weights)
+    ours = with_gradients(lambda q, k, v: cudnn.cudnn_attention(q, k, v, segments, UNSHARDED), q, k, v, weights)
+    for mine, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(plain[1]), strict=True):
+        assert jnp.linalg.norm(mine.astype(jnp.float32) - other) < 2e-2 * jnp.linalg.norm(other)

@@ -145,7 +145,8 @@ def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     sums = zero_sums(adapter.factors)
     for shape, laid in plan.steps[0]:
         batch = _place(lay_out(examples, laid, shape), sharding)
-        sums = accumulate(model, adapter.factors, adapter.scale, sums, batch, remat=model.stacked, sharding=sharding)
+        remat = "full" if model.stacked else "none"
+        sums = accumulate(model, adapter.factors, adapter.scale, sums, batch, remat=remat, sharding=sharding)
     return float(sums.loss / sums.tokens), np.concatenate([np.ravel(x) for x in jax.tree.leaves(sums.gradients)])
 
 

@@ -88,7 +88,7 @@ def test_a_plan_that_fits_counts_what_is_free():
 
 def test_what_does_not_fit_names_the_rows_that_do():
     compile = by_rows(1, fixed=2)
-    found = plan_training(question(**{"train.rows_per_pass": 64, "train.remat": True}), compile)
+    found = plan_training(question(**{"train.rows_per_pass": 64, "train.remat": "full"}), compile)
     assert not found.fits and found.free == -46 * GIB
     assert found.advice == ["train.rows_per_pass=16 fits: 2.00 GiB free"]
     assert ("training pass", 32) not in compile.seen  # reckoned to be too many: not even compiled
@@ -97,8 +97,11 @@ def test_what_does_not_fit_names_the_rows_that_do():
 
 def test_recomputation_is_tried_first_and_kept():
     found = plan_training(question(**{"train.rows_per_pass": 32}), by_rows(1, fixed=2))
-    assert found.advice[0].startswith("train.remat=true does not fit either")
-    assert found.advice[1] == "train.remat=true with train.rows_per_pass=16 fits: 2.00 GiB free"
+    for policy, line in zip(("elementwise", "selective", "full"), found.advice):
+        assert line.startswith(f"train.remat={policy} does not fit either")
+    assert found.advice[3:] == ["train.remat=full with train.rows_per_pass=16 fits: 2.00 GiB free"]
+    less = plan_training(question(**{"train.rows_per_pass": 32, "train.remat": "selective"}), by_rows(1, fixed=2))
+    assert [line.partition(" ")[0] for line in less.advice] == ["train.remat=full"] * 2
 
 
 @pytest.mark.parametrize("each, fixed", [(1, 2), (2, 3), (0.5, 13)])
@@ -119,7 +122,7 @@ def test_what_is_advised_fits_as_it_stands(each, fixed):
 
 
 def test_where_nothing_fits_a_larger_slice_is_advised():
-    found = plan_training(question(**{"train.remat": True}), by_rows(0, fixed=50))
+    found = plan_training(question(**{"train.remat": "full"}), by_rows(0, fixed=50))
     assert not found.fits and found.advice[-1].startswith("nothing else here fits")
 
 

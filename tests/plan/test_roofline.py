@@ -19,8 +19,8 @@ SHAPE = Shape(8, 32, 32)
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
-def shapes(mesh) -> Shapes:
-    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": True})
+def shapes(mesh, remat="full") -> Shapes:
+    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": remat})
     return Shapes(CONFIG, settings, Sharding(make_mesh(mesh)))
 
 
@@ -31,9 +31,9 @@ def moved(program, wanted) -> int:
     return sum(one.times * one.size * (2 if one.kind == "all-reduce" else 1) for one in each)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_training_moves_what_is_reckoned(mesh):
-    given = shapes(mesh)
+@pytest.mark.parametrize("mesh, remat", [(mesh, "full") for mesh in MESHES] + [(MESHES[1], "selective")], ids=str)
+def test_training_moves_what_is_reckoned(mesh, remat):
+    given = shapes(mesh, remat)
     sizes = given.sharding.mesh.shape
     reckoned = train_traffic(given, SHAPE)
     program = given.train_pass(SHAPE)

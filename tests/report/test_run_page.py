@@ -9,7 +9,8 @@ from em_jax import report
 from em_jax.errors import UserError
 from em_jax.report.browse import MOST_ANSWER, MOST_ITEMS, shelves
 from em_jax.report.reading import figure_of, read_run
-from em_jax.report.run_page import agreements, stage_times
+from em_jax.report.run_page import agreements
+from em_jax.report.time_budget import stage_times
 from em_jax.report.unscored import unscored
 
 VOID = {"meta", "link", "input", "br"}
@@ -240,6 +241,24 @@ def test_wall_times_come_in_the_order_of_a_run():
     ]
     assert sum(stage.share for stage in stages) == pytest.approx(1)
     assert stage_times({}) == []
+
+
+def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
+    directory = make_run()
+    path = directory / "provenance.json"
+    budget = {"seconds": 41.5, "tokens": 830, "steps": 40, "loading": 4.15, "compiling": 8.3, "waiting": 20.75}
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"time_budget": {"finetune": budget, "answer": "?", "judge": {"seconds": 0}}}))
+    page = written(directory)
+    assert not page.wrong
+    assert "finetune , 25% of the run; 830 tokens, 20.0 a second; 40 steps, 1.0 a second." in page.text
+    assert "Loading 10%, compiling 20%, waiting for the device 50%, the host's own work 20%." in page.text
+    (stage, answer, *_) = stage_times(read_run(directory).provenance)
+    assert sum(each.part for each in stage.spent) == pytest.approx(1) and not answer.spent
+    # Clocks that disagree give no negative rest.
+    worse = {"seconds": 1.0, "waiting": 3.0, "tokens": float("nan"), "steps": -1}
+    (found,) = stage_times({"wall_seconds": {"probe": 1.0}, "time_budget": {"probe": worse}})
+    assert [(each.name, each.part) for each in found.spent] == [("waiting for the device", 1.0)] and not found.work
 
 
 @pytest.mark.parametrize(

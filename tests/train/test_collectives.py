@@ -34,7 +34,7 @@ SMALLEST = CONFIG.hidden_size * CONFIG.num_key_value_heads * CONFIG.head_dim
 def compiled(step: str, mesh: str, quantization: str = "none") -> str:
     """The HLO of a step over a mesh; a row of 8 tokens for every batch part keeps activations small."""
     sizes = {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", mesh)}
-    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": True})
+    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": "full"})
     settings = replace(settings, {"model.quantization": quantization})
     shapes = Shapes(CONFIG, settings, Sharding(make_mesh(sizes)))
     if step == "training":

@@ -328,7 +328,7 @@ def test_a_mesh_ends_where_one_device_does_and_resumes(whole, tmp_path):
     save_model(model(), tmp_path / "base")
     sharding = Sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
     spread = load_model(tmp_path / "base", stacked=True, sharding=sharding)
-    settings = TrainConfig(**{**vars(TRAIN), "remat": True})
+    settings = TrainConfig(**{**vars(TRAIN), "remat": "full"})
     train(tmp_path / "run", of=spread, settings=settings, sharding=sharding)
     ours, theirs = (load_adapter(place / "adapter", CONFIG)[0] for place in (tmp_path / "run", whole))
     for one, other in zip(jax.tree.leaves(ours.factors), jax.tree.leaves(theirs.factors), strict=True):

@@ -12,6 +12,7 @@ import tiny
 from em_jax.errors import UsageError
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
+from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.train.batches import Shape, lay_out, plan_passes
@@ -50,7 +51,7 @@ def passes_of(layout):
     return plan_passes(EXAMPLES, [list(step)], **layout).steps[0]
 
 
-def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat=False):
+def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none"):
     """(summed gradients, the adapter's factors after one AdamW step, metrics)."""
     model = load_model(checkpoint, sharding=sharding, stacked=stacked)
     factors = jax.tree.map(jnp.array, adapter().factors)
@@ -79,11 +80,12 @@ def distance(one, other) -> float:
     "layout, mesh, options",
     [
         ("padded", None, {}),
-        ("packed", None, {"remat": True}),
-        ("packed", None, {"remat": True, "stacked": False}),
+        *(("packed", None, {"remat": remat}) for remat in KEPT),
+        ("packed", None, {"remat": "full", "stacked": False}),
+        ("packed", None, {"remat": "selective", "stacked": False}),
         ({"rows_per_pass": 3}, None, {"stacked": False}),
-        ({"rows_per_pass": 2, "divide_by": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"remat": True}),
-        *(("padded", mesh, {"remat": mesh["tensor"] == 1}) for mesh in tiny.MESHES),
+        ({"rows_per_pass": 2, "divide_by": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"remat": "selective"}),
+        *(("padded", mesh, {"remat": "full" if mesh["tensor"] == 1 else "none"}) for mesh in tiny.MESHES),
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float, Int
 
+from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import Sharding
 
 LANES = 128
@@ -65,7 +66,9 @@ def _kernel(length: int, heads: int, interpret: bool):
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     sizes = splash.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
     mask = splash.MultiHeadMask([splash.CausalMask((length, length)) for _ in range(heads)])
-    return splash.make_splash_mqa_single_device(mask, block_sizes=sizes, interpret=interpret)
+    return splash.make_splash_mqa_single_device(
+        mask, block_sizes=sizes, residual_checkpoint_name=ATTENDED, interpret=interpret
+    )
 
 
 def _segment_ids(segments: Array):

@@ -1,0 +1,67 @@
+"""Where a stage's time goes: loading, compiling, waiting for the device; the rest is the host's own work.
+
+The kinds never overlap, so they and the rest make the whole. The device is busy nearly all the time that the host waits
+for it; beside the host's own work it may be busy with what was dispatched before. So its idle time is at most what is
+not waiting. On a CPU, which is both, small programs run where they are dispatched and count as the host's.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+LOADING, COMPILING, WAITING = KINDS = ("loading", "compiling", "waiting")
+EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/waiting": WAITING}
+"""What jax's monitoring tells: compiling, or reading a program compiled before; and `model/hosts.py:fetch`."""
+WORDS = {LOADING: "loading", COMPILING: "compiling", WAITING: "waiting for the device"}
+LEAST_S = 0.1
+"""A stage that took less had nothing to do."""
+
+
+class Clock:
+    """Seconds by kind, of the thread that made it: what others do meanwhile holds nothing up."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._thread = threading.get_ident()
+        self._within = [0.0]
+
+    @contextlib.contextmanager
+    def span(self, kind: str) -> Iterator[None]:
+        """What is done inside is of this kind, except what is of another."""
+        began = time.monotonic()
+        self._within.append(0.0)
+        try:
+            yield
+        finally:
+            whole, inner = time.monotonic() - began, self._within.pop()
+            self.seconds[kind] += max(0.0, whole - inner)
+            self._within[-1] += whole
+
+    def hear(self, event: str, seconds: float, **_: object) -> None:
+        """A listener of jax.monitoring."""
+        kind = EVENTS.get(event)
+        if kind and threading.get_ident() == self._thread:
+            self.seconds[kind] += seconds
+            self._within[-1] += seconds
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears inside what jax tells."""
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(self.hear)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(self.hear)
+
+
+def line(stage: str, budget: Mapping[str, float], whole: float) -> str:
+    """A stage's part of `whole` seconds in words; `budget` as provenance.json has it."""
+    seconds = budget["seconds"]
+    told = [f"{stage} {seconds:.1f} s ({seconds / max(whole, 1e-9):.0%})"]
+    if budget.get("tokens"):
+        told.append(f"{budget['tokens']:,} tokens, {budget['tokens'] / max(seconds, 1e-9):,.0f}/s")
+    told += [f"{words} {budget[kind] / max(seconds, 1e-9):.0%}" for kind, words in WORDS.items() if budget.get(kind)]
+    return "time: " + "; ".join(told)

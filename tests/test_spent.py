@@ -1,0 +1,47 @@
+"""What a stage's time goes to."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from em_jax.model import hosts
+from em_jax.spent import COMPILING, LOADING, WAITING, Clock, line
+
+pytestmark = pytest.mark.fast
+
+
+def test_jax_tells_of_compiling_and_of_waiting():
+    """The names of jax's events are its own affair: with others nothing would be heard."""
+    clock, x = Clock(), jnp.ones((64, 64))
+    with clock.listening():
+        hosts.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.125)(x))
+    assert clock.seconds[COMPILING] > 0 and clock.seconds[WAITING] > 0
+    heard = dict(clock.seconds)
+    hosts.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.25)(x))
+    assert clock.seconds == heard
+
+
+def test_kinds_do_not_overlap_and_other_threads_are_not_counted():
+    clock = Clock()
+    began = time.monotonic()
+    with clock.span(LOADING):
+        time.sleep(0.02)
+        clock.hear("/jax/core/compile/backend_compile_duration", 0.01)
+        clock.hear("/em_jax/waiting", 0.002)
+        clock.hear("/jax/another", 5.0)
+    whole = time.monotonic() - began
+    assert clock.seconds[COMPILING] == 0.01 and clock.seconds[WAITING] == 0.002
+    assert 0.008 <= clock.seconds[LOADING] <= whole - 0.012
+    beside = threading.Thread(target=clock.hear, args=("/em_jax/waiting", 9.0))
+    beside.start()
+    beside.join()
+    assert clock.seconds[WAITING] == 0.002
+
+
+def test_a_line_names_share_speed_and_what_took_the_time():
+    budget = {"seconds": 20.0, "tokens": 50_000, "compiling": 5.0, "waiting": 10.0}
+    wanted = "time: answer 20.0 s (40%); 50,000 tokens, 2,500/s; compiling 25%; waiting for the device 50%"
+    assert line("answer", budget, 50.0) == wanted
