@@ -85,6 +85,13 @@ class Sharding:
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
+    def side_by_side(self) -> int:
+        """How many programs are worth running at once, each asked for by a thread of its own: jax runs what one thread
+        asks for in order. On a CPU two small ones leave no core idle where one of twice the size would. An accelerator
+        runs one at a time, and over a mesh two could wait for each other's collectives."""
+        return 2 if self.platform == "cpu" and self.mesh is None else 1
+
+    @property
     def batch_parts(self) -> int:
         """Over how many parts the batch axis is split: rows of a batch must divide by it."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in TABLE["batch"][self.sampling])

@@ -108,7 +108,7 @@ class Shapes:
         factors = self.adapter.factors
         state = self._everywhere(TrainState(factors, jax.eval_shape(optimizer.init, factors)))
         sums = self._everywhere(jax.eval_shape(zero_sums, factors))
-        return Program("update", update.trace(state, sums, optimizer=optimizer), {"base": self.base_bytes()})
+        return Program("update", update.trace(state, [sums], optimizer=optimizer), {"base": self.base_bytes()})
 
     def prefill(self, rows: int, length: int, room: int, slots: int) -> Program:
         """Prompts' keys and values. The slots' caches wait beside it."""

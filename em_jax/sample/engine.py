@@ -65,9 +65,7 @@ class Engine:
     ):
         self.model = model
         self.tokenizer = tokenizer
-        # A CPU runs two small programs in less time than one of twice the rows, which leaves its further cores idle.
-        # An accelerator runs one at a time, and over a mesh two could wait for each other's collectives.
-        self.turns = turns or (2 if sharding.platform == "cpu" and sharding.mesh is None else 1)
+        self.turns = turns or sharding.side_by_side
         # The rows of a batch divide over the mesh.
         parts = sharding.batch_parts * self.turns
         self.slots = -(-slots // parts) * parts
@@ -190,7 +188,6 @@ class Engine:
     def scheduler(self, room: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """The loop that serves prompts as they are submitted, with the adapters known now; see Running for `room`."""
         steer = self._steering(steer)
-        # jax runs what one thread asks for in order, so programs that are to run side by side need a thread each.
         threads = [ThreadPoolExecutor(1) for _ in range(self.turns)] if self.turns > 1 else [None]
         running = [
             Running(

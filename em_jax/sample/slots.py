@@ -145,7 +145,7 @@ class Running:
         }
 
     def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> list[Piece]:
-        """The pieces of those `slots` that hold a request, from their columns; those whose answer has ended are freed."""
+        """The pieces of those `slots` that hold a request, from their columns; where an answer ended, it is freed."""
         tokens, logprobs, real, likeliest, active = hosts.fetch(emitted)
         pieces = []
         for slot, column in zip(slots, columns, strict=True):

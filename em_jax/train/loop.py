@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from em_jax.train.checkpoint import Checkpoints
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import (
     Metrics,
+    Sums,
     TrainState,
     accumulate,
     learning_rate,
@@ -188,13 +190,33 @@ def optimizer_step(
 
     Where `stop` says so before a pass the step is given up: None, and `state` is as it was.
     """
-    sums = zero_sums(state.factors)
-    for shape, laid in passes:
-        if stop():
-            return None
-        batch = _place(lay_out(examples, laid, shape), sharding)
-        sums = accumulate(model, state.factors, scale, sums, batch, remat=remat, sharding=sharding)
-    return update(state, sums, optimizer=optimizer)
+
+    def add_up(passes: Passes) -> Sums | None:
+        sums = zero_sums(state.factors)
+        for shape, laid in passes:
+            if stop():
+                return None
+            batch = _place(lay_out(examples, laid, shape), sharding)
+            sums = accumulate(model, state.factors, scale, sums, batch, remat=remat, sharding=sharding)
+        return sums
+
+    lanes = _lanes(passes, sharding.side_by_side)
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        parts = [add_up(passes)] if len(lanes) == 1 else list(threads.map(add_up, lanes))
+    if any(part is None for part in parts):
+        return None
+    return update(state, parts, optimizer=optimizer)
+
+
+def _lanes(passes: Passes, count: int) -> list[Passes]:
+    """The passes dealt out to be run side by side, the longest first, each to the lane with least to do."""
+    lanes: list[list] = [[] for _ in range(count)]
+    work = [0] * len(lanes)
+    for each in sorted(passes, key=lambda each: -each[0].rows * each[0].length):
+        least = work.index(min(work))
+        lanes[least].append(each)
+        work[least] += each[0].rows * each[0].length
+    return [tuple(lane) for lane in lanes]
 
 
 def _place(batch: Batch, sharding: Sharding) -> Batch:

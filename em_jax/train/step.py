@@ -1,7 +1,7 @@
 """One optimizer step: passes that add up gradients of the adapter, then AdamW."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,8 +110,11 @@ def accumulate(
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
-def update(state: TrainState, sums: Sums, *, optimizer: optax.GradientTransformation) -> tuple[TrainState, Metrics]:
-    """One AdamW step on the token-mean gradient of all passes; the state is donated."""
+def update(
+    state: TrainState, parts: Sequence[Sums], *, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """One AdamW step on the token-mean gradient of all passes, whose sums come in parts; the state is donated."""
+    sums = jax.tree.map(lambda *parts: sum(parts), *parts)
     tokens = jnp.maximum(sums.tokens, 1)
     gradients = jax.tree.map(lambda gradient: gradient / tokens, sums.gradients)
     updates, moments = optimizer.update(gradients, state.optimizer, state.factors)

@@ -60,7 +60,7 @@ def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none")
         batch = _place(lay_out(EXAMPLES, rows, shape), sharding)
         sums = accumulate(model, factors, adapter().scale, sums, batch, remat=remat, sharding=sharding)
     gradients = jax.tree.map(np.asarray, sums.gradients)
-    state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), sums, optimizer=OPTIMIZER)
+    state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), [sums], optimizer=OPTIMIZER)
     return gradients, jax.tree.map(np.asarray, state.factors), metrics
 
 
