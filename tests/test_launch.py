@@ -53,7 +53,8 @@ def test_wrong_usage_is_status_2_and_one_line(capsys, arguments, said):
 
 
 @pytest.mark.fast
-def test_help_names_every_flag_of_the_design(capsys):
+def test_help_names_every_flag_of_the_design(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         launch.main(["--help"])
     assert ended.value.code == 0

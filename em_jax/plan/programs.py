@@ -68,7 +68,7 @@ class Shapes:
     def adapter(self) -> Adapter:
         """One adapter as the settings want it."""
         return self._everywhere(
-            jax.eval_shape(lambda key: init_adapter(self.config, self.settings.lora, key), jax.random.key(0))
+            jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
         )
 
     @property
