@@ -111,7 +111,7 @@ def finetune(
 
     def finish(step: int, metrics: Metrics) -> None:
         """Waits for a step's figures, refuses bad ones, writes the row."""
-        nonlocal clock
+        nonlocal clock  # type: ignore[misc]  # bound before the first call
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
         loss, norm, tokens = (float(value) for value in metrics)
         if not (math.isfinite(loss) and math.isfinite(norm)):
