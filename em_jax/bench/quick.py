@@ -9,7 +9,7 @@ from typing import Any
 from em_jax import provenance, rundir, runtime
 
 ROUNDS, NEW_TOKENS = 3, 32
-"""What `--quick` measures: two minutes at most on a laptop, compilation included."""
+"""What `--quick` measures: meant to end in two minutes, compilation included."""
 
 WORKLOAD = 1
 """Raise it where the work itself changes, so that results of other work are never compared."""
