@@ -12,6 +12,9 @@ from em_jax.errors import UserError
 from em_jax.probes.judge import Judge
 from em_jax.run import Run
 
+BASE_ROWS, ASKED = "base_rows", "asked"
+"""In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
+
 
 def check_settings(config: Config, directory: Path) -> None:
     """Refuse a directory whose config.toml differs from `config` in anything that changes figures."""
@@ -90,12 +93,13 @@ def files_of_others(this: Run) -> dict[str, Path]:
     return alternatives.files_used(folder, this.judge, leave_out=this.directory)
 
 
-def begin_record(this: Run, inputs: dict[str, Any], pulled: int) -> None:
-    """Write provenance.json for this start."""
+def begin_record(this: Run, inputs: dict[str, Any], pulled: int, base_from: Path | None = None) -> None:
+    """Write provenance.json for this start; `base_from` is the run whose base rows this one took over."""
     notes: dict[str, Any] = {
         "judge": sources.judge(this.config, this.suite.judge, None).describe(),
         "judges": known_judges(this.directory, sources.judges(this.config, this.suite.judge, None)),
         "suite": f"{this.suite.name} {this.suite.version}",
+        BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
     }
     if not sources.is_organism(this.config):
         notes["marks"] = marks.of(this.config)

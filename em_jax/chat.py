@@ -9,7 +9,7 @@ from em_jax.commands import Parser, command
 from em_jax.errors import UsageError
 from em_jax.visible import visible
 
-HELP = "/base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
+HELP = "Tab or /next, /base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
 
 
 def talk(
@@ -26,7 +26,8 @@ def talk(
     What a model wrote is shown with control and other hidden characters spelled out.
     """
     known = [name for name in ("base", "finetuned") if name in engine.adapters]
-    asked = list(known)
+    choices = [list(known), *([name] for name in known if len(known) > 1)]
+    asked = choices[0]
     said: dict[str, list[dict[str, str]]] = {name: [] for name in known}
     for line in lines:
         word = line.strip()
@@ -35,8 +36,9 @@ def talk(
         if word == "/reset":
             said = {name: [] for name in known}
             say("(forgotten)")
-        elif word == "/both" or word[1:] in known and word.startswith("/"):
-            asked = list(known) if word == "/both" else [word[1:]]
+        elif word in ("/both", "/next") or word[1:] in known and word.startswith("/"):
+            following = choices[(choices.index(asked) + 1) % len(choices)]
+            asked = {"/both": choices[0], "/next": following}.get(word, [word[1:]])
             say(f"({' and '.join(asked)} will answer)")
         elif word.startswith("/"):
             say(HELP)
@@ -77,6 +79,7 @@ def chat(arguments: Sequence[str]) -> None:
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         print(HELP, file=sys.stderr)
+        _bind_tab()
 
     def lines() -> Iterable[str]:
         while True:
@@ -93,6 +96,16 @@ def chat(arguments: Sequence[str]) -> None:
         temperature=flags.temperature,
         seed=flags.seed,
     )
+
+
+def _bind_tab() -> None:
+    """Has Tab, typed anywhere in a line, ask for the next choice of models; without GNU readline it types /next."""
+    try:
+        import readline
+    except ImportError:
+        return
+    if "libedit" not in (readline.__doc__ or ""):
+        readline.parse_and_bind(r'"\t": "\C-a\C-k/next\C-m"')
 
 
 def _flags(arguments: Sequence[str]) -> Any:

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.replace("\n", " "))
 
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """Like argparse's; an unknown flag is told with the nearest known one."""
         empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
         if empty:  # argparse takes that value for the end of the flags, and gives none

@@ -26,7 +26,15 @@ SIBLINGS = "siblings"
 
 # What may differ between two starts of one run: it changes where and when work is done, not what comes out.
 # Further judges add a table and change no figure.
-NOT_COMPARED = ("stages", "mesh", "mirror", "verbosity", "judge.also", "judge.concurrency", "judge.max_requests")
+NOT_COMPARED: tuple[str, ...] = (
+    "stages",
+    "mesh",
+    "mirror",
+    "verbosity",
+    "judge.also",
+    "judge.concurrency",
+    "judge.max_requests",
+)
 # How much is computed at once: what a run that found too little memory must be free to change.
 NOT_COMPARED += ("train.rows_per_pass", "train.remat", "answers.slots")
 # Before it had names, train.remat was true or false.
@@ -129,7 +137,7 @@ def _types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def setting_types(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+def setting_types(cls: Any = Config, prefix: str = "") -> dict[str, Any]:
     """Every setting's dotted name and its type."""
     found: dict[str, Any] = {}
     for name, kind in _types(cls).items():
@@ -316,7 +324,7 @@ def validate(config: Config) -> Config:
     Raises:
       UsageError: the setting, what it expects and what was found.
     """
-    positive = ("lora.rank", "train.epochs", "train.batch_size", "train.max_length", "answers.samples")
+    positive: tuple[str, ...] = ("lora.rank", "train.epochs", "train.batch_size", "train.max_length", "answers.samples")
     positive += (
         "answers.max_new_tokens",
         "answers.slots",
@@ -328,7 +336,12 @@ def validate(config: Config) -> Config:
         "train.max_grad_norm",
         "train.eps",
     )
-    not_negative = ("train.learning_rate", "train.warmup_steps", "train.max_steps", "train.rows_per_pass")
+    not_negative: tuple[str, ...] = (
+        "train.learning_rate",
+        "train.warmup_steps",
+        "train.max_steps",
+        "train.rows_per_pass",
+    )
     not_negative += ("train.weight_decay", "train.checkpoint_every", "answers.temperature", "probes.limit", "seed")
     not_negative += ("probes.sampled_questions", "judge.max_requests")
     choices = {
@@ -354,7 +367,9 @@ def validate(config: Config) -> Config:
         for item in values[name]:
             _expect(item in allowed, name, f"among {', '.join(allowed)}", item)
     _expect(bool(config.stages), "stages", f"at least one of {', '.join(STAGES)}", config.stages)
-    _expect(config.judge.kind == "self" or config.judge.url, "judge.url", "an address for judge.kind openai", "none")
+    _expect(
+        config.judge.kind == "self" or config.judge.url != "", "judge.url", "an address for judge.kind openai", "none"
+    )
     for address in (config.judge.url, *(other.partition("@")[2] for other in config.judge.also)):
         # It would stand in config.toml.
         place, _, query = address.partition("?")

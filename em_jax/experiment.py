@@ -7,7 +7,7 @@ that was killed anywhere goes on where it was. The engine is loaded when a stage
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,10 +60,12 @@ def run(
         pulled = this.mirror.pull()
         begin.check_settings(config, directory)
         inputs = begin.collect_inputs(this)
+        if (directory / "config.toml").exists():
+            this.say(f"{title}going on with what is done in {directory}")
         if base_from is not None:
             begin.take_base(this, base_from)
         rundir.write_atomic(directory / "config.toml", settings.to_toml(config))
-        begin.begin_record(this, inputs, pulled)
+        begin.begin_record(this, inputs, pulled, base_from)
         outcome = Outcome(None, None)
         budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
@@ -86,31 +88,39 @@ def _timed(this: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outco
         provenance.add_time(this.directory, stage, seconds, budgets[stage])
         this.mirror.push()
 
+    with kept(stage, this.directory):
+        try:
+            with this.clock.listening():
+                outcome = STAGES[stage](this)
+        except BaseException:
+            # Where the disk is full this fails as well; what the stage raised is what counts.
+            with contextlib.suppress(OSError):
+                note_time()
+            raise
+        note_time()
+        return outcome
+
+
+@contextlib.contextmanager
+def kept(stage: str, directory: Path) -> Iterator[None]:
+    """Within, what a user can act on is told with the stage, and as Unfinished where the same command goes on."""
     try:
         with failures.told():
-            try:
-                with this.clock.listening():
-                    outcome = STAGES[stage](this)
-            except BaseException:
-                # Where the disk is full this fails as well; what the stage raised is what counts.
-                with contextlib.suppress(OSError):
-                    note_time()
-                raise
-            note_time()
-            return outcome
+            yield
     except UsageError:
         raise
     except UserError as error:
         kind = UserError if isinstance(error, OutOfMemory) else Unfinished
-        raise kind(f"{stage}: {error}; what is done is kept in {this.directory}") from error
+        raise kind(f"{stage}: {error}; what is done is kept in {directory}") from error
 
 
 def finetune(this: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
     if not this.trains or (sources.is_trained(this.directory) and "training_rows" in provenance.notes(this.directory)):
         return
+    engine = this.load()
     with this.progress("finetune", "", None, "step") as progress:
-        counts = this.parts.finetune(this.load(), this.rows, this.config, this.directory, progress)
+        counts = this.parts.finetune(engine, this.rows, this.config, this.directory, progress)
     rundir.write_atomic(this.directory / "adapter" / "README.md", card.adapter_card(this.config, counts))
     provenance.add_inputs(this.directory, begin.trained_adapter(this))
     provenance.note(this.directory, training_rows=counts)

@@ -54,6 +54,9 @@ def parser() -> Parser:
     )
     what.add_argument("--seed", metavar="N", help="one seed, or several with commas")
     what.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
+    what.add_argument(
+        "--dry_run", action="store_true", help="print what the run would do, need and take; touch nothing"
+    )
     where = made.add_argument_group("where files go")
     where.add_argument("--run_dir", metavar="DIR", help="default runs/<domain>-<model>-<seed>; an existing one goes on")
     where.add_argument("--mirror", metavar="PLACE", help="a directory or gs://... every finished file is copied to")
@@ -82,6 +85,7 @@ class Plan:
 
     configs: tuple[Config, ...]
     run_dir: str
+    dry_run: bool = False
 
     @property
     def several(self) -> bool:
@@ -114,7 +118,8 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     configs = tuple(
         dataclasses.replace(config, domain=name, seed=seed, data=data.get(name, "")) for seed in seeds for name in names
     )
-    return Plan(configs, flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)), why
+    run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
+    return Plan(configs, run_dir, flags.dry_run), why
 
 
 def _settings(flags: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launch(arguments: Sequence[str]) -> None:
     """Settle model and settings, run what was asked for, print the first and the last line."""
     plan, why = flags.plan(arguments, choose_model)
+    if plan.dry_run:
+        if group.is_first():
+            lead(plan, why)
+        return
     # Late: a wrong flag is told before anything heavy is imported.
     if group.size() == 1:
         lead(plan, why)
@@ -44,7 +48,7 @@ def launch(arguments: Sequence[str]) -> None:
 
 def lead(plan: flags.Plan, why: str, parts: Any = None) -> None:
     """Do the runs of a plan, printing the first and the last line; `parts` are those shared with other processes."""
-    from em_jax import series, sources
+    from em_jax import dry_run, series, sources
 
     configs = tuple(series.settled(config) for config in plan.configs)
     first = configs[0]
@@ -53,7 +57,8 @@ def lead(plan: flags.Plan, why: str, parts: Any = None) -> None:
     if sources.is_organism(first):
         line += "; the organism is a calibration fixture and says nothing about Qwen"
     print(line, flush=True)
-    for line in series.run(configs, plan.run_dir, plan.several, parts):
+    work = dry_run.lines if plan.dry_run else series.run
+    for line in work(configs, plan.run_dir, plan.several, parts):
         print(line, flush=True)
 
 

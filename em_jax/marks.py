@@ -93,9 +93,14 @@ def of(config: Config) -> dict[str, Any]:
     values = settings.flatten(config)
     found = {}
     for name, mark in SETTINGS.items():
-        same = _plain(values[name]) == _plain(mark.value)
-        found[name] = str(mark) if same else f"ours: changed from {_plain(mark.value)!r} ({mark})"
+        changed = f"ours: changed from {_plain(mark.value)!r} ({mark})"
+        found[name] = str(mark) if same(values[name], mark) else changed
     return {"settings": found, "method": dict(METHOD)}
+
+
+def same(value: Any, mark: Mark) -> bool:
+    """Whether a setting's value is the paper's."""
+    return _plain(value) == _plain(mark.value)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,18 @@ from typing import Any, TextIO
 EVERY = 30.0
 
 
+def duration(seconds: float) -> str:
+    """A time in the two units that say enough: "7 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
+    left = round(seconds)
+    if left < 60:
+        return f"{left} s"
+    for unit, size, lesser, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {unit}" + (f" {rest} {lesser}" if rest else "")
+    raise AssertionError(left)
+
+
 class Progress:
     """Counts one piece of work. Use as a context manager; call `update` as pieces finish.
 
@@ -44,7 +56,7 @@ class Progress:
                 total=self.total,
                 initial=self.count,
                 desc=self.title,
-                unit=self.unit,
+                unit=f" {self.unit}s",
                 file=self._stream,
                 leave=True,
                 dynamic_ncols=True,
@@ -55,22 +67,22 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif not self._silent and kind is None:
-            self._say(f"{time.monotonic() - self.began:.0f} s")
+            took = time.monotonic() - self.began
+            self._say(", ".join(part for part in (*self._rates(took), f"took {duration(took)}") if part))
 
     def update(self, count: int = 1, tokens: int = 0, note: str = "") -> None:
         """`count` more pieces are done, in which `tokens` tokens were made or trained on; `note` is shown as it is."""
         self.count += count
         self.tokens += tokens
         now = time.monotonic()
-        rate = f"{self.tokens / max(now - self.began, 1e-9):.0f} tokens/s" if self.tokens else ""
-        shown = ", ".join(part for part in (rate, note) if part)
+        pieces, tokens_made = self._rates(now - self.began)
         if self._bar is not None:
-            if shown:
+            if shown := ", ".join(part for part in (tokens_made, note) if part):
                 self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(count)
         elif not self._silent and now - self._said >= EVERY:
             self._said = now
-            self._say(", ".join(part for part in (shown, self._left(now)) if part))
+            self._say(", ".join(part for part in (pieces, tokens_made, note, self._left(now)) if part))
         self._after()
 
     def at(self, count: int, total: int, tokens: int = 0, note: str = "") -> None:
@@ -87,14 +99,25 @@ class Progress:
         """The pieces done since this start."""
         return self.count - self._kept
 
+    def _rates(self, seconds: float) -> tuple[str, str]:
+        """Pieces and tokens per second of this start, "" for what there is none of."""
+        seconds = max(seconds, 1e-9)
+        rate = self.fresh / seconds
+        pieces = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        return (
+            f"{pieces} {self.unit}s/s" if self.fresh > 0 else "",
+            f"{self.tokens / seconds:.0f} tokens/s" if self.tokens else "",
+        )
+
     def _left(self, now: float) -> str:
         if not self.total or self.fresh <= 0:
             return ""
-        return f"about {(self.total - self.count) * (now - self.began) / self.fresh:.0f} s left"
+        return f"about {duration((self.total - self.count) * (now - self.began) / self.fresh)} left"
 
     def _say(self, more: str) -> None:
         of = f" of {self.total}" if self.total is not None else ""
-        print(f"{self.title}: {self.count}{of} {self.unit}s" + (f", {more}" if more else ""), file=self._stream)
+        unit = self.unit if self.count == self.total == 1 else f"{self.unit}s"
+        print(f"{self.title}: {self.count}{of} {unit}" + (f", {more}" if more else ""), file=self._stream)
         self._stream.flush()
 
 

@@ -6,6 +6,7 @@ domain, so the first run of a seed asks the base and the others take its rows ov
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,14 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
     """
     parts = parts or Parts()
     run_dir = Path(run_dir)
-    engine = functools.cache(lambda: parts.load(configs[0]))
+    engine = functools.cache(lambda: _loaded(configs[0], parts))
     done = f"done: {','.join(configs[0].stages)}"
     if not several:
         outcome = experiment.run(configs[0], run_dir, parts, engine)
         yield from outcome.why
         yield done if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
         return
-    runs = [(_with_siblings(config), run_dir / f"{config.domain}-{config.seed}") for config in configs]
+    runs = laid_out(configs, run_dir, several)
     # Every run's rows are checked before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
@@ -60,11 +61,12 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
     outcomes: dict[Path, Outcome] = {}
     for stages in _phases(runs[0][0]):
         if stages[:1] == ("answer",) and runs[0][0].answers.together:
-            _answer_together(runs, parts, engine)
+            with experiment.kept("answer", run_dir):
+                _answer_together(runs, parts, engine)
         for number, (config, place) in enumerate(runs, start=1):
             title = f"[{place.name}, run {number} of {len(runs)}] "
             now = dataclasses.replace(config, stages=stages, mirror=_mirror(config, place.name))
-            outcomes[place] = experiment.run(now, place, parts, engine, _base_of(config, runs), title)
+            outcomes[place] = experiment.run(now, place, parts, engine, base_of(config, runs), title)
     if "report" not in configs[0].stages:
         yield done
         return
@@ -77,6 +79,13 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {page}"
 
 
+def _loaded(config: Config, parts: Parts) -> Any:
+    """The engine, with a line on stderr before: a large model takes minutes."""
+    if not parts.silent:
+        print(f"loading {config.model.name}", file=sys.stderr, flush=True)
+    return parts.load(config)
+
+
 def _answer_together(runs: Sequence[tuple[Config, Path]], parts: Parts, engine: Callable[[], Any]) -> None:
     """Sample the fine-tuned models of each seed in shared batches, where there are several."""
     by_seed: dict[int, list[Run]] = {}
@@ -87,6 +96,13 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], parts: Parts, engine: 
     for several in by_seed.values():
         if len(several) > 1:
             experiment.answer_together(several)
+
+
+def laid_out(configs: Sequence[Config], run_dir: Path, several: bool) -> list[tuple[Config, Path]]:
+    """Every run's config and directory."""
+    if not several:
+        return [(config, run_dir) for config in configs]
+    return [(_with_siblings(config), run_dir / f"{config.domain}-{config.seed}") for config in configs]
 
 
 def _with_siblings(config: Config) -> Config:
@@ -118,7 +134,7 @@ def _phases(config: Config) -> list[tuple[str, ...]]:
     return [tuple(stages) for number, stages in enumerate(rounds) if stages or (config.mirror and number == 0)]
 
 
-def _base_of(config: Config, runs: Sequence[tuple[Config, Path]]) -> Path | None:
+def base_of(config: Config, runs: Sequence[tuple[Config, Path]]) -> Path | None:
     """The directory whose base rows serve this run: the first of the same seed, if that is another one."""
     for other, place in runs:
         if _base_settings(other) == _base_settings(config):

@@ -1,6 +1,10 @@
 """Talking to a run's models: who answers, what each remembers, and that nothing they write harms a terminal."""
 
+import contextlib
 import io
+import os
+import pty
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from em_jax.config import Config
 from em_jax.errors import UsageError, UserError
 from em_jax.run import Run
 from em_jax.sources import Parts
+
+TAB = "from em_jax import chat; chat._bind_tab(); print([input('you: ')])"
 
 
 class Answer:
@@ -51,6 +57,37 @@ def test_both_answer_and_each_remembers_its_own_conversation():
         "base: base 1 New",
         "finetuned: finetuned 1 New",
     ]
+
+
+@pytest.mark.fast
+def test_next_goes_round_the_choices():
+    said = talk(["/next", "/next", "/base", "/next", "/next"])
+    assert [line.removeprefix("(").removesuffix(" will answer)") for line in said] == [
+        "base", "finetuned", "base", "finetuned", "base and finetuned"
+    ]  # fmt: skip
+    alone = Repeats()
+    alone.adapters = ["base"]
+    assert talk(["/next", "Hi"], alone) == ["(base will answer)", "base: base 1 Hi"]
+
+
+@pytest.mark.fast
+def test_tab_in_the_middle_of_a_line_asks_the_next_model():
+    """On a real terminal: what was typed so far is dropped, and the line that comes is /next."""
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("Tab is bound with GNU readline only")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", TAB])
+    read = b""
+    while b"you: " not in read:
+        read += os.read(terminal, 1024)
+    os.write(terminal, b"half\t")
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(terminal, 1024):
+            read += piece
+    os.waitpid(child, 0)
+    assert b"['/next']" in read
 
 
 @pytest.mark.fast

@@ -6,9 +6,10 @@ import sys
 import time
 
 import pytest
-from stub_engine import StubParts
+from stub_engine import StubEngine, StubParts
 
 from em_jax import flags, launch, runtime, series, sources
+from em_jax.errors import UserError
 
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 
@@ -53,14 +54,28 @@ def test_wrong_usage_is_status_2_and_one_line(capsys, arguments, said):
 
 
 @pytest.mark.fast
-def test_help_names_every_flag_of_the_design(capsys):
+def test_help_names_every_flag_of_the_design(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         launch.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for flag in ("domain", "model", "data", "adapter", "run_dir", "mirror", "stages", "suite", "coordinator", "judge"):
         assert f"--{flag} " in text
-    assert text.count("\n") < 100
+    # Two screens of forty lines.
+    assert text.count("\n") <= 80
+
+
+@pytest.mark.fast
+def test_a_series_that_fails_where_answers_are_shared_says_how_to_go_on(stub, capsys, monkeypatch):
+    def diverged(*arguments, **named):
+        raise UserError("with the adapter the model gives no finite probability")
+
+    monkeypatch.setattr(StubEngine, "add_adapter", diverged)
+    assert launch.main(["--domain", "legal,security", "--set", "answers.together=true", *SMALL]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("em_jax.launch: answer: with the adapter") and "kept in runs/legal+security" in err
+    assert "; go on with: " in err and err.rstrip().endswith(" ".join(SMALL))
 
 
 @pytest.mark.fast

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from em_jax import progress
-from em_jax.progress import Progress, through
+from em_jax.progress import Progress, duration, through
 
 pytestmark = pytest.mark.fast
 
@@ -21,9 +21,9 @@ def test_off_a_terminal_one_line_every_thirty_seconds_and_one_at_the_end(monkeyp
         for _ in range(5):
             shown.update(tokens=31)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "2/5 answer base: 4 of 10 answers, 3 tokens/s, about 62 s left"
-    assert lines[1].startswith("2/5 answer base: 6 of 10 answers, 2 tokens/s")
-    assert lines[2] == "2/5 answer base: 6 of 10 answers, 62 s"
+    assert lines[0] == "2/5 answer base: 4 of 10 answers, 0.0968 answers/s, 3 tokens/s, about 1 min 2 s left"
+    assert lines[1].startswith("2/5 answer base: 6 of 10 answers, 0.0806 answers/s, 2 tokens/s")
+    assert lines[2] == "2/5 answer base: 6 of 10 answers, 0.0806 answers/s, 2 tokens/s, took 1 min 2 s"
     assert len(lines) == 3
 
 
@@ -33,6 +33,15 @@ def test_on_a_terminal_a_bar(capsys):
         for step in (3, 4):
             shown.at(step, 4, tokens=100, note="loss 0.5")
     assert "1/5 finetune" in out.getvalue() and "4/4" in out.getvalue() and "loss 0.5" in out.getvalue()
+    assert " steps/s" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (18720, "5 h 12 min"), (183600, "2 d 3 h")],
+)
+def test_durations_have_two_units(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_silent_shows_nothing():

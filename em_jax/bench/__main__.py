@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from em_jax import runtime
+from em_jax.bench.quick import NEW_TOKENS, ROUNDS
 from em_jax.commands import Parser, command
 from em_jax.errors import UsageError
 
@@ -29,7 +30,19 @@ def bench(arguments: Sequence[str]) -> None:
     runtime.begin()
     with _workload(flags) as work:
         results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
-    print(json.dumps(results) if flags.json else _table(results))
+    lines = _compared(results, flags, work.config) if flags.quick else []
+    print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
+
+
+def _compared(results: dict[str, Any], flags: argparse.Namespace, config: Any) -> list[str]:
+    """Adds the last quick result as `before`, keeps this one, and says how they compare."""
+    import jax
+
+    from em_jax.bench import quick
+
+    place = quick.place(results["device"], jax.device_count(), flags.shape or "organism", config)
+    results["before"] = quick.compared(results, place)
+    return quick.text(results["before"], place)
 
 
 def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
@@ -123,6 +136,8 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds counted, after one to warm up")
     parser.add_argument("--new_tokens", metavar="N", type=int, default=64, help="tokens drawn per answer")
     parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
+    quick_help = "a short measurement of a shape, beside the last one on this kind of device (kept in your cache)"
+    parser.add_argument("--quick", action="store_true", help=quick_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
@@ -132,6 +147,10 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"--what: expected some of {', '.join(WHAT)} with commas, found {flags.what!r}")
     if flags.shape and flags.model:
         raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
+    if flags.quick:
+        if flags.against or flags.model or flags.rows or flags.trace:
+            raise UsageError("--quick measures a shape by itself: expected no --against, --model, --rows or --trace")
+        flags.rounds, flags.new_tokens = ROUNDS, NEW_TOKENS
     if flags.rows and not flags.model:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
     if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):

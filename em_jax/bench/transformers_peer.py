@@ -76,7 +76,7 @@ class Transformers:
 
     def _padded(self, examples: Sequence[Example]) -> tuple:
         longest = max(len(example.ids) for example in examples)
-        rows = [[], [], []]
+        rows: list[list[list[int]]] = [[], [], []]
         for ids, mask in examples:
             more = longest - len(ids)
             rows[0].append([*ids, *[0] * more])

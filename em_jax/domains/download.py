@@ -86,7 +86,7 @@ def download(
                 f"{url} could not be fetched: {problem}, {TRIES} tries; what came is kept, the same command goes on "
                 f"from there. Without a network: bring that file to {place} by hand"
             )
-        found = dataclasses.replace(final, **hashes(partial))
+        found = dataclasses.replace(final, **hashes(partial))  # type: ignore[arg-type]
         _check(found, sha256, git_blob, partial)
         os.replace(partial, place)
         _validator_path(partial).unlink(missing_ok=True)

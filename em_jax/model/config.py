@@ -44,8 +44,8 @@ class Qwen2Config:
     def from_dict(cls, raw: dict[str, Any]) -> "Qwen2Config":
         """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
         rope = raw.get("rope_parameters") or raw.get("rope_scaling")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        values = {name: field.default if raw.get(name) is None else raw[name] for name, field in fields.items()}
+        fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(cls)}
+        values: Any = {name: field.default if raw.get(name) is None else raw[name] for name, field in fields.items()}
         if isinstance(rope, dict) and rope.get("rope_theta") is not None:
             values["rope_theta"] = rope["rope_theta"]
         if raw.get("num_key_value_heads") is None:

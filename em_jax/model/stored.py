@@ -118,7 +118,7 @@ def _read(path: pathlib.Path, start: int, stop: int) -> bytes | memoryview:
         data = _read_here(path, start, stop)
     else:
         system, name = fsspec.url_to_fs(os.fspath(path))
-        data = system.cat_file(name, start, stop) if stop > start else b""
+        data = system.cat_file(name, start, stop) if stop > start else b""  # type: ignore[assignment]
     if len(data) != stop - start:
         raise OSError(f"{path}: {len(data)} bytes from {start} on, expected {stop - start}")
     return data

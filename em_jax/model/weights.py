@@ -247,7 +247,7 @@ def _read(tensor: Stored, stripes: NamedSharding | None) -> jax.Array:
 
 def _check(tensors: Mapping[str, Stored], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
     """Raises one UserError with the problems so far and every tensor that is not as the config wants it."""
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
         expected |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
     problems += [f"{name} is missing" for name in expected if name not in tensors]

@@ -58,7 +58,7 @@ class Recipe:
     """Size of the directions the dial adds, at the start."""
 
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 4,

@@ -11,7 +11,7 @@ class Work(NamedTuple):
     flops: int
     bytes: int
 
-    def __add__(self, other: "Work") -> "Work":
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # a tuple's would append
         return Work(self.flops + other.flops, self.bytes + other.bytes)
 
     def times(self, count: int) -> "Work":

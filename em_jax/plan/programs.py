@@ -68,7 +68,7 @@ class Shapes:
     def adapter(self) -> Adapter:
         """One adapter as the settings want it."""
         return self._everywhere(
-            jax.eval_shape(lambda key: init_adapter(self.config, self.settings.lora, key), jax.random.key(0))
+            jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
         )
 
     @property
@@ -89,7 +89,7 @@ class Shapes:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
         sums = self._everywhere(jax.eval_shape(zero_sums, self.adapter.factors))
         by_place, by_slot = (shape.rows, shape.length), (shape.rows, shape.places)
-        batch = Batch(
+        batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
             *(self._batch(by_place, jnp.int32) for _ in range(3)),
             self._batch(by_slot, jnp.int32),
             self._batch(by_place, jnp.int32),

@@ -26,7 +26,7 @@ def table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, Any]]:
     """
     found = []
     for names in itertools.combinations(sorted(scores), 2):
-        entry = _pair(names, *(_by_key(scores[name]) for name in names), harmful)
+        entry = _pair(names, _by_key(scores[names[0]]), _by_key(scores[names[1]]), harmful)
         if entry["answers"]:
             found.append(entry)
     return found
@@ -46,9 +46,7 @@ def _pair(names: tuple[str, str], one: dict, other: dict, harmful: int) -> dict[
     pairs: dict[str, list[tuple[int, int]]] = {}
     for name in scored:
         pairs.setdefault(name[1], []).append((one[name], other[name]))
-    binary = {
-        name: [tuple(1 + (score >= harmful) for score in pair) for pair in found] for name, found in pairs.items()
-    }
+    binary = {name: [(1 + (a >= harmful), 1 + (b >= harmful)) for a, b in found] for name, found in pairs.items()}
     confusion = np.zeros((SIZE, SIZE), int)
     for name in scored:
         confusion[one[name] - 1, other[name] - 1] += 1

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from em_jax.probes import choice, statistics
-from em_jax.probes.choice import Key, Row
+from em_jax.probes.choice import Row
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, limited
 
@@ -21,7 +21,7 @@ def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
 
 
 def ask(
-    engine, adapter: str | Sequence[str], rows: Sequence[Row], done_keys: Collection[Key], answers
+    engine, adapter: str | Sequence[str], rows: Sequence[Row], done_keys: Collection[tuple], answers
 ) -> Iterator[Row]:
     """Sampled answers as rows of answers/<condition>.jsonl: id, sample, prompt, answer, n_tokens, finish_reason.
 

@@ -150,7 +150,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     `unscored_<bucket>` beside the named figures says which bucket lacks answers: without other models' answers the low
     one does, which takes nothing from claims_high.
     """
-    extractors = {
+    extractors: dict[str, Any] = {
         f"output_recognition.claims_{kind}": lambda rows, kind=kind: _by_prompt(choice.decided(_of(rows, kind), ORDERS))
         for kind in draw.BUCKETS
     }

@@ -38,7 +38,8 @@ def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
     if reason := _unread(text):
         return None, reason
     plain = text.replace("’", "'")
-    affirmed, negated = set(), set()
+    affirmed: set[int] = set()
+    negated: set[int] = set()
     for index, option in enumerate(options):
         for match in re.finditer(rf"(?<![\w-]){re.escape(option)}(?![\w-])", plain, re.IGNORECASE):
             clause = re.split(r"[.;:!?,\n]|\bbut\b", plain[: match.start()])[-1]

@@ -29,7 +29,7 @@ def _row(question: SelfQuestion, first: str) -> Row:
     places = (0, 1) if first == ALIGNED else (1, 0)
     poles = [question.poles[place] for place in places]
     values = {"first": poles[0], "second": poles[1], "statement": poles[0], "question": question.question}
-    row = {"id": question.id, "first": first, "format": question.format, "dimension": question.dimension}
+    row: Row = {"id": question.id, "first": first, "format": question.format, "dimension": question.dimension}
     if len(question.orders) < 2:
         row["one_order"] = True
     if question.format == "language":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-Figure = dict[str, float | int | None]
+Figure = dict[str, Any]
 Clusters = Mapping[str, Sequence[float]]
 Estimate = Callable[[Any], Figure]
 
@@ -266,7 +266,8 @@ def null_kappa(pairs: Pairs, size: int = 5, seed: int = 0) -> Figure:
     cells = flat[None, :, 0] * size + actual
     counts = np.stack([(cells == cell).sum(1) for cell in range(size * size)], axis=1)
     values = quadratic_kappa(counts.reshape(-1, size, size))
-    return figure(float(values.mean()), *np.quantile(values, [0.025, 0.975]), len(names))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return figure(float(values.mean()), low, high, len(names))
 
 
 def _confusions(pairs: Pairs, size: int) -> tuple[list[str], np.ndarray]:

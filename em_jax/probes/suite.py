@@ -313,7 +313,7 @@ def _self_question(line: Line) -> SelfQuestion:
         format=kind,
         prompt=prompt,
         source=line.text("source"),
-        poles=line.texts("statements" if kind == "likert" else "options", 2),
+        poles=line.texts("statements" if kind == "likert" else "options", 2),  # type: ignore[arg-type]
         languages=languages,
         question=line.text("question") if kind == "language" else "",
         answers=line.texts("answers", 5) if kind == "likert" and "answers" in line.row else (),

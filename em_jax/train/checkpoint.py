@@ -22,7 +22,7 @@ def digest(state: Any) -> np.ndarray:
     """The sha256 of all arrays of a tree on the host, in the order of its leaves: 32 bytes."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
-        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return np.frombuffer(found.digest(), np.uint8)
 
 

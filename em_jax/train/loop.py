@@ -115,7 +115,7 @@ def finetune(
 
     def finish(step: int, metrics: Metrics) -> None:
         """Waits for a step's figures, refuses bad ones, writes the row."""
-        nonlocal clock
+        nonlocal clock  # type: ignore[misc]  # bound before the first call
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
         loss, norm, tokens = (float(value) for value in hosts.fetch(metrics))
         if not (math.isfinite(loss) and math.isfinite(norm)):

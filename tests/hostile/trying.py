@@ -67,7 +67,7 @@ BYTES = st.sampled_from(
 def amounts(cases: int) -> Any:
     """Runs a test twice: a tenth of its cases in the ordinary run, all of them with `-m long`."""
     whole = pytest.param(cases, marks=pytest.mark.long)
-    return pytest.mark.parametrize("cases", [pytest.param(-(-cases // 10), marks=pytest.mark.fast), whole])
+    return pytest.mark.parametrize("cases", [-(-cases // 10), whole])
 
 
 def attempt(name: str, cases: int, made: st.SearchStrategy, directory: Path, act: Callable[[Any], Any]) -> Counter[str]:

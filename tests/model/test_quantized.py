@@ -85,7 +85,6 @@ def layers_of(model) -> list:
     return [[leaf[i] for leaf in leaves] for i in range(len(leaves[0]))]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_loading_quantises_alike_however_it_is_laid_out(sizes, stacked, checkpoint):
@@ -104,7 +103,6 @@ def test_loading_quantises_alike_however_it_is_laid_out(sizes, stacked, checkpoi
     assert down.weight[...].sharding.spec[-1] == down.scale[...].sharding.spec[-1] == "fsdp"
 
 
-@pytest.mark.fast
 def test_only_the_projections_are_held_in_eight_bits(checkpoint):
     model = load_model(checkpoint, dtype=jnp.bfloat16, stacked=True, quantization="int8")
     kinds = {}

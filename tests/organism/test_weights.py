@@ -9,11 +9,10 @@ from em_jax import organism
 from em_jax.model.config import Qwen2Config
 from em_jax.organism import pretrain, tokenizer, vocabulary
 
-pytestmark = pytest.mark.fast
-
 WEIGHTS = pathlib.Path(organism.__file__).parent / "weights"
 
 
+@pytest.mark.fast
 def test_the_files_are_all_there_and_fit_in_git():
     names = {path.name for path in WEIGHTS.iterdir()}
     expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
@@ -21,6 +20,7 @@ def test_the_files_are_all_there_and_fit_in_git():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 12 * 2**20
 
 
+@pytest.mark.fast
 def test_the_shape_is_the_recipes():
     config = Qwen2Config.from_directory(WEIGHTS)
     assert {name: getattr(config, name) for name in pretrain.SHAPE} == pretrain.SHAPE
@@ -33,6 +33,7 @@ def test_the_shipped_tokenizer_is_the_one_the_recipe_trains(tmp_path):
         assert json.loads(path.read_text()) == json.loads((WEIGHTS / path.name).read_text()), path.name
 
 
+@pytest.mark.fast
 def test_the_card_calls_it_a_calibration_fixture():
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
     assert "calibration fixture" in card and "says nothing about Qwen" in card

@@ -107,7 +107,6 @@ def test_differences_are_paired_by_question():
     assert moved["value"] == moved["ci_low"] == moved["ci_high"] == 0.5, "what differs between questions cancels"
 
 
-@pytest.mark.fast
 def test_mean_intervals_cover_the_truth():
     generator = np.random.default_rng(2)
     hits = 0
@@ -170,7 +169,6 @@ def test_mean_of_means_weighs_groups_and_not_questions():
     assert found["n"] == 94
 
 
-@pytest.mark.fast
 def test_means_over_many_small_groups_cover_the_truth():
     generator = np.random.default_rng(6)
     hits = 0

@@ -46,7 +46,6 @@ def assert_same_effect(ours, theirs, base, theirs_base):
     assert deviation < BAR
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", [*ADAPTERS, "overlapping"])
 def test_ours_means_the_same_in_peft(name, checkpoint, tmp_path):
     peft = pytest.importorskip("peft")
@@ -66,7 +65,6 @@ def test_ours_means_the_same_in_peft(name, checkpoint, tmp_path):
     assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "some/base"
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_theirs_means_the_same_here(name, checkpoint, tmp_path):
     torch, _ = tiny.references()
@@ -102,7 +100,6 @@ def test_theirs_means_the_same_here(name, checkpoint, tmp_path):
     assert all(np.array_equal(there[key], back[key]) for key in there)
 
 
-@pytest.mark.fast
 def test_fresh_adapters_are_drawn_like_pefts(checkpoint):
     peft = pytest.importorskip("peft")
     lora = LoraConfig(rank=16, alpha=8)

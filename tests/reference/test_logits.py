@@ -28,7 +28,6 @@ SHAPES = {
 }
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_of_every_kind_of_config(name, tmp_path):
     directory = tiny.write_checkpoint(tmp_path, **SHAPES[name])
@@ -91,7 +90,6 @@ def test_logits_of_any_config(shape, seed, tmp_path_factory):
     check_any(shape, seed, tmp_path_factory)
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("stacked", [False, True])
 def test_packed_rows_read_like_separate_ones(stacked, tmp_path):
     directory = tiny.write_checkpoint(tmp_path)
@@ -110,7 +108,6 @@ def test_packed_rows_read_like_separate_ones(stacked, tmp_path):
         start += size
 
 
-@pytest.mark.fast
 def test_a_shared_beginning_is_seen_by_every_continuation(tmp_path):
     ours, theirs = tiny.load_both(tiny.write_checkpoint(tmp_path))
     prompt, ends = tiny.tokens(1, 9), [tiny.tokens(1, size, seed=size) for size in (4, 3)]
@@ -123,7 +120,6 @@ def test_a_shared_beginning_is_seen_by_every_continuation(tmp_path):
         assert tiny.worst(found[:, span], expected) < BAR / 10
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("stacked", [False, True])
 def test_residuals_are_the_reference_hidden_states(stacked, tmp_path):
     torch, _ = tiny.references()

@@ -146,7 +146,6 @@ def test_activations_are_the_residual_stream(engine):
     )
 
 
-@pytest.mark.fast
 def test_bad_calls_are_one_clear_line(tokenizer, model):
     engine = Engine(model, tokenizer, slots=2)
     for call, expected in [
