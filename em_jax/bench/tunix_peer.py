@@ -79,7 +79,7 @@ class Tunix:
         base = params.create_model_from_safe_tensors(str(work.directory), shape, dtype=dtype)
         # qwix scales by alpha / rank.
         lora = qwix.LoraProvider(module_path=".*(" + "|".join(TARGETS) + ")", rank=RANK, alpha=SCALE * RANK)
-        self.model = qwix.apply_lora_to_model(base, lora, **base.get_model_input())
+        self.model = qwix.apply_lora_to_model(base, lora, **base.get_model_input(), rngs=nnx.Rngs(0))
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
         trainer = peft_trainer.PeftTrainer(
             self.model, optimizer, peft_trainer.TrainingConfig(eval_every_n_steps=1 << 30)
