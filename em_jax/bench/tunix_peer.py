@@ -99,10 +99,14 @@ class Tunix:
         self._sampler = None
 
     def prepare(self, steps: Sequence[int]) -> None:
-        """Compiles the step for the lengths of these `steps`, each of which would else fall into a round."""
+        """Compiles the step for the lengths of these `steps`, each of which would else fall into a round.
+
+        The first is done twice: what a step gives back is, to jit, not quite what it was given at first.
+        """
         states = [(self.model, nnx.LoRAParam), (self._trainer.optimizer, nnx.OptState)]
         before = [jax.tree.map(jnp.copy, nnx.state(*state)) for state in states]
-        for step in {padded(self.work.steps[step])[0].shape: step for step in steps}.values():
+        lengths = list({padded(self.work.steps[step])[0].shape: step for step in steps}.values())
+        for step in (lengths[0], *lengths):
             self.train(step)
         for (owner, _), state in zip(states, before, strict=True):
             nnx.update(owner, state)
