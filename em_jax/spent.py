@@ -2,7 +2,8 @@
 
 The kinds never overlap, so they and the rest make the whole. The device is busy nearly all the time that the host waits
 for it; beside the host's own work it may be busy with what was dispatched before. So its idle time is at most what is
-not waiting. On a CPU, which is both, small programs run where they are dispatched and count as the host's.
+not waiting. On a CPU, which is host and device in one, a program may run where it is dispatched and is the host's
+work then. Tracing is the host's work.
 """
 
 import contextlib

@@ -18,6 +18,7 @@ from em_jax.commands import Parser, command
 from em_jax.errors import UsageError
 
 WHAT = ("train", "decode")
+PEERS = ("transformers", "tunix")
 PLANNED = 64
 """Steps the layout is planned for, whatever the rounds: a run has hundreds, and is worth a few shapes to compile."""
 DECODING_ROWS = 64
@@ -60,11 +61,11 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
 
     ours, theirs = Ours(work), None
     if against:
-        from em_jax.bench.transformers_peer import Transformers
-
-        theirs = Transformers(work)
+        theirs = _peer(against)(work)
     results: dict[str, Any] = {}
     if "train" in what:
+        if hasattr(theirs, "prepare"):
+            theirs.prepare(range(rounds + 1))
         losses: dict[str, list[float]] = {"ours": [], "theirs": []}
 
         def train(peer: Any, name: str):
@@ -103,6 +104,16 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
     return results
 
 
+def _peer(name: str) -> type:
+    if name == "tunix":
+        from em_jax.bench.tunix_peer import Tunix
+
+        return Tunix
+    from em_jax.bench.transformers_peer import Transformers
+
+    return Transformers
+
+
 def _against_peaks(results: dict[str, Any], work: Any, peaks: Any) -> None:
     """Adds ours as a share of what the device could do at most, to the work that was measured."""
     from em_jax.bench import device
@@ -122,16 +133,21 @@ def _against_peaks(results: dict[str, Any], work: Any, peaks: Any) -> None:
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
+    from em_jax.model.remat import KEPT
+
     parser = Parser(
         prog="python -m em_jax.bench",
         description="LoRA training and decoding speed, paired with a peer in the same call: rounds alternate, medians "
         "are printed, both have all cores. Rows have the lengths of real insecure-code rows (mean 244 tokens, 44%% of "
-        "them response), the peer pads them two by two as the published recipe does.",
+        "them response); transformers pads them two by two as the published recipe does, tunix all 16 of a step.",
     )
-    parser.add_argument("--against", metavar="PEER", default="", help="transformers, or nothing: only ours")
+    parser.add_argument("--against", metavar="PEER", default="", help="transformers or tunix (default: only ours)")
     parser.add_argument("--shape", metavar="NAME", default="", help="random weights of this shape (default organism)")
     parser.add_argument("--model", metavar="DIR", default="", help="a checkpoint instead of a shape")
     parser.add_argument("--rows", metavar="FILE", default="", help="train on these rows (JSONL; needs --model)")
+    parser.add_argument(
+        "--remat", metavar="POLICY", default="", help="of ours: none (on a CPU), selective (elsewhere), ..."
+    )
     parser.add_argument("--what", metavar="LIST", default="train,decode", help="train, decode or both")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds counted, after one to warm up")
     parser.add_argument("--new_tokens", metavar="N", type=int, default=64, help="tokens drawn per answer")
@@ -141,10 +157,12 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
-    if flags.against not in ("", "transformers"):
-        raise UsageError(f"--against: expected transformers, found {flags.against!r}")
+    if flags.against not in ("", *PEERS):
+        raise UsageError(f"--against: expected {' or '.join(PEERS)}, found {flags.against!r}")
     if not flags.what or set(flags.what.split(",")) - set(WHAT):
         raise UsageError(f"--what: expected some of {', '.join(WHAT)} with commas, found {flags.what!r}")
+    if flags.remat not in ("", "none", *KEPT):
+        raise UsageError(f"--remat: expected none, {', '.join(KEPT)}, found {flags.remat!r}")
     if flags.shape and flags.model:
         raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
     if flags.quick:
@@ -181,7 +199,7 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
             config = Qwen2Config.from_directory(directory)
         steps = workload.synthetic_steps(max(flags.rounds + 1, PLANNED), config.vocab_size)
         prompts = workload.synthetic_prompts(DECODING_ROWS, config.vocab_size)
-        work = workload.Workload(config, directory, steps, prompts, flags.new_tokens)
+        work = workload.Workload(config, directory, steps, prompts, flags.new_tokens, flags.remat)
         yield dataclasses.replace(work, steps=_steps_of_rows(flags, directory)) if flags.rows else work
 
 

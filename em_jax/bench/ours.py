@@ -55,7 +55,7 @@ class Trainer:
         self.examples = [example for step in work.steps for example in step]
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
         self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=pass_overhead())
-        self.remat = "none" if jax.default_backend() == "cpu" else "selective"
+        self.remat = work.remat or ("none" if jax.default_backend() == "cpu" else "selective")
         self.optimizer = make_optimizer(TrainConfig(), 1000)
         factors = jax.tree.map(lambda x: x.copy(), adapter.factors)
         self.state = TrainState(factors, self.optimizer.init(factors))

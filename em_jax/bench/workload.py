@@ -30,7 +30,8 @@ class Workload:
     """A model, and the work: `steps` of 16 examples each, `prompts` of token ids, `new_tokens` per answer.
 
     The weights are those of the checkpoint in `directory`, or random ones made on the device where there is none. Every
-    answer runs to its full length (nothing stops it), so peers draw the same number of tokens.
+    answer runs to its full length (nothing stops it), so peers draw the same number of tokens. `remat` is what ours
+    computes again in training (model/remat.py; "" for nothing on a CPU, "selective" elsewhere).
     """
 
     config: Qwen2Config
@@ -38,6 +39,7 @@ class Workload:
     steps: Sequence[Sequence[Example]]
     prompts: Sequence[Sequence[int]]
     new_tokens: int
+    remat: str = ""
 
 
 class Decoded:

@@ -6,12 +6,11 @@ more a number, slow ones. What an adapter makes of its inputs is R numbers a tok
 of the projection costs. The numbers a layer keeps for each token, and the matmuls that are then computed again:
 
     none         whatever the derivatives ask for, float32 in norms, rotation and SwiGLU among it; nothing
-    elementwise  D + 3NH + 2KH + 2F; nothing (norms, rotation, SwiGLU and masks are computed again)
-    selective    D + 3NH + 2KH; gate and up
+    elementwise  2D + 2NH + 2KH + 2F; nothing (norms, rotation, SwiGLU and masks are computed again)
+    selective    2D + 2NH + 2KH; gate and up
     full         D, the layer's input; all but down
 
-(taking D for NH where o_proj's result is meant; R numbers for each adapted projection, and the logarithm of each
-head's softmax, come on top.)
+Of elementwise and selective, R numbers for each projection and the logarithm of each head's softmax come on top.
 """
 
 from collections.abc import Callable

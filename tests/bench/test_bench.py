@@ -1,11 +1,12 @@
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from em_jax.bench import __main__ as bench
-from em_jax.bench import device, workload
+from em_jax.bench import device, tunix_peer, workload
 from em_jax.bench.paired import paired
 from em_jax.commands import command
 from em_jax.config import Config, replace
@@ -13,7 +14,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.weights import random_model, save_model
 from em_jax.plan.flops import work_of
 from em_jax.plan.programs import Shapes
-from em_jax.train.batches import Shape
+from em_jax.train.batches import Example, Shape
 
 
 @pytest.fixture
@@ -44,10 +45,11 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
-def test_json_is_one_object_with_paired_figures_of_the_same_work(checkpoint, small, capsys):
-    pytest.importorskip("peft")
+@pytest.mark.parametrize("peer, package", [("transformers", "peft"), ("tunix", "tunix")])
+def test_json_is_one_object_with_paired_figures_of_the_same_work(peer, package, checkpoint, small, capsys):
+    pytest.importorskip(package)
     status, out, err = run(
-        capsys, "--against", "transformers", "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--json"
+        capsys, "--against", peer, "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--json"
     )
     assert status == 0, err
     found = json.loads(out)
@@ -56,6 +58,22 @@ def test_json_is_one_object_with_paired_figures_of_the_same_work(checkpoint, sma
         assert row["ours_tokens_per_s"] > 0 and row["theirs_tokens_per_s"] > 0
         np.testing.assert_allclose(row["ratio"], row["ours_tokens_per_s"] / row["theirs_tokens_per_s"], rtol=0.02)
     assert found["train"]["loss_gap"] < 1e-4
+
+
+@pytest.mark.fast
+def test_a_peer_that_is_not_installed_is_one_line(checkpoint, small, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for peer, wanted in (("tunix", "pip install google-tunix"), ("transformers", "the extra 'test'")):
+        status, out, err = run(capsys, "--against", peer, "--model", checkpoint, "--rounds", "1")
+        assert status == 1 and out == "" and wanted in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.fast
+def test_rows_for_tunix_are_padded_together():
+    ids, mask = tunix_peer.padded([Example([5] * 100, [False] * 60 + [True] * 40), Example([7] * 130, [True] * 130)])
+    assert ids.shape == mask.shape == (2, 256) and mask.sum() == 170
+    assert (ids[0] == [5] * 100 + [tunix_peer.PAD] * 156).all() and not mask[0, :60].any() and mask[0, 60:100].all()
 
 
 def test_without_a_peer_only_our_figures_are_given(checkpoint, small, capsys):
@@ -127,7 +145,8 @@ def test_synthetic_rows_have_the_lengths_they_claim():
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        (["--against", "torch"], ["--against", "transformers"]),
+        (["--against", "torch"], ["--against", "transformers", "tunix"]),
+        (["--remat", "half"], ["--remat", "selective", "'half'"]),
         (["--what", "training"], ["train, decode"]),
         (["--shape", "tiny"], ["organism", "'tiny'"]),
         (["--shape", "organism", "--model", "x"], ["exclude"]),
