@@ -1,6 +1,8 @@
 """Hostile checkpoints and adapters: configs, safetensors headers, indexes, tokenizers and chat templates."""
 
+import gc
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.stored import INDEX, SINGLE, open_checkpoint
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model, random_model, save_model
+from em_jax.template import ChatTemplate
 
 BASE = Qwen2Config.from_dict(tiny.SHAPE)
 HEADER = {
@@ -144,6 +147,91 @@ def test_tokenizer_files(cases, tmp_path):
                 (tmp_path / name).unlink()
 
     assert len(attempt("tokenizer files", cases, st.one_of(kinds), tmp_path, act)) == 2
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "words": "{{ lipsum(n=10**9) }}",
+}
+LARGE = {
+    "a constant": "{{ 'x' * 10**11 }}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a filter": "{{ 'x' | center(10**11) }}",
+    "a long text": "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "nesting": "{{ " + "[" * 100_000 + "]" * 100_000 + " }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "python": "{{ cycler.__init__.__globals__ }}",
+    "a name of python's": "{% set n = namespace(__class__=1) %}",
+}
+
+
+@pytest.mark.parametrize("template", [*LARGE.values(), *ENDLESS.values()], ids=[*LARGE, *ENDLESS])
+def test_a_template_that_never_ends_or_fills_the_memory_is_refused(template, tmp_path):
+    chat = [{"role": "user", "content": "Hi"}]
+    kept = ChatTemplate("{% if messages[0].content == 'Hi' %}" + template + "{% else %}well{% endif %}", {})
+    ended = attempt("templates", 1, st.just(chat), tmp_path, lambda chat: kept.render(chat, generation_prompt=True))
+    assert ended == {"refused": 1}
+    if template in ENDLESS.values():
+        # What it did to one chat is no matter for the next.
+        assert kept.render([{"role": "user", "content": "x"}], generation_prompt=False) == "well"
+        with pytest.raises(UserError, match="did not end within 3 s"):
+            kept.render(chat, generation_prompt=False)
+
+
+def test_a_template_sees_no_key_and_its_process_ends_with_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "planted")
+    kept = ChatTemplate("x", {})
+    assert kept.render([{"role": "user", "content": "Hi"}], generation_prompt=True) == "x"
+    process = kept._process
+    assert b"planted" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    del kept
+    gc.collect()
+    assert process.returncode == 0
+
+
+def _with_step(tmp_path, kind, step):
+    write_byte_level(tmp_path, generation={"eos_token_id": 258})
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields[kind] = step
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    return ChatTokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern, text",
+    [
+        ("(a+)+$", "a" * 40 + "b"),
+        pytest.param(r"(?=(a*a*b))", "a" * 60_000, marks=pytest.mark.long),
+        pytest.param(r"(?:(?:a|b)*c|)(?<=(?:d|e))", "ab" * 40_000, marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pre_tokenizer", "normalizer"])
+def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused_or_ends(pattern, text, kind, tmp_path):
+    step = {"pattern": {"Regex": pattern}}
+    step |= {"type": "Replace", "content": ""} if kind == "normalizer" else SPLIT
+    tokenizer = _with_step(tmp_path, kind, step)
+    ended = attempt("tokenizers' patterns", 1, st.just(text), tmp_path, tokenizer.encode)
+    assert ended == {"refused": 1} or len(text) > 100
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+DOUBLE = {"type": "Replace", "pattern": {"String": "i"}, "content": "ii"}
+
+
+@pytest.mark.parametrize(
+    "kind, step",
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [DOUBLE] * 40}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 100}),
+        ("normalizer", {"type": "Prepend", "prepend": "x" * 100_000}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+        ("decoder", {"type": "Sequence", "decoders": [DOUBLE] * 40}),
+        ("decoder", {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
+    ],
+)
+def test_a_tokenizer_that_makes_a_text_many_times_longer_is_refused(kind, step, tmp_path):
+    assert attempt("growth", 1, st.just(None), tmp_path, lambda _: _with_step(tmp_path, kind, step)) == {"refused": 1}
 
 
 def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path):
