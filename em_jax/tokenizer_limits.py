@@ -6,6 +6,7 @@ pre-tokenizer's and its normalizer's; and each step of a normalizer may make the
 
 import math
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from em_jax.jsonfile import read_object
 
 MOST_GROWTH = 16
 """Times that all steps together may make a text longer."""
-SECONDS, CHARACTERS = 4.0, 100_000
+SECONDS, CHARACTERS = 3.0, 1_000_000
 """One text may take so long, and as long again for each so many characters of it."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; others than these and Replace do not."""
@@ -35,6 +36,9 @@ def check(directory: pathlib.Path) -> None:
                     f"{path}: {' and '.join(kinds)} may make a text {growth:.3g} times longer, expected at most "
                     f"{MOST_GROWTH} times; give the model's own tokenizer"
                 )
+            for step in (step for kind in kinds for step in _steps(fields.get(kind))):
+                if _explodes(_pattern(step)[0] if _pattern(step)[1] else ""):
+                    raise UserError(f"{path}: {_pattern(step)[0]!r} could take for ever to match: {EXPECTED}")
         # A decoder works with Python's lock held, where no deadline can be kept.
         if any(_pattern(step)[1] for step in _steps(fields.get("decoder"))):
             raise UserError(f"{path}: a decoder with a regular expression is not supported")
@@ -89,6 +93,17 @@ def _pattern(step: dict[str, Any]) -> tuple[str, bool]:
     if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
         return pattern["Regex"], True
     return (pattern.get("String") if isinstance(pattern, dict) else None) or "", False
+
+
+def _explodes(pattern: str) -> bool:
+    """Whether a group is repeated that can match one text in several ways, as in (a+)+."""
+    plain = re.sub(r"\[(\\.|[^\]\\])+\]", "x", re.sub(r"\\[^\[\]]", "x", pattern))
+    while group := re.search(r"\(([^()]*)\)([*+{]?)", plain):
+        several = re.search(r"[*+|]|(?!^)\?|\{\d*,", group[1])
+        if several and group[2]:
+            return True
+        plain = plain[: group.start()] + ("x*" if several else "x") + group[2] + plain[group.end() :]
+    return False
 
 
 def _growth(step: dict[str, Any]) -> float:
