@@ -19,6 +19,8 @@ MOST_GROWTH = 16
 """Times that all steps together may make a text longer."""
 SECONDS, CHARACTERS = 3.0, 1_000_000
 """One text may take so long, and as long again for each so many characters of it."""
+SHORT = 100
+"""Characters of a text on which every pattern that does not explode comes to its end at once."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; others than these and Replace do not."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"
@@ -57,22 +59,32 @@ def within_reason(call: Callable[[], Result], characters: int) -> Result:
         except BaseException as error:  # a panic of the library's is no Exception
             ended.append((None, error))
 
-    thread = threading.Thread(target=work, daemon=True)
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    # By the processor's time as well: a process that was stopped for a while has lost nothing.
+    if characters <= SHORT:
+        work()
+    else:
+        _in_a_thread(work, seconds)
+    if not ended:
+        raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
+    result, error = ended[0]
+    if error is not None and not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
+        raise UserError(f"the tokenizer gave up ({str(error)[:200]}): {EXPECTED}") from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _in_a_thread(work: Callable[[], None], seconds: float) -> None:
+    """Waits for work() until it ends or has taken so long, by the clock and by the processor's time.
+
+    By both, as a process that was stopped for a while has lost nothing.
+    """
+    thread = threading.Thread(target=work, daemon=True)
     began, worked = time.monotonic(), time.process_time()
     thread.start()
     thread.join(seconds)
     while thread.is_alive() and min(time.monotonic() - began, time.process_time() - worked) < seconds:
         thread.join(0.1)
-    if not ended:
-        raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
-    result, error = ended[0]
-    if error is not None and not isinstance(error, Exception):
-        raise UserError(f"the tokenizer gave up ({str(error)[:200]}): {EXPECTED}") from None
-    if error is not None:
-        raise error
-    return result
 
 
 def _steps(value: Any) -> Iterator[dict[str, Any]]:

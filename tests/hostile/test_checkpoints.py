@@ -217,6 +217,21 @@ def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind
     assert attempt("tokenizers' patterns", 1, st.just(text), tmp_path, act) == {"refused": 1}
 
 
+def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_none_of_its():
+    class Panic(BaseException):
+        pass
+
+    def end(error):
+        raise error
+
+    for characters in (1, 1_000):
+        with pytest.raises(UserError, match="gave up .retry-limit"):
+            tokenizer_limits.within_reason(lambda: end(Panic("retry-limit")), characters)
+        for error in (KeyboardInterrupt, ValueError):
+            with pytest.raises(error):
+                tokenizer_limits.within_reason(lambda error=error: end(error()), characters)
+
+
 @pytest.mark.parametrize(
     "pattern, explodes",
     [
