@@ -166,17 +166,27 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("template", [*LARGE.values(), *ENDLESS.values()], ids=[*LARGE, *ENDLESS])
+HARD = [pytest.param(template, id=name) for name, template in (LARGE | ENDLESS).items()]
+HARD[-1] = pytest.param(*HARD[-1].values, id=HARD[-1].id, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("template", HARD)
 def test_a_template_that_never_ends_or_fills_the_memory_is_refused(template, tmp_path):
-    chat = [{"role": "user", "content": "Hi"}]
     kept = ChatTemplate("{% if messages[0].content == 'Hi' %}" + template + "{% else %}well{% endif %}", {})
-    ended = attempt("templates", 1, st.just(chat), tmp_path, lambda chat: kept.render(chat, generation_prompt=True))
-    assert ended == {"refused": 1}
-    if template in ENDLESS.values():
+    said = []
+
+    def act(text):
+        try:
+            return kept.render([{"role": "user", "content": text}], generation_prompt=True)
+        except UserError as error:
+            said.append(str(error))
+            raise
+
+    assert attempt("templates", 1, st.just("Hi"), tmp_path, act) == {"refused": 1}
+    assert (template in ENDLESS.values()) == ("did not end within 3 s" in said[0])
+    if template != LARGE["nesting"]:  # which is no template at all
         # What it did to one chat is no matter for the next.
-        assert kept.render([{"role": "user", "content": "x"}], generation_prompt=False) == "well"
-        with pytest.raises(UserError, match="did not end within 3 s"):
-            kept.render(chat, generation_prompt=False)
+        assert act("x") == "well"
 
 
 def test_a_template_sees_no_key_and_its_process_ends_with_it(monkeypatch):
@@ -206,7 +216,7 @@ def _with_step(tmp_path, kind, step):
         pytest.param("a*[^a]", "a" * 200_000, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("kind", ["pre_tokenizer", "normalizer"])
+@pytest.mark.parametrize("kind", ["pre_tokenizer", pytest.param("normalizer", marks=pytest.mark.long)])
 def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind, tmp_path):
     step = {"pattern": {"Regex": pattern}}
     step |= {"type": "Replace", "content": ""} if kind == "normalizer" else SPLIT
