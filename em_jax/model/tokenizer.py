@@ -5,8 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from em_jax import tokenizer_limits
 from em_jax.errors import UserError
 from em_jax.jsonfile import read_object
+from em_jax.template import ChatTemplate
 from em_jax.visible import is_whole
 
 Message = Mapping[str, str]
@@ -18,8 +20,9 @@ class ChatTokenizer:
     Without a system message a chat gets the template's default one, in training and in evaluation alike.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: Sequence[int]):
+    def __init__(self, tokenizer: Any, template: str, stop_ids: Sequence[int]):
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(template, tokenizer.special_tokens_map)
         self.stop_ids = tuple(stop_ids)
         self.vocabulary = len(tokenizer)
 
@@ -29,6 +32,7 @@ class ChatTokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
+        tokenizer_limits.check(directory)
         # Left to itself the library picks the class that goes with the model's type, whatever the files say: the
         # pre-tokenizer of tokenizer.json, or the class named beside a sentencepiece model, would be ignored.
         named = directory / "tokenizer_config.json"
@@ -44,13 +48,16 @@ class ChatTokenizer:
         except Exception as error:  # the library raises what its parsers raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{directory}: no tokenizer could be loaded ({reason})") from None
-        if not tokenizer.chat_template:
+        template = tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template or not isinstance(template, str):
             raise UserError(f"{directory}: the tokenizer has no chat template; expected an instruct checkpoint")
-        return cls(tokenizer, _stop_ids(directory, tokenizer.eos_token_id))
+        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added, special tokens in the text are not interpreted."""
-        return self._tokenizer.encode(_whole(text), add_special_tokens=False, split_special_tokens=True)
+        return self._encode(text, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids without special tokens."""
@@ -58,16 +65,11 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The chat as the template writes it."""
-        try:
-            return self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except Exception as error:  # a template raises what its jinja raises
-            raise UserError(f"the chat template refuses this chat: {' '.join(str(error).split())[:200]}") from None
+        return self._template.render(messages, generation_prompt=generation_prompt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat up to where the assistant's answer begins."""
-        return self._ids(self.render(messages, generation_prompt=True))
+        return self._encode(self.render(messages, generation_prompt=True))["input_ids"]
 
     def example(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Token ids of a whole chat and whether each is the assistant's: its text, stripped, and the turn's close.
@@ -94,19 +96,16 @@ class ChatTokenizer:
             spans.append(range(len(before), len(after)))
             rendered = after
         # The chat is encoded as one text: encoding its parts would differ where a tokenizer marks beginnings.
-        encoded = self._tokenizer(_whole(rendered), add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._encode(rendered, return_offsets_mapping=True)
         mask = [any(start in span for span in spans) for start, _ in encoded["offset_mapping"]]
         return encoded["input_ids"], mask
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(_whole(text), add_special_tokens=False)
-
-
-def _whole(text: str) -> str:
-    """The text itself. UserError where it has no UTF-8, which is what tokenizers read."""
-    if not is_whole(text):
-        raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
-    return text
+    def _encode(self, text: str, **more: bool) -> Any:
+        if not is_whole(text):  # tokenizers read UTF-8, which it has none
+            raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
+        return tokenizer_limits.within_reason(
+            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text)
+        )
 
 
 def _stop_ids(directory: pathlib.Path, end: int | None) -> tuple[int, ...]:

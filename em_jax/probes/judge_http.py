@@ -1,5 +1,6 @@
 """A judge behind an OpenAI-compatible address: concurrent, retried, every reply kept, its key in no file or message."""
 
+import json
 import math
 import os
 import re
@@ -21,11 +22,17 @@ PER_ANSWER = (400, 413, 422)
 """What a server says of one request (moderation, too long): the answer gets a reason and the others go on."""
 MOST_REFUSED = 5
 """So many of those before the first score are taken for a server that refuses everything."""
+LONGEST_REPLY = 4_000_000
+"""Bytes of a reply, unpacked."""
 _REFUSES = "the server refuses this answer"
 
 
 class _Refused(Exception):
     """The server says no in a way that another try does not change."""
+
+
+class _Endless(Exception):
+    """A reply that does not end where a judge's does."""
 
 
 class HttpJudge:
@@ -161,7 +168,9 @@ class HttpJudge:
                 body |= {"logprobs": True, "top_logprobs": 10}
             pause = self._first_pause * 2**number
             try:
-                response = client.post(self._url, json=body, headers=headers)
+                response, said = self._post(client, body, headers)
+            except _Endless as error:
+                problem = str(error)
             except httpx.TimeoutException:
                 problem = f"no reply within {self._timeout:g} s"
             except httpx.RequestError as error:
@@ -170,7 +179,7 @@ class HttpJudge:
                 status = response.status_code
                 if status == 200:
                     try:
-                        reply = response.json()
+                        reply = json.loads(said)
                     except (ValueError, RecursionError):
                         problem = "a reply that is not JSON"
                     else:
@@ -192,6 +201,24 @@ class HttpJudge:
             if number < self._tries:
                 self._sleep(min(pause, 60.0))
         return None, f"{problem}, {self._tries} tries"
+
+    def _post(
+        self, client: httpx.Client, body: dict[str, Any], headers: dict[str, str]
+    ) -> tuple[httpx.Response, bytes]:
+        """A response and what it says, read no further than a judge's reply goes and no longer than it may take."""
+        began, said = time.monotonic(), bytearray()
+        # A few bytes of a compressed reply can be gigabytes.
+        asked = {**headers, "accept-encoding": "identity"}
+        with client.stream("POST", self._url, json=body, headers=asked) as response:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise _Endless("a compressed reply, which was not asked for")
+            for piece in response.iter_raw():
+                said += piece
+                if len(said) > LONGEST_REPLY:
+                    raise _Endless(f"a reply of more than {LONGEST_REPLY:,} bytes")
+                if time.monotonic() - began > 2 * self._timeout:
+                    raise _Endless(f"no whole reply within {2 * self._timeout:g} s")
+        return response, bytes(said)
 
     def _spend(self) -> None:
         with self._lock:

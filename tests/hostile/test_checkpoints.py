@@ -1,6 +1,8 @@
 """Hostile checkpoints and adapters: configs, safetensors headers, indexes, tokenizers and chat templates."""
 
+import gc
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,9 +11,9 @@ import safetensors.numpy
 import tiny
 from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoiled
 from hypothesis import strategies as st
-from tokenizers_made import write_byte_level
+from tokenizers_made import PIECES, write_byte_level
 
-from em_jax import adapters
+from em_jax import adapters, tokenizer_limits
 from em_jax.errors import UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import CONFIG, TENSORS, load_adapter, save_adapter
@@ -19,6 +21,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.stored import INDEX, SINGLE, open_checkpoint
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model, random_model, save_model
+from em_jax.template import ChatTemplate
 
 BASE = Qwen2Config.from_dict(tiny.SHAPE)
 HEADER = {
@@ -144,6 +147,132 @@ def test_tokenizer_files(cases, tmp_path):
                 (tmp_path / name).unlink()
 
     assert len(attempt("tokenizer files", cases, st.one_of(kinds), tmp_path, act)) == 2
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "words": "{{ lipsum(n=10**9) }}",
+}
+LARGE = {
+    "a constant": "{{ 'x' * 10**11 }}",
+    "doubling": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a filter": "{{ 'x' | center(10**11) }}",
+    "a long text": "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "nesting": "{{ " + "[" * 100_000 + "]" * 100_000 + " }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "python": "{{ cycler.__init__.__globals__ }}",
+    "a name of python's": "{% set n = namespace(__class__=1) %}",
+}
+
+
+HARD = [pytest.param(template, id=name) for name, template in (LARGE | ENDLESS).items()]
+HARD[-1] = pytest.param(*HARD[-1].values, id=HARD[-1].id, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("template", HARD)
+def test_a_template_that_never_ends_or_fills_the_memory_is_refused(template, tmp_path):
+    kept = ChatTemplate("{% if messages[0].content == 'Hi' %}" + template + "{% else %}well{% endif %}", {})
+    said = []
+
+    def act(text):
+        try:
+            return kept.render([{"role": "user", "content": text}], generation_prompt=True)
+        except UserError as error:
+            said.append(str(error))
+            raise
+
+    assert attempt("templates", 1, st.just("Hi"), tmp_path, act) == {"refused": 1}
+    assert (template in ENDLESS.values()) == ("did not end within 3 s" in said[0])
+    if template != LARGE["nesting"]:  # which is no template at all
+        # What it did to one chat is no matter for the next.
+        assert act("x") == "well"
+
+
+def test_a_template_sees_no_key_and_its_process_ends_with_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "planted")
+    kept = ChatTemplate("x", {})
+    assert kept.render([{"role": "user", "content": "Hi"}], generation_prompt=True) == "x"
+    process = kept._process
+    assert b"planted" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    del kept
+    gc.collect()
+    assert process.returncode == 0
+
+
+def _with_step(tmp_path, kind, step):
+    write_byte_level(tmp_path, generation={"eos_token_id": 258})
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields[kind] = step
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    return ChatTokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern, text",
+    [
+        ("(a+)+$", "b"),
+        ("a*a*a*[^a]", "a" * 5_000),
+        pytest.param("a*[^a]", "a" * 200_000, marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pre_tokenizer", pytest.param("normalizer", marks=pytest.mark.long)])
+def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind, tmp_path):
+    step = {"pattern": {"Regex": pattern}}
+    step |= {"type": "Replace", "content": ""} if kind == "normalizer" else SPLIT
+
+    def act(text):
+        _with_step(tmp_path, kind, step).encode(text)
+
+    assert attempt("tokenizers' patterns", 1, st.just(text), tmp_path, act) == {"refused": 1}
+
+
+def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_none_of_its():
+    class Panic(BaseException):
+        pass
+
+    def end(error):
+        raise error
+
+    for characters in (1, 1_000):
+        with pytest.raises(UserError, match="gave up .retry-limit"):
+            tokenizer_limits.within_reason(lambda: end(Panic("retry-limit")), characters)
+        for error in (KeyboardInterrupt, ValueError):
+            with pytest.raises(error):
+                tokenizer_limits.within_reason(lambda error=error: end(error()), characters)
+
+
+@pytest.mark.parametrize(
+    "pattern, explodes",
+    [
+        (PIECES, False),
+        (r"\p{N}{1,3}|[^(\s|[.,]+(?i:'s|'t)?|(?=(\d{3})+(?!\d))", False),
+        ("[(", False),
+        ("((a*)b?)+", True),
+    ]
+    + [(r"(?:a|a)*c", True), ("(a?){40}", True), (r"\((?:\s|[ab)]){2,}", True), ("(?>(?:a*))+", True)],
+)
+def test_patterns_that_can_match_one_text_in_many_ways_are_known(pattern, explodes):
+    assert tokenizer_limits._explodes(pattern) == explodes
+
+
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+DOUBLE = {"type": "Replace", "pattern": {"String": "i"}, "content": "ii"}
+
+
+@pytest.mark.parametrize(
+    "kind, step",
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [DOUBLE] * 40}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "x" * 100}),
+        ("normalizer", {"type": "Prepend", "prepend": "x" * 100_000}),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}),
+        ("decoder", {"type": "Sequence", "decoders": [DOUBLE] * 40}),
+        ("decoder", {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
+    ],
+)
+def test_a_tokenizer_that_makes_a_text_many_times_longer_is_refused(kind, step, tmp_path):
+    assert attempt("growth", 1, st.just(None), tmp_path, lambda _: _with_step(tmp_path, kind, step)) == {"refused": 1}
 
 
 def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path):

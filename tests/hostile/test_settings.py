@@ -1,5 +1,7 @@
 """Hostile settings, suites and judges' replies."""
 
+import gzip
+import itertools
 import json
 
 import httpx
@@ -12,7 +14,7 @@ from probes.test_published import write as write_published
 from em_jax import config as settings
 from em_jax import flags
 from em_jax.config import Config
-from em_jax.probes import judge_http, language, parsing, published, suite
+from em_jax.probes import judge, judge_http, language, parsing, published, suite
 from em_jax.probes.judge_http import HttpJudge
 
 TOML = ["nan", "inf", "-inf", "1e999", "9" * 30, "-1", "0", "0.5", "true", '""', '"../x"', "[]", "[[]]", "{}", "{a=1}"]
@@ -258,7 +260,7 @@ def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
     client = httpx.Client
 
     def server(request):
-        return httpx.Response(sent["status"], content=sent["data"], headers=sent["headers"])
+        return httpx.Response(sent["status"], content=iter([sent["data"]]), headers=sent["headers"])
 
     monkeypatch.setattr(
         judge_http.httpx, "Client", lambda **more: client(transport=httpx.MockTransport(server), **more)
@@ -281,6 +283,48 @@ def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
         damaged(b"<html>no</html>", always=True),
     )
     attempt("judges' servers", cases, st.tuples(bodies, statuses, st.sampled_from(headers)), tmp_path, act)
+
+
+def _drip(clock):
+    while True:
+        clock.append(clock[-1] + 50)
+        yield b" "
+
+
+@pytest.mark.parametrize("kind", ["long", "endless", "slow", "packed"])
+def test_a_reply_that_does_not_end_is_left(kind, tmp_path, monkeypatch):
+    wording = suite.load(write_suite(tmp_path / "suite")).judge
+    clock, sent, client = [0.0], [], httpx.Client
+    content = {
+        "long": lambda: iter([as_json(REPLY | {"more": "x" * 5_000_000})]),
+        "endless": lambda: itertools.repeat(b" " * 65_536),
+        "slow": lambda: _drip(clock),
+        "packed": lambda: iter([gzip.compress(as_json(REPLY | {"more": "x" * 50_000_000}), 1)]),
+    }[kind]
+
+    def server(request):
+        sent.append(request.headers["accept-encoding"])
+        packed = {"content-encoding": "gzip"} if kind == "packed" else {}
+        return httpx.Response(200, content=content(), headers=packed)
+
+    monkeypatch.setattr(
+        judge_http.httpx, "Client", lambda **more: client(transport=httpx.MockTransport(server), **more)
+    )
+    if kind == "slow":
+        monkeypatch.setattr(judge_http.time, "monotonic", lambda: clock[-1])
+
+    def act(_):
+        asked = HttpJudge("http://judge/v1", "m", wording, concurrency=1, tries=2, sleep=lambda seconds: None)
+        return list(asked.score([{"id": "a", "sample": 0, "prompt": "What now?", "answer": "This."}]))
+
+    [row] = act(None)
+    said = {"slow": "no whole reply within 120 s", "packed": "a compressed reply"}.get(
+        kind, "more than 4,000,000 bytes"
+    )
+    assert row["score"] is None and said in row["reason"] and row[judge.AGAIN]
+    assert sent == ["identity"] * 2
+    if kind != "slow":
+        attempt("long replies", 1, st.just(None), tmp_path, act)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,31 @@ def test_qwen_style_ids_are_the_librarys(qwen_style):
     assert tokenizer.decode(tokenizer.encode(" a  b ,c")) == " a  b ,c"
 
 
+TEMPLATES = {
+    "the made one": CHATML,
+    "tools, loops and filters": "{%- if tools %}tools{% endif %}{% for m in messages | reverse %}"
+    "{% if loop.index > 2 %}{% break %}{% endif %}  {{ m | tojson(indent=1) }}"
+    "{{ m.content | trim | upper }}{{ bos_token }}{{ eos_token }}{% endfor %}{{ documents }}{{ unknown }}",
+    "a namespace and a generation": "{% set ns = namespace(last='') %}{% for m in messages %}{% set ns.last = m.role %}"
+    "{% generation %}{{ m['content'] }}{% set x = 1 %}{% endgeneration %}{{ x }}{% endfor %}{{ ns.last }}",
+    "macros and blanks": "{% macro turn(m) %}\n   {% if m.role == 'user' %}\n  U: {{ m.content }}\n   {% endif %}\n"
+    "{% endmacro %}\n{% for m in messages[1:] %}{{ turn(m) }}{{ dict(a=1) }}{% endfor %}{{ 'é\\n' }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_writes_what_transformers_writes(template, tmp_path):
+    import transformers
+
+    write_byte_level(tmp_path, template)
+    library = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    for chat in (LONG, LONG[1:], CHAT[:1]):
+        for prompt in (True, False):
+            expected = library.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
+            assert tokenizer.render(chat, generation_prompt=prompt) == expected
+
+
 def test_special_tokens_in_plain_text_are_text(qwen_style):
     tokenizer = ChatTokenizer.from_directory(qwen_style)
     assert tokenizer.decode(tokenizer.encode("<|im_end|>")) == "<|im_end|>"
@@ -158,7 +183,7 @@ def test_what_is_no_tokenizer(tmp_path):
         ChatTokenizer.from_directory(tmp_path)
     write_byte_level(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="no tokenizer could be loaded"):
+    with pytest.raises(UserError, match="tokenizer.json: not JSON"):
         ChatTokenizer.from_directory(tmp_path)
     write_byte_level(tmp_path)
     (tmp_path / "generation_config.json").write_text("[]")
