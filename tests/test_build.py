@@ -1,5 +1,6 @@
 """BUILD.md's pointers lead somewhere."""
 
+import importlib.util
 import pathlib
 import re
 
@@ -17,6 +18,15 @@ def test_every_pointer_of_the_tour_exists():
     for path, name in pointers:
         code = (ROOT / path).read_text(encoding="utf-8")
         assert not name or re.search(rf"^(class|def) {name}\b|^{name}\b.*=", code, re.M), f"{path}:{name}"
+
+
+def test_the_reference_of_the_core_is_what_its_docstrings_say():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    stored = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert stored == made.reference(), "docs/api.md is old: run python docs/make_api.py and commit it"
+    assert "### Engine.generate\n" in stored and "### attention\n" in stored
 
 
 def test_imports_go_one_way():
