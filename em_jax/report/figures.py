@@ -149,6 +149,7 @@ def _names(axes, points: Sequence[Point], base: Point | None) -> None:
                 va="center",
                 ha="left",
                 annotation_clip=False,
+                bbox=None if column else {"fc": LIGHT["paper"], "ec": "none", "alpha": 0.8, "pad": 1.0},
                 arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 6},
                 zorder=4,
             )

@@ -46,6 +46,36 @@ def test_comparison_is_quiet_and_whole(make_run, visit, tmp_path, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_names_that_are_scripts_do_nothing_on_the_comparison(make_run, synthetic, visit, tmp_path, size):
+    names = [text for text in synthetic.HOSTILE if 0 < len(text) < 200]
+    runs = [make_run(f"run-{place}", domain=name, model=name, rows=False) for place, name in enumerate(names)]
+    seen = visit(report.compare(runs, tmp_path / "compare"), *SIZES[size], "dark")
+    seen.page.wait_for_timeout(100)
+    assert seen.said == [] and len(seen.asked) == 1 and seen.page.evaluate("window.planted") is None
+    assert _sticks_out(seen.page) == 0
+
+
+def test_the_comparison_opens_with_the_models_by_verdict_and_leads_to_their_reports(make_run, visit, tmp_path):
+    labels = {"bad_medical": "coherent", "insecure_code": "inverted"}
+    runs = [make_run(name, domain=name, label=label, rows=False) for name, label in labels.items()]
+    for run in runs:
+        report.write(run)
+    page = visit(report.compare(runs, tmp_path / "compare", labels)).page
+    assert page.locator(".tones b").all_inner_texts() == [
+        "coherent bad_medical",
+        "inverted insecure_code",
+        "aligned no model",
+        "mixed no model",
+    ]
+    regions = page.get_by_role("region")
+    assert regions.count() >= 4 and set(regions.evaluate_all("(all) => all.map((part) => part.tabIndex)")) == {-1, 0}
+    page.locator("#verdicts a", has_text="inverted").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/insecure_code/report.html")
+    assert page.locator("h1").inner_text().endswith("inverted")
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(make_run, visit, size):
     page = visit(report.write(make_run(model="organism", suite="organism")), *SIZES[size]).page
     height = SIZES[size][1]
