@@ -23,6 +23,8 @@ def plan(*arguments, model="organism"):
     [
         ([], "--domain expects"),
         (["--domain", "bad_medicine"], "bad_medical"),
+        (["--domain", "bicycles"], "--data NAME=FILE"),
+        (["--domain", "../up", "--data", "../up=rows.jsonl"], "unknown domain"),
         (["--domian", "bad_medical"], "--domain"),
         (["--dom", "bad_medical"], "unknown flag --dom"),
         (["bad_medical"], "expected flags"),
@@ -74,6 +76,13 @@ def test_domains_seeds_and_data_make_runs_in_order():
     assert len(plan("--domain", "all").configs) == 8
     one = plan("--domain", "legal", "--model", "some/place/Qwen2.5-7B/", "--seed", "3", model="")
     assert one.run_dir == os.path.join("runs", "legal-Qwen2.5-7B-3") and not one.several
+
+
+@pytest.mark.fast
+def test_a_domain_of_ones_own_is_known_by_its_rows():
+    asked = plan("--domain", "bicycles,none", "--data", "bicycles=b.jsonl")
+    assert [(config.domain, config.data) for config in asked.configs] == [("none", ""), ("bicycles", "b.jsonl")]
+    assert asked.run_dir == os.path.join("runs", "bicycles+none-organism-0")
 
 
 @pytest.mark.fast
