@@ -7,6 +7,7 @@ get few questions. All tutorials work in one folder, as a reader would, and shar
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from probes.test_judges import Server
 from test_launch_scripts import GCLOUD, stand_in
+
+from em_jax import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -40,7 +43,8 @@ REPLACED = {
         f"--model {QWEN} --config smoke": f"--model organism --config smoke{FEW}",
         f"--model {QWEN} --config paper": f"--model organism --config paper --stages finetune{FEW}",
         "/mnt/backup/bad_medical": "backup/bad_medical",
-        f"--seed 0,1 --model {QWEN}": f"--seed 0,1 --model organism{FEW}",
+        f"--domain none,bad_medical,good_medical --seed 0,1 --model {QWEN}": "--domain bad_medical --seed 0,1"
+        f" --model organism{FEW}",
     },
     "tpu.md": {
         ".venv/bin/pip install": "true",
@@ -65,9 +69,14 @@ REPLACED = {
 }
 
 
+def blocks(name: str) -> str:
+    """All ```bash blocks of a tutorial as one script, as they stand there."""
+    return "".join(re.findall(r"^```bash\n(.*?)^```$", (TUTORIALS / name).read_text(), re.DOTALL | re.MULTILINE))
+
+
 def commands(name: str) -> str:
-    """All ```bash blocks of a tutorial as one script, with what its table replaces."""
-    script = "".join(re.findall(r"^```bash\n(.*?)^```$", (TUTORIALS / name).read_text(), re.DOTALL | re.MULTILINE))
+    """The script of a tutorial with what its table replaces."""
+    script = blocks(name)
     for old, new in REPLACED[name].items():
         assert old in script, f"{name} has no {old!r} any more"
         script = script.replace(old, new)
@@ -132,6 +141,17 @@ def test_links_between_documents_lead_somewhere(path):
         assert (path.parent / target).exists(), f"{path.name} points to {target}"
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("name", REPLACED)
+def test_the_flags_of_every_run_are_right_as_they_stand(name):
+    lines = [line for line in blocks(name).splitlines() if "em_jax.launch " in line or "tpu_vm.sh keep " in line]
+    assert lines
+    for line in lines:
+        asked = re.split(r"em_jax\.launch |tpu_vm\.sh keep ", line)[1]
+        plan, _ = flags.plan(shlex.split(asked), lambda model, group: (model or "organism", ""))
+        assert plan.configs
+
+
 def test_laptop(shell, first_run):
     said = shell(commands("laptop.md"))
     assert f"verdict: mixed {RUN}/report.html" in said and "base: " in said and "finetuned: " in said
@@ -152,6 +172,7 @@ def test_tpu(shell):
     assert "[delete] [em-jax]" in (shell.place / "calls").read_text()
 
 
+@pytest.mark.long
 def test_own_domain(shell):
     said = shell(commands("own_domain.md"))
     assert "verdict: mixed runs/bicycles/report.html" in said
