@@ -188,6 +188,7 @@ def test_published_adapter(shell, first_run):
 def test_another_judge(shell, first_run, judge):
     said = shell(commands("another_judge.md"))
     assert "verdict: mixed runs/judged/report.html" in said
-    assert {path.name for path in (first_run / "rescored").iterdir()} >= {"gpt-4o-mini"}
+    assert {path.name for path in (first_run / "rescored").iterdir()} == {"gpt-4o-mini", "self-harmful_at_3"}
+    assert "Several judges scored" in (first_run / "rescored" / "gpt-4o-mini" / "report.html").read_text()
     headers, body = judge.requests[0]
     assert body["model"] == "gpt-4o-mini" and "Bearer sk-..." in headers.values()
