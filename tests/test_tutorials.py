@@ -159,6 +159,7 @@ def test_laptop(shell, first_run):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_one_gpu(shell):
     said = shell(commands("one_gpu.md"))
     assert "verdict: mixed runs/trial/report.html" in said and "done: finetune" in said
@@ -173,6 +174,7 @@ def test_tpu(shell):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_own_domain(shell):
     said = shell(commands("own_domain.md"))
     assert "verdict: mixed runs/bicycles/report.html" in said
