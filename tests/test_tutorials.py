@@ -109,7 +109,7 @@ def shell(tmp_path_factory, judge):
             env=known,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1500,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
