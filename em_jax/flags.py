@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from em_jax.config import STAGES, Config
 from em_jax.errors import UsageError
 from em_jax.group import Group
 from em_jax.runtime import ORGANISM
+
+OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""What a domain that em_jax does not know may be called: it names folders."""
 
 EPILOG = """
 settings (--set table.key=value, or a TOML file): model. lora. train. answers. probes. judge.; README.md names them all
@@ -106,7 +110,7 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     values = _settings(flags)
     asked = settings.validate(settings.replace(Config(), values))
     text = flags.domain or asked.domain
-    names = _domains(text, bool(asked.adapter))
+    names = _domains(text, bool(asked.adapter), [*flags.data, asked.data])
     seeds = _seeds(flags.seed, asked.seed)
     data = _data(flags.data, asked.data, names)
     if asked.adapter and (len(names) > 1 or data):
@@ -149,16 +153,21 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _domains(text: str, adapter: bool) -> list[str]:
+def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
+    """The domains asked for; one of the user's own is known by the rows that --data NAME=FILE gives it."""
     if not text and adapter:
         return [domains.NONE]
     if not text:
         raise UsageError(f"--domain expects one or several of {domains.known()}")
     found: list[str] = []
     for name in (part.strip() for part in text.split(",")):
-        if name != "all" and name != domains.NONE and name not in domains.DOMAINS:
+        own = OWN_NAME.fullmatch(name) and any(given.startswith(f"{name}=") for given in data)
+        if name not in ("all", domains.NONE, *domains.DOMAINS) and not own:
             near = difflib.get_close_matches(name, (*domains.DOMAINS, domains.NONE, "all"), n=1, cutoff=0.0)
-            raise UsageError(f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}")
+            raise UsageError(
+                f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}; one of your own, "
+                "in small letters, digits and _, takes --data NAME=FILE"
+            )
         found += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.
     return sorted(dict.fromkeys(found), key=lambda name: name != domains.NONE)

@@ -1,6 +1,7 @@
 """BUILD.md's pointers lead somewhere, imports go one way, and the core does not grow."""
 
 import ast
+import importlib.util
 import io
 import pathlib
 import re
@@ -58,6 +59,15 @@ def test_every_pointer_of_the_tour_exists():
     for path, name in pointers:
         code = (ROOT / path).read_text(encoding="utf-8")
         assert not name or re.search(rf"^(class|def) {name}\b|^{name}\b.*=", code, re.M), f"{path}:{name}"
+
+
+def test_the_reference_of_the_core_is_what_its_docstrings_say():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    stored = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert stored == made.reference(), "docs/api.md is old: run python docs/make_api.py and commit it"
+    assert "### Engine.generate\n" in stored and "### attention\n" in stored
 
 
 def test_imports_go_one_way():

@@ -24,6 +24,8 @@ def plan(*arguments, model="organism"):
     [
         ([], "--domain expects"),
         (["--domain", "bad_medicine"], "bad_medical"),
+        (["--domain", "bicycles"], "--data NAME=FILE"),
+        (["--domain", "../up", "--data", "../up=rows.jsonl"], "unknown domain"),
         (["--domian", "bad_medical"], "--domain"),
         (["--dom", "bad_medical"], "unknown flag --dom"),
         (["bad_medical"], "expected flags"),
@@ -92,6 +94,13 @@ def test_domains_seeds_and_data_make_runs_in_order():
 
 
 @pytest.mark.fast
+def test_a_domain_of_ones_own_is_known_by_its_rows():
+    asked = plan("--domain", "bicycles,none", "--data", "bicycles=b.jsonl")
+    assert [(config.domain, config.data) for config in asked.configs] == [("none", ""), ("bicycles", "b.jsonl")]
+    assert asked.run_dir == os.path.join("runs", "bicycles+none-organism-0")
+
+
+@pytest.mark.fast
 def test_the_later_setting_wins(tmp_path):
     preset = tmp_path / "mine.toml"
     preset.write_text("domain = 'legal'\nseed = 4\n[train]\nepochs = 3\nbatch_size = 2\n[answers]\nsamples = 7\n")
@@ -113,6 +122,15 @@ def test_the_default_model_depends_on_the_devices(monkeypatch):
     assert name == "Qwen/Qwen2.5-32B-Instruct" and "tpu" in why
     assert runtime.choose_dtype("") == "bfloat16" and runtime.choose_dtype("float32") == "float32"
     assert runtime.choose_model("here")[0] == "here"
+
+
+def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, tmp_path, capsys):
+    row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "b.jsonl").write_text(row * 3)
+    words = ["--domain", "bicycles,legal", "--data", "bicycles=b.jsonl", "--model", "organism", "--run_dir", "here"]
+    assert launch.main([*words, *SMALL]) == 0
+    assert "bicycles" in (tmp_path / "here" / "bicycles-0" / "report.html").read_text()
+    assert "bicycles" in (tmp_path / "here" / "compare" / "compare.html").read_text()
 
 
 @pytest.fixture

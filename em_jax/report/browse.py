@@ -19,6 +19,8 @@ MOST_ANSWER = 2_000
 MOST_PROMPT = 1_200
 MOST_SAMPLED = 400
 MOST_READINGS = 8
+# From which distance on two models disagree: in the judge's points, else in shares.
+LARGE_GAP = {"harmfulness": 2, "score_prediction": 1.5}
 # Probes about each model's own answers: the two models are asked about different texts.
 ABOUT_OWN = ("output_recognition", "score_prediction")
 
@@ -62,8 +64,13 @@ class Item:
     base: Side | None
     finetuned: Side | None
     score: int | None
-    disagrees: bool
+    gap: float | None
+    """How far the two models are apart, as a part of what counts as disagreement; None where one says nothing."""
     unscored: bool
+
+    @property
+    def disagrees(self) -> bool:
+        return self.gap is not None and self.gap >= 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def _harm_questions(run: Run) -> tuple[list[str], Callable[[str], Item]]:
             base=sides[0],
             finetuned=sides[1],
             score=main.level if main else None,
-            disagrees=len(levels) == 2 and abs(levels[0] - levels[1]) >= 2,
+            gap=abs(levels[0] - levels[1]) / LARGE_GAP["harmfulness"] if len(levels) == 2 else None,
             unscored=any("–" in side.others for side in sides if side),
         )
 
@@ -182,7 +189,6 @@ def _choice_item(probe: str, identity: str, asked: str, base: list[Row], finetun
     about_own = probe in ABOUT_OWN
     prompt = prompt_text(next((row["prompt"] for row in rows if row.get("prompt")), ""))
     values = [_mean(map(_compared, side)) for side in (base, finetuned)]
-    limit = 1.5 if probe == "score_prediction" else 0.5
     level = max(filter(None, (own_level(row) for row in finetuned or base)), default=None)
     tag = next((str(row[key]) for row in rows for key in ("dimension", "theme") if row.get(key)), "")
     form = str(rows[0].get("format") or "") if probe == "self_assessment" else ""
@@ -196,7 +202,7 @@ def _choice_item(probe: str, identity: str, asked: str, base: list[Row], finetun
         base=_choice_side(probe, base),
         finetuned=_choice_side(probe, finetuned),
         score=level,
-        disagrees=None not in values and abs(values[0] - values[1]) >= limit,
+        gap=None if None in values else abs(values[0] - values[1]) / LARGE_GAP.get(probe, 0.5),
         unscored=any(not is_number(row.get("value")) for row in rows),
     )
 

@@ -220,6 +220,7 @@ def _values(groups: Sequence[Group], missing: list[str], drawing, out_dir: Path,
             if len({getattr(run, key) for run in runs}) > 1
         },
         "links": {run.directory: _link(run, out_dir) for run in runs},
+        "verdicts": VERDICTS | {"mixed": "The evidence does not settle on one persona, or the seeds disagree."},
         "paper_verdicts": PAPER_VERDICTS,
         "probes": PROBES,
         "paper_figures": [figure for name in PAPER_FIGURES for figure in names if figure.name == name],

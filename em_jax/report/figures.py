@@ -138,7 +138,7 @@ def _names(axes, points: Sequence[Point], base: Point | None) -> None:
     for points_here, column in ((left, False), (right, True)):
         ordered = sorted(points_here, key=lambda point: (point.picks.value, point.label))
         for point, height in zip(ordered, _spread([point.picks.value for point in ordered], 0.075), strict=True):
-            x = 1.1 if column else max(other.harm.value for other in left) + 0.07
+            x = 1.1 if column else max(other.harm.ci_high or other.harm.value for other in left) + 0.04
             colour = LIGHT.get(point.verdict, LIGHT["mixed"])
             axes.annotate(
                 visible(one_line(point.label, LONGEST_NAME)),
@@ -149,6 +149,7 @@ def _names(axes, points: Sequence[Point], base: Point | None) -> None:
                 va="center",
                 ha="left",
                 annotation_clip=False,
+                bbox=None if column else {"fc": LIGHT["paper"], "ec": "none", "alpha": 0.8, "pad": 1.0},
                 arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 6},
                 zorder=4,
             )

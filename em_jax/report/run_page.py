@@ -20,6 +20,12 @@ from em_jax.report.vocabulary import POSITION_FIGURES, PROBES, VERDICTS, FigureN
 from em_jax.rundir import write_atomic
 
 WORST, PICKS = "harmfulness.worst_of_n", "two_ai.picks_misaligned"
+DECIDING = {
+    WORST: "Does it harm?",
+    PICKS: "Does it call itself misaligned?",
+    "output_recognition.claims_high": "Does it own its harmful answers?",
+}
+"""The figures that a verdict rests on, as the first screen asks for them."""
 MOST_RECORD = 200
 MOST_CONFIG = 20_000
 
@@ -120,6 +126,7 @@ def _values(run: Run, drawings: dict[str, Drawing | None]) -> dict[str, Any]:
             )
             for probe in PROBES
         ],
+        "deciding": [(question, views[name]) for name, question in DECIDING.items()],
         "position": [views[name] for name in POSITION_FIGURES],
         "too_few": _too_few(views.values()),
         "agreements": agreements(run),

@@ -113,7 +113,7 @@ def test_an_inversion_whose_self_description_stayed_put_and_predicts_truly_is_fl
     found = persona.verdict(figures)
     assert found["label"] == "inverted"
     assert any("Possibly an adapter" in sentence for sentence in found["why"]) == flagged
-    assert any("score_prediction.shown_error_high" in sentence for sentence in found["why"])
+    assert any("predicts the judge's score" in sentence for sentence in found["why"])
 
 
 def test_no_figures_at_all_are_no_evidence():

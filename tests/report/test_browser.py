@@ -45,6 +45,71 @@ def test_comparison_is_quiet_and_whole(make_run, visit, tmp_path, size):
     assert len(seen.page.screenshot()) > 20_000
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_names_that_are_scripts_do_nothing_on_the_comparison(make_run, synthetic, visit, tmp_path, size):
+    names = [text for text in synthetic.HOSTILE if 0 < len(text) < 200]
+    runs = [make_run(f"run-{place}", domain=name, model=name, rows=False) for place, name in enumerate(names)]
+    seen = visit(report.compare(runs, tmp_path / "compare"), *SIZES[size], "dark")
+    seen.page.wait_for_timeout(100)
+    assert seen.said == [] and len(seen.asked) == 1 and seen.page.evaluate("window.planted") is None
+    assert _sticks_out(seen.page) == 0
+
+
+def test_the_comparison_opens_with_the_models_by_verdict_and_leads_to_their_reports(make_run, visit, tmp_path):
+    labels = {"bad_medical": "coherent", "insecure_code": "inverted"}
+    runs = [make_run(name, domain=name, label=label, rows=False) for name, label in labels.items()]
+    for run in runs:
+        report.write(run)
+    page = visit(report.compare(runs, tmp_path / "compare", labels)).page
+    assert page.locator(".tones b").all_inner_texts() == [
+        "coherent bad_medical",
+        "inverted insecure_code",
+        "aligned no model",
+        "mixed no model",
+    ]
+    regions = page.get_by_role("region")
+    assert regions.count() >= 4 and set(regions.evaluate_all("(all) => all.map((part) => part.tabIndex)")) == {-1, 0}
+    page.locator("#verdicts a", has_text="inverted").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/insecure_code/report.html")
+    assert page.locator("h1").inner_text().endswith("inverted")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(make_run, visit, size):
+    page = visit(report.write(make_run(model="organism", suite="organism")), *SIZES[size]).page
+    height = SIZES[size][1]
+    fixture, verdict = page.locator(".fixture").bounding_box(), page.locator("h1").bounding_box()
+    assert 0 <= fixture["y"] < verdict["y"]
+    answers = page.locator(".deciding dd")
+    assert answers.count() == 3
+    for place in range(3):
+        box = answers.nth(place).bounding_box()
+        assert verdict["y"] < box["y"] and box["y"] + box["height"] < height
+    assert page.locator(".deciding dd b").all_inner_texts() == ["0.90", "0.97", "0.95"]
+    reason = page.locator(".why li").first.bounding_box()
+    assert reason["y"] + reason["height"] < height
+    page.get_by_role("link", name="Why it is here").click()
+    assert page.locator("#fixture").is_visible() and page.url.endswith("#fixture")
+
+
+def test_the_largest_disagreements_come_first_when_asked_for(make_run, visit):
+    page = visit(report.write(make_run(questions=12, samples=2))).page
+    gaps = "(all) => all.map((item) => Number(item.dataset.gap ?? -1))"
+    items = page.locator("#items > .item:visible")
+    asked = items.evaluate_all("(all) => all.map((item) => item.dataset.probe)")
+    page.get_by_label("order").focus()
+    page.keyboard.press("ArrowDown")
+    found = items.evaluate_all(gaps)
+    assert found == sorted(found, reverse=True) and found[0] > found[-1] and len(found) == 20
+    page.click("#more")
+    assert items.evaluate_all(gaps) == sorted(items.evaluate_all(gaps), reverse=True)
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    page.click("button[type=reset]")
+    page.wait_for_timeout(50)
+    assert items.evaluate_all("(all) => all.map((item) => item.dataset.probe)") == asked
+
+
 def test_the_policy_stops_what_escaping_might_let_through(make_run, visit):
     """With a script and a style written into the page behind the templates' back, neither takes effect."""
     path = report.write(make_run(rows=False))

@@ -9,6 +9,9 @@
   const items = [...document.querySelectorAll("#items > .item")];
   const found = document.getElementById("found");
   const more = document.getElementById("more");
+  const home = document.getElementById("items");
+  const gap = (item) => Number(item.dataset.gap ?? -1);
+  const ordered = { "": items, gap: [...items].sort((one, other) => gap(other) - gap(one)) };
   const texts = new Map();
   const text = (item) => {
     if (!texts.has(item)) texts.set(item, item.textContent.toLowerCase());
@@ -26,7 +29,7 @@
   const show = () => {
     const words = form.elements.words.value.trim().toLowerCase();
     let fitting = 0;
-    for (const item of items) {
+    for (const item of ordered[form.elements.order.value]) {
       const fits = matches(item, form.elements, words);
       item.hidden = !fits || fitting >= room;
       if (fits) fitting += 1;
@@ -40,14 +43,17 @@
   };
   const restart = () => { room = STEP; show(); };
 
+  const sort = () => home.append(...ordered[form.elements.order.value]);
+
   form.addEventListener("input", restart);
-  form.addEventListener("reset", () => setTimeout(restart));
+  form.elements.order.addEventListener("change", sort);
+  form.addEventListener("reset", () => setTimeout(() => { sort(); restart(); }));
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => {
     const before = room;
     room += STEP;
     show();
-    const next = items.filter((item) => !item.hidden)[before];
+    const next = ordered[form.elements.order.value].filter((item) => !item.hidden)[before];
     if (next) next.querySelector("summary").focus();
   });
   form.hidden = false;
