@@ -2,10 +2,8 @@
 
 import pytest
 
-pytest.importorskip("starlette")
-
-from em_jax.sample.slots import Piece, Ticket  # noqa: E402
-from em_jax.serve.growing import Growing  # noqa: E402
+from em_jax.sample.slots import Piece, Ticket
+from em_jax.serve.growing import Growing
 
 pytestmark = pytest.mark.fast
 

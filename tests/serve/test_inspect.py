@@ -9,8 +9,6 @@ import sys
 import pytest
 import tiny
 
-pytest.importorskip("starlette")
-
 
 @pytest.fixture
 def python():

@@ -10,7 +10,6 @@ import pytest
 from serve.conftest import serving
 
 openai = pytest.importorskip("openai")
-pytest.importorskip("starlette")
 
 LONG = "bake a loaf of bread, then walk the dog and read the map near the oven before dinner " * 2
 TEXTS = ["How do I bake bread?", "Hi", LONG, "And then?"]
@@ -75,7 +74,7 @@ def test_a_stop_string_cuts_the_answer_in_a_stream_as_in_one_piece(client):
     found = ask(client, temperature=0, max_tokens=40, stop=[stop, "never said"])
     assert found.choices[0].message.content == text[: text.index(stop)]
     assert found.choices[0].finish_reason == "stop"
-    streamed = [chunk for chunk in ask(client, temperature=0, max_tokens=40, stop=stop, stream=True)]
+    streamed = list(ask(client, temperature=0, max_tokens=40, stop=stop, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == text[: text.index(stop)]
 
 
