@@ -32,27 +32,32 @@ def ask(client, **more):
 
 
 def test_32_clients_of_mixed_models_get_the_text_of_the_engine(engine, url):
+    prompts = [[{"role": "user", "content": f"{TEXTS[number % 4]} Number {number}."}] for number in range(32)]
     models = [engine.adapters[number % 3] for number in range(32)]
-    limits = [6 + 5 * (number % 5) for number in range(32)]
-    tops = [1.0 if number % 4 else 0.8 for number in range(32)]
+    kinds = [{"top_p": 1.0, "temperature": 1.0}, {"top_p": 0.8, "temperature": 0.7}]
+    limits = [21, 8]
 
     async def everyone():
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client:
             return await asyncio.gather(
                 *(
                     client.chat.completions.create(
-                        model=models[i], messages=prompt(i), n=2, seed=i, max_tokens=limits[i], top_p=tops[i]
+                        model=models[i], messages=prompts[i], n=2, seed=5, max_tokens=limits[i % 2], **kinds[i % 2]
                     )
                     for i in range(32)
                 )
             )
 
-    for i, found in enumerate(asyncio.run(everyone())):
-        [wanted] = engine.generate([prompt(i)], n=2, seed=i, max_new_tokens=limits[i], top_p=tops[i], adapter=models[i])
-        assert [choice.message.content for choice in found.choices] == [answer.text for answer in wanted]
-        assert [choice.finish_reason for choice in found.choices] == [answer.finish_reason for answer in wanted]
-        assert found.usage.completion_tokens == sum(len(answer.tokens) for answer in wanted)
-        assert found.usage.prompt_tokens == len(engine.encode(prompt(i)))
+    answers = asyncio.run(everyone())
+    for parity in (0, 1):
+        wanted = engine.generate(
+            prompts[parity::2], n=2, seed=5, max_new_tokens=limits[parity], adapter=models[parity::2], **kinds[parity]
+        )
+        for prompt, found, two in zip(prompts[parity::2], answers[parity::2], wanted, strict=True):
+            assert [choice.message.content for choice in found.choices] == [answer.text for answer in two]
+            assert [choice.finish_reason for choice in found.choices] == [answer.finish_reason for answer in two]
+            assert found.usage.completion_tokens == sum(len(answer.tokens) for answer in two)
+            assert found.usage.prompt_tokens == len(engine.encode(prompt))
 
 
 def test_a_stream_gives_the_same_text_and_usage(client):
