@@ -104,11 +104,12 @@ class Running:
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:
         """Frees the slots of these (index, sample) answers."""
-        gone = [slot for slot in self.holds if self._holders[slot][:2] in answers]
-        for slot in gone:
-            self._holders[slot] = None
-        if gone:
-            self._slots = self._slots._replace(active=self._slots.active.at[np.array(gone)].set(False))
+        keep = np.ones(len(self._holders), bool)
+        for slot in self.holds:
+            if self._holders[slot][:2] in answers:
+                self._holders[slot], keep[slot] = None, False
+        if not keep.all():
+            self._slots = self._slots._replace(active=self._slots.active & keep)
 
     def _make_room(self, least: int = 0) -> None:
         """Room for a chunk more in every slot in use; far more than that is given back."""

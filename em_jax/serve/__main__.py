@@ -25,7 +25,7 @@ def serve(arguments: Sequence[str]) -> None:
     with _bound(flags.host, flags.port) as place:
         runtime.begin()
         engine, served = models.load(runs, flags.slots)
-        engine.generate([[{"role": "user", "content": "Hi"}]], max_new_tokens=2)
+        _compile(engine)
         for name, model in served.items():
             print(f"{name}: {model.notice}", file=sys.stderr)
         loopback = _is_loopback(flags.host)
@@ -35,6 +35,15 @@ def serve(arguments: Sequence[str]) -> None:
             )
         _run(engine, served, flags, key, place, loopback)
     print("stopped", file=sys.stderr)
+
+
+def _compile(engine: Any) -> None:
+    """Makes the programs that the first request needs, so that it need not wait for them."""
+    scheduler = engine.scheduler()
+    ids = engine.encode([{"role": "user", "content": "Hi"}])
+    scheduler.submit(engine.asked(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
+    while scheduler.busy:
+        list(scheduler.step())
 
 
 def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, loopback: bool) -> None:
@@ -47,11 +56,13 @@ def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, l
         body_bytes=flags.max_body_bytes,
         prompt_tokens=flags.max_prompt_tokens,
         new_tokens=flags.max_tokens,
-        n=flags.max_n,
+        n=min(flags.max_n, flags.max_queue),
         queue=flags.max_queue,
     )
     # The port is left out: a tunnel may have another.
-    app = make_app(engine, served, limits, key, ["localhost", "127.0.0.1", "[::1]", flags.host] if loopback else None)
+    app = make_app(
+        engine, served, limits, key, ["localhost", "127.0.0.1", "::1", "[::1]", flags.host] if loopback else None
+    )
     host, port = place.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 

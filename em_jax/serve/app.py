@@ -37,7 +37,7 @@ def make_app(
 ) -> Starlette:
     """The application that serves `models` by name.
 
-    With a `key` every path under /v1 wants it as a bearer token. `hosts` are the names by which it may be called, all
+    With a `key` every path but /health wants it as a bearer token. `hosts` are the names by which it may be called, all
     of them where None: a page in a browser could otherwise reach a server on loopback by a name of its own.
     """
     batcher = Batcher(engine, limits.queue)
@@ -101,7 +101,7 @@ def make_app(
 
 
 class Bearer:
-    """Lets nobody below /v1 who does not bring the key; in constant time, and the key is never said."""
+    """Refuses, but for /health, who does not bring the key: compared in constant time, and never said."""
 
     def __init__(self, app: ASGIApp, key: str):
         self._app, self._wanted = app, hashlib.sha256(f"Bearer {key}".encode()).digest()

@@ -158,7 +158,7 @@ def test_what_is_no_request_is_refused_in_openais_shape(url):
 
 def test_a_client_that_leaves_frees_its_slots(engine, url, client):
     asked = {"model": "base", "messages": prompt(), "n": 8, "max_tokens": 200, "stream": True}
-    for _ in range(20):  # 160 of 200 that may wait
+    for _ in range(40):  # 320 in all, where 200 may wait
         with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=60) as found:
             assert next(found.iter_lines()).startswith("data: ")
     until = time.monotonic() + 60
