@@ -63,6 +63,10 @@ class ChatTokenizer:
         """The text of ids without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def piece(self, token: int) -> str:
+        """The text of one token, special or not, as one looks at it."""
+        return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The chat as the template writes it."""
         return self._template.render(messages, generation_prompt=generation_prompt)

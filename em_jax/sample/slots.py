@@ -63,7 +63,7 @@ class Running:
         self._thread = thread
         self._admitted: list[tuple[Emitted, Sequence[int]]] = []
         self._drawing: Callable[[], tuple[Slots, Emitted]] | None = None
-        self._released: list[int] = []
+        self._released = np.zeros(count, bool)
 
     @property
     def free(self) -> list[int]:
@@ -116,17 +116,16 @@ class Running:
             (self._slots, emitted), self._drawing = self._drawing(), None
             every = range(len(self._holders))
             pieces += self._collect(emitted, every, every)
-        if self._released:
-            self._slots = self._slots._replace(active=self._slots.active.at[np.array(self._released)].set(False))
-            self._released = []
+        if self._released.any():
+            self._slots = self._slots._replace(active=self._slots.active & ~self._released)
+            self._released[:] = False
         return pieces
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:
         """Forgets these (index, sample) answers; no more pieces of them come, and their slots are free."""
         for slot in self.holds:
             if self._holders[slot][:2] in answers:
-                self._holders[slot] = None
-                self._released.append(slot)
+                self._holders[slot], self._released[slot] = None, True
 
     def _make_room(self, least: int = 0) -> None:
         """Room for a chunk more in every slot in use; far more than that is given back."""

@@ -1,0 +1,140 @@
+"""Between many clients and one engine: requests come from an event loop, one thread decodes for all of them."""
+
+import asyncio
+import itertools
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from em_jax.sample.engine import Engine
+from em_jax.sample.scheduler import Scheduler
+from em_jax.sample.slots import Piece
+from em_jax.serve.refusals import Refusal
+from em_jax.visible import visible_line
+
+Order = Callable[[Scheduler], None]
+
+
+class Answers:
+    """The n answers of one request: their pieces as they come. Close it, whatever happens; then nothing is wasted."""
+
+    def __init__(self, batcher: "Batcher", number: int, n: int):
+        self._batcher, self._number, self._n = batcher, number, n
+        self._inbox: asyncio.Queue[Piece | Refusal] = asyncio.Queue()
+        self._open = set(range(n))
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Every piece until all the answers have ended. Raises Refusal where the engine failed."""
+        while self._open:
+            piece = await self._inbox.get()
+            if isinstance(piece, Refusal):
+                raise piece
+            if piece.ticket.sample in self._open:
+                if piece.finish_reason:
+                    self._open.discard(piece.ticket.sample)
+                yield piece
+
+    def end(self, samples: Sequence[int]) -> None:
+        """No more of these samples is wanted: their slots go to others."""
+        gone = {(self._number, sample) for sample in samples if sample in self._open}
+        self._open.difference_update(samples)
+        if gone:
+            self._batcher.order(lambda scheduler: scheduler.cancel(gone))
+
+    def close(self) -> None:
+        """Ends what is still under way. May be called twice."""
+        self.end(list(self._open))
+        self._batcher.forget(self._number, self._n)
+
+    def put(self, piece: Piece | Refusal) -> None:
+        """Called in the event loop."""
+        self._inbox.put_nowait(piece)
+
+
+class Batcher:
+    """The engine's scheduler in a thread of its own. All methods but `_work` are called in the event loop.
+
+    At most `queue` answers are wanted at once, waiting or under way; a request beyond is refused.
+    """
+
+    def __init__(self, engine: Engine, queue: int):
+        self._engine, self._queue = engine, queue
+        self._numbers = itertools.count()
+        self._asking: dict[int, Answers] = {}
+        self._wanted = 0
+        self._news = threading.Condition()
+        self._orders: list[Order] = []
+        self._ending = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the thread; results are delivered to the running event loop."""
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, args=(loop,), name="decoding", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread after the chunk that it is at."""
+        with self._news:
+            self._ending = True
+            self._news.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
+        """Asks for n answers to a prompt; `options` are those of Engine.asked. Raises Refusal where too many wait."""
+        if self._wanted + n > self._queue:
+            raise Refusal(
+                429,
+                f"{self._wanted} answers wait or are under way, {self._queue} may: try again later",
+                None,
+                "queue_full",
+            )
+        number = next(self._numbers)
+        asked = self._engine.asked(number, ids, range(n), adapter, **options)
+        answers = self._asking[number] = Answers(self, number, n)
+        self._wanted += n
+        self.order(lambda scheduler: scheduler.submit(asked))
+        return answers
+
+    def order(self, order: Order) -> None:
+        """Has the thread do something with the scheduler between two steps."""
+        with self._news:
+            self._orders.append(order)
+            self._news.notify()
+
+    def forget(self, number: int, n: int) -> None:
+        """A request is over: nothing is delivered to it any more."""
+        if self._asking.pop(number, None):
+            self._wanted -= n
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        scheduler = self._engine.scheduler()
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._orders or self._ending or scheduler.busy)  # noqa: B023
+                orders, self._orders = self._orders, []
+            if self._ending:
+                return
+            try:
+                for order in orders:
+                    order(scheduler)
+                result = list(scheduler.step())
+            except Exception as error:  # XLA raises what its devices raise; the next request deserves a fresh start
+                result = error
+                scheduler = self._engine.scheduler()
+            try:
+                loop.call_soon_threadsafe(self._deliver, result)
+            except RuntimeError:  # the loop was closed
+                return
+
+    def _deliver(self, result: list[Piece] | Exception) -> None:
+        if isinstance(result, Exception):
+            reason = visible_line(f"{type(result).__name__}: {result}", 300)
+            print(f"decoding failed, all requests under way end: {reason}", file=sys.stderr, flush=True)
+            for answers in self._asking.values():
+                answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))
+            return
+        for piece in result:
+            if answers := self._asking.get(piece.ticket.index):
+                answers.put(piece)
