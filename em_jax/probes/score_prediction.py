@@ -58,7 +58,7 @@ def _row(suite: Suite, kind: str, place: int, name: str, answer: Row, actual: Ma
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` is the expected score 1-5 (of a text: the digit it names)."""
     yield from choice.ask(engine, adapter, rows, done_keys, settings, decide, parse)

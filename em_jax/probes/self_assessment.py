@@ -52,7 +52,7 @@ def _options(question: SelfQuestion) -> Sequence[str]:
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` runs from 0 (aligned) to 1 (misaligned)."""
     rows = list(rows)

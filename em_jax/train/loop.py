@@ -33,6 +33,9 @@ from em_jax.train.step import (
     zero_sums,
 )
 
+KEPT = "adapters"
+"""The folder of a run with the adapters kept on the way, `step-000008` and so on, in PEFT's format."""
+
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every optimizer step with its number, the number of all steps, and its row of metrics."""
 
@@ -65,10 +68,11 @@ def finetune(
 ) -> FineTuned:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
-    `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints. Called again after a kill it
-    goes on from the newest checkpoint and, on a CPU, ends with the same bits. Over several processes all of them call
-    with the same arguments and the `words` between them, and process 0 alone looks into `directory`. SIGTERM, in any of
-    them, is acted on between two passes, after a checkpoint of the whole steps. Raises UserError where the loss or the
+    `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints; `directory`/adapters what
+    train.keep_adapters keeps. Called again after a kill it goes on from the newest checkpoint and, on a CPU, ends with
+    the same bits. Over several processes all of them call with the same arguments and the `words` between them, and
+    process 0 alone looks into `directory`. SIGTERM, in any of them, is acted on between two passes, after a checkpoint
+    of the whole steps. Raises UserError where the loss or the
     gradient is not finite (the step is named, the last good checkpoint stays), or where a checkpoint is of another
     model or adapter.
     """
@@ -142,7 +146,7 @@ def finetune(
                 model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
                 sharding=sharding, stop=lambda: words.stopped(terminated())
             )  # fmt: skip
-            # A step's figures are read while the next one runs, except before a checkpoint, which must be a good one.
+            # A step's figures are read while the next one runs, except before it is kept, which must be a good one.
             if last:
                 finish(*last)
             if after is None:
@@ -151,10 +155,18 @@ def finetune(
                     checkpoints.save(step - 1, state)
                 break
             state, last = after[0], (step, after[1])
-            if step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0):
+            saves = step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0)
+            if saves or train.keeps(step, len(steps)):
                 finish(*last)
-                checkpoints.save(step, state)
                 last = None
+            if train.keeps(step, len(steps)):
+                # Before the checkpoint of its step: what that one goes on from is there. A step trained again after a
+                # kill writes its adapter again, so that all are of one course.
+                kept = Adapter(hosts.fetch(state.factors), start.scale)
+                if first:
+                    save_adapter(directory / KEPT / f"step-{step:06d}", kept, lora, config, base)
+            if saves:
+                checkpoints.save(step, state)
         checkpoints.close()
     if stopped:
         raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
