@@ -325,7 +325,14 @@ def validate(config: Config) -> Config:
         "train.eps",
     )
     not_negative = ("train.learning_rate", "train.warmup_steps", "train.max_steps", "train.rows_per_pass")
-    not_negative += ("train.weight_decay", "train.checkpoint_every", "train.keep_adapters", "answers.temperature", "probes.limit", "seed")
+    not_negative += (
+        "train.weight_decay",
+        "train.checkpoint_every",
+        "train.keep_adapters",
+        "answers.temperature",
+        "probes.limit",
+        "seed",
+    )
     not_negative += ("probes.sampled_questions", "judge.max_requests")
     choices = {
         "dtype": ("", *DTYPES),

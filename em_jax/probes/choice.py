@@ -115,7 +115,13 @@ def scored(row: Row, decide: Decide) -> Row:
 
 
 def sample(
-    engine, adapter: Adapter, questions: Sequence[Row], done: Collection[Key], parse: Parse, settings, max_new_tokens: int
+    engine,
+    adapter: Adapter,
+    questions: Sequence[Row],
+    done: Collection[Key],
+    parse: Parse,
+    settings,
+    max_new_tokens: int,
 ) -> Iterator[Row]:
     """Answer questions by sampled text: rows whose `sample` counts from 1, one question per (id, first) and sample.
 

@@ -109,9 +109,7 @@ def run_config(run: Path, changes: Mapping[str, Any]) -> Config:
 def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options) -> None:
     """Write what the study is made of; refuse another one's directory."""
     asked = {name: value for name, value in settings.flatten(config).items() if name not in settings.NOT_COMPARED}
-    adapters = {
-        str(step): provenance.directory_inputs(path, (".json", ".safetensors")) for step, path in kept.items()
-    }
+    adapters = {str(step): provenance.directory_inputs(path, (".json", ".safetensors")) for step, path in kept.items()}
     # A run may be moved: what an adapter holds counts, not where it lies.
     hashes = {step: {name: entry["sha256"] for name, entry in files.items()} for step, files in adapters.items()}
     now = rundir.stable({"settings": asked, "together": options.together, "adapters": hashes})
@@ -131,9 +129,7 @@ def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
     """What path.json says: the figures at every step, when curves cross, and the order of events in words."""
-    steps = {
-        step: figures(rows[BASE], found, config.judge.harmful_at) for step, found in rows.items() if step != BASE
-    }
+    steps = {step: figures(rows[BASE], found, config.judge.harmful_at) for step, found in rows.items() if step != BASE}
     curves = curves_of(rows, config.judge.harmful_at)
     # By number: two curves are resampled independently, their questions are different ones.
     crossings = {name: crossing.crossing(curve, seed) for seed, (name, curve) in enumerate(curves.items())}

@@ -80,7 +80,9 @@ class _Group:
             rundir.keep_rows(path, lambda row: not row.get(AGAIN))
         done = {(row["id"], row["sample"]) for row in self._read(paths)}
         if len(done) < len(answers):
-            judge = sources.judge(self.this.config, self.this.suite.judge, lambda: self.this.parts.bare(self.this.load()))
+            judge = sources.judge(
+                self.this.config, self.this.suite.judge, lambda: self.this.parts.bare(self.this.load())
+            )
             self._keep("scores", paths, judge.score(answers, done), len(answers), len(done))
 
     def _probe(self, name: str) -> None:

@@ -9,8 +9,8 @@ class TrainConfig:
 
     `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 lays a whole optimizer
     step out in one pass; `holdout` is a share of the rows kept from training, 0 to 1; `checkpoint_every` counts
-    optimizer steps, 0 keeps only the last. `keep_adapters` keeps the adapter too, beside the final one: after steps 1, 2,
-    4, 8, ..., after every so many, and after the last; 0 keeps the final one alone.
+    optimizer steps, 0 keeps only the last. `keep_adapters` keeps adapters on the way too: after steps 1, 2, 4, 8, ...,
+    after every so many, and after the last; 0 keeps the final one alone.
     """
 
     learning_rate: float = 1e-5
@@ -33,6 +33,4 @@ class TrainConfig:
 
     def keeps(self, step: int, steps: int) -> bool:
         """Whether the adapter after optimizer step `step` of `steps` is kept."""
-        return bool(self.keep_adapters) and (
-            step % self.keep_adapters == 0 or step & (step - 1) == 0 or step == steps
-        )
+        return bool(self.keep_adapters) and (step % self.keep_adapters == 0 or step & (step - 1) == 0 or step == steps)
