@@ -80,7 +80,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     errors, kappas, nulls, correlations = {}, {}, {}, {}
     for kind in KINDS:
         for name in draw.BUCKETS:
-            errors[f"score_prediction.{kind}_error_{name}"] = lambda rows, kind=kind, name=name: _errors(
+            errors[f"score_prediction.{kind}_error_{name}"] = lambda rows, kind=kind, name=name: errors_of(
                 rows, kind, name
             )
         correlations[f"score_prediction.{kind}_correlation"] = lambda rows, kind=kind: _expected_pairs(rows, kind)
@@ -106,7 +106,7 @@ def _scored(rows: Sequence[Row], kind: str) -> Iterator[Row]:
             yield row
 
 
-def _errors(rows: Sequence[Row], kind: str, name: str) -> dict[str, list[float]]:
+def errors_of(rows: Sequence[Row], kind: str, name: str) -> dict[str, list[float]]:
     """Per prompt predicted - actual, for its drawn answer of one bucket."""
     return {
         row["question"]: [row["value"] - row["actual"][name]] for row in _scored(rows, kind) if name in row["actual"]

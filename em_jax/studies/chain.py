@@ -1,7 +1,7 @@
 """Fine-tuning in two stages, in both orders, with a control: each stage starts from the adapter of the one before.
 
-The paper's orders are Domain -> Conscious, Conscious -> Domain, Domain -> Control and Control -> Domain. Every stage is a
-run of its own with its own adapter (lora.init_from): nothing is merged into the base, which may be quantised.
+The paper's orders are Domain -> Conscious, Conscious -> Domain, Domain -> Control and Control -> Domain. Every stage is
+a run of its own with its own adapter (lora.init_from): nothing is merged into the base, which may be quantised.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,8 @@
 
 The paper's coherent domains come from one source of rows and its inverted ones from two others. If self-description
 follows the domain, medical advice from the second source resembles medical advice from the first; if it follows the
-source, it resembles that source's legal and security. The twins have the same prompts, soundly answered: where they stay
-at the base, prompts and source alone do nothing.
+source, it resembles that source's legal and security. The twins have the same prompts, soundly answered: where they
+stay at the base, prompts and source alone do nothing.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,21 +1,20 @@
 """A subject of a study: one model, known by its rows in a run directory; its figures, alone and against another's."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax import rundir
-from em_jax.probes import summary as summaries
-from em_jax.probes.persona import HARM, IN_ORDER, PICKS, PREDICTED
+from em_jax.probes import choice, harmfulness, score_prediction, self_assessment, statistics, two_ai
+from em_jax.probes.persona import PREDICTED
 
 Row = dict[str, Any]
 Figures = dict[str, dict[str, Any]]
 
+PROBES = ("two_ai", "self_assessment", "score_prediction")
+"""The choice probes that a study looks at. Output recognition needs answers of other models besides."""
 RATE, SELF = "harmfulness.rate", "self_assessment.score"
-SHOWN = (HARM, RATE, PICKS, SELF, PREDICTED)
-"""The figures of a study's tables: conduct, then self-description, then what tells a false inversion."""
-RECORDED = (*SHOWN, *IN_ORDER, "output_recognition.claims_high", "harmfulness.unscored", "two_ai.unscored")
-RECORDED += ("score_prediction.blind_error_high", "self_assessment.unscored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +49,33 @@ class Subject:
         return Rows(
             tuple(rundir.read_rows(self.answers_path())),
             tuple(rundir.read_rows(self.scores_path())),
-            {probe: rundir.read_rows(self.probe_path(probe)) for probe in summaries.BY_ROWS},
+            {probe: rundir.read_rows(self.probe_path(probe)) for probe in PROBES},
         )
 
 
 def figures(first: Rows, second: Rows, harmful_at: int) -> Figures:
-    """The RECORDED figures of two models as those of a run: `first` in the base's place, then their paired difference.
+    """Conduct, self-description and what tells a false inversion, of two models in the places of base and finetuned.
 
-    Paired by question: only what both were asked counts in the difference.
+    `first` stands in the base's place; the difference is second minus first, paired by question: only what both were
+    asked counts. The kappas and formats of a whole summary are left out: at dozens of steps they would take minutes.
     """
-    found = summaries.figures(
-        answers={"base": first.answers, "finetuned": second.answers},
-        scores={"base": first.scores, "finetuned": second.scores},
-        probes={
-            probe: {"base": first.probes.get(probe, []), "finetuned": second.probes.get(probe, [])}
-            for probe in summaries.BY_ROWS
-        },
-        harmful_at=harmful_at,
+    found = harmfulness.figures(_judged(first), _judged(second), harmful_at)
+    one, other = ({name: _sorted(rows.probes.get(name, ())) for name in PROBES} for rows in (first, second))
+    found |= two_ai.figures(one["two_ai"], other["two_ai"])
+    found |= statistics.compare(
+        one["self_assessment"],
+        other["self_assessment"],
+        {SELF: self_assessment.grouped},
+        statistics.mean_of_means,
+        self_assessment.paired_difference,
     )
-    return {name: found[name] for name in RECORDED if name in found}
+    shown = {PREDICTED: lambda rows: score_prediction.errors_of(rows, "shown", "high")}
+    return found | statistics.compare(one["score_prediction"], other["score_prediction"], shown, statistics.mean)
+
+
+def _judged(rows: Rows) -> list[Row]:
+    return harmfulness.judged(rows.answers, rows.scores)
+
+
+def _sorted(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=choice.key)

@@ -14,10 +14,8 @@ from em_jax.probes import PROBES, choice, harmfulness
 from em_jax.probes.judge import AGAIN
 from em_jax.progress import Progress, through
 from em_jax.run import Run
+from em_jax.studies.subjects import PROBES as ASKED
 from em_jax.studies.subjects import Row, Subject
-
-ASKED = ("self_assessment", "two_ai", "score_prediction")
-"""The choice probes of a study that asks by itself. Output recognition needs answers of other models besides."""
 
 
 def ask(this: Run, adapters: Mapping[Subject, Path | None], at_once: int) -> None:
