@@ -25,22 +25,19 @@ from em_jax.sources import Parts
 from em_jax.studies import crossing, together
 from em_jax.studies.crossing import Crossing, Curve
 from em_jax.studies.subjects import RATE, Rows, Subject, figures
+from em_jax.train.config import KEPT
 
-KEPT = "adapters"
 BASE = 0
 """The step of the base: before the first."""
-AT_ONCE = 8
-LIMIT = 64
-SAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """How much is asked: questions per probe, samples per prompt, adapters in one stack, steps ((): all kept)."""
 
-    limit: int = LIMIT
-    samples: int = SAMPLES
-    together: int = AT_ONCE
+    limit: int = 64
+    samples: int = 5
+    together: int = 8
     steps: tuple[int, ...] = ()
 
 

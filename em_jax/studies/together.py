@@ -82,6 +82,8 @@ class _Group:
                 self.this.config, self.this.suite.judge, lambda: self.this.parts.bare(self.this.load())
             )
             self._keep("scores", paths, judge.score(answers, done), len(answers), len(done))
+        if missed := sum(bool(row.get(AGAIN)) for row in self._read(paths)):
+            self.this.say(f"{missed} answers were not scored for want of a connection: the same command asks again")
 
     def _probe(self, name: str) -> None:
         this, module = self.this, PROBES[name]

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+KEPT = "adapters"
+"""The folder of a run with the adapters kept on the way, `step-000008` and so on, in PEFT's format."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

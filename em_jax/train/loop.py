@@ -22,7 +22,7 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.rundir import Appender, keep_rows
 from em_jax.train.batches import Batch, Example, Passes, encode_rows, hold_out, lay_out, plan_passes, step_indices
 from em_jax.train.checkpoint import Checkpoints
-from em_jax.train.config import TrainConfig
+from em_jax.train.config import KEPT, TrainConfig
 from em_jax.train.step import (
     Metrics,
     TrainState,
@@ -32,9 +32,6 @@ from em_jax.train.step import (
     update,
     zero_sums,
 )
-
-KEPT = "adapters"
-"""The folder of a run with the adapters kept on the way, `step-000008` and so on, in PEFT's format."""
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every optimizer step with its number, the number of all steps, and its row of metrics."""
