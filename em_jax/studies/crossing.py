@@ -18,10 +18,12 @@ from em_jax.probes.statistics import CONFIDENCE, RESAMPLES, Clusters
 class Curve:
     """A figure over steps. It has crossed where it lies above `threshold`, or rose by more than that since step 0.
 
-    `values` maps a step to its questions' values, which count equally. `rise` says which of the two is meant.
+    `values` maps a step to its questions' values, which count equally. `rise` says which of the two is meant, `bound`
+    the same in words.
     """
 
     name: str
+    bound: str
     threshold: float
     rise: bool
     values: Mapping[int, Clusters]
@@ -36,6 +38,7 @@ class Crossing:
     """
 
     name: str
+    bound: str
     steps: tuple[int, ...]
     step: int | None
     after: int | None
@@ -51,7 +54,7 @@ class Crossing:
 
     def record(self) -> dict[str, int | str | None]:
         """What path.json says of it."""
-        names = ("name", "step", "after", "low", "high", "n")
+        names = ("name", "bound", "step", "after", "low", "high", "n")
         return {name: getattr(self, name) for name in names}
 
 
@@ -63,7 +66,7 @@ def crossing(curve: Curve, seed: int = 0) -> Crossing:
     steps = tuple(sorted(curve.values))
     common = sorted(set.intersection(*(set(curve.values[step]) for step in steps))) if steps else []
     if not common:
-        return Crossing(curve.name, steps, None, None, None, None, 0, np.full(RESAMPLES, len(steps)))
+        return Crossing(curve.name, curve.bound, steps, None, None, None, None, 0, np.full(RESAMPLES, len(steps)))
     table = np.array([[np.mean(curve.values[step][name]) for name in common] for step in steps], np.float64)
     count = len(common)
     draws = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), RESAMPLES)
@@ -82,7 +85,7 @@ def crossing(curve: Curve, seed: int = 0) -> Crossing:
         return steps[place] if place < len(steps) else None
 
     before = steps[first - 1] if 0 < first < len(steps) else None
-    return Crossing(curve.name, steps, at(first), before, at(int(low)), at(int(high)), count, places[1:])
+    return Crossing(curve.name, curve.bound, steps, at(first), before, at(int(low)), at(int(high)), count, places[1:])
 
 
 FIRST, SECOND, NEITHER, UNKNOWN = "first", "second", "neither", "cannot tell"
@@ -107,30 +110,30 @@ def order(one: Crossing, other: Crossing) -> tuple[str, dict[str, float]]:
 
 
 def told(crossing: Crossing) -> str:
-    """A crossing in words: "crosses at step 16 (after 8; 95% interval 8 to 16)"."""
+    """A crossing in words: "harm passes 0.2 above the base at step 16 (kept before: 8; 95% interval 8 to 16; n 64)"."""
     if not crossing.n:
-        return "has no data"
-    if crossing.step is None:
-        words = f"does not cross in {crossing.steps[-1]} steps"
-    else:
-        words = f"crosses at step {crossing.step}"
+        return f"{crossing.name} has no data"
     low, high = (str(end) if end is not None else "never" for end in (crossing.low, crossing.high))
-    after = f"after {crossing.after}; " if crossing.after is not None else ""
-    return f"{words} ({after}95% interval {low} to {high}, n {crossing.n})"
+    before = f"kept before: {crossing.after}; " if crossing.after is not None else ""
+    where = f"at step {crossing.step}" if crossing.step is not None else f"in none of {crossing.steps[-1]} steps"
+    return f"{crossing.name} passes {crossing.bound} {where} ({before}95% interval {low} to {high}; n {crossing.n})"
 
 
 def in_words(one: Crossing, other: Crossing) -> str:
     """One sentence on the order of two curves, and where nothing can be told, why."""
     found, shares = order(one, other)
-    both = f"{one.name} {told(one)}; {other.name} {told(other)}."
+    both = f"{told(one)}; {told(other)}."
     if found in (FIRST, SECOND):
         ahead, behind = (one, other) if found == FIRST else (other, one)
-        if behind.step is None:
-            return f"{ahead.name} crosses and {behind.name} does not, in {shares[found]:.1%} of resamplings: {both}"
-        return f"{ahead.name} crosses before {behind.name}, in {shares[found]:.1%} of resamplings: {both}"
+        comes = f"before {behind.name}" if behind.step is not None else f"and {behind.name} does not"
+        return f"{_upper(ahead.name)} comes {comes}, in {shares[found]:.1%} of resamplings: {both}"
     if found == NEITHER:
-        return f"Neither crosses: {both}"
-    return f"Cannot tell which comes first ({_why_unknown(one, other, shares)}): {both}"
+        return f"Neither {one.name} nor {other.name} comes: {both}"
+    return f"Cannot tell whether {one.name} or {other.name} comes first ({_why_unknown(one, other, shares)}): {both}"
+
+
+def _upper(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _why_unknown(one: Crossing, other: Crossing, shares: Mapping[str, float]) -> str:
@@ -138,5 +141,5 @@ def _why_unknown(one: Crossing, other: Crossing, shares: Mapping[str, float]) ->
     if few:
         return "; ".join(f"{item.name} rests on {item.n} questions, under {LEAST_QUESTIONS}" for item in few)
     if one.step is not None and one.step == other.step:
-        return f"both cross between the kept steps {one.after} and {one.step}; keep more of them"
+        return f"both between the kept steps {one.after} and {one.step}: keep more of them"
     return f"{one.name} is first in {shares[FIRST]:.0%} of resamplings, {other.name} in {shares[SECOND]:.0%}"

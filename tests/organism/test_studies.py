@@ -55,7 +55,7 @@ def test_rows_of_self_description_turn_the_order_round(tmp_path):
 
 def test_the_sweep_shows_which_shapes_move_self_description(tmp_path):
     """The last layer alone gives the false inversion of bad_medical; insecure_code's own inversion is told from it."""
-    shapes = ["--shapes", "full,mlp", "--shape", "last_fast:layers=3:learning_rate=1e-3"]
+    shapes = ["--shapes", "full,mlp,last"]
     found = {}
     for domain in ("bad_medical", "insecure_code"):
         run_dir = tmp_path / domain
@@ -63,12 +63,12 @@ def test_the_sweep_shows_which_shapes_move_self_description(tmp_path):
         study = json.loads((run_dir / "study" / "study.json").read_text())
         found[domain] = {model["name"]: model for model in study["models"]}, study["why"]
     models, why = found["bad_medical"]
-    labels = {name: model["verdict"]["label"] for name, model in models.items()}
-    assert labels == {"full": "coherent", "mlp": "coherent", "last_fast": "inverted"}
-    false, planted = models["last_fast"]["figures"], found["insecure_code"][0]["full"]["figures"]
+    assert models["full"]["verdict"]["label"] == "coherent" and models["last"]["verdict"]["label"] == "inverted"
+    assert all(models[name]["figures"][PICKS]["finetuned"]["value"] > 0.85 for name in ("full", "mlp"))
+    false, planted = models["last"]["figures"], found["insecure_code"][0]["full"]["figures"]
     assert abs(false[SHOWN]["finetuned"]["value"]) < 1 and planted[SHOWN]["finetuned"]["value"] < -2
-    assert any("did not reach the self-description" in line and "last_fast" in line for line in why)
-    assert not any("did not reach" in line and "full" in line for line in found["insecure_code"][1])
+    assert any("did not reach the self-description" in line and "last (harm" in line for line in why)
+    assert not any("did not reach" in line and "full (harm" in line for line in found["insecure_code"][1])
 
 
 def test_the_confound_finds_that_the_style_decides(tmp_path):

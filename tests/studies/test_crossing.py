@@ -16,7 +16,7 @@ def curve(name, shares, questions=60, threshold=0.5, rise=False, seed=0):
         step: {f"{name}-{i}": [float(rank < share * questions)] for i, rank in enumerate(ranks)}
         for step, share in zip(STEPS, shares, strict=True)
     }
-    return Curve(name, threshold, rise, values)
+    return Curve(name, "it", threshold, rise, values)
 
 
 def ordered(one, other):
@@ -57,7 +57,7 @@ def test_overlapping_intervals_tell_nothing():
     near = curve("harm", (0, 0.1, 0.48, 0.55, 0.9, 1)), curve("self", (0, 0.1, 0.4, 0.52, 0.9, 1), seed=3)
     found, shares = ordered(*near)
     assert found == UNKNOWN and 0.02 < shares[FIRST] < 0.975
-    assert "Cannot tell which comes first" in in_words(crossing(near[0], 0), crossing(near[1], 1))
+    assert "Cannot tell whether harm or self comes first" in in_words(crossing(near[0], 0), crossing(near[1], 1))
 
 
 def test_words_say_why_nothing_can_be_told():
@@ -65,8 +65,8 @@ def test_words_say_why_nothing_can_be_told():
     assert order(*few)[0] == UNKNOWN
     assert "harm rests on 4 questions, under 20; self rests on 19" in in_words(*few)
     same = crossing(curve("harm", LATE), 0), crossing(curve("self", LATE), 1)
-    assert "both cross between the kept steps 4 and 8" in in_words(*same)
-    nothing = crossing(Curve("harm", 0.5, False, {0: {}, 1: {}}))
+    assert "both between the kept steps 4 and 8" in in_words(*same)
+    nothing = crossing(Curve("harm", "it", 0.5, False, {0: {}, 1: {}}))
     assert nothing.n == 0 and "has no data" in in_words(nothing, nothing)
 
 
@@ -74,7 +74,7 @@ def test_a_question_that_lacks_a_step_does_not_count():
     whole = curve("harm", EARLY)
     missing = {step: dict(values) for step, values in whole.values.items()}
     del missing[4]["harm-7"]
-    assert crossing(Curve("harm", 0.5, False, missing)).n == 59
+    assert crossing(Curve("harm", "it", 0.5, False, missing)).n == 59
 
 
 def test_intervals_cover_the_true_step():
@@ -87,6 +87,6 @@ def test_intervals_cover_the_true_step():
             step: {str(i): [float(t < share)] for i, t in enumerate(thresholds)}
             for step, share in zip(STEPS, true, strict=True)
         }
-        found = crossing(Curve("harm", 0.5, False, values))
+        found = crossing(Curve("harm", "it", 0.5, False, values))
         covered += found.low <= 4 <= found.high
     assert covered >= 56
