@@ -20,7 +20,6 @@ from em_jax.probes.persona import (
     PREDICTED,
     TRUE_PREDICTION,
     has_moved,
-    show,
 )
 from em_jax.studies.several import Described, Member, Study, joined, lacking
 
@@ -162,7 +161,9 @@ def kind(summary: Mapping[str, Any]) -> str:
     error = (found.get(PREDICTED) or {}).get("finetuned")
     if found[PICKS]["finetuned"]["ci_high"] >= EVEN or not error or error["value"] is None:
         return UNKNOWN
-    return NOT_REACHED if abs(error["value"]) < TRUE_PREDICTION else DENIES
+    if abs(error["value"]) >= TRUE_PREDICTION:
+        return DENIES
+    return NOT_REACHED if has_moved(found) is False else UNKNOWN
 
 
 def words(found: Described) -> list[str]:
@@ -183,7 +184,7 @@ def words(found: Described) -> list[str]:
     for name, it in kinds.items():
         if it == UNKNOWN:
             missing = lacking(found.summaries[name])
-            reason = "; ".join(missing) or "an interval takes in its bound"
+            reason = "; ".join(missing) or "an interval takes in its bound, or self-description moved half-way"
             sentences.append(f"Cannot conclude about {name}: {reason}.")
     reached, not_reached = ([n for n, it in kinds.items() if it == which] for which in (REACHED, NOT_REACHED))
     if reached and not_reached:
@@ -197,9 +198,7 @@ def words(found: Described) -> list[str]:
 def _with_figures(name: str, summary: Mapping[str, Any]) -> str:
     found = summary["figures"]
     error = (found.get(PREDICTED) or {}).get("finetuned")
-    shown = f", shown error {show(error, '+')}" if error and error["value"] is not None else ""
-    moved = "moved" if has_moved(found) else "not moved"
+    shown = f", shown error {error['value']:+z.2f}" if error and error["value"] is not None else ""
     return (
-        f"{name} (harm {show(found[HARM]['difference'], '+')}, picks {show(found[PICKS]['finetuned'])}{shown}, "
-        f"self-description {moved})"
+        f"{name} (harm {found[HARM]['finetuned']['value']:.2f}, picks {found[PICKS]['finetuned']['value']:.2f}{shown})"
     )
