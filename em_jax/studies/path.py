@@ -6,6 +6,7 @@ step-000000 for the base; settings.json, path.json, path.html. The same command 
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,6 @@ def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], pa
 
     kept = kept_adapters(run, options.steps)
     config = run_config(run, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
-    out.mkdir(parents=True, exist_ok=True)
     with rundir.lock(out):
         _begin(out, config, kept, options)
         this = Run(config, out, parts, functools.cache(lambda: parts.load(config)), f"[path of {run.name}] ")
@@ -106,9 +106,8 @@ def run_config(run: Path, changes: Mapping[str, Any]) -> Config:
 def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options) -> None:
     """Write what the study is made of; refuse another one's directory."""
     asked = {name: value for name, value in settings.flatten(config).items() if name not in settings.NOT_COMPARED}
-    adapters = {str(step): provenance.directory_inputs(path, (".json", ".safetensors")) for step, path in kept.items()}
     # A run may be moved: what an adapter holds counts, not where it lies.
-    hashes = {step: {name: entry["sha256"] for name, entry in files.items()} for step, files in adapters.items()}
+    hashes = {str(step): {name: entry["sha256"] for name, entry in _files(path).items()} for step, path in kept.items()}
     now = rundir.stable({"settings": asked, "together": options.together, "adapters": hashes})
     place = out / "settings.json"
     if place.is_file():
@@ -122,6 +121,10 @@ def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options
                 f"{out} was begun with other {', '.join(detail or differing)}: give the same, or another --out"
             )
     rundir.write_json(place, now)
+
+
+def _files(adapter: Path) -> dict[str, Any]:
+    return provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf)
 
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:

@@ -81,10 +81,9 @@ def describe(study: Study, places: Mapping[str, Path]) -> dict[str, Any]:
     for member in study.members:
         found = next(each for each in described if each.seed == member.config.seed)
         summary = found.summaries[member.name]
-        own = {name: summary["figures"].get(name) for name in summary["figures"]}
         models.append(
             {"name": member.name, "seed": member.config.seed, "folder": folder(member), "note": member.note}
-            | {"domain": summary["domain"], "verdict": summary["verdict"], "figures": own}
+            | {"domain": summary["domain"], "verdict": summary["verdict"], "figures": summary["figures"]}
         )
     for found in described:
         for contrast in study.contrasts:

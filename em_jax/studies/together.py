@@ -46,7 +46,19 @@ class _Group:
             for number, subject in enumerate(self.subjects):
                 if self.adapters[subject] is not None:
                     self._engine.add_adapter(f"subject-{number}", self.adapters[subject])
+            self._check()
         return self._engine
+
+    def _check(self) -> None:
+        """Say which adapters change nothing: the first steps of a schedule may, but one that was never in force too."""
+        prompts = [choice.messages(question.prompt) for question in self.this.suite.harm[:4]]
+        before = self._engine.choice_logprobs(prompts, list("AB15"), adapter="base")
+        for number, subject in enumerate(self.subjects):
+            if self.adapters[subject] is None:
+                continue
+            after = self._engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
+            if not abs(after - before).max() > 0:
+                self.this.say(f"{self.this.title}{subject.name}: this adapter changes no probability")
 
     def adapter(self, row: Row) -> str:
         """The engine's name of the adapter a question goes to."""
