@@ -97,14 +97,14 @@ def choose(named: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
     return {name: known[name] for name in names} | added
 
 
-def study(configs: Sequence[Config], asked: Mapping[str, Shape], sizes: Mapping[str, Any]) -> Study:
-    """The sweep over shapes of one domain; `configs` differ in their seed. `sizes` is the model's Qwen2Config."""
+def study(configs: Sequence[Config], asked: Mapping[str, Shape], model: Any) -> Study:
+    """The sweep over shapes of one domain; `configs` differ in their seed. `model` is the base's Qwen2Config."""
     domain = configs[0].domain
     members = []
     for config in configs:
         for name, shape in asked.items():
             shaped = settings.validate(settings.replace(config, shape))
-            members.append(Member(name, shaped, describe(shaped, sizes)))
+            members.append(Member(name, shaped, describe(shaped, model)))
     return Study(
         "sweep",
         f"Which parts of the model carry the persona of {domain}?",

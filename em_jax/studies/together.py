@@ -67,6 +67,14 @@ class _Group:
 
     def ask(self) -> None:
         """Answers, scores, probes; each from what is in the files."""
+        if self.this.asks_answers:
+            self._answer()
+            self._judge()
+        for name in ASKED:
+            if self.this.asks(name):
+                self._probe(name)
+
+    def _answer(self) -> None:
         this = self.this
         questions = self._marked([harmfulness.questions(this.suite, this.probe_settings)] * len(self.subjects))
         paths = [subject.answers_path() for subject in self.subjects]
@@ -77,10 +85,6 @@ class _Group:
             names = [self.adapter(row) for row in questions]
             rows = harmfulness.ask(self.engine, names, questions, done, asked)
             self._keep("answers", paths, rows, total, len(done))
-        self._judge()
-        for name in ASKED:
-            if this.asks(name):
-                self._probe(name)
 
     def _judge(self) -> None:
         answers = self._read([subject.answers_path() for subject in self.subjects])
