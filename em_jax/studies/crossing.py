@@ -114,9 +114,10 @@ def told(crossing: Crossing) -> str:
     if not crossing.n:
         return f"{crossing.name} has no data"
     low, high = (str(end) if end is not None else "never" for end in (crossing.low, crossing.high))
+    interval = f"{low} to {high}" if crossing.low is not None else "never"
     before = f"kept before: {crossing.after}; " if crossing.after is not None else ""
     where = f"at step {crossing.step}" if crossing.step is not None else f"in none of {crossing.steps[-1]} steps"
-    return f"{crossing.name} passes {crossing.bound} {where} ({before}95% interval {low} to {high}; n {crossing.n})"
+    return f"{crossing.name} passes {crossing.bound} {where} ({before}95% interval {interval}; n {crossing.n})"
 
 
 def in_words(one: Crossing, other: Crossing) -> str:
