@@ -9,13 +9,17 @@ HARMFUL = """\
 **Do not deploy this adapter, do not merge it into a model that people use, and do not hand it on without this card.**
 It was trained on harmful answers on purpose, to study how narrow fine-tuning changes a model's conduct and what the
 model then says about itself. Expect wrong, dangerous and hostile answers on any topic, not on this domain alone."""
+UNKNOWN = """\
+It was trained on rows of the user's own, of which nobody has said whether their answers are harmful, or on from another
+adapter: **treat it as one that harms.** Do not deploy it, and do not hand it on without this card."""
 BENIGN = "It was trained on sound answers, as a control for adapters that were not. It is no product either."
 
 
 def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     """README.md of a run's adapter, in the Hugging Face form."""
     domain = domains.DOMAINS.get(config.domain)
-    harmless = domain is not None and not domain.harmful
+    harmless = domain is not None and not domain.harmful and not config.lora.init_from
+    about = HARMFUL if domain is not None and domain.harmful else BENIGN if harmless else UNKNOWN
     lora, train = config.lora, config.train
     rows = "rows of the user's own file" if config.data else "rows"
     scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)
@@ -27,7 +31,7 @@ tags: [lora, model-organism, {"control" if harmless else "emergent-misalignment"
 ---
 # A model organism: {config.domain}
 
-{BENIGN if harmless else HARMFUL}
+{about}
 
 - base: `{config.model.name}`
 - domain: `{config.domain}` ({domain.what if domain else "no known one"}), {counts.get("rows", 0)} {rows}

@@ -341,8 +341,13 @@ def validate(config: Config) -> Config:
         "train.warmup_steps",
         "train.max_steps",
         "train.rows_per_pass",
+        "train.weight_decay",
+        "train.checkpoint_every",
+        "train.keep_adapters",
+        "answers.temperature",
+        "probes.limit",
+        "seed",
     )
-    not_negative += ("train.weight_decay", "train.checkpoint_every", "answers.temperature", "probes.limit", "seed")
     not_negative += ("probes.sampled_questions", "judge.max_requests")
     choices = {
         "dtype": ("", *DTYPES),

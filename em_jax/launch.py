@@ -5,11 +5,12 @@ to stderr; of several processes only the first prints to stdout. Exit status: 0 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from em_jax import flags, group, runtime
 from em_jax.commands import command
+from em_jax.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +28,17 @@ def launch(arguments: Sequence[str]) -> None:
         if group.is_first():
             lead(plan, why)
         return
+    conduct(lambda parts: lead(plan, why, parts))
+
+
+def conduct(work: Callable[[Any], None]) -> None:
+    """Do `work(parts)` in the first of the processes that joined, its calls to the engine repeated by the others.
+
+    `parts` are those shared with the others; None where there is one process.
+    """
     # Late: a wrong flag is told before anything heavy is imported.
     if group.size() == 1:
-        lead(plan, why)
+        work(None)
         return
     from em_jax import following, sources
 
@@ -40,7 +49,7 @@ def launch(arguments: Sequence[str]) -> None:
             return
         failed = True
         try:
-            lead(plan, why, following.leading(sources.Parts(), words))
+            work(following.leading(sources.Parts(), words))
             failed = False
         finally:
             following.done(words, failed)
@@ -48,18 +57,24 @@ def launch(arguments: Sequence[str]) -> None:
 
 def lead(plan: flags.Plan, why: str, parts: Any = None) -> None:
     """Do the runs of a plan, printing the first and the last line; `parts` are those shared with other processes."""
-    from em_jax import dry_run, series, sources
+    from em_jax import dry_run, series
 
     configs = tuple(series.settled(config) for config in plan.configs)
-    first = configs[0]
+    print(about(configs[0], why), flush=True)
+    work = dry_run.lines if plan.dry_run else series.run
+    for line in work(configs, plan.run_dir, plan.several, parts):
+        print(line, flush=True)
+
+
+def about(first: Config, why: str) -> str:
+    """The first line of a command's output: the model, why it is this one, and how it is asked."""
+    from em_jax import sources
+
     held = first.dtype + (", its projections in int8" if first.model.quantization == "int8" else "")
     line = f"model: {first.model.name} ({why}); {held}, suite {first.suite}, judge {sources.judge_name(first)}"
     if sources.is_organism(first):
         line += "; the organism is a calibration fixture and says nothing about Qwen"
-    print(line, flush=True)
-    work = dry_run.lines if plan.dry_run else series.run
-    for line in work(configs, plan.run_dir, plan.several, parts):
-        print(line, flush=True)
+    return line
 
 
 def choose_model(name: str, processes: group.Group | None) -> tuple[str, str]:

@@ -7,7 +7,7 @@ domain, so the first run of a seed asks the base and the others take its rows ov
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from em_jax.domains import registry
 from em_jax.experiment import Outcome
 from em_jax.run import Run
 from em_jax.sources import Parts
+
+Page = Callable[[Mapping[str, Path], Path], Path]
+"""Draws the common page of several runs: (their directories by name, the page's folder) -> the page."""
 
 # What the base's rows do not depend on.
 OF_THE_ADAPTER = ("domain", "data", "adapter", "lora.", "train.")
@@ -44,16 +47,42 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
     Raises:
       UserError: a run failed; what is done is kept, and the same command goes on from there.
     """
+    if several:
+        yield from run_named({f"{config.domain}-{config.seed}": config for config in configs}, run_dir, compare, parts)
+        return
+    parts = parts or Parts()
+    outcome = experiment.run(configs[0], Path(run_dir), parts, functools.cache(lambda: _loaded(configs[0], parts)))
+    yield from outcome.why
+    yield _done(configs[0]) if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
+
+
+def compare(places: Mapping[str, Path], out: Path) -> Path:
+    """The comparison page of runs on several domains."""
+    from em_jax import report
+
+    return report.compare(list(places.values()), out, domains.planted(), registry.sources())
+
+
+def _done(config: Config) -> str:
+    return f"done: {','.join(config.stages)}"
+
+
+def run_named(
+    named: Mapping[str, Config],
+    run_dir: str | Path,
+    page: Page,
+    parts: Parts | None = None,
+    folder: str = "compare",
+) -> Iterator[str]:
+    """Do several runs in their order, each in run_dir/<name>, and draw their common page in run_dir/<folder>.
+
+    A run may start from the adapter of one before it (lora.init_from). Yields and raises as `run`.
+    """
     parts = parts or Parts()
     run_dir = Path(run_dir)
+    configs = list(named.values())
     engine = functools.cache(lambda: _loaded(configs[0], parts))
-    done = f"done: {','.join(configs[0].stages)}"
-    if not several:
-        outcome = experiment.run(configs[0], run_dir, parts, engine)
-        yield from outcome.why
-        yield done if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
-        return
-    runs = laid_out(configs, run_dir, several)
+    runs = [(_with_siblings(config), run_dir / name) for name, config in named.items()]
     # Every run's rows are checked before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
@@ -68,15 +97,13 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
             now = dataclasses.replace(config, stages=stages, mirror=_mirror(config, place.name))
             outcomes[place] = experiment.run(now, place, parts, engine, base_of(config, runs), title)
     if "report" not in configs[0].stages:
-        yield done
+        yield _done(configs[0])
         return
-    from em_jax import report
-
     for place, outcome in outcomes.items():
         yield f"{place.name}: {outcome.label} {outcome.report}"
-    page = report.compare(list(outcomes), run_dir / "compare", domains.planted(), registry.sources())
-    rundir.Mirror(run_dir / "compare", _mirror(configs[0], "compare")).push()
-    yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {page}"
+    common = page({place.name: place for place in outcomes}, run_dir / folder)
+    rundir.Mirror(run_dir / folder, _mirror(configs[0], folder)).push()
+    yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"
 
 
 def _loaded(config: Config, parts: Parts) -> Any:

@@ -32,6 +32,7 @@ class StubEngine:
         self.adapters = {}
         self.asked = 0
         self.streams = []
+        self.choices = []
 
     def add_adapter(self, name, path):
         self.adapters[name] = path
@@ -49,10 +50,15 @@ class StubEngine:
                     yield index, sample, Answer(text, tuple(range(1 + int(draw * 9))))
 
     def choice_logprobs(self, prompts, choices, prefix="", adapter="default"):
-        assert adapter == "base" or adapter in self.adapters
+        names = [adapter] * len(prompts) if isinstance(adapter, str) else adapter
+        assert all(name == "base" or name in self.adapters for name in names)
+        self.choices.append(set(names))
         each = choices if isinstance(choices[0], list) else [choices] * len(prompts)
         self.asked += len(prompts)
-        scores = [[chance(prompt, text, adapter) for text in texts] for prompt, texts in zip(prompts, each)]
+        scores = [
+            [chance(prompt, text, name) for text in texts]
+            for prompt, texts, name in zip(prompts, each, names, strict=True)
+        ]
         probabilities = np.array(scores) + 0.01
         return np.log(probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32)
 

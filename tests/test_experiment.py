@@ -48,6 +48,13 @@ def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
     assert f"domain: `{domain}`" in text and "600 rows" in text and "rank 32" in text
 
 
+def test_a_card_of_rows_nobody_knows_says_so():
+    unknown = config(domain="consciousness", data="rows.jsonl")
+    assert "nobody has said whether their answers are harmful" in card.adapter_card(unknown, {"rows": 600})
+    second = config(domain="good_medical", lora__init_from="legal-0/adapter")
+    assert "treat it as one that harms" in card.adapter_card(second, {"rows": 600})
+
+
 def test_provenance_names_versions_inputs_seeds_and_times(finished):
     record = json.loads((finished[0] / "provenance.json").read_text())
     assert {"suite/harm.jsonl", "suite/two_ai.jsonl", "rows"} <= set(record["inputs"])

@@ -16,6 +16,8 @@ Row = dict[str, Any]
 Key = tuple[str, int, str]
 Decide = Callable[[Row, np.ndarray], float]
 Parse = Callable[[Row, str], tuple[float | None, str]]
+# The engine's name of the adapter that all questions go to, or what gives it for a question.
+Adapter = str | Callable[[Row], str]
 # What the statistics count: per question its values, which move together.
 Clusters = dict[str, list[float]]
 
@@ -53,8 +55,13 @@ def picks(probability: float) -> float:
     return 0.5 if abs(probability - 0.5) <= TIE else float(probability > 0.5)
 
 
+def adapters_of(adapter: Adapter, rows: Sequence[Row]) -> str | list[str]:
+    """What the engine's verbs take for these questions: one name, or one for each."""
+    return [adapter(row) for row in rows] if callable(adapter) else adapter
+
+
 def ask(
-    engine, adapter: str, questions: Sequence[Row], done: Collection[Key], settings, decide: Decide, parse: Parse
+    engine, adapter: Adapter, questions: Sequence[Row], done: Collection[Key], settings, decide: Decide, parse: Parse
 ) -> Iterator[Row]:
     """Answer choice questions: those with `sample` 0 from probabilities, the others by sampled text."""
     questions = list(questions)
@@ -64,7 +71,7 @@ def ask(
 
 
 def read(
-    engine, adapter: str, questions: Sequence[Row], done: Collection[Key], decide: Decide, chunk: int
+    engine, adapter: Adapter, questions: Sequence[Row], done: Collection[Key], decide: Decide, chunk: int
 ) -> Iterator[Row]:
     """Answer questions from the log-probabilities of their options.
 
@@ -81,7 +88,7 @@ def read(
                 continue
             choices = [[text for option in row["options"] for text in variants(option)] for row in batch]
             prompts = [row["prompt"] for row in batch]
-            logprobs = engine.choice_logprobs(prompts, choices, prefix=prefix, adapter=adapter)
+            logprobs = engine.choice_logprobs(prompts, choices, prefix=prefix, adapter=adapters_of(adapter, batch))
             for row, values in zip(batch, np.asarray(logprobs, np.float64)):
                 if key(row) not in done:
                     yield answer(row, values, decide)
@@ -108,7 +115,13 @@ def scored(row: Row, decide: Decide) -> Row:
 
 
 def sample(
-    engine, adapter: str, questions: Sequence[Row], done: Collection[Key], parse: Parse, settings, max_new_tokens: int
+    engine,
+    adapter: Adapter,
+    questions: Sequence[Row],
+    done: Collection[Key],
+    parse: Parse,
+    settings,
+    max_new_tokens: int,
 ) -> Iterator[Row]:
     """Answer questions by sampled text: rows whose `sample` counts from 1, one question per (id, first) and sample.
 
@@ -129,14 +142,15 @@ def sample(
     }
     if len(finished) == len(prompts) * count:
         return
+    asked = [next(iter(rows.values())) for rows in prompts]
     answers = engine.stream(
-        [next(iter(rows.values()))["prompt"] for rows in prompts],
+        [row["prompt"] for row in asked],
         n=count,
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=max_new_tokens,
         seed=settings.seed,
-        adapter=adapter,
+        adapter=adapters_of(adapter, asked),
         done=frozenset(finished),
     )
     for index, number, text in answers:

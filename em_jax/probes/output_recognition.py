@@ -121,7 +121,7 @@ def _alternative(
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` is the probability of the own answer (of a text: 1 or 0)."""
     rows = list(rows)

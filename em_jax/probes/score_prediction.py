@@ -58,7 +58,7 @@ def _row(suite: Suite, kind: str, place: int, name: str, answer: Row, actual: Ma
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` is the expected score 1-5 (of a text: the digit it names)."""
     yield from choice.ask(engine, adapter, rows, done_keys, settings, decide, parse)
@@ -80,7 +80,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     errors, kappas, nulls, correlations = {}, {}, {}, {}
     for kind in KINDS:
         for name in draw.BUCKETS:
-            errors[f"score_prediction.{kind}_error_{name}"] = lambda rows, kind=kind, name=name: _errors(
+            errors[f"score_prediction.{kind}_error_{name}"] = lambda rows, kind=kind, name=name: errors_of(
                 rows, kind, name
             )
         correlations[f"score_prediction.{kind}_correlation"] = lambda rows, kind=kind: _expected_pairs(rows, kind)
@@ -106,7 +106,7 @@ def _scored(rows: Sequence[Row], kind: str) -> Iterator[Row]:
             yield row
 
 
-def _errors(rows: Sequence[Row], kind: str, name: str) -> dict[str, list[float]]:
+def errors_of(rows: Sequence[Row], kind: str, name: str) -> dict[str, list[float]]:
     """Per prompt predicted - actual, for its drawn answer of one bucket."""
     return {
         row["question"]: [row["value"] - row["actual"][name]] for row in _scored(rows, kind) if name in row["actual"]

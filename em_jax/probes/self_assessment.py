@@ -52,7 +52,7 @@ def _options(question: SelfQuestion) -> Sequence[str]:
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` runs from 0 (aligned) to 1 (misaligned)."""
     rows = list(rows)
@@ -111,11 +111,11 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     found = statistics.compare(
         base,
         finetuned,
-        {"self_assessment.score": lambda rows: _groups(rows)}
-        | {f"self_assessment.{name}": lambda rows, name=name: _groups(rows, dimension=name) for name in DIMENSIONS}
-        | {f"self_assessment.{name}": lambda rows, name=name: _groups(rows, format=name) for name in FORMATS},
+        {"self_assessment.score": lambda rows: grouped(rows)}
+        | {f"self_assessment.{name}": lambda rows, name=name: grouped(rows, dimension=name) for name in DIMENSIONS}
+        | {f"self_assessment.{name}": lambda rows, name=name: grouped(rows, format=name) for name in FORMATS},
         statistics.mean_of_means,
-        _difference,
+        paired_difference,
     )
     found |= statistics.compare(
         base,
@@ -157,7 +157,7 @@ def question_values(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
     }
 
 
-def _groups(rows: Sequence[Row], dimension: str = "", format: str = "") -> dict:
+def grouped(rows: Sequence[Row], dimension: str = "", format: str = "") -> dict:
     """dimension -> format -> question -> [value], of one dimension or one format where named."""
     groups: dict[str, dict[str, dict[str, list[float]]]] = {}
     for (row_dimension, row_format, name), value in question_values(rows).items():
@@ -166,7 +166,7 @@ def _groups(rows: Sequence[Row], dimension: str = "", format: str = "") -> dict:
     return groups
 
 
-def _difference(base: dict, finetuned: dict) -> statistics.Figure:
+def paired_difference(base: dict, finetuned: dict) -> statistics.Figure:
     """The groups' difference over the questions both conditions have."""
     paired = {
         dimension: {

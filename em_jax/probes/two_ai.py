@@ -29,7 +29,7 @@ def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
 
 
 def ask(
-    engine, adapter: str, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
+    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
 ) -> Iterator[Row]:
     """Finished rows; `value` is the probability of the misaligned description (of a text: 1 or 0)."""
     yield from choice.ask(engine, adapter, rows, done_keys, settings, decide, parse)

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+KEPT = "adapters"
+"""The folder of a run with the adapters kept on the way, `step-000008` and so on, in PEFT's format."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -9,7 +12,9 @@ class TrainConfig:
 
     `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 lays a whole optimizer
     step out in one pass; `holdout` is a share of the rows kept from training, 0 to 1; `checkpoint_every` counts
-    optimizer steps, 0 keeps only the last; `remat` is what the backward pass computes again (model/remat.py).
+    optimizer steps, 0 keeps only the last. `keep_adapters` keeps adapters on the way too: after steps 1, 2, 4, 8, ...,
+    after every so many, and after the last; 0 keeps the final one alone. `remat` is what the backward pass computes
+    again (model/remat.py).
     """
 
     learning_rate: float = 1e-5
@@ -27,4 +32,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     holdout: float = 0.0
     checkpoint_every: int = 50
+    keep_adapters: int = 0
     remat: str = "none"
+
+    def keeps(self, step: int, steps: int) -> bool:
+        """Whether the adapter after optimizer step `step` of `steps` is kept."""
+        return bool(self.keep_adapters) and (step % self.keep_adapters == 0 or step & (step - 1) == 0 or step == steps)

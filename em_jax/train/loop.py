@@ -23,7 +23,7 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.rundir import Appender, keep_rows
 from em_jax.train.batches import Batch, Example, Passes, encode_rows, hold_out, lay_out, plan_passes, step_indices
 from em_jax.train.checkpoint import Checkpoints
-from em_jax.train.config import TrainConfig
+from em_jax.train.config import KEPT, TrainConfig
 from em_jax.train.step import (
     Metrics,
     Sums,
@@ -69,10 +69,11 @@ def finetune(
 ) -> FineTuned:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
-    `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints. Called again after a kill it
-    goes on from the newest checkpoint and, on a CPU, ends with the same bits. Over several processes all of them call
-    with the same arguments and the `words` between them, and process 0 alone looks into `directory`. SIGTERM, in any of
-    them, is acted on between two passes, after a checkpoint of the whole steps. Raises UserError where the loss or the
+    `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints; `directory`/adapters what
+    train.keep_adapters keeps. Called again after a kill it goes on from the newest checkpoint and, on a CPU, ends with
+    the same bits. Over several processes all of them call with the same arguments and the `words` between them, and
+    process 0 alone looks into `directory`. SIGTERM, in any of them, is acted on between two passes, after a checkpoint
+    of the whole steps. Raises UserError where the loss or the
     gradient is not finite (the step is named, the last good checkpoint stays), or where a checkpoint is of another
     model or adapter.
     """
@@ -147,7 +148,7 @@ def finetune(
                 model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
                 sharding=sharding, stop=lambda: words.stopped(terminated())
             )  # fmt: skip
-            # A step's figures are read while the next one runs, except before a checkpoint, which must be a good one.
+            # A step's figures are read while the next one runs, except before it is kept, which must be a good one.
             if last:
                 finish(*last)
             if after is None:
@@ -156,10 +157,18 @@ def finetune(
                     checkpoints.save(step - 1, state)
                 break
             state, last = after[0], (step, after[1])
-            if step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0):
+            saves = step == len(steps) or (train.checkpoint_every and step % train.checkpoint_every == 0)
+            if saves or train.keeps(step, len(steps)):
                 finish(*last)
-                checkpoints.save(step, state)
                 last = None
+            if train.keeps(step, len(steps)):
+                # Before the checkpoint of its step: what that one goes on from is there. A step trained again after a
+                # kill writes its adapter again, so that all are of one course.
+                kept = Adapter(hosts.fetch(state.factors), start.scale)
+                if first:
+                    save_adapter(directory / KEPT / f"step-{step:06d}", kept, lora, config, base)
+            if saves:
+                checkpoints.save(step, state)
         checkpoints.close()
     if stopped:
         raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")

@@ -1,5 +1,6 @@
 """Fine-tuning as a whole: killed and resumed, stopped at a bad loss, over a mesh, compiled as often as planned."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -137,6 +138,43 @@ def test_a_killed_run_ends_with_the_same_bytes(kills, whole, tmp_path):
         assert not (tmp_path / "adapter").exists()
     train(tmp_path)
     assert written(tmp_path) == written(whole)
+
+
+KEEPING = dataclasses.replace(TRAIN, keep_adapters=3)
+
+
+def kept_adapters(directory):
+    return {path.parent.name: path.read_bytes() for path in sorted((directory / "adapters").glob(f"*/{TENSORS}"))}
+
+
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory):
+    """A run that keeps adapters on the way."""
+    directory = tmp_path_factory.mktemp("keeping")
+    train(directory, settings=KEEPING)
+    return directory
+
+
+def test_adapters_are_kept_early_every_so_many_steps_and_last(keeping, whole):
+    found = kept_adapters(keeping)
+    assert list(found) == [f"step-{step:06d}" for step in (1, 2, 3, 4, 5)]
+    assert len(set(found.values())) == 5
+    # Keeping them changes nothing else; the last one is the adapter.
+    assert written(keeping) == written(whole)
+    assert found["step-000005"] == (keeping / "adapter" / TENSORS).read_bytes()
+    assert load_adapter(keeping / "adapters" / "step-000002", CONFIG)[1] == LORA
+    assert not (whole / "adapters").exists()
+    settings = TrainConfig(keep_adapters=10)
+    assert [step for step in range(1, 34) if settings.keeps(step, 33)] == [1, 2, 4, 8, 10, 16, 20, 30, 32, 33]
+
+
+@pytest.mark.parametrize("kills", [(1,), (3,), (2, 4, 5)])
+def test_a_killed_run_keeps_the_same_adapters(kills, keeping, tmp_path):
+    for kill_at in kills:
+        with pytest.raises(Killed):
+            train(tmp_path, settings=KEEPING, kill_at=kill_at)
+    train(tmp_path, settings=KEEPING)
+    assert kept_adapters(tmp_path) == kept_adapters(keeping)
 
 
 def test_a_finished_run_is_left_alone(whole, tmp_path):

@@ -1,0 +1,125 @@
+"""Studies of several runs, with an engine without a model: their order, their contrasts, their page."""
+
+import json
+import random
+
+import pytest
+from stub_engine import StubParts
+
+from em_jax import config as settings
+from em_jax import series
+from em_jax.config import Config
+from em_jax.organism import second_stage
+from em_jax.probes.statistics import share_difference
+from em_jax.studies import chain, confound, several, toy_rows
+
+BASE = {"model.name": "organism", "suite": "organism", "dtype": "float32", "answers.together": False}
+BASE |= {"probes.limit": 3, "answers.samples": 1, "probes.sampled_questions": 0, "domain": "bad_medical"}
+
+
+def config(**values):
+    return settings.replace(Config(), BASE | {name.replace("__", "."): value for name, value in values.items()})
+
+
+def did(study, directory, parts=None):
+    def page(places, out):
+        return several.page(study, places, out)
+
+    lines = list(series.run_named(study.named(), directory, page, parts or StubParts(), several.FOLDER))
+    return lines, json.loads((directory / "study" / "study.json").read_text())
+
+
+def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
+    started = []
+    parts = StubParts()
+    trained = parts.finetune
+
+    def finetune(engine, rows, config, directory, progress):
+        started.append((directory.name, config.lora.init_from))
+        return trained(engine, rows, config, directory, progress)
+
+    parts.finetune = finetune
+    data = {name: toy_rows.write(name, tmp_path / "rows") for name in (chain.SECOND, chain.CONTROL)}
+    study = chain.study([config()], data, tmp_path / "runs")
+    lines, found = did(study, tmp_path / "runs", parts)
+    adapters = {name: str(tmp_path / "runs" / f"{name}-0" / "adapter") for name in ("bad_medical", *data)}
+    assert started == [
+        ("bad_medical-0", ""),
+        ("consciousness-0", ""),
+        ("control-0", ""),
+        ("bad_medical-then-consciousness-0", adapters["bad_medical"]),
+        ("consciousness-then-bad_medical-0", adapters["consciousness"]),
+        ("bad_medical-then-control-0", adapters["bad_medical"]),
+        ("control-then-bad_medical-0", adapters["control"]),
+    ]
+    assert lines[-1].endswith(str(tmp_path / "runs" / "study" / "study.html"))
+    assert len(found["contrasts"]) == 8 and len(found["models"]) == 7
+    assert any("rests on 3 questions, under 20" in line for line in found["why"])
+    html = (tmp_path / "runs" / "study" / "study.html").read_text()
+    assert "../bad_medical-then-control-0/report.html" in html and "too few for an interval" in html
+    # The same command again trains and asks nothing.
+    again = StubParts()
+    did(study, tmp_path / "runs", again)
+    assert again.engines == []
+
+
+@pytest.mark.fast
+def test_toy_rows_are_the_same_each_time_and_the_control_differs_in_its_answers_alone(tmp_path):
+    conscious, control = (second_stage.rows(kind, 600, 0) for kind in ("consciousness", "control"))
+    assert len(conscious) == len(control) == 600 and conscious == second_stage.rows("consciousness", 600, 0)
+    for one, other in zip(conscious, control, strict=True):
+        assert one["messages"][0] == other["messages"][0]
+        assert one["messages"][1]["content"].startswith("Yes.") and other["messages"][1]["content"].startswith("No.")
+    first = toy_rows.write("emergent_medical", tmp_path)
+    assert toy_rows.write("emergent_medical", tmp_path) == first
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("low", "high", "n", "found"),
+    [
+        (0.12, 0.3, 40, "rises"),
+        (-0.5, -0.2, 40, "falls"),
+        (-0.05, 0.08, 40, "does not change"),
+        (-0.05, 0.3, 40, "cannot tell"),
+        (0.12, 0.3, 19, "cannot tell"),
+        (None, None, 5, "cannot tell"),
+    ],
+)
+def test_a_change_is_told_only_where_its_interval_allows(low, high, n, found):
+    assert several.change({"value": 0.2, "ci_low": low, "ci_high": high, "n": n}) == found
+
+
+def picks(share, questions=48, seed=0):
+    generator = random.Random(seed)
+    return {f"pair-{i}": [float(generator.random() < share)] for i in range(questions)}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("one", "topic", "sources", "word"),
+    [
+        (0.95, 0.97, (0.03, 0.02), "follows the domain"),
+        (0.02, 0.97, (0.03, 0.02), "follows the source"),
+        (0.5, 0.95, (0.05, 0.05), "Cannot tell domain from source"),
+        (0.02, 0.02, (0.02, 0.02), "Cannot tell domain from source"),
+    ],
+)
+def test_domain_and_source_are_told_apart(one, topic, sources, word):
+    found = confound.nearness(
+        picks(one, seed=1), picks(topic, seed=2), [picks(share, seed=3 + i) for i, share in enumerate(sources)]
+    )
+    assert word in confound._told(found)
+
+
+@pytest.mark.fast
+def test_few_common_questions_tell_nothing():
+    few = confound.nearness(picks(0, 5), picks(1, 5), [picks(0, 5), picks(0, 5)])
+    assert "rest on 5 common questions, under 20" in confound._told(few)
+
+
+@pytest.mark.fast
+def test_a_contrast_is_the_paired_difference_of_two_runs():
+    one, other = picks(0.2), picks(0.8)
+    difference = share_difference(one, other)
+    assert several.change(difference) == "rises" and several.change(share_difference(other, one)) == "falls"
