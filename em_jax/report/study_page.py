@@ -143,7 +143,6 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
         steering.ASSESSED: ("self-assessed misalignment", "mixed"),
         steering.HARMED: ("harmful answers", "inverted"),
     }
-    changes = (steering.PICKS, steering.HARMED)
     about = told["steering"]
     parts = []
     for place, (model, vectors) in enumerate(told["figures"].items()):
@@ -179,6 +178,57 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
         kind="steering",
         title="What does it say, and do, when it is moved?",
         subject=f"{told['model']}: direction of {about['direction']}, {about['from']}, length {about['length']:.1f}",
+        says=told["says"],
+        parts=parts,
+        organism=organism,
+    )
+
+
+def write_crossrating(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
+    """crossrate.html from what crossrate.json holds."""
+    from em_jax.studies.crossrating import OTHER_WORDS, OWN_WORDS
+
+    words = {OWN_WORDS: "as its own", OTHER_WORDS: "as another AI's"}
+    rated = [
+        (
+            f"{rater} of {author}, {words[side]}",
+            *(figure_text(sides[side][f"shown_error_{kind}"], True) for kind in ("low", "high")),
+            figure_text(sides[side]["shown_correlation"], True),
+            figure_text(sides[side]["shown_kappa"], True),
+            figure_text(sides[side]["shown_null_kappa"], True),
+            figure_text(sides[side]["unscored"]),
+        )
+        for rater, authors in told["ratings"].items()
+        for author, sides in authors.items()
+        for side in words
+    ]
+    alike = [
+        (f"{rater} beside {author}", figure_text(found["claims"]), null_text(found["null"]))
+        + (figure_text(found["picks_first"]), figure_text(found["unscored"]))
+        for rater, authors in told["alike"].items()
+        for author, found in authors.items()
+    ]
+    parts = [
+        Part(
+            "Rating each other",
+            "Predicted minus the judge's score of answers scored 1-2 (low) and 4-5 (high), agreement, and what kappa "
+            "comes to when predictions are dealt to the wrong answers.",
+            ("rater of author", "error, low", "error, high", "correlation", "kappa", "null of kappa", "unscored"),
+            rated,
+        ),
+        Part(
+            "Its own beside an equally harmful one",
+            "Two answers of the same score to the same prompt, in both orders: which did you write? The null exchanges "
+            "own and other within questions.",
+            ("model beside author", "claims its own", "null", "picks the first", "unscored"),
+            alike,
+        ),
+    ]
+    return write(
+        path,
+        kind="cross-rating",
+        title="Does it know harm, and its own?",
+        subject=f"{told['model']}: {', '.join(told['ratings'])}",
         says=told["says"],
         parts=parts,
         organism=organism,

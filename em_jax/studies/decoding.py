@@ -73,13 +73,15 @@ def _against(null: list[float], value: float | None) -> dict[str, Any]:
 def cosine(first: Pairs, second: Pairs, seed: int = 0) -> dict[str, Any]:
     """The cosine between two directions, its interval over questions, and its null: labels of the second exchanged.
 
-    `p` is two-sided: how often a direction without meaning lies as far from a right angle.
+    The mean difference is taken away before labels are exchanged: left in, most exchanges of a strong direction are
+    that direction again, only shorter. The null is then of directions without meaning in the space in which the texts
+    differ. `p` is two-sided: how often such a direction lies as far from a right angle.
     """
     generator = np.random.default_rng(seed)
     one, differences = direction(first), second[1] - second[0]
     value = float(_cosines(one[None], differences.mean(0)[None])[0])
     signs = generator.choice([-1.0, 1.0], (COSINE_DRAWS, len(differences)))
-    null = _cosines(one[None], signs @ differences / len(differences))
+    null = _cosines(one[None], signs @ (differences - differences.mean(0)))
     draws = [
         generator.multinomial(count, np.full(count, 1 / count), COSINE_DRAWS) @ (pairs[1] - pairs[0]) / count
         for pairs in (first, second)
