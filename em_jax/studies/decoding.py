@@ -87,7 +87,8 @@ def cosine(first: Pairs, second: Pairs, seed: int = 0) -> dict[str, Any]:
         for pairs in (first, second)
         for count in [pairs.shape[1]]
     ]
-    figure: Figure = statistics.figure(value, *np.quantile(_cosines(*draws), [0.025, 0.975]), len(differences))
+    low, high = np.quantile(_cosines(*draws), [0.025, 0.975])
+    figure: Figure = statistics.figure(value, min(low, value), max(high, value), len(differences))
     p = (1 + int((np.abs(null) >= abs(value)).sum())) / (1 + COSINE_DRAWS)
     low, high = np.quantile(null, [0.025, 0.975])
     return {"cosine": figure, "null": {"value": float(null.mean()), "low": float(low), "high": float(high)}, "p": p}
