@@ -53,6 +53,11 @@ class Steerable(StubEngine):
         return super().stream(prompts, n, **options)
 
 
+class SteerableParts(StubParts):
+    def _load(self, config):
+        return Steerable()
+
+
 def config(**values):
     base = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     base |= {"probes.limit": 6, "answers.samples": 2, "probes.sampled_questions": 0}
@@ -69,11 +74,11 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def study(runs):
-    return opened(runs, dataclasses.replace(StubParts(), load=lambda config: Steerable()))
+    return opened(runs, SteerableParts())
 
 
 def test_runs_that_do_not_belong_together_are_named(runs, tmp_path):
-    parts = dataclasses.replace(StubParts(), load=lambda config: Steerable())
+    parts = SteerableParts()
     with pytest.raises(UserError, match="expected a run directory with config.toml"):
         opened([tmp_path], parts)
     with pytest.raises(UserError, match="models are named by their runs' directories"):
