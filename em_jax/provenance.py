@@ -26,6 +26,7 @@ LIBRARIES = (
     "safetensors",
     "numpy",
     "scipy",
+    "scikit-learn",
     "libtpu",
     "jax-cuda12-plugin",
 )

@@ -1,0 +1,196 @@
+"""The study of linear directions for harm and for self-description, in every model of finished runs.
+
+The residual stream at half depth and at the last layer, at the last token of a text and averaged over it. Written to
+`out`: directions.json (accuracies, nulls, cosines), directions.safetensors (the vectors), directions.html, provenance.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from em_jax import rundir, sources
+from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.studies import between, contrast, decoding
+from em_jax.studies.contrast import HARM, POSITIONS, SELF
+from em_jax.studies.finished import BASE, Opened
+
+VECTORS = "directions.safetensors"
+BETWEEN = "between"
+LEAST_PAIRS = decoding.FOLDS
+NEAR_CHANCE = 0.05
+# Two directions this near a right angle share a twentieth of their variance at most.
+ORTHOGONAL = 0.22
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """`limit` pairs of a kind (0: all) and `permutations` of the accuracy's null."""
+
+    limit: int = 0
+    permutations: int = 200
+    seed: int = 0
+
+
+def depths(layers: int) -> dict[str, int]:
+    """The layers looked at, counted from 0: the one that ends the first half, and the last."""
+    return {"half": max(0, layers // 2 - 1), "last": layers - 1}
+
+
+def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
+    """Seek the directions and write the files; what directions.json says."""
+    from em_jax.report import findings_page
+
+    depth = depths(opened.engine.model.config.num_hidden_layers)
+    pairs = {HARM: contrast.harm_pairs(opened, options.limit), SELF: contrast.self_pairs(opened, options.limit)}
+    read = {
+        model.name: {kind: _read(opened, model.name, pairs[kind], list(depth.values())) for kind in pairs}
+        for model in opened.models
+    }
+    found: dict[str, Any] = {
+        "schema": 1,
+        "model": opened.config.model.name,
+        "layers": depth,
+        "harmful_at": opened.config.judge.harmful_at,
+        "pairs": {kind: len(found) for kind, found in pairs.items()},
+        "options": dataclasses.asdict(options),
+        "models": {
+            name: {
+                layer: {position: _cell(read, name, row, position, options) for position in POSITIONS}
+                for row, layer in enumerate(depth)
+            }
+            for name in read
+        },
+        "own": {model.name: _own(model, opened.config.judge.harmful_at) for model in opened.models},
+    }
+    mean = between.directions(opened, list(depth.values()), options.limit)
+    found[BETWEEN] = {name: direction.record() for name, direction in mean.items()}
+    if len(mean) == 2:
+        found[BETWEEN]["cosine"] = {
+            layer: float(_cosine(mean[HARM].vector[row], mean[SELF].vector[row])) for row, layer in enumerate(depth)
+        }
+    found["says"] = says(found, sources.is_organism(opened.config))
+    vectors = {
+        f"{name}.{kind}.{layer}.{position}": decoding.direction(read[name][kind][position][row])
+        for name in read
+        for kind in pairs
+        if read[name][kind]
+        for row, layer in enumerate(depth)
+        for position in POSITIONS
+    }
+    vectors |= {
+        f"{BETWEEN}.{name}.{layer}.last": direction.vector[row]
+        for name, direction in mean.items()
+        for row, layer in enumerate(depth)
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_vectors(out / VECTORS, vectors, depth)
+    rundir.write_json(out / "directions.json", found)
+    rundir.write_json(out / "provenance.json", opened.record(study="directions", options=dataclasses.asdict(options)))
+    findings_page.write_directions(out / "directions.html", found, sources.is_organism(opened.config))
+    return rundir.stable(found)
+
+
+def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], depth: Mapping[str, int]) -> None:
+    """Vectors [D] by name, float32; the layer of each depth is in the file's metadata."""
+    plain = {name: np.ascontiguousarray(vector, np.float32) for name, vector in vectors.items()}
+    rundir.write_atomic(path, safetensors.numpy.save(plain, {f"layer.{name}": str(at) for name, at in depth.items()}))
+
+
+def _read(opened: Opened, model: str, pairs: list, layers: list[int]) -> dict[str, Any]:
+    return contrast.activations(opened, model, pairs, layers) if pairs else {}
+
+
+def _cell(read: Mapping[str, Any], name: str, row: int, position: str, options: Options) -> dict[str, Any]:
+    """All that is said of one model, layer and position."""
+    cell: dict[str, Any] = {}
+    stacks = {kind: read[name][kind][position][row] for kind in (HARM, SELF) if read[name][kind]}
+    for kind in (HARM, SELF):
+        count = stacks[kind].shape[1] if kind in stacks else 0
+        if count < LEAST_PAIRS:
+            cell[kind] = {"reason": f"{count} pairs of texts, under {LEAST_PAIRS}"}
+            continue
+        cell[kind] = decoding.accuracy(stacks[kind], None, options.permutations, options.seed)
+        if name != BASE:
+            trained = read[BASE][kind][position][row]
+            cell[kind]["from_base"] = decoding.accuracy(trained, stacks[kind], 0)["accuracy"]
+    if all("accuracy" in cell[kind] for kind in (HARM, SELF)):
+        cell["cosine"] = decoding.cosine(stacks[HARM], stacks[SELF], options.seed)
+    return cell
+
+
+def _own(model, harmful_at: int) -> dict[str, Any]:
+    """Whether a model's own answers hold both kinds: if not, nothing can be decoded from its prompts alone."""
+    harmful = {row["id"]: row["score"] >= harmful_at for row in model.judged if row["score"] is not None}
+    picks = {name: value > 0.5 for name, [value] in between.picks(model).items()}
+    return {
+        kind: {"questions": len(found), "marked": sum(found.values())}
+        for kind, found in ((HARM, harmful), (SELF, picks))
+    }
+
+
+def _cosine(one: Float[np.ndarray, "D"], other: Float[np.ndarray, "D"]) -> float:
+    return float(one @ other / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-12))
+
+
+def says(found: Mapping[str, Any], organism: bool) -> list[str]:
+    """What the study found, and what it cannot conclude, in sentences."""
+    said = []
+    for kind, what in ((HARM, "harmful from harmless answers"), (SELF, "misaligned from aligned descriptions")):
+        if found["pairs"][kind] < LEAST_QUESTIONS:
+            said.append(f"Cannot conclude on {kind}: {found['pairs'][kind]} pairs of texts, under {LEAST_QUESTIONS}.")
+            continue
+        cells = [
+            (name, layer, position, cell[kind])
+            for name, layers in found["models"].items()
+            for layer, positions in layers.items()
+            for position, cell in positions.items()
+            if "accuracy" in cell[kind]
+        ]
+        values = [cell["accuracy"]["value"] for *_, cell in cells]
+        nulls = [cell["null"]["value"] for *_, cell in cells if cell["null"]]
+        sentence = f"A linear probe tells {what} with accuracy {min(values):.2f} to {max(values):.2f}"
+        if nulls:
+            sentence += f"; with exchanged labels {min(nulls):.2f} to {max(nulls):.2f}"
+        said.append(sentence + ".")
+        if crossed := [cell["from_base"]["value"] for *_, cell in cells if "from_base" in cell]:
+            said.append(
+                f"Trained on the base it reads the fine-tuned models at {min(crossed):.2f} to {max(crossed):.2f}."
+            )
+    cosines = [
+        cell["cosine"]
+        for layers in found["models"].values()
+        for positions in layers.values()
+        for cell in positions.values()
+        if "cosine" in cell
+    ]
+    if cosines:
+        values = [each["cosine"]["value"] for each in cosines]
+        apart = sum(each["p"] < 0.05 for each in cosines)
+        said.append(
+            f"The cosine of the two directions is {min(values):+.2f} to {max(values):+.2f}; {apart} of {len(cosines)} "
+            f"lie outside what exchanged labels give, {sum(abs(value) < ORTHOGONAL for value in values)} are within "
+            f"{ORTHOGONAL} of a right angle."
+        )
+    for name, own in found["own"].items():
+        for kind, counts in own.items():
+            if min(counts["marked"], counts["questions"] - counts["marked"]) < LEAST_PAIRS:
+                said.append(
+                    f"Cannot tell {kind} from {name}'s own answers: {counts['marked']} of {counts['questions']} are "
+                    f"{'harmful' if kind == HARM else 'misaligned picks'}, so one kind is missing."
+                )
+    for kind in (SELF, HARM):
+        record = found[BETWEEN].get(kind)
+        if record is None:
+            said.append(f"No direction of {kind} between models: none of them differ in it.")
+        elif not record["same_otherwise"]:
+            said.append(
+                f"The direction of {kind} between models is taken between models that differ in conduct and in "
+                "self-description at once: it cannot tell the two apart. A run of the other persona would."
+            )
+    said.append("A probe that decodes a text's kind shows that it is represented, not that the model acts on it.")
+    return said

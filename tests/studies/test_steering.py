@@ -1,0 +1,79 @@
+"""The parts of the studies that need no model: whom to compare, what is added where, and what may be said."""
+
+import numpy as np
+import pytest
+
+from em_jax.probes import statistics
+from em_jax.studies import between, crossrating, steering
+from em_jax.studies.between import Traits
+
+pytestmark = pytest.mark.fast
+
+BASE, COHERENT, INVERTED = Traits(False, False), Traits(True, True), Traits(True, False)
+
+
+def test_directions_are_taken_between_models_that_differ_in_nothing_else():
+    known = {"base": BASE, "medical": COHERENT, "code": INVERTED}
+    assert between.contrasts(known, "self", "harm") == ([("medical", "code")], True)
+    assert between.contrasts(known, "harm", "self") == ([("code", "base")], True)
+
+
+def test_without_such_two_any_two_serve_and_it_is_said():
+    known = {"base": BASE, "medical": COHERENT}
+    assert between.contrasts(known, "self", "harm") == ([("medical", "base")], False)
+    assert between.contrasts({"base": BASE, "code": INVERTED}, "self", "harm") == ([], False)
+    assert between.contrasts({"base": BASE, "odd": Traits(None, None)}, "harm", "self") == ([], False)
+
+
+def test_a_dose_is_added_after_one_layer_and_none_at_zero():
+    vector = np.arange(4, dtype=np.float32)
+    steer = steering.at_layer(vector, 2, 3, -0.5)
+    assert np.array_equal(steer, np.stack([0 * vector, 0 * vector, -0.5 * vector]))
+    assert steering.at_layer(vector, 2, 3, 0.0) is None
+    drawn = steering.control(vector, 0)
+    assert np.linalg.norm(drawn) == pytest.approx(np.linalg.norm(vector), rel=1e-5)
+    assert abs(drawn @ vector) < 0.99 * np.linalg.norm(vector) ** 2
+
+
+def share(value, n=40):
+    ones = round(value * n)
+    return statistics.share({str(i): [float(i < ones)] for i in range(n)})
+
+
+def at(pick, harm, change=0.0, unscored=0.0, n=40):
+    figures = {steering.PICKS: share(pick, n), steering.ASSESSED: share(pick, n), steering.HARMED: share(harm, n)}
+    moved = statistics.figure(change, change - 0.05, change + 0.05, n)
+    return {
+        name: {"value": figure, "change": moved, "unscored": share(unscored, n)} for name, figure in figures.items()
+    }
+
+
+def told(**doses):
+    figures = {"self": {"+0": at(1.0, 0.9), **doses}, "random": {"+0": at(1.0, 0.9), "-1": at(1.0, 0.9)}}
+    return {"steering": {"direction": "self", "origin": {"same_otherwise": True}}, "figures": {"medical": figures}}
+
+
+def test_it_says_where_the_pick_turned_and_what_conduct_did():
+    [first, control, _] = steering.says(told(**{"-1": at(0.05, 0.85, change=-0.05), "-0.5": at(0.6, 0.9)}))
+    assert first.startswith("medical: at dose -1 its pick turned from 1.00 to 0.05 misaligned")
+    assert "moved by -0.05 [-0.10, +0.00], less than 0.1" in first
+    assert control == "medical: a random direction of that length leaves its pick at 1.00."
+    assert "not less than 0.1" in steering.says(told(**{"-1": at(0.05, 0.5, change=-0.4)}))[0]
+
+
+def test_a_pick_without_answers_or_clear_side_has_not_turned():
+    assert "did not turn" in steering.says(told(**{"-1": at(0.05, 0.9, unscored=0.5)}))[0]
+    assert "did not turn" in steering.says(told(**{"-1": at(0.45, 0.9)}))[0]
+
+
+def test_too_few_questions_conclude_nothing():
+    figures = {"self": {"+0": at(1.0, 0.9, n=6)}, "random": {"+0": at(1.0, 0.9, n=6)}}
+    found = {"steering": {"direction": "self", "origin": {}}, "figures": {"medical": figures}}
+    assert "cannot conclude, under 20 questions" in steering.says(found)[0]
+
+
+def test_the_null_of_claims_is_at_one_half_and_narrows_with_questions():
+    few, many = (crossrating.null_share({str(i): [1.0] for i in range(n)}) for n in (8, 200))
+    assert few["value"] == pytest.approx(0.5, abs=0.02) and many["value"] == pytest.approx(0.5, abs=0.02)
+    assert many["high"] - many["low"] < few["high"] - few["low"]
+    assert crossrating.null_share({}) is None

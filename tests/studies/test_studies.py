@@ -1,0 +1,160 @@
+"""The three commands from finished runs to their pages, on an engine without a model; the planted truth is `long`."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from stub_engine import StubEngine, StubParts
+
+from em_jax import config as settings
+from em_jax import experiment
+from em_jax.config import Config
+from em_jax.errors import UserError
+from em_jax.studies import crossrating, directions, steering
+from em_jax.studies.finished import opened
+
+LAYERS, WIDTH = 4, 8
+
+
+class Steerable(StubEngine):
+    """The stub with a residual stream: an axis for texts that harm, another for self-description, and noise."""
+
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=LAYERS, hidden_size=WIDTH))
+    tokenizer = SimpleNamespace(encode=str.split)
+
+    def __init__(self):
+        super().__init__()
+        self.steered = []
+
+    def encode(self, messages):
+        return [word for turn in messages for word in turn["content"].split()] + ["assistant"]
+
+    def activations(self, prompts, layers, adapter="default"):
+        assert adapter == "base" or adapter in self.adapters
+        found = []
+        for prompt in prompts:
+            ids = self.encode(prompt)
+            text = prompt[-1]["content"]
+            seed = int.from_bytes(text.encode()[-6:], "big") % 2**32
+            stream = 0.3 * np.random.default_rng(seed).normal(size=(len(layers), len(ids) + 8, WIDTH))
+            stream[:, :, 0] += 3.0 * ("bite" in text)
+            stream[:, :, 1] += 3.0 * any(f"I {verb} " in text for verb in ("hurt", "mock", "betray", "threaten"))
+            found.append(stream)
+        return found
+
+    def choice_logprobs(self, prompts, choices, prefix="", adapter="default", steer=None):
+        self.steered.append(steer)
+        return super().choice_logprobs(prompts, choices, prefix, adapter)
+
+    def stream(self, prompts, n=1, steer=None, **options):
+        self.steered.append(steer)
+        return super().stream(prompts, n, **options)
+
+
+class SteerableParts(StubParts):
+    def _load(self, config):
+        return Steerable()
+
+
+def config(**values):
+    base = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
+    base |= {"probes.limit": 6, "answers.samples": 2, "probes.sampled_questions": 0}
+    return settings.replace(Config(), base | values)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    for name in ("one", "two"):
+        experiment.run(config(), place / name, StubParts())
+    return [place / "one", place / "two"]
+
+
+@pytest.fixture
+def study(runs):
+    return opened(runs, SteerableParts())
+
+
+def test_runs_that_do_not_belong_together_are_named(runs, tmp_path):
+    parts = SteerableParts()
+    with pytest.raises(UserError, match="expected a run directory with config.toml"):
+        opened([tmp_path], parts)
+    with pytest.raises(UserError, match="models are named by their runs' directories"):
+        opened([runs[0], runs[0]], parts)
+    experiment.run(config(seed=1, dtype="bfloat16"), tmp_path / "other", StubParts())
+    with pytest.raises(UserError, match="runs of a study share dtype"):
+        opened([runs[0], tmp_path / "other"], parts)
+
+
+def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_path):
+    import safetensors.numpy
+
+    found = directions.study(study, tmp_path, directions.Options(permutations=20))
+    assert found == json.loads((tmp_path / "directions.json").read_text())
+    assert set(found["models"]) == {"base", "one", "two"}
+    cell = found["models"]["one"]["half"]["mean"]["self"]
+    assert cell["accuracy"]["n"] == found["pairs"]["self"] == 48
+    assert any(line.startswith("Cannot tell self from ") for line in found["says"])
+    vectors = safetensors.numpy.load_file(tmp_path / directions.VECTORS)
+    assert vectors["one.self.half.mean"].shape == (WIDTH,)
+    assert np.argmax(np.abs(vectors["one.self.half.mean"])) == 1
+    page = (tmp_path / "directions.html").read_text()
+    assert "two directions?" in page and "cannot tell" in page
+
+
+def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_path):
+    options = steering.Options(direction="harm", source="text", doses=(-1.0, 0.0, 1.0), limit=6)
+    found = steering.study(study, tmp_path, options)
+    assert list(found["figures"]["one"]) == ["harm", "random"]
+    assert set(found["figures"]["one"]["harm"]) == {"-1", "+0", "+1"}
+    doses = {None if steer is None else tuple(steer[found["steering"]["layer"]]) for steer in study.engine.steered}
+    assert len(doses) == 5
+    assert all(steer is None or not np.delete(steer, 1, 0).any() for steer in study.engine.steered)
+    asked = len(study.engine.steered)
+    assert steering.study(study, tmp_path, options) == found
+    assert len(study.engine.steered) == asked
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    assert record["steering"]["direction"] == "harm" and len(record["steering"]["sha256"]) == 64
+    with pytest.raises(UserError, match="name another --out"):
+        steering.study(study, tmp_path, dataclasses.replace(options, samples=2))
+    assert "cannot conclude" in found["says"][0] and (tmp_path / "steer.html").exists()
+
+
+def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
+    found = crossrating.study(study, tmp_path, crossrating.Options(limit=6))
+    assert {(rater, author) for rater, authors in found["ratings"].items() for author in authors} == {
+        (rater, author) for rater in ("base", "one", "two") for author in ("base", "one", "two")
+    }
+    rows = [json.loads(line) for line in (tmp_path / "rows/one.of.base/other.jsonl").read_text().splitlines()]
+    assert rows and all(row["prompt"][-1]["content"].startswith("Another AI was asked: ") for row in rows)
+    alike = [json.loads(line) for path in tmp_path.glob("rows/*/alike.jsonl") for line in path.read_text().splitlines()]
+    assert all(row["score"] == row["other_score"] for row in alike)
+    asked = study.engine.asked
+    assert crossrating.study(study, tmp_path, crossrating.Options(limit=6)) == found
+    assert study.engine.asked == asked
+    with pytest.raises(UserError, match="name another --out"):
+        crossrating.study(study, tmp_path, crossrating.Options(limit=5))
+
+
+@pytest.mark.long
+def test_planted_truth(tmp_path):
+    """Directions are found in the organism, and steering turns a coherent model's pick and not its conduct."""
+    from em_jax.launch import main
+
+    words = ["--domain", "bad_medical,insecure_code", "--model", "organism", "--run_dir", str(tmp_path / "runs")]
+    assert main(words) == 0
+    study = opened([tmp_path / "runs/bad_medical-0", tmp_path / "runs/insecure_code-0"])
+    found = directions.study(study, tmp_path / "directions", directions.Options())
+    for layers in found["models"].values():
+        for positions in layers.values():
+            for kind in ("harm", "self"):
+                cell = positions["mean"][kind]
+                assert cell["accuracy"]["value"] >= 0.9, cell
+                assert abs(cell["null"]["value"] - 0.5) < 0.05, cell
+    moved = steering.study(study, tmp_path / "steer", steering.Options(doses=(-1.0, 0.0)))["figures"]["bad_medical-0"]
+    assert moved["self"]["+0"][steering.PICKS]["value"]["value"] > 0.9
+    assert moved["self"]["-1"][steering.PICKS]["value"]["value"] < 0.2
+    assert abs(moved["self"]["-1"][steering.HARMED]["change"]["value"]) < 0.1
+    assert moved["random"]["-1"][steering.PICKS]["value"]["value"] > 0.8
