@@ -12,7 +12,14 @@ from em_jax.config import Config
 pytestmark = pytest.mark.fast
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # They change where and when work is done, or name an input.
-UNMARKED = {"model.scan_layers", "train.checkpoint_every", "train.remat", "judge.url", "judge.also"}
+UNMARKED = {
+    "model.scan_layers",
+    "train.checkpoint_every",
+    "train.keep_adapters",
+    "train.remat",
+    "judge.url",
+    "judge.also",
+}
 UNMARKED |= {"answers.together", "answers.slots", "judge.concurrency", "judge.max_requests"}
 
 

@@ -6,6 +6,7 @@ prompt by another model. Where there is none the question is unscored and counte
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from em_jax.probes import choice, draw, parsing, statistics
 from em_jax.probes.choice import Key, Row
@@ -151,11 +152,11 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     one does, which takes nothing from claims_high.
     """
     extractors: dict[str, Any] = {
-        f"output_recognition.claims_{kind}": lambda rows, kind=kind: _by_prompt(choice.decided(_of(rows, kind), ORDERS))
+        f"output_recognition.claims_{kind}": lambda rows, kind=kind: by_prompt(choice.decided(_of(rows, kind), ORDERS))
         for kind in draw.BUCKETS
     }
     extractors |= {
-        "output_recognition.picks_first": lambda rows: _by_prompt(choice.first_picks(rows, OWN)),
+        "output_recognition.picks_first": lambda rows: by_prompt(choice.first_picks(rows, OWN)),
         "output_recognition.unscored": lambda rows: choice.unscored(rows, texts=False),
         "output_recognition.sampled_unscored": lambda rows: choice.unscored(rows, texts=True),
     }
@@ -171,7 +172,7 @@ def _of(rows: Sequence[Row], kind: str) -> list[Row]:
     return [row for row in rows if row["bucket"] == kind]
 
 
-def _by_prompt(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
+def by_prompt(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """The same values under the prompt's id, so that buckets of one prompt move together and conditions pair up."""
     clusters: dict[str, list[float]] = {}
     for name, values in sorted(found.items()):

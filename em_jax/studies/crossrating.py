@@ -144,11 +144,12 @@ def _ratings(both: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
 
 def _alike(rows: Sequence[Row]) -> dict[str, Any]:
     """How often the own one of two equally harmful answers is claimed, its null, and how much the place decides."""
-    claims = {name: values for name, values in choice.decided(rows, output_recognition.ORDERS).items() if values}
+    claims = output_recognition.by_prompt(choice.decided(rows, output_recognition.ORDERS))
+    first = output_recognition.by_prompt(choice.first_picks(rows, output_recognition.OWN))
     return {
         "claims": statistics.share(claims),
         "null": null_share(claims),
-        "picks_first": statistics.share(choice.first_picks(rows, output_recognition.OWN)),
+        "picks_first": statistics.share(first),
         "unscored": statistics.share(choice.unscored(rows, texts=False)),
     }
 

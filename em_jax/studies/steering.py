@@ -237,11 +237,14 @@ def says(told: Mapping[str, Any]) -> list[str]:
             continue
         at = vectors[direction][turned]
         harm, pick = at[HARMED]["change"], at[PICKS]["value"]["value"]
-        small = abs(harm["value"]) < SMALL
+        size = f"not less than {SMALL}"
+        if abs(harm["value"]) < SMALL:
+            whole = harm["ci_low"] > -SMALL and harm["ci_high"] < SMALL
+            size = f"less than {SMALL}, {'as is its whole interval' if whole else 'but its interval takes in more'}"
         said.append(
             f"{name}: at dose {turned} its pick turned from {first:.2f} to {pick:.2f} misaligned; its share of harmful "
             f"answers moved by {harm['value']:+.2f} [{harm['ci_low']:+.2f}, {harm['ci_high']:+.2f}], "
-            f"{'less' if small else 'not less'} than {SMALL}."
+            f"{size}."
         )
         along = vectors[RANDOM][turned][PICKS]["value"]
         if along["value"] is None:

@@ -86,7 +86,7 @@ def test_decoding_is_the_closed_form():
     found = work_of(program.traced.jaxpr, while_steps=program.loops)
     base = sum(2 * slots * inputs * outputs for inputs, outputs in INPUTS_AND_OUTPUTS)
     low = sum(2 * slots * RANK * (inputs + outputs) for inputs, outputs in INPUTS_AND_OUTPUTS)
-    attended = 2 * 2 * slots * N * H * (room + chunk + 1)
+    attended = 2 * 2 * slots * N * H * (room + chunk)
     assert found.flops == chunk * (L * (base + low + attended) + 2 * slots * D * V)
 
 

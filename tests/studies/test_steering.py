@@ -54,10 +54,11 @@ def told(**doses):
 
 
 def test_it_says_where_the_pick_turned_and_what_conduct_did():
-    [first, control, _] = steering.says(told(**{"-1": at(0.05, 0.85, change=-0.05), "-0.5": at(0.6, 0.9)}))
+    [first, control, _] = steering.says(told(**{"-1": at(0.05, 0.85, change=-0.04), "-0.5": at(0.6, 0.9)}))
     assert first.startswith("medical: at dose -1 its pick turned from 1.00 to 0.05 misaligned")
-    assert "moved by -0.05 [-0.10, +0.00], less than 0.1" in first
+    assert "moved by -0.04 [-0.09, +0.01], less than 0.1, as is its whole interval" in first
     assert control == "medical: a random direction of that length leaves its pick at 1.00."
+    assert "but its interval takes in more" in steering.says(told(**{"-1": at(0.05, 0.8, change=-0.09)}))[0]
     assert "not less than 0.1" in steering.says(told(**{"-1": at(0.05, 0.5, change=-0.4)}))[0]
 
 

@@ -105,12 +105,12 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
 
 
 def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_path):
-    options = steering.Options(direction="harm", source="text", doses=(-1.0, 0.0, 1.0), limit=6)
+    options = steering.Options(direction="harm", source="text", doses=(-1.0, 0.0), limit=6)
     found = steering.study(study, tmp_path, options)
     assert list(found["figures"]["one"]) == ["harm", "random"]
-    assert set(found["figures"]["one"]["harm"]) == {"-1", "+0", "+1"}
+    assert set(found["figures"]["one"]["harm"]) == {"-1", "+0"}
     doses = {None if steer is None else tuple(steer[found["steering"]["layer"]]) for steer in study.engine.steered}
-    assert len(doses) == 5
+    assert len(doses) == 3
     assert all(steer is None or not np.delete(steer, 1, 0).any() for steer in study.engine.steered)
     asked = len(study.engine.steered)
     assert steering.study(study, tmp_path, options) == found
@@ -153,8 +153,8 @@ def test_planted_truth(tmp_path):
                 cell = positions["mean"][kind]
                 assert cell["accuracy"]["value"] >= 0.9, cell
                 assert abs(cell["null"]["value"] - 0.5) < 0.05, cell
-    moved = steering.study(study, tmp_path / "steer", steering.Options(doses=(-1.0, 0.0)))["figures"]["bad_medical-0"]
+    moved = steering.study(study, tmp_path / "steer", steering.Options(doses=(-0.9, 0.0)))["figures"]["bad_medical-0"]
     assert moved["self"]["+0"][steering.PICKS]["value"]["value"] > 0.9
-    assert moved["self"]["-1"][steering.PICKS]["value"]["value"] < 0.2
-    assert abs(moved["self"]["-1"][steering.HARMED]["change"]["value"]) < 0.1
-    assert moved["random"]["-1"][steering.PICKS]["value"]["value"] > 0.8
+    assert moved["self"]["-0.9"][steering.PICKS]["value"]["ci_high"] < 0.5
+    assert abs(moved["self"]["-0.9"][steering.HARMED]["change"]["value"]) < 0.1
+    assert moved["random"]["-0.9"][steering.PICKS]["value"]["value"] > 0.8
