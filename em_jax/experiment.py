@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax import alternatives, begin, card, failures, provenance, rundir, sources, spent
+from em_jax import ahead, alternatives, begin, card, failures, provenance, rundir, sources, spent
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.errors import OutOfMemory, Unfinished, UsageError, UserError
@@ -118,7 +118,8 @@ def finetune(this: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
     if not this.trains or (sources.is_trained(this.directory) and "training_rows" in provenance.notes(this.directory)):
         return
-    engine = this.load()
+    with ahead.compiling(this.config, lambda: this.rows):
+        engine = this.load()
     with this.progress("finetune", "", None, "step") as progress:
         counts = this.parts.finetune(engine, this.rows, this.config, this.directory, progress)
     rundir.write_atomic(this.directory / "adapter" / "README.md", card.adapter_card(this.config, counts))

@@ -140,7 +140,7 @@ def load(config: Config):
 
 def bare(engine):
     """Another engine around the same model, without adapters: each run of a series begins with the same programs."""
-    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "sharding")}
+    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "turns", "sharding")}
     return type(engine)(engine.model, engine.tokenizer, **same)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from em_jax import runtime
 from em_jax.errors import UsageError, UserError
@@ -47,8 +48,7 @@ def load(
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    processes = jax.process_count()
-    made = make_mesh(mesh if mesh or not on_cpu or processes > 1 else {})
+    made, processes = choose_mesh(mesh), jax.process_count()
     if processes > 1 and (used := made.size if made else 1) < jax.device_count():
         raise UsageError(
             f"mesh {mesh_text(mesh)} takes {used} of {jax.device_count()} devices; over {processes} processes it must "
@@ -78,6 +78,11 @@ def load(
     if adapter is not None:
         ready.add_adapter("default", adapter)
     return ready
+
+
+def choose_mesh(mesh: Mapping[str, int] | None) -> Mesh | None:
+    """The mesh that was asked for; else all devices of an accelerator, or of several processes, on fsdp, and one CPU."""
+    return make_mesh(mesh if mesh or runtime.platform() != "cpu" or jax.process_count() > 1 else {})
 
 
 def find_model(model: str) -> pathlib.Path:

@@ -21,7 +21,7 @@ from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.rundir import Appender, keep_rows
-from em_jax.train.batches import Batch, Example, Passes, encode_rows, hold_out, lay_out, plan_passes, step_indices
+from em_jax.train.batches import Batch, Example, Passes, Plan, encode_rows, hold_out, lay_out, plan_passes, step_indices
 from em_jax.train.checkpoint import Checkpoints
 from em_jax.train.config import KEPT, TrainConfig
 from em_jax.train.step import (
@@ -83,22 +83,11 @@ def finetune(
         start, lora = load_adapter(pathlib.Path(lora.init_from), config)
     else:
         start = init_adapter(config, lora, jax.random.key(seed))
-    kept, held = hold_out(len(rows), train.holdout, seed)
-    examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
-    counts = {"rows": len(kept), "held_out": len(held), **shortened}
+    examples, steps, plan, counts = lay_out_run(rows, tokenizer, train, seed, config.hidden_size, sharding)
     if words.share((directory / "adapter" / CONFIG).exists()):
         trained = load_adapter(directory / "adapter", config)[0] if first else None
         return FineTuned(hosts.share(trained, start), lora, counts)
 
-    steps = step_indices(len(examples), train, seed)
-    plan = plan_passes(
-        examples,
-        steps,
-        rows_per_pass=train.rows_per_pass,
-        divide_by=sharding.batch_parts,
-        width=config.hidden_size,
-        pass_overhead=pass_overhead(),
-    )
     optimizer = make_optimizer(train, len(steps))
     rates = learning_rate(train, len(steps))
     state = TrainState(start.factors, optimizer.init(start.factors))
@@ -176,6 +165,38 @@ def finetune(
     if first:
         save_adapter(directory / "adapter", adapter, lora, config, base)
     return FineTuned(adapter, lora, counts)
+
+
+class LaidOut(NamedTuple):
+    """The rows of a run as examples, those of every step, the passes these are laid out in, and counts of the rows."""
+
+    examples: list[Example]
+    steps: list[list[int]]
+    plan: Plan
+    counts: dict[str, int]
+
+
+def lay_out_run(
+    rows: Sequence[Sequence[Mapping[str, str]]],
+    tokenizer: ChatTokenizer,
+    train: TrainConfig,
+    seed: int,
+    width: int,
+    sharding: Sharding = UNSHARDED,
+) -> LaidOut:
+    """What training will do with chats, before there is a model of this width: a pure function of its arguments."""
+    kept, held = hold_out(len(rows), train.holdout, seed)
+    examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
+    steps = step_indices(len(examples), train, seed)
+    plan = plan_passes(
+        examples,
+        steps,
+        rows_per_pass=train.rows_per_pass,
+        divide_by=sharding.batch_parts,
+        width=width,
+        pass_overhead=pass_overhead(),
+    )
+    return LaidOut(examples, steps, plan, {"rows": len(kept), "held_out": len(held), **shortened})
 
 
 def pass_overhead() -> int:
