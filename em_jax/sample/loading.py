@@ -81,7 +81,7 @@ def load(
 
 
 def choose_mesh(mesh: Mapping[str, int] | None) -> Mesh | None:
-    """The mesh that was asked for; else all devices of an accelerator, or of several processes, on fsdp, and one CPU."""
+    """The mesh asked for; else all devices of an accelerator, or of several processes, on fsdp; one CPU has none."""
     return make_mesh(mesh if mesh or runtime.platform() != "cpu" or jax.process_count() > 1 else {})
 
 
