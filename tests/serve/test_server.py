@@ -120,7 +120,7 @@ def test_models_say_what_they_are(client):
         ({"n": 9}, "n", "from 1 to 8"),
         ({"max_tokens": 201}, "max_tokens", "at most 200"),
         ({"max_tokens": 0}, "max_tokens", "from 1"),
-        ({"max_tokens": 100, "messages": prompt() * 40}, "max_tokens", "positions"),
+        ({"max_tokens": 200, "messages": prompt() * 30}, "max_tokens", "positions"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "differ"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
         ({"stop": [""]}, "stop", "none of them empty"),
@@ -130,7 +130,11 @@ def test_models_say_what_they_are(client):
         ({"extra_body": {"top_k": 5}}, "top_k", "unknown parameter"),
         ({"messages": []}, "messages", "at least one"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "parts of type text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+            "parts of type text",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(client, more, param, words):
