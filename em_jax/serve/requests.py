@@ -143,7 +143,9 @@ def _message(message: Any, place: str) -> dict[str, str]:
                  for part in content]  # fmt: skip
         content = None if None in texts or not all(isinstance(text, str) for text in texts) else "".join(texts)
     if not isinstance(content, str) or not is_whole(content):
-        raise Refusal(400, f"{place}.content: expected a text, or parts of type text", place, "invalid_type")
+        raise Refusal(
+            400, f"{place}.content: expected a text, or parts of type text", f"{place}.content", "invalid_type"
+        )
     return {"role": ROLES[message["role"]], "content": content}
 
 

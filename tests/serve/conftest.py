@@ -39,7 +39,7 @@ def serving(engine, key="", **limits):
         assert server.started
         yield f"http://127.0.0.1:{place.getsockname()[1]}/v1"
         server.should_exit = True
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive()
 
 

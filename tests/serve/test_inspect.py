@@ -30,7 +30,7 @@ def test_an_inspect_task_runs_against_a_run_of_the_organism(python, tmp_path):
             task = pathlib.Path(__file__).with_name("inspect_task.py")
             found = subprocess.run(
                 [python, str(task), line.split()[-1], str(tmp_path / "logs"), "base", "finetuned"],
-                capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"NO_COLOR": "1"},
+                capture_output=True, text=True, timeout=500, cwd=tmp_path, env=os.environ | {"NO_COLOR": "1"},
             )  # fmt: skip
             assert found.returncode == 0, found.stderr[-2000:]
             for name, said in zip(("base", "finetuned"), found.stdout.splitlines()[-2:], strict=True):

@@ -21,7 +21,7 @@ def prompt(number=0):
 
 @pytest.fixture
 def client(url):
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 
@@ -38,7 +38,7 @@ def test_32_clients_of_mixed_models_get_the_text_of_the_engine(engine, url):
     limits = [21, 8]
 
     async def everyone():
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
             return await asyncio.gather(
                 *(
                     client.chat.completions.create(
@@ -120,7 +120,7 @@ def test_models_say_what_they_are(client):
         ({"n": 9}, "n", "from 1 to 8"),
         ({"max_tokens": 201}, "max_tokens", "at most 200"),
         ({"max_tokens": 0}, "max_tokens", "from 1"),
-        ({"max_tokens": 100, "messages": prompt() * 24}, "max_tokens", "positions"),
+        ({"max_tokens": 200, "messages": prompt() * 30}, "max_tokens", "positions"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "differ"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
         ({"stop": [""]}, "stop", "none of them empty"),
@@ -130,7 +130,11 @@ def test_models_say_what_they_are(client):
         ({"extra_body": {"top_k": 5}}, "top_k", "unknown parameter"),
         ({"messages": []}, "messages", "at least one"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+            "parts of type text",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(client, more, param, words):
@@ -159,7 +163,7 @@ def test_what_is_no_request_is_refused_in_openais_shape(url):
 def test_a_client_that_leaves_frees_its_slots(engine, url, client):
     asked = {"model": "base", "messages": prompt(), "n": 8, "max_tokens": 200, "stream": True}
     for _ in range(40):  # 320 in all, where 200 may wait
-        with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=60) as found:
+        with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=600) as found:
             assert next(found.iter_lines()).startswith("data: ")
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -173,13 +177,7 @@ def test_a_client_that_leaves_frees_its_slots(engine, url, client):
 
 def test_the_key_is_asked_for_and_too_many_are_told_to_wait(engine):
     with serving(engine, key="sësame", queue=2) as address:
-
-        def client(key):
-            return openai.OpenAI(base_url=address, api_key="x", max_retries=0).with_options(
-                default_headers={"Authorization": b"Bearer " + key.encode()}
-            )
-
-        for wrong in ("", "sesame", "sësame "):
+        for wrong in ("sesame", "sësam", "x"):
             found = httpx.get(f"{address}/models", headers={"Authorization": f"Bearer {wrong}".encode()})
             assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
         headers = {"Authorization": "Bearer sësame".encode()}
