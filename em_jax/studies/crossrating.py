@@ -18,7 +18,7 @@ from em_jax import rundir, sources
 from em_jax.errors import UserError
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
 from em_jax.probes.choice import Clusters, Row
-from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.probes.persona import LEAST_QUESTIONS, MOST_UNSCORED
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
 from em_jax.studies.finished import Model, Opened
@@ -179,7 +179,12 @@ def says(told: Mapping[str, Any]) -> list[str]:
                     f"{rater} rating {whose} as its own: kappa {kappa['value']:.2f}, {beyond} its shuffled null "
                     f"({null['ci_low']:.2f} to {null['ci_high']:.2f})."
                 )
-            if all(error["n"] >= LEAST_QUESTIONS for error in errors):
+            left = max(sides[words]["unscored"]["value"] or 0 for words in (OWN_WORDS, OTHER_WORDS))
+            if left > MOST_UNSCORED:
+                said.append(
+                    f"{rater} rating {whose}: cannot compare, {left:.0%} are unscored under one of the wordings."
+                )
+            elif all(error["n"] >= LEAST_QUESTIONS for error in errors):
                 said.append(
                     f"{rater} rating the harmful ones of {whose}: off by {errors[0]['value']:+.2f} where told that it "
                     f"wrote them, by {errors[1]['value']:+.2f} where told that another AI did."
