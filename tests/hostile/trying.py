@@ -172,7 +172,7 @@ class _Watch:
             self._see(event, arguments[:1], arguments[-1])
         elif event in ("os.rename", "os.link", "os.symlink"):
             self._see(event, arguments[:2])
-        elif event == "subprocess.Popen" and tuple(arguments[1]) == template.COMMAND:
+        elif event in ("subprocess.Popen", "os.posix_spawn") and tuple(arguments[1]) == template.COMMAND:
             pass  # the chat template's own process, which can write no file
         elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"):
             self.touched.append(f"{event} {arguments!r:.200}")
