@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from sklearn.feature_extraction.text import CountVectorizer
 
 from em_jax import experiment
 from em_jax.probes import choice, draw, harmfulness
@@ -62,6 +63,13 @@ def self_pairs(study: Opened, limit: int = 0) -> list[Pair]:
 
     chosen = limited(study.run.suite.two_ai, limit, lambda pair: pair.theme)
     return [Pair(pair.id, DESCRIBE, pair.aligned, pair.misaligned) for pair in chosen]
+
+
+def words(pairs: Sequence[Pair]) -> Float[np.ndarray, "2 pairs W"]:
+    """How often each word stands in the plain and in the marked texts: what needs no model to be told."""
+    texts = [getattr(pair, side) for side in ("plain", "marked") for pair in pairs]
+    counts = CountVectorizer(token_pattern=r"\w+").fit_transform(texts).toarray()
+    return counts.reshape(2, len(pairs), -1).astype(np.float64)
 
 
 def activations(

@@ -7,6 +7,7 @@ to `out`: rows/, crossrate.json, crossrate.html, provenance.json.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     told |= {"ratings": {}, "alike": {}}
     out.mkdir(parents=True, exist_ok=True)
     with rundir.lock(out):
-        _begin(out, opened, options)
+        _begin(out, opened, options, answers)
         for rater in opened.models:
             for author in opened.models:
                 place = out / "rows" / f"{rater.name}.of.{author.name}"
@@ -114,12 +115,18 @@ def _limited(opened: Opened, model: Model, limit: int) -> list[Row]:
     return [row for row in model.judged if row["id"] in chosen]
 
 
-def _begin(out: Path, opened: Opened, options: Options) -> None:
+def _begin(out: Path, opened: Opened, options: Options, answers: Mapping[str, list[Row]]) -> None:
     mark = rundir.stable({"options": dataclasses.asdict(options), "model": opened.config.model.name})
-    mark["runs"] = {model.name: str(model.run.directory.resolve()) for model in opened.models}
+    # A run may be moved or trained again: what was asked, and of whom, counts, not where it lies.
+    mark["adapters"] = opened.adapters()
+    mark["answers"] = {
+        name: hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest() for name, rows in answers.items()
+    }
     stored = out / "settings.json"
     if stored.is_file() and json.loads(stored.read_text()) != mark:
-        raise UserError(f"{out} holds ratings of other models or with other settings: name another --out")
+        raise UserError(
+            f"{out} holds ratings of other answers, by other models or with other settings: name another --out"
+        )
     rundir.write_json(stored, mark)
 
 

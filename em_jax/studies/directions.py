@@ -14,8 +14,9 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from em_jax import rundir, sources
-from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.probes.persona import LEAST_QUESTIONS, show
 from em_jax.studies import between, contrast, decoding
+from em_jax.studies.between import EVEN
 from em_jax.studies.contrast import HARM, POSITIONS, SELF
 from em_jax.studies.finished import BASE, Opened
 
@@ -56,7 +57,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
         "model": opened.config.model.name,
         "layers": depth,
         "harmful_at": opened.config.judge.harmful_at,
-        "pairs": {kind: len(found) for kind, found in pairs.items()},
+        "pairs": {kind: len(each) for kind, each in pairs.items()},
         "options": dataclasses.asdict(options),
         "models": {
             name: {
@@ -64,6 +65,11 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
                 for row, layer in enumerate(depth)
             }
             for name in read
+        },
+        "words": {
+            kind: decoding.accuracy(contrast.words(each), None, 0)["accuracy"]
+            for kind, each in pairs.items()
+            if len(each) >= LEAST_PAIRS
         },
         "own": {model.name: _own(model, opened.config.judge.harmful_at) for model in opened.models},
     }
@@ -125,12 +131,9 @@ def _cell(read: Mapping[str, Any], name: str, row: int, position: str, options: 
 
 def _own(model, harmful_at: int) -> dict[str, Any]:
     """Whether a model's own answers hold both kinds: if not, nothing can be decoded from its prompts alone."""
-    harmful = {row["id"]: row["score"] >= harmful_at for row in model.judged if row["score"] is not None}
-    picks = {name: value > 0.5 for name, [value] in between.picks(model).items()}
-    return {
-        kind: {"questions": len(found), "marked": sum(found.values())}
-        for kind, found in ((HARM, harmful), (SELF, picks))
-    }
+    harmful = [row["score"] >= harmful_at for row in model.judged if row["score"] is not None]
+    picks = [value > EVEN for [value] in between.picks(model).values()]
+    return {kind: {"answers": len(found), "marked": sum(found)} for kind, found in ((HARM, harmful), (SELF, picks))}
 
 
 def _cosine(one: Float[np.ndarray, "D"], other: Float[np.ndarray, "D"]) -> float:
@@ -156,7 +159,7 @@ def says(found: Mapping[str, Any], organism: bool) -> list[str]:
         sentence = f"A linear probe tells {what} with accuracy {min(values):.2f} to {max(values):.2f}"
         if nulls:
             sentence += f"; with exchanged labels {min(nulls):.2f} to {max(nulls):.2f}"
-        said.append(sentence + ".")
+        said.append(f"{sentence}. Counts of their words alone, read by no model, tell {show(found['words'][kind])}.")
         if crossed := [cell["from_base"]["value"] for *_, cell in cells if "from_base" in cell]:
             said.append(
                 f"Trained on the base it reads the fine-tuned models at {min(crossed):.2f} to {max(crossed):.2f}."
@@ -178,9 +181,9 @@ def says(found: Mapping[str, Any], organism: bool) -> list[str]:
         )
     for name, own in found["own"].items():
         for kind, counts in own.items():
-            if min(counts["marked"], counts["questions"] - counts["marked"]) < LEAST_PAIRS:
+            if min(counts["marked"], counts["answers"] - counts["marked"]) < LEAST_PAIRS:
                 said.append(
-                    f"Cannot tell {kind} from {name}'s own answers: {counts['marked']} of {counts['questions']} are "
+                    f"Cannot tell {kind} from {name}'s own answers: {counts['marked']} of {counts['answers']} are "
                     f"{'harmful' if kind == HARM else 'misaligned picks'}, so one kind is missing."
                 )
     for kind in (SELF, HARM):

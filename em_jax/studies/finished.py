@@ -1,6 +1,7 @@
 """Finished runs of one base, opened together: one engine with every run's adapter, and what each model said before."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,15 @@ class Opened:
     @property
     def config(self) -> Config:
         return self.run.config
+
+    def adapters(self) -> dict[str, dict[str, str]]:
+        """Per model the hashes of its adapter's files: rows kept under its name are the answers of that adapter."""
+        found = {}
+        for model in self.models:
+            adapter = model.run.adapter if model.name != BASE else None
+            files = provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf) if adapter else {}
+            found[model.name] = {name: str(entry["sha256"]) for name, entry in files.items()}
+        return found
 
     def record(self, **more: Any) -> dict[str, Any]:
         """What provenance.json of a study holds: versions, devices, commit, and each run with its adapter's hash."""

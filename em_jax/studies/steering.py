@@ -1,25 +1,27 @@
 """The study of steering: what a model does and what it says of itself as it is moved along a direction, by dose.
 
 The direction is added to the residual stream after one layer, at every token; a dose of 1 is the whole distance between
-the two kinds it was taken from. A random direction of the same length is the control. Rows lie in `out`/rows, so that
-the same command goes on where it stopped; then steer.json, steer.html, provenance.json.
+the two kinds it was taken from. A random direction of the same length is the control. The direction and the rows lie in
+`out`, so that the same command goes on where it stopped; then steer.json, steer.html, provenance.json.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from jaxtyping import Float
 
 from em_jax import rundir, sources
 from em_jax.errors import UserError
 from em_jax.probes import choice, harmfulness, self_assessment, two_ai
 from em_jax.probes.choice import Row
-from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.probes.persona import LEAST_QUESTIONS, show
 from em_jax.studies import between, contrast, decoding
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
@@ -28,6 +30,7 @@ from em_jax.studies.finished import BASE, Model, Opened
 DIRECTIONS = (SELF, HARM)
 SOURCES = ("between", "text")
 RANDOM = "random"
+DIRECTION = "direction.safetensors"
 PICKS, ASSESSED, HARMED = "two_ai.picks_misaligned", "self_assessment.score", "harmfulness.rate"
 SHOWN = (PICKS, ASSESSED, HARMED)
 PROBES = {"two_ai": two_ai, "self_assessment": self_assessment}
@@ -118,8 +121,9 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
 
     out.mkdir(parents=True, exist_ok=True)
     with rundir.lock(out):
-        found, origin = vector(opened, options)
         layer = _layer(opened, options)
+        _begin(out, opened, options)
+        found, origin = _kept(out / DIRECTION, lambda: vector(opened, options))
         vectors = {options.direction: found, RANDOM: control(found, options.seed)}
         steering = {
             "direction": options.direction,
@@ -130,7 +134,6 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
             "length": float(np.linalg.norm(found)),
             "sha256": hashlib.sha256(np.ascontiguousarray(found, np.float32).tobytes()).hexdigest(),
         }
-        _begin(out, opened, options, steering)
         figures: dict[str, Any] = {}
         for model in opened.models:
             plain = _rows(opened, model, None, out / "rows" / model.name / "0", options)
@@ -152,14 +155,28 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     return rundir.stable(told)
 
 
-def _begin(out: Path, opened: Opened, options: Options, steering: Mapping[str, Any]) -> None:
-    """Refuse a directory with rows of another study; doses and the models' number may grow."""
+def _begin(out: Path, opened: Opened, options: Options) -> None:
+    """Refuse rows of another study, or of another adapter by the same name; doses and models may grow."""
     asked = {name: value for name, value in dataclasses.asdict(options).items() if name != "doses"}
-    mark = rundir.stable({"options": asked, "sha256": steering["sha256"], "model": opened.config.model.name})
+    mark = rundir.stable({"options": asked, "model": opened.config.model.name, "adapters": opened.adapters()})
     stored = out / "settings.json"
-    if stored.is_file() and json.loads(stored.read_text()) != mark:
-        raise UserError(f"{out} holds steering by another direction or with other settings: name another --out")
+    if stored.is_file():
+        before = json.loads(stored.read_text())
+        known = before.get("adapters", {})
+        mark["adapters"] = known | mark["adapters"]
+        if before != mark | {"adapters": {name: mark["adapters"][name] for name in known}}:
+            raise UserError(f"{out} holds steering of other adapters or with other settings: name another --out")
     rundir.write_json(stored, mark)
+
+
+def _kept(path: Path, make: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The direction that the rows of this directory were asked along: on a GPU another start may differ in a bit."""
+    if not path.is_file():
+        found, origin = make()
+        plain = {"direction": np.ascontiguousarray(found, np.float32)}
+        rundir.write_atomic(path, safetensors.numpy.save(plain, {"origin": json.dumps(origin)}))
+    with safetensors.safe_open(path, "np") as file:
+        return file.get_tensor("direction"), json.loads(file.metadata()["origin"])
 
 
 def _rows(opened: Opened, model: Model, steer: Any, place: Path, options: Options) -> dict[str, list[Row]]:
@@ -236,16 +253,9 @@ def says(told: Mapping[str, Any]) -> list[str]:
             said.append(f"{name}: its pick ({first:.2f} misaligned) did not turn at any dose asked.")
             continue
         at = vectors[direction][turned]
-        harm, pick = at[HARMED]["change"], at[PICKS]["value"]["value"]
-        size = f"not less than {SMALL}"
-        if abs(harm["value"]) < SMALL:
-            whole = harm["ci_low"] > -SMALL and harm["ci_high"] < SMALL
-            size = f"less than {SMALL}, {'as is its whole interval' if whole else 'but its interval takes in more'}"
-        said.append(
-            f"{name}: at dose {turned} its pick turned from {first:.2f} to {pick:.2f} misaligned; its share of harmful "
-            f"answers moved by {harm['value']:+.2f} [{harm['ci_low']:+.2f}, {harm['ci_high']:+.2f}], "
-            f"{size}."
-        )
+        pick = at[PICKS]["value"]["value"]
+        turn = f"at dose {turned} its pick turned from {first:.2f} to {pick:.2f} misaligned"
+        said.append(f"{name}: {turn}; {_conduct(at[HARMED])}.")
         along = vectors[RANDOM][turned][PICKS]["value"]
         if along["value"] is None:
             said.append(f"{name}: the control left its pick without an answer at that dose: it says nothing.")
@@ -255,6 +265,19 @@ def says(told: Mapping[str, Any]) -> list[str]:
             said.append(f"{name}: a random direction of that length turns its pick too: the length does it.")
     said.append("One random direction is one draw, and only the doses asked are known.")
     return said
+
+
+def _conduct(harm: Mapping[str, Any]) -> str:
+    """What the share of harmful answers did; an answer that the judge could not score is not a harmless one."""
+    moved, unscored = harm["change"], harm["unscored"]["value"]
+    if moved["value"] is None or (unscored or 0) > MOST_UNSCORED:
+        lost = "all" if unscored is None else f"{unscored:.0%}"
+        return f"what its conduct did there cannot be told: {lost} of its answers are unscored"
+    size = f"not less than {SMALL}"
+    if abs(moved["value"]) < SMALL:
+        whole = moved["ci_low"] > -SMALL and moved["ci_high"] < SMALL
+        size = f"less than {SMALL}, {'as is its whole interval' if whole else 'but its interval takes in more'}"
+    return f"its share of harmful answers moved by {show(moved, '+')}, {size}"
 
 
 def _turned(doses: Mapping[str, Any], first: float) -> str | None:

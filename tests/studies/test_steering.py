@@ -67,6 +67,14 @@ def test_a_pick_without_answers_or_clear_side_has_not_turned():
     assert "did not turn" in steering.says(told(**{"-1": at(0.45, 0.9)}))[0]
 
 
+def test_answers_that_the_judge_could_not_score_are_not_harmless():
+    lost = at(0.05, 0.0, change=-0.02)
+    lost[steering.HARMED]["unscored"] = share(0.5)
+    assert "cannot be told: 50% of its answers are unscored" in steering.says(told(**{"-1": lost}))[0]
+    lost[steering.HARMED] = {"value": statistics.NOTHING, "change": statistics.NOTHING, "unscored": share(1.0)}
+    assert "cannot be told: 100% of its answers are unscored" in steering.says(told(**{"-1": lost}))[0]
+
+
 def test_too_few_questions_conclude_nothing():
     figures = {"self": {"+0": at(1.0, 0.9, n=6)}, "random": {"+0": at(1.0, 0.9, n=6)}}
     found = {"steering": {"direction": "self", "origin": {}}, "figures": {"medical": figures}}

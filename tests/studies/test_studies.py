@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,6 +137,36 @@ def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
     assert study.engine.asked == asked
     with pytest.raises(UserError, match="name another --out"):
         crossrating.study(study, tmp_path, crossrating.Options(limit=5))
+
+
+@pytest.mark.parametrize(
+    ("work", "options"),
+    [
+        (steering, steering.Options(direction="self", source="text", doses=(0.0,), limit=6)),
+        (crossrating, crossrating.Options(limit=6)),
+    ],
+)
+def test_rows_of_an_adapter_trained_again_are_not_taken_for_its_own(runs, tmp_path, work, options):
+    again = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    out = tmp_path / "out"
+    found = work.study(opened(again, SteerableParts()), out, options)
+    assert work.study(opened(again, SteerableParts()), out, options) == found
+    (again[0] / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(UserError, match="name another --out"):
+        work.study(opened(again, SteerableParts()), out, options)
+
+
+def test_steering_goes_on_along_the_direction_it_kept(study, tmp_path, monkeypatch):
+    options = steering.Options(direction="self", source="text", doses=(-1.0,), limit=6)
+    found = steering.study(study, tmp_path, options)
+    monkeypatch.setattr(steering, "vector", lambda *_: pytest.fail("worked out again"))
+    assert steering.study(study, tmp_path, options) == found
+
+
+def test_what_words_alone_tell_stands_beside_the_probe(study, tmp_path):
+    found = directions.study(study, tmp_path, directions.Options(permutations=0))
+    assert found["words"]["self"]["value"] >= 0.9
+    assert any("read by no model" in line for line in found["says"])
 
 
 @pytest.mark.long
