@@ -38,7 +38,7 @@ def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Part
     found = {"answers": answers, "read": read.tolist()}
     (folder / f"{name}.json").write_text(json.dumps(found))
 
-    def at(step, steps, **more):
+    def at(step, *more):
         other = folder / f"{name}.other"
         if step == 2 and other.exists():
             os.kill(int(other.read_text()), getattr(signal, (folder / "signal").read_text()))

@@ -114,7 +114,7 @@ def _piece_backward(saved: tuple, dout: Array) -> tuple[Array, Keys]:
     mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1)
     dscore = weight * (product("BKSH,BKXH->BKSX", keys.v, dout) - mean[:, :, None]) * scale
     dscore = dscore.astype(rows.dtype)
-    dk = jnp.swapaxes(product("BKSX,BKXH->BKSH", dscore, rows), 2, 3)
+    dk = product("BKXH,BKSX->BKHS", rows, dscore)
     dq = jnp.swapaxes(product("BKHS,BKSX->BKHX", keys.k, dscore), 2, 3)
     return _by_head(dq.astype(rows.dtype), length), Keys(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), None)
 

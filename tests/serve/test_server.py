@@ -190,7 +190,7 @@ def test_the_key_is_asked_for_and_too_many_are_told_to_wait(engine):
 
 
 def test_decoding_that_fails_is_told_and_the_next_request_is_served(engine, client, monkeypatch, capfd):
-    def fails(group):
+    def fails(group, **how):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     with monkeypatch.context() as patch:
