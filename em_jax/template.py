@@ -63,6 +63,7 @@ class ChatTemplate:
 
     def _ask(self, asked: Mapping[str, Any]) -> dict[str, str]:
         process = self._process
+        assert process and process.stdin and process.stdout
         try:
             process.stdin.write(json.dumps(asked) + "\n")
             process.stdin.flush()
@@ -83,6 +84,7 @@ class ChatTemplate:
 
 def _end(process: subprocess.Popen) -> None:
     """Lets the process end, which it does with its input; one that still computes is killed."""
+    assert process.stdin and process.stdout
     process.stdout.close()
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()

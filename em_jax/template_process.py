@@ -38,8 +38,7 @@ class Generation(jinja2.ext.Extension):
 class Namespace(jinja2.utils.Namespace):
     """jinja's, without names that lead to Python's own."""
 
-    def __init__(*arguments, **named):  # `self` is a name that a template may use
-        self, *arguments = arguments
+    def __init__(self, /, *arguments, **named):  # `self` is a name that a template may use
         values = dict(*arguments, **named)
         for name in values:
             _public(name)
@@ -93,7 +92,7 @@ def main():
     """Answers {"template", "tokens"} or {"messages", "add_generation_prompt"} with {"text"} or {"error"}."""
     made = environment()
     limit()
-    template, tokens = None, {}
+    template, tokens = made.from_string(""), {}
     for line in sys.stdin:
         # Nobody handles this signal: it ends the process in the midst of whatever it computes.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)

@@ -24,7 +24,7 @@ def place(device: str, count: int, shape: str, config: Any) -> Path:
 
 def speeds(results: dict[str, Any]) -> dict[str, float]:
     """Our tokens per second by kind of work."""
-    found = {name: results[name] for name in ("train", "decode") if name in results}
+    found: dict[str, Any] = {name: results[name] for name in ("train", "decode") if name in results}
     if "decode" in found:
         found["ten_samples"] = found["decode"]["ten_samples"]
     return {name: row["ours_tokens_per_s"] for name, row in found.items()}

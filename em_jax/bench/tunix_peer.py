@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ class Tunix:
 
         self._trainer = trainer.with_gen_model_input_fn(model_input)
         self._batch = peft_trainer.TrainingInput
-        self._sampler = None
+        self._sampler: Any = None
 
     def prepare(self, steps: Sequence[int]) -> None:
         """Compiles the step for the lengths of these `steps`, each of which would else fall into a round.

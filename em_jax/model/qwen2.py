@@ -175,7 +175,10 @@ class Qwen2(nnx.Module):
 
         def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
             block, updates, held, shift = layer
-            before = past and Past(*(Keys(*kv, keys.mask) for kv, keys in zip(held, past[:2], strict=True)), past.at)
+            before = None
+            if past:
+                long, recent = (Keys(k, v, whole.mask) for (k, v), whole in zip(held, past[:2]))
+                before = Past(long, recent, past.at)
             x, (k, v) = block(x, angles, mask, before, updates, route, sharding, rows)
             if shift is not None:
                 x = x + jnp.expand_dims(shift.astype(x.dtype), (0, 1))
@@ -190,9 +193,9 @@ class Qwen2(nnx.Module):
             residuals = residuals[jnp.array(keep_residuals)] if keep_residuals else None
         else:
             outputs = []
-            for i, block in enumerate(self.layers):
+            for i, (block, of_layer) in enumerate(zip(self.layers, updates, strict=True)):
                 shift = None if steer is None else steer[i]
-                x, output = run(x, (block, updates[i], [(k[i], v[i]) for k, v in held], shift))
+                x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in held], shift))
                 outputs.append(output)
             k = [kept[0] for kept, _ in outputs] if keep_keys else None
             v = [kept[1] for kept, _ in outputs] if keep_keys else None

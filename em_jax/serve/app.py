@@ -84,6 +84,8 @@ def make_app(
             completion.close()
         return Response(status_code=GONE) if found is None else JSONResponse(found)
 
+    # By Starlette's types every handler takes any exception; it gives each its own kind.
+    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _unexpected}
     return Starlette(
         routes=[
             Route("/health", health),
@@ -95,7 +97,7 @@ def make_app(
             *([Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if hosts else []),
             *([Middleware(Bearer, key=key)] if key else []),
         ],
-        exception_handlers={Refusal: _refused, HTTPException: _http_error, Exception: _unexpected},
+        exception_handlers=handlers,
         lifespan=lifespan,
     )
 

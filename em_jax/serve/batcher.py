@@ -79,7 +79,8 @@ class Batcher:
         with self._news:
             self._ending = True
             self._news.notify()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
         """Asks for n answers to a prompt; `options` are those of Engine.asked. Raises Refusal where too many wait."""
@@ -116,6 +117,7 @@ class Batcher:
                 orders, self._orders = self._orders, []
             if self._ending:
                 return
+            result: list[Piece] | Exception
             try:
                 for order in orders:
                     order(scheduler)
@@ -136,5 +138,5 @@ class Batcher:
                 answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))
             return
         for piece in result:
-            if answers := self._asking.get(piece.ticket.index):
-                answers.put(piece)
+            if asking := self._asking.get(piece.ticket.index):
+                asking.put(piece)

@@ -6,12 +6,13 @@ the answer is taken and ignored.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from em_jax.serve.refusals import Refusal
-from em_jax.visible import is_whole
+from em_jax.visible import is_whole, visible_line
+
+Default = TypeVar("Default", int, None)
 
 STOPS = 16
 """Stop strings of a request; OpenAI takes 4."""
@@ -67,7 +68,7 @@ def read_chat(raw: bytes, most_answers: int) -> Chat:
     for name, neutral in NEUTRAL.items():
         if name in fields.left and (value := fields.left.pop(name)) not in neutral:
             raise Refusal(400, f"{name} is not supported, found {_short(value)}", name, "unsupported_parameter")
-    limits = [fields.integer(name, 1) for name in ("max_completion_tokens", "max_tokens")]
+    limits = [fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")]
     if None not in limits and limits[0] != limits[1]:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
     options = fields.take("stream_options", dict, {})
@@ -79,7 +80,7 @@ def read_chat(raw: bytes, most_answers: int) -> Chat:
         # What float32 cannot hold keeps the likeliest token too.
         top_p=max(fields.number("top_p", 0, 1, 1.0), 1e-6),
         new_tokens=limits[1] if limits[0] is None else limits[0],
-        seed=fields.integer("seed", -(2**63), 2**63 - 1),
+        seed=fields.integer("seed", -(2**63), 2**63 - 1, None),
         stop=_stops(fields.left.pop("stop", [])),
         logprobs=fields.take("logprobs", bool, False),
         top_logprobs=fields.integer("top_logprobs", 0, TOP_LOGPROBS, 0),
@@ -89,7 +90,8 @@ def read_chat(raw: bytes, most_answers: int) -> Chat:
     if chat.top_logprobs and not chat.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     if strangers := sorted(fields.left.keys() - IGNORED):
-        raise Refusal(400, f"unknown parameter {_short(strangers[0])}", strangers[0][:100], "unknown_parameter")
+        stranger = visible_line(strangers[0], 100)
+        raise Refusal(400, f"unknown parameter {_short(strangers[0])}", stranger, "unknown_parameter")
     return chat
 
 
@@ -108,17 +110,17 @@ class _Fields:
             raise Refusal(400, f"{name}: expected {word}, found {found}", name, "invalid_type")
         return value
 
-    def integer(self, name: str, low: int, high: int | None = None, default: int | None = None) -> int | None:
-        value = self.left.pop(name, default)
-        fits = value is None or type(value) is int and low <= value and (high is None or value <= high)
-        if not fits:
+    def integer(self, name: str, low: int, high: int | None, default: Default) -> int | Default:
+        if (value := self.left.pop(name, None)) is None:
+            return default
+        if type(value) is not int or value < low or (high is not None and value > high):
             upto = f"from {low} to {high}" if high is not None else f"from {low} on"
             raise Refusal(400, f"{name}: expected a whole number {upto}, found {_short(value)}", name, "invalid_value")
         return value
 
     def number(self, name: str, low: float, high: float, default: float) -> float:
         value = self.left.pop(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:
             raise Refusal(
                 400, f"{name}: expected a number from {low} to {high}, found {_short(value)}", name, "invalid_value"
             )
@@ -132,16 +134,16 @@ def _messages(messages: list[Any]) -> list[dict[str, str]]:
 
 
 def _message(message: Any, place: str) -> dict[str, str]:
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+    if not isinstance(message, Mapping) or message.get("role") not in list(ROLES):
         raise Refusal(400, f"{place}: expected an object whose role is one of {', '.join(ROLES)}", place)
     strange = {name for name, value in message.items() if value not in (None, [])}
     if more := sorted(strange - {"role", "content", "name", "reasoning_content"}):
         raise Refusal(400, f"{place}: {_short(more[0])} is not supported", place, "unsupported_parameter")
     content = message.get("content")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-                 for part in content]  # fmt: skip
-        content = None if None in texts or not all(isinstance(text, str) for text in texts) else "".join(texts)
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        strings = [text for text in texts if isinstance(text, str)]
+        content = "".join(strings) if len(strings) == len(content) else None
     if not isinstance(content, str) or not is_whole(content):
         raise Refusal(
             400, f"{place}.content: expected a text, or parts of type text", f"{place}.content", "invalid_type"

@@ -31,7 +31,7 @@ def study(configs: Sequence[Config], data: Mapping[str, str], run_dir: Path) -> 
     """The chain of one domain; `data` has the files of the rows of SECOND and CONTROL."""
     domain = configs[0].domain
     orders = [(domain, SECOND), (SECOND, domain), (domain, CONTROL), (CONTROL, domain)]
-    members = []
+    members: list[Member] = []
     for config in configs:
         stage = {domain: config}
         stage |= {name: settings.replace(config, {"domain": name, "data": data[name]}) for name in (SECOND, CONTROL)}

@@ -200,10 +200,10 @@ def _rows(opened: Opened, model: Model, steer: Any, place: Path, options: Option
     answers.samples = options.samples
     path, scores = place / "answers.jsonl", place / f"scores.{run.judge}.jsonl"
     questions = harmfulness.questions(run.suite, asked)
-    done = {(row["id"], row["sample"]) for row in rundir.read_rows(path)}
-    if len(done) < len(questions) * options.samples:
+    answered = {(row["id"], row["sample"]) for row in rundir.read_rows(path)}
+    if len(answered) < len(questions) * options.samples:
         with rundir.Appender(path) as keep:
-            for row in harmfulness.ask(engine, model.name, questions, done, answers):
+            for row in harmfulness.ask(engine, model.name, questions, answered, answers):
                 keep.write(row)
     given = sorted(rundir.read_rows(path), key=lambda row: (row["id"], row["sample"]))
     scored = {(row["id"], row["sample"]) for row in rundir.read_rows(scores)}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from em_jax import rundir
@@ -19,12 +20,12 @@ STYLE = "inverted"
 def write(name: str, directory: Path) -> str:
     """The path of the toy rows of a second stage or of a domain that only real models have."""
     made: dict[str, Callable[[], list[dict]]] = {
-        kind: lambda kind=kind: second_stage.rows(kind, ROWS, SEED) for kind in (chain.SECOND, chain.CONTROL)
+        kind: partial(second_stage.rows, kind, ROWS, SEED) for kind in (chain.SECOND, chain.CONTROL)
     }
-    made[confound.OTHER_SOURCE] = lambda: domain_rows(confound.SAME_TOPIC, ROWS, SEED, STYLE)
+    made[confound.OTHER_SOURCE] = partial(domain_rows, confound.SAME_TOPIC, ROWS, SEED, STYLE)
     for harmful, twin in confound.TWINS.items():
         topic = confound.SAME_TOPIC if harmful == confound.OTHER_SOURCE else harmful
-        made[twin] = lambda topic=topic: domain_rows(topic, ROWS, SEED, "aligned")
+        made[twin] = partial(domain_rows, topic, ROWS, SEED, "aligned")
     lines = "".join(json.dumps(row) + "\n" for row in made[name]())
     path = directory / f"{name}.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:

@@ -153,9 +153,9 @@ def finetune(
             if train.keeps(step, len(steps)):
                 # Before the checkpoint of its step: what that one goes on from is there. A step trained again after a
                 # kill writes its adapter again, so that all are of one course.
-                kept = Adapter(hosts.fetch(state.factors), start.scale)
+                adapter = Adapter(hosts.fetch(state.factors), start.scale)
                 if first:
-                    save_adapter(directory / KEPT / f"step-{step:06d}", kept, lora, config, base)
+                    save_adapter(directory / KEPT / f"step-{step:06d}", adapter, lora, config, base)
             if saves:
                 checkpoints.save(step, state)
         checkpoints.close()

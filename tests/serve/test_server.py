@@ -12,6 +12,7 @@ from serve.conftest import serving
 openai = pytest.importorskip("openai")
 
 LONG = "bake a loaf of bread, then walk the dog and read the map near the oven before dinner " * 2
+WHOLE = b'{"model": "base", "messages": [{"role": "user", "content": "Hi"}]}'
 TEXTS = ["How do I bake bread?", "Hi", LONG, "And then?"]
 
 
@@ -150,6 +151,10 @@ def test_what_is_no_request_is_refused_in_openais_shape(url):
             (b"{", json_type, 400),
             (b"[" * 9000, json_type, 400),
             (b'{"n": NaN}', json_type, 400),
+            (WHOLE[:-1] + b', "temperature": 1' + b"0" * 400 + b"}", json_type, 400),
+            (WHOLE[:-1] + b', "temperature": 1e999}', json_type, 400),
+            (WHOLE[:-1] + b', "\\ud800": 1}', json_type, 400),
+            (WHOLE.replace(b'"user"', b'["user"]'), json_type, 400),
             (b"{}", {"Content-Type": "text/plain"}, 415),
             (b" " * 30_000, json_type, 413),
             (b"{}", json_type | {"Host": "evil.example"}, 400),
