@@ -31,30 +31,36 @@ def speeds(results: dict[str, Any]) -> dict[str, float]:
 
 
 def compared(results: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """The last result in `path` as {"when", "commit", "tokens_per_s", "ratio"} (now over then), or None without one.
+    """The last results in `path`, by kind of work {"when", "commit", "tokens_per_s", "ratio"} (now over then).
 
-    `results` then take its place there.
+    None where `path` holds no result. `results` then take their place there; what they lack is left as it was.
     """
-    before, now = _read(path), speeds(results)
-    # A run of one kind of work leaves the other's last result.
-    commit = (provenance.git() or {}).get("commit")
-    rundir.write_json(path, {"when": rundir.now(), "commit": commit, "tokens_per_s": _then(before) | now})
+    before, commit = _read(path), (provenance.git() or {}).get("commit")
+    now = {
+        name: {"when": rundir.now(), "commit": commit, "tokens_per_s": speed} for name, speed in speeds(results).items()
+    }
+    rundir.write_json(path, (before or {}) | now)
     if before is None:
         return None
-    then = _then(before)
-    return before | {"ratio": {name: round(now[name] / then[name], 3) for name in now if then.get(name)}}
-
-
-def _then(before: dict[str, Any] | None) -> dict[str, float]:
-    return before["tokens_per_s"] if before else {}
+    return {
+        name: then | {"ratio": round(now[name]["tokens_per_s"] / then["tokens_per_s"], 3)}
+        for name, then in before.items()
+        if name in now and then["tokens_per_s"]
+    }
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A kept result; None where there is none, or the file holds something else."""
+    """Kept results by kind of work; None where there are none, or the file holds something else."""
     try:
         found = json.loads(path.read_text())
-        speeds = {str(name): float(speed) for name, speed in found["tokens_per_s"].items()}
-        return {"when": str(found["when"]), "commit": found["commit"] and str(found["commit"]), "tokens_per_s": speeds}
+        return {
+            str(name): {
+                "when": str(row["when"]),
+                "commit": row["commit"] and str(row["commit"]),
+                "tokens_per_s": float(row["tokens_per_s"]),
+            }
+            for name, row in found.items()
+        } or None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -63,8 +69,10 @@ def text(before: dict[str, Any] | None, path: Path) -> list[str]:
     """Lines for the table."""
     if before is None:
         return [f"first quick result of this device and shape, kept in {path}"]
-    commit = f", commit {before['commit'][:10]}" if before["commit"] else ""
-    lines = [f"against the last quick result ({before['when']}{commit}):"]
-    for name, ratio in before["ratio"].items():
-        lines.append(f"{name:12} {ratio:6.2f} x the {before['tokens_per_s'][name]:g} tokens/s of then")
+    lines = ["against the last quick result:"]
+    for name, then in before.items():
+        commit = f", commit {then['commit'][:10]}" if then["commit"] else ""
+        lines.append(
+            f"{name:12} {then['ratio']:6.2f} x the {then['tokens_per_s']:g} tokens/s of {then['when']}{commit}"
+        )
     return [*lines, "rounds of a machine that does other things too differ by a tenth and more"]

@@ -35,15 +35,18 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
-def test_a_quick_result_stands_beside_the_last_one_of_the_device_and_shape(measured, capsys):
+def test_a_quick_result_stands_beside_the_last_one_of_the_device_and_shape(measured, capsys, monkeypatch):
     speeds, asked, place = measured
     status, out, _ = run(capsys, "--quick")
     assert status == 0 and "first quick result" in out and asked == [(quick.NEW_TOKENS, quick.ROUNDS)]
     speeds |= {"train": 150.0}
+    monkeypatch.setattr(quick.rundir, "now", lambda: "3000-01-01T00:00:00Z")
     found = json.loads(run(capsys, "--quick", "--what", "train", "--json")[1])
-    assert found["before"]["ratio"] == {"train": 1.5}
-    assert found["before"]["tokens_per_s"] == {"train": 100.0, "decode": 200.0, "ten_samples": 300.0}
-    # What was not measured that time is still held against the time before.
+    assert set(found["before"]) == {"train"}
+    assert found["before"]["train"]["ratio"] == 1.5 and found["before"]["train"]["tokens_per_s"] == 100.0
+    # What was not measured that time is still held against the time before, and said to be of then.
+    (kept,) = (json.loads(path.read_text()) for path in place.iterdir())
+    assert kept["decode"]["when"] < kept["train"]["when"]
     speeds |= {"decode": 100.0}
     out = run(capsys, "--quick")[1]
     assert "train          1.00 x the 150" in out and "decode         0.50 x the 200" in out
@@ -59,7 +62,7 @@ def test_a_kept_file_that_is_none_is_no_result(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
     results = {"train": {"ours_tokens_per_s": 5.0}}
     assert quick.compared(results, tmp_path / "kept.json") is None
-    assert quick.compared(results, tmp_path / "kept.json")["ratio"] == {"train": 1.0}
+    assert quick.compared(results, tmp_path / "kept.json")["train"]["ratio"] == 1.0
 
 
 def test_other_work_or_devices_have_another_place(monkeypatch):
