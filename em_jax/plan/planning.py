@@ -16,8 +16,7 @@ from em_jax.plan.chips import Chip
 from em_jax.plan.compiling import Compiled, compile_program
 from em_jax.plan.programs import Program, Shapes
 from em_jax.plan.roofline import Times, decode_times, train_times
-from em_jax.sample.engine import pass_rows
-from em_jax.sample.loading import PASS_TOKENS
+from em_jax.sample.engine import PASS_TOKENS, pass_rows
 from em_jax.train.batches import Example, Shape, plan_passes
 from em_jax.train.loop import GATHERED_PASS
 

@@ -39,6 +39,8 @@ class Answer(NamedTuple):
     logprob: float
 
 
+PASS_TOKENS = 8192
+"""Tokens of a forward pass over prompts, on an accelerator."""
 CHUNK = 16
 """Tokens that every slot draws in one dispatch."""
 
@@ -59,7 +61,7 @@ class Engine:
         *,
         slots: int = 64,
         chunk: int = CHUNK,
-        pass_tokens: int = 1024,
+        pass_tokens: int | None = None,
         turns: int | None = None,
         sharding: Sharding = UNSHARDED,
     ):
@@ -70,7 +72,8 @@ class Engine:
         parts = sharding.batch_parts * self.turns
         self.slots = -(-slots // parts) * parts
         self.chunk = chunk
-        self.pass_tokens = pass_tokens
+        # A CPU is no faster with more at once, and waits for the empty rows of a pass that is not full.
+        self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
         self._stack: Adapter | None = None

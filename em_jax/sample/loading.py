@@ -18,9 +18,6 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
 
-PASS_TOKENS = 8192
-"""Tokens of a forward pass over prompts, on an accelerator."""
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
 
@@ -44,7 +41,6 @@ def load(
     default on accelerators); `quantization` "int8" keeps the projections of the blocks in eight bits. Of several
     processes each must call, with the same arguments, here and with every verb.
     """
-    on_cpu = runtime.platform() == "cpu"
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
@@ -72,8 +68,6 @@ def load(
             f"{directory}: the tokenizer has {tokenizer.vocabulary} tokens, the model {loaded.config.vocab_size}; "
             "they do not belong together"
         )
-    # Few long questions should not wait for empty rows on a CPU; an accelerator wants more at once.
-    engine = {"pass_tokens": 1024 if on_cpu else PASS_TOKENS} | engine
     ready = Engine(loaded, tokenizer, sharding=sharding, **engine)
     if adapter is not None:
         ready.add_adapter("default", adapter)
