@@ -253,14 +253,22 @@ class Engine:
             self._check_room(question.room())
             places = question.pairs() - len(question.choices) + 1
             groups[bucket(question.tokens()), bucket(places, 8), bucket(question.pairs(), 8)].append(i)
-        for (length, places, pairs), members in sorted(groups.items()):
+        passes = [
+            (shape, members[start : start + self._rows(shape[0])])
+            for shape, members in sorted(groups.items())
+            for start in range(0, len(members), self._rows(shape[0]))
+        ]
+
+        def read(one: tuple[tuple[int, int, int], list[int]]) -> jax.Array:
+            (length, places, pairs), members = one
             rows = self._rows(length)
-            for start in range(0, len(members), rows):
-                part = members[start : start + rows]
-                laid = lay_out_questions([questions[i] for i in part], rows, length, places, pairs)
-                route = _padded(routes, part, rows)
-                found = pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
-                for i, row in zip(part, hosts.fetch(found), strict=False):
+            laid = lay_out_questions([questions[i] for i in members], rows, length, places, pairs)
+            route = _padded(routes, members, rows)
+            return pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
+
+        with ThreadPoolExecutor(self.turns) as threads:
+            for (_, members), found in zip(passes, (threads.map if self.turns > 1 else map)(read, passes)):
+                for i, row in zip(members, hosts.fetch(found), strict=False):
                     out[i] = choice_logprobs(questions[i], row)
         return out
 
