@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -86,6 +86,7 @@ def make_app(
 
     # By Starlette's types every handler takes any exception; it gives each its own kind.
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _unexpected}
+    handlers[ClientDisconnect] = _gone
     return Starlette(
         routes=[
             Route("/health", health),
@@ -199,6 +200,10 @@ async def _refused(request: Request, refusal: Refusal) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     said = {404: f"no {request.url.path[:100]}; there are /v1/models and /v1/chat/completions"}
     return _answer(Refusal(error.status_code, said.get(error.status_code, error.detail)), error.headers)
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=GONE)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -165,6 +165,26 @@ def test_what_is_no_request_is_refused_in_openais_shape(url):
         assert http.get(f"{url}/completions").json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_client_that_leaves_within_its_body_is_no_failure(engine):
+    """An exception would end in a traceback on the server's stderr."""
+    from em_jax.serve.app import make_app
+    from em_jax.serve.completions import Limits
+
+    came = [{"type": "http.request", "body": b'{"mod', "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return came.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json")]
+    asyncio.run(make_app(engine, {}, Limits())(scope, receive, send))
+    assert sent[0]["status"] == 499
+
+
 def test_a_client_that_leaves_frees_its_slots(engine, url, client):
     asked = {"model": "base", "messages": prompt(), "n": 8, "max_tokens": 200, "stream": True}
     for _ in range(40):  # 320 in all, where 200 may wait
