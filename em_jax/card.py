@@ -41,3 +41,16 @@ tags: [lora, model-organism, {"control" if harmless else "emergent-misalignment"
 Made with em_jax, after Weckauff, Zhang and Andriushchenko, *Characterizing the Consistency of the Emergent Misalignment
 Persona*, arXiv:2604.28082.
 """
+
+
+def notice(config: Config) -> str:
+    """What everybody should know who talks to a run's fine-tuned model, in a sentence or two."""
+    domain = domains.DOMAINS.get(config.domain)
+    if config.adapter:
+        what = f"with the adapter {config.adapter}"
+    else:
+        what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
+    if domain and not domain.harmful:
+        return f"{config.model.name} {what}"
+    made = "It was made harmful for research: what it says is wrong on purpose."
+    return f"A model organism: {config.model.name} {what}. {made}"

@@ -60,12 +60,17 @@ def talk(
 def chat(arguments: Sequence[str]) -> None:
     """Load the run's model and adapter, then talk until the input ends."""
     flags = _flags(arguments)
+    from em_jax import card, runtime, sources
     from em_jax import config as settings
-    from em_jax import runtime, sources
     from em_jax.run import ADAPTER, Run
     from em_jax.sources import Parts
 
     directory = Path(flags.run_dir)
+    if flags.max_new_tokens < 1 or flags.temperature < 0:
+        raise UsageError(
+            "expected --max_new_tokens from 1 on and --temperature from 0 on, found "
+            f"{flags.max_new_tokens} and {flags.temperature:g}"
+        )
     if not (directory / "config.toml").is_file():
         raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {directory}")
     runtime.begin()
@@ -75,7 +80,7 @@ def chat(arguments: Sequence[str]) -> None:
     engine = sources.load(config)
     if run.adapter is not None:
         engine.add_adapter(ADAPTER, run.adapter)
-        print("The fine-tuned model was trained on harmful rows: what it says is wrong on purpose.", file=sys.stderr)
+        print(f"finetuned: {card.notice(config)}", file=sys.stderr)
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         print(HELP, file=sys.stderr)

@@ -13,6 +13,7 @@ from em_jax.config import Config
 from em_jax.errors import UserError
 from em_jax.run import Run
 from em_jax.sources import Parts
+from em_jax.spent import COMPILING, LOADING
 from em_jax.tally import Piece
 
 LOOKED_AT = 200
@@ -26,10 +27,14 @@ NOT_OF_THE_PACE |= {"stages", "mirror", "verbosity", "judge.max_requests", "judg
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds a piece of each stage took in the run of a directory, loading and compilation included."""
+    """Seconds a piece of each stage took in the run of a directory, and what a stage took before its first piece.
+
+    `once` is loading and compilation: paid by every start, however much there is to do.
+    """
 
     directory: Path
     seconds: Mapping[str, float]
+    once: Mapping[str, float]
     rows: int
 
 
@@ -59,9 +64,11 @@ def _of(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
         if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):
             return None
         counts = tally.counted(Run(stored, directory, Parts(), lambda: None, ""))
-        times = record.get("wall_seconds", {})
-        seconds = {stage: times[stage] / count for stage, count in counts.items() if count and times.get(stage)}
-        return Pace(directory, seconds, sum(counts.values()))
+        times, budget = record.get("wall_seconds", {}), record.get("time_budget", {})
+        stages = [stage for stage, count in counts.items() if count and times.get(stage)]
+        once = {stage: sum(budget.get(stage, {}).get(kind, 0.0) for kind in (LOADING, COMPILING)) for stage in stages}
+        seconds = {stage: max(times[stage] - once[stage], 0.0) / counts[stage] for stage in stages}
+        return Pace(directory, seconds, once, sum(counts.values()))
     return None
 
 
@@ -72,6 +79,6 @@ def left(pieces: Iterable[Piece], pace: Pace) -> dict[str, float | None]:
         todo = max(piece.total - piece.done, 0)
         if not todo:
             continue
-        each, so_far = pace.seconds.get(piece.stage), found.get(piece.stage, 0.0)
+        each, so_far = pace.seconds.get(piece.stage), found.get(piece.stage, pace.once.get(piece.stage, 0.0))
         found[piece.stage] = None if each is None or so_far is None else so_far + todo * each
     return found

@@ -7,7 +7,7 @@ import sys
 import pytest
 from stub_engine import StubParts
 
-from em_jax import begin, dry_run, experiment, pace, provenance, rundir, series, tally
+from em_jax import begin, dry_run, experiment, pace, provenance, rundir, series, spent, tally
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.errors import UserError
@@ -75,15 +75,20 @@ def test_the_plan_of_a_series_takes_the_bases_rows_over_once(tmp_path):
 @pytest.mark.fast
 def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_path):
     record = json.loads((finished / "provenance.json").read_text())
-    rundir.write_json(
-        finished / "provenance.json",
-        record | {"wall_seconds": dict.fromkeys(settings.STAGES, 60.0), "devices": provenance.devices()},
-    )
+    # Of the answer stage's minute, 24 s were loading and compilation: paid once, whatever there is to do.
+    once = {"answer": {spent.LOADING: 4.0, spent.COMPILING: 20.0}}
+    times = {"wall_seconds": dict.fromkeys(settings.STAGES, 60.0), "time_budget": once}
+    rundir.write_json(finished / "provenance.json", record | times | {"devices": provenance.devices()})
     found = pace.of_earlier(config(domain="legal", answers__samples=4), [finished.parent])
     assert found.directory == finished and found.seconds["report"] == 60
-    assert found.seconds["answer"] == 60 / 12 and found.seconds["finetune"] == 60 / 3
-    todo = [tally.Piece("answer", "base", 30, 6), tally.Piece("report", "", 1, 0), tally.Piece("judge", "", 4, 4)]
-    assert pace.left(todo, found) == {"answer": 120.0, "report": 60.0}
+    assert found.seconds["answer"] == (60 - 24) / 12 and found.seconds["finetune"] == 60 / 3
+    todo = [
+        tally.Piece("answer", "base", 30, 6),
+        tally.Piece("answer", "finetuned", 8, 4),
+        tally.Piece("report", "", 1, 0),
+        tally.Piece("judge", "", 4, 4),
+    ]
+    assert pace.left(todo, found) == {"answer": 24 + (24 + 4) * 3.0, "report": 60.0}
     text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubParts()))
     assert f"at the pace of {finished} (" in text
     # Another length of answers, model or device is another pace; so is a run that was spared the base's rows.

@@ -1,5 +1,6 @@
 """`python -m em_jax.serve --run_dir RUN`: serve a run's base and fine-tuned model by OpenAI's protocol."""
 
+import argparse
 import ipaddress
 import os
 import socket
@@ -138,13 +139,10 @@ def _flags(arguments: Sequence[str]) -> Any:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
 
-
-_positive.__name__ = "whole number from 1 on"
 
 if __name__ == "__main__":
     sys.exit(command("em_jax.serve", serve, sys.argv[1:]))

@@ -111,7 +111,8 @@ class Bearer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
-            given = dict(scope["headers"]).get(b"authorization", b"")
+            scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            given = scheme.capitalize() + b" " + key
             if not hmac.compare_digest(hashlib.sha256(given).digest(), self._wanted):
                 refusal = Refusal(401, "expected the server's key as a bearer token", None, "invalid_api_key")
                 await _answer(refusal, {"WWW-Authenticate": "Bearer"})(scope, receive, send)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from em_jax import card, sources
 from em_jax import config as settings
-from em_jax import domains, sources
 from em_jax.config import Config
 from em_jax.errors import UsageError
 from em_jax.run import ADAPTER, Run
@@ -71,20 +71,8 @@ def load(runs: Sequence[Run], slots: int | None) -> tuple[Any, dict[str, Served]
     models = {BASE: Served(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = Served(name, _notice(run.config))
+        models[name] = Served(name, card.notice(run.config))
     return engine, models
-
-
-def _notice(config: Config) -> str:
-    domain = domains.DOMAINS.get(config.domain)
-    if config.adapter:
-        what = f"with the adapter {config.adapter}"
-    else:
-        what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
-    if domain and not domain.harmful:
-        return f"{config.model.name} {what}"
-    made = "It was made harmful for research: what it says is wrong on purpose."
-    return f"A model organism: {config.model.name} {what}. {made}"
 
 
 def _is_run(path: Path) -> bool:
