@@ -63,7 +63,8 @@ def engine():
     return engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def url(engine):
+    """Not for the whole session: a test elsewhere that moves the process's clock would put the server's loop to sleep."""
     with serving(engine, queue=200, body_bytes=20_000, n=8, new_tokens=200, default_tokens=16) as address:
         yield address
