@@ -179,7 +179,7 @@ class Engine:
                 scheduler.submit(asked)
         drawn = collections.defaultdict(lambda: ([], []))
         while scheduler.busy:
-            for piece in scheduler.step():
+            for piece in sum(scheduler.step(), []):
                 which = piece.ticket.index, piece.ticket.sample
                 tokens, logprobs = drawn[which]
                 tokens += piece.tokens

@@ -20,7 +20,7 @@ class Asked(NamedTuple):
 
 
 class Scheduler:
-    """Prompts that wait and answers under way. Both may be added to and cancelled between steps, at any time.
+    """Prompts that wait and answers under way. Both may be added to and cancelled between steps and within.
 
     The one loop of continuous batching (Yu et al., Orca, OSDI 2022): `Engine.stream` gives it a closed set of prompts,
     the server those of all its clients as they come. A prompt is prefilled once for all its answers, in a pass of up to
@@ -64,11 +64,12 @@ class Scheduler:
         for running in self._running:
             running.release(answers)
 
-    def step(self) -> Iterator[Piece]:
-        """One turn: gives what was drawn in some slots, fills those that are free, has a chunk more drawn in all."""
+    def step(self) -> Iterator[list[Piece]]:
+        """One turn: gives, at once, what was drawn in some slots; then fills those that are free, with what may have
+        been submitted meanwhile, and has a chunk more drawn in all."""
         running = self._running[0]
         self._running.rotate(-1)
-        yield from running.finish()
+        yield running.finish()
         while (free := len(running.free)) and (self._ready or self._waiting):
             if not self._ready:
                 self._prefill_next()

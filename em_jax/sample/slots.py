@@ -81,7 +81,7 @@ class Running:
         more = len(self._holders) - len(tickets)
         padded = [*tickets, *[tickets[0]] * more]
         for slot, (_, ticket) in zip(slots, tickets, strict=True):
-            self._holders[slot], self._counts[slot] = ticket, 0
+            self._holders[slot], self._counts[slot], self._released[slot] = ticket, 0, False
         self._make_room(jax.tree.leaves(prefilled.v)[0].shape[-2])
         self._slots, emitted = insert(
             self._slots,
@@ -99,6 +99,9 @@ class Running:
         """Has up to a chunk of tokens drawn in every slot that holds a request; does not wait for them."""
         if not self.holds:
             return
+        if self._released.any():
+            self._slots = self._slots._replace(active=self._slots.active & ~self._released)
+            self._released[:] = False
         self._make_room()
         how = {"steps": self._chunk, "steer": self._steer, "sharding": self._sharding, **self._asked()}
         given = self._model, self._adapter, self._slots, self._stop
@@ -116,9 +119,6 @@ class Running:
             (self._slots, emitted), self._drawing = self._drawing(), None
             every = range(len(self._holders))
             pieces += self._collect(emitted, every, every)
-        if self._released.any():
-            self._slots = self._slots._replace(active=self._slots.active & ~self._released)
-            self._released[:] = False
         return pieces
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:

@@ -60,10 +60,8 @@ def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, l
         n=min(flags.max_n, flags.max_queue),
         queue=flags.max_queue,
     )
-    # The port is left out: a tunnel may have another.
-    app = make_app(
-        engine, served, limits, key, ["localhost", "127.0.0.1", "::1", "[::1]", flags.host] if loopback else None
-    )
+    hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", flags.host.lower()])) if loopback else None
+    app = make_app(engine, served, limits, key, hosts)
     host, port = place.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 

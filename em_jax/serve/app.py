@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -13,7 +14,6 @@ import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -95,12 +95,29 @@ def make_app(
             Route("/v1/chat/completions", complete, methods=["POST"]),
         ],
         middleware=[
-            *([Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if hosts else []),
+            *([Middleware(Called, hosts=hosts)] if hosts else []),
             *([Middleware(Bearer, key=key)] if key else []),
         ],
         exception_handlers=handlers,
         lifespan=lifespan,
     )
+
+
+class Called:
+    """Refuses who calls the server by a name that is none of `hosts`, whatever the port: a tunnel may have its own."""
+
+    def __init__(self, app: ASGIApp, hosts: list[str]):
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            header = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name = re.sub(r":\d*$", "", header).strip("[]").lower()
+            if name not in self._hosts:
+                called = f"this server is called {' or '.join(self._hosts)}, found {header[:100]!r} as the Host"
+                await _answer(Refusal(400, called, None, "invalid_host"))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Bearer:
@@ -199,7 +216,10 @@ async def _refused(request: Request, refusal: Refusal) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    said = {404: f"no {request.url.path[:100]}; there are /v1/models and /v1/chat/completions"}
+    said = {
+        404: f"no {request.url.path[:100]}; there are /v1/models and /v1/chat/completions",
+        405: f"{request.url.path[:100]} takes {(error.headers or {}).get('Allow')}, found {request.method[:20]}",
+    }
     return _answer(Refusal(error.status_code, said.get(error.status_code, error.detail)), error.headers)
 
 

@@ -4,16 +4,22 @@ import asyncio
 import itertools
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from em_jax.sample.engine import Engine
-from em_jax.sample.scheduler import Scheduler
+from em_jax.sample.scheduler import Asked, Scheduler
 from em_jax.sample.slots import Piece
 from em_jax.serve.refusals import Refusal
 from em_jax.visible import visible_line
 
-Order = Callable[[Scheduler], None]
+QUIET, GATHERING = 0.01, 0.05
+"""Seconds. While slots are free, the next chunk waits for requests that come together, or follow on answers that ended:
+until nothing came or ended for QUIET, but no longer than GATHERING. A chunk for a few takes as long as one for many."""
+
+Order = Asked | set[tuple[int, int]]
+"""A prompt to answer, or the (request, sample) answers that nobody wants any more."""
 
 
 class Answers:
@@ -40,7 +46,7 @@ class Answers:
         gone = {(self._number, sample) for sample in samples if sample in self._open}
         self._open.difference_update(samples)
         if gone:
-            self._batcher.order(lambda scheduler: scheduler.cancel(gone))
+            self._batcher.order(gone)
 
     def close(self) -> None:
         """Ends what is still under way. May be called twice."""
@@ -53,7 +59,7 @@ class Answers:
 
 
 class Batcher:
-    """The engine's scheduler in a thread of its own. All methods but `_work` are called in the event loop.
+    """The engine's scheduler in a thread of its own. All but `_work` and `_gather` is called in the event loop.
 
     At most `queue` answers are wanted at once, waiting or under way; a request beyond is refused.
     """
@@ -65,6 +71,7 @@ class Batcher:
         self._wanted = 0
         self._news = threading.Condition()
         self._orders: list[Order] = []
+        self._changed = 0.0
         self._ending = False
         self._thread: threading.Thread | None = None
 
@@ -95,13 +102,14 @@ class Batcher:
         asked = self._engine.asked(number, ids, range(n), adapter, **options)
         answers = self._asking[number] = Answers(self, number, n)
         self._wanted += n
-        self.order(lambda scheduler: scheduler.submit(asked))
+        self.order(asked)
         return answers
 
     def order(self, order: Order) -> None:
-        """Has the thread do something with the scheduler between two steps."""
+        """Leaves an order to the thread."""
         with self._news:
             self._orders.append(order)
+            self._changed = time.monotonic()
             self._news.notify()
 
     def forget(self, number: int, n: int) -> None:
@@ -110,25 +118,43 @@ class Batcher:
             self._wanted -= n
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        scheduler = self._engine.scheduler()
+        scheduler, under_way = self._engine.scheduler(), set[tuple[int, int]]()
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._orders or self._ending or scheduler.busy)  # noqa: B023
-                orders, self._orders = self._orders, []
             if self._ending:
                 return
-            result: list[Piece] | Exception
             try:
-                for order in orders:
-                    order(scheduler)
-                result = list(scheduler.step())
+                for pieces in scheduler.step():
+                    loop.call_soon_threadsafe(self._deliver, pieces)
+                    if ended := {piece.ticket[:2] for piece in pieces if piece.finish_reason}:
+                        self._changed = time.monotonic()
+                        under_way -= ended
+                    self._gather(scheduler, under_way)
             except Exception as error:  # XLA raises what its devices raise; the next request deserves a fresh start
-                result = error
-                scheduler = self._engine.scheduler()
-            try:
-                loop.call_soon_threadsafe(self._deliver, result)
-            except RuntimeError:  # the loop was closed
+                if loop.is_closed():
+                    return
+                scheduler, under_way = self._engine.scheduler(), set()
+                loop.call_soon_threadsafe(self._deliver, error)
+
+    def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
+        """Gives the scheduler what is ordered, and waits for more as QUIET says. `under_way` are all its answers."""
+        began = time.monotonic()
+        while True:
+            with self._news:
+                orders, self._orders = self._orders, []
+            for order in orders:
+                if isinstance(order, Asked):
+                    scheduler.submit(order)
+                    under_way |= {ticket[:2] for ticket in order.tickets}
+                else:
+                    scheduler.cancel(order)
+                    under_way -= order
+            left = min(self._changed + QUIET, began + GATHERING) - time.monotonic()
+            if left <= 0 or len(under_way) >= self._engine.slots or self._ending:
                 return
+            with self._news:
+                self._news.wait_for(lambda: self._orders or self._ending, left)
 
     def _deliver(self, result: list[Piece] | Exception) -> None:
         if isinstance(result, Exception):

@@ -22,7 +22,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 # Fields of OpenAI's that say nothing about the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
-IGNORED |= {"prompt_cache_retention", "parallel_tool_calls"}
+IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.include_obfuscation"}
 
 # Fields that would change the text, with the only values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -71,7 +71,7 @@ def read_chat(raw: bytes, most_answers: int) -> Chat:
     limits = [fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")]
     if None not in limits and limits[0] != limits[1]:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
-    options = fields.take("stream_options", dict, {})
+    options = _Fields(dict(fields.take("stream_options", dict, {})), "stream_options.")
     chat = Chat(
         model=fields.take("model", str),
         messages=_messages(fields.take("messages", list)),
@@ -85,26 +85,31 @@ def read_chat(raw: bytes, most_answers: int) -> Chat:
         logprobs=fields.take("logprobs", bool, False),
         top_logprobs=fields.integer("top_logprobs", 0, TOP_LOGPROBS, 0),
         stream=fields.take("stream", bool, False),
-        include_usage=_Fields(dict(options)).take("include_usage", bool, False),
+        include_usage=options.take("include_usage", bool, False),
     )
     if chat.top_logprobs and not chat.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
-    if strangers := sorted(fields.left.keys() - IGNORED):
-        stranger = visible_line(strangers[0], 100)
-        raise Refusal(400, f"unknown parameter {_short(strangers[0])}", stranger, "unknown_parameter")
+    fields.refuse_strangers()
+    options.refuse_strangers()
     return chat
 
 
 class _Fields:
-    """The fields of a body that are left to read, each taken once and checked."""
+    """The fields of an object that are left to read, each taken once and checked; `within` stands before its name."""
 
-    def __init__(self, left: dict[str, Any]):
-        self.left = left
+    def __init__(self, left: dict[str, Any], within: str = ""):
+        self.left, self._within = left, within
+
+    def refuse_strangers(self) -> None:
+        for name in sorted(f"{self._within}{name}" for name in self.left):
+            if name not in IGNORED:
+                raise Refusal(400, f"unknown parameter {_short(name)}", visible_line(name, 100), "unknown_parameter")
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         if name not in self.left and default is not None:
             return default
         if not isinstance(value := self.left.pop(name, None), kind):
+            name = f"{self._within}{name}"
             word = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}[kind]
             found = "nothing" if value is None else _short(value)
             raise Refusal(400, f"{name}: expected {word}, found {found}", name, "invalid_type")

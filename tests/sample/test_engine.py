@@ -166,3 +166,25 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
 @pytest.mark.fast
 def test_bucket_sizes():
     assert [bucket(size) for size in (1, 32, 33, 48, 49, 65, 97)] == [32, 32, 48, 48, 64, 96, 128]
+
+
+def test_within_a_step_prompts_may_come_and_answers_be_cancelled(engine):
+    """A slot whose answer is cancelled while a step pauses goes, in that very step, to a prompt that comes then."""
+    options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 3 * engine.chunk, "seed": 4}
+    ids = [engine.encode(prompt) for prompt in PROMPTS]
+    alone = engine.generate(PROMPTS[1:], n=1, **options, adapter="one")
+    scheduler = engine.scheduler()
+    scheduler.submit(engine.asked(0, ids[0], range(engine.slots), "base", **options))
+    found = {}
+    for number in range(100):
+        for pieces in scheduler.step():
+            if number == engine.turns:
+                scheduler.cancel({(0, sample) for sample in range(engine.slots)})
+                for index in (1, 2):
+                    scheduler.submit(engine.asked(index, ids[index], [0], "one", **options))
+            for piece in pieces:
+                if piece.ticket.index:
+                    found.setdefault(piece.ticket.index, []).extend(piece.tokens)
+        if not scheduler.busy:
+            break
+    assert [found[1], found[2]] == [answer.tokens for [answer] in alone]

@@ -65,6 +65,6 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(engine):
-    """Not for the whole session: a test elsewhere that moves the process's clock would put the server's loop to sleep."""
+    """Not for the whole session: a test elsewhere that moves the process's clock would put the loop to sleep."""
     with serving(engine, queue=200, body_bytes=20_000, n=8, new_tokens=200, default_tokens=16) as address:
         yield address

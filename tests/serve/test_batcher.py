@@ -1,0 +1,74 @@
+"""Requests that come together, or follow on answers that ended, are drawn together."""
+
+import asyncio
+import types
+
+import pytest
+
+from em_jax.sample.scheduler import Asked
+from em_jax.sample.slots import Piece, Ticket
+from em_jax.serve.batcher import Batcher
+
+pytestmark = pytest.mark.fast
+
+
+class ScriptedEngine:
+    """Ends every answer at the step after the one that it began with; tells of each step how many it began."""
+
+    def __init__(self, slots):
+        self.slots, self.began = slots, []
+
+    def scheduler(self):
+        waiting, drawing = [], []
+
+        def step():
+            ended, drawing[:] = list(drawing), []
+            yield [Piece(ticket, [1], [0.0], [], "length") for ticket in ended]
+            drawing.extend(waiting[: self.slots])
+            del waiting[: self.slots]
+            self.began.append(len(drawing))
+            scheduler.busy = bool(waiting or drawing)
+
+        scheduler = types.SimpleNamespace(busy=False, step=step)
+        scheduler.submit = lambda asked: waiting.extend(asked.tickets)
+        scheduler.cancel = lambda gone: waiting.__setitem__(slice(None), [t for t in waiting if t[:2] not in gone])
+        return scheduler
+
+    def asked(self, number, ids, samples, adapter):
+        return Asked(ids, None, [Ticket(number, sample, len(ids), None) for sample in samples])
+
+
+async def ask(batcher, turns, late=0.0):
+    await asyncio.sleep(late)
+    for _ in range(turns):
+        answers = batcher.ask([1], 2, "base")
+        found = [piece.ticket.sample async for piece in answers.pieces()]
+        answers.close()
+        assert sorted(found) == [0, 1]
+
+
+def drawn(slots, *asking):
+    engine = ScriptedEngine(slots)
+
+    async def run():
+        batcher = Batcher(engine, 100)
+        batcher.start()
+        await asyncio.gather(*(ask(batcher, *each) for each in asking))
+        await batcher.stop()
+
+    asyncio.run(run())
+    return [count for count in engine.began if count]
+
+
+def test_requests_that_come_together_begin_together(monkeypatch):
+    monkeypatch.setattr("em_jax.serve.batcher.QUIET", 0.3)
+    monkeypatch.setattr("em_jax.serve.batcher.GATHERING", 3.0)
+    assert drawn(64, *[(1, 0.01 * number) for number in range(8)]) == [16]
+    # Those who ask again do so together.
+    assert drawn(64, *[(3, 0.0)] * 4) == [8, 8, 8]
+
+
+def test_who_fills_all_the_slots_waits_for_nobody(monkeypatch):
+    for name in ("QUIET", "GATHERING"):
+        monkeypatch.setattr(f"em_jax.serve.batcher.{name}", 600.0)
+    assert drawn(4, (1,), (1,)) == [4]
