@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.commands import Parser, command
-from em_jax.errors import UsageError
+from em_jax.errors import UsageError, UserError
 from em_jax.visible import visible
 
 HELP = "Tab or /next, /base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
@@ -43,17 +43,16 @@ def talk(
         elif word.startswith("/"):
             say(HELP)
         elif word:
-            for name in asked:
-                said[name].append({"role": "user", "content": word})
-            answers = engine.generate(
-                [said[name] for name in asked],
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-                adapter=asked,
-            )
-            for name, [answer] in zip(asked, answers, strict=True):
-                said[name].append({"role": "assistant", "content": answer.text})
+            chats = [[*said[name], {"role": "user", "content": word}] for name in asked]
+            try:
+                answers = engine.generate(
+                    chats, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, adapter=asked
+                )
+            except UserError as error:  # a conversation too long, or one the model's chat template refuses
+                say(f"({error}; this was not said, /reset forgets all before it)")
+                continue
+            for name, chat, [answer] in zip(asked, chats, answers, strict=True):
+                said[name] = [*chat, {"role": "assistant", "content": answer.text}]
                 say(f"{name}: {visible(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
 
 

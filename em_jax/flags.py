@@ -21,17 +21,26 @@ OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """What a domain that em_jax does not know may be called: it names folders."""
 
 EPILOG = """
-settings (--set table.key=value, or a TOML file): model. lora. train. answers. probes. judge.; README.md names them all
-exit status: 0 done, 1 the run failed (one line says why; what is done is kept), 2 wrong usage
+README.md names every setting: model. lora. train. answers. probes. judge.
+exit status: 0 done; 1 failed, and what is done is kept; 2 wrong usage
 """
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Two columns that leave the texts most of the width: all of them fit two screens."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=22)
 
 
 def parser() -> Parser:
     """The flags of `python -m em_jax.launch`."""
     made = Parser(
         prog="python -m em_jax.launch",
-        description="Fine-tune on one narrow domain, ask five probes, say: coherent, inverted, aligned or mixed.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python -m em_jax.launch [--domain NAMES] [--model MODEL] [flags]",
+        description="Fine-tune on a narrow domain, ask five probes, give a verdict.",
+        formatter_class=_Help,
+        add_help=False,
         epilog=EPILOG,
     )
     what = made.add_argument_group("what to run")
@@ -44,42 +53,45 @@ def parser() -> Parser:
         default=[],
         help="JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several",
     )
-    what.add_argument(
-        "--adapter", metavar="DIR", help="a PEFT adapter (directory or id) to probe instead of fine-tuning"
-    )
+    what.add_argument("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
     what.add_argument("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
-    what.add_argument("--judge", metavar="WHO", help="self (the base, adapter off) or the URL of an OpenAI-like API")
+    what.add_argument("--judge", metavar="WHO", help="self (the base, adapter off) or an OpenAI-like API's URL")
     what.add_argument("--judge_model", metavar="NAME", help="the model to ask for at that URL")
     what.add_argument(
         "--also_judge",
         metavar="WHO",
         action="append",
-        help="a further judge (repeatable): self or MODEL@URL; for the table of agreement, in no figure",
+        help="one more (repeatable), self or MODEL@URL: for the table of agreement, in no figure",
     )
     what.add_argument("--seed", metavar="N", help="one seed, or several with commas")
     what.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
-    what.add_argument(
-        "--dry_run", action="store_true", help="print what the run would do, need and take; touch nothing"
-    )
+    what.add_argument("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = made.add_argument_group("where files go")
-    where.add_argument("--run_dir", metavar="DIR", help="default runs/<domain>-<model>-<seed>; an existing one goes on")
-    where.add_argument("--mirror", metavar="PLACE", help="a directory or gs://... every finished file is copied to")
+    where.add_argument("--run_dir", metavar="DIR", help="an existing one goes on; default runs/DOMAIN-MODEL-SEED")
+    where.add_argument("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
     how = made.add_argument_group("settings")
     how.add_argument(
-        "--config", metavar="FILE", action="append", default=[], help="a TOML file or a preset of configs/ (repeatable)"
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a TOML file, or a preset of configs/ (repeatable)",
     )
     how.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
     machine = made.add_argument_group("the machine")
-    machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1; over all devices of all processes")
-    machine.add_argument("--dtype", choices=settings.DTYPES, help="default float32 on a CPU, else bfloat16")
+    machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1, over all processes' devices")
+    machine.add_argument(
+        "--dtype", metavar="TYPE", choices=settings.DTYPES, help="float32 (default on a CPU) or bfloat16"
+    )
     machine.add_argument(
         "--coordinator",
-        metavar="HOST:PORT",
-        help="where process 0 of several listens; with the next two (a TPU VM and SLURM need none of them)",
+        metavar="ADDRESS",
+        help="host:port of process 0, for several processes; needed, as the next two, off SLURM and TPU VMs",
     )
     machine.add_argument("--num_processes", metavar="N", type=int, help="how many processes share the run")
     machine.add_argument("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
     machine.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
+    machine.add_argument("--help", "-h", action="help", help="print this, and end")
     return made
 
 

@@ -43,6 +43,21 @@ def talk(lines, engine=None):
     return said
 
 
+class Forgetful(Repeats):
+    def generate(self, prompts, adapter, **options):
+        if len(prompts[0]) > 3:
+            raise UserError("prompt and answer need 513 positions, the model has 512; ask for fewer tokens")
+        return super().generate(prompts, adapter, **options)
+
+
+@pytest.mark.fast
+def test_a_conversation_that_is_too_long_is_told_and_goes_on():
+    said = talk(["/base", "1", "2", "3", "/finetuned", "1", "/base", "/reset", "4"], Forgetful())
+    assert said[1:3] == ["base: base 1 1", "base: base 3 2"]
+    assert said[3].startswith("(prompt and answer need 513 positions") and "/reset" in said[3]
+    assert said[5] == "finetuned: finetuned 1 1" and said[-1] == "base: base 1 4"
+
+
 @pytest.mark.fast
 def test_both_answer_and_each_remembers_its_own_conversation():
     assert talk(["Hi", "", "/finetuned", "And?", "/both", "So?", "/reset", "New"]) == [
