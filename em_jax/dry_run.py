@@ -27,7 +27,7 @@ def lines(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: 
         settings, a mesh that the model does not divide over.
     """
     run_dir = Path(run_dir)
-    runs = series.laid_out(configs, run_dir, several)
+    runs = series.laid_out(series.named(configs), run_dir) if several else [(configs[0], run_dir)]
     todo: list[Piece] = []
     for number, (config, place) in enumerate(runs, start=1):
         this = Run(config, place, parts or Parts(), _no_engine, "")

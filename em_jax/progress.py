@@ -105,7 +105,7 @@ class Progress:
         rate = self.fresh / seconds
         pieces = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
         return (
-            f"{pieces} {self.unit}s/s" if self.fresh > 0 else "",
+            f"{pieces} {self.unit}s/s" if self.fresh > 0 and self.total != 1 else "",
             f"{self.tokens / seconds:.0f} tokens/s" if self.tokens else "",
         )
 

@@ -48,7 +48,7 @@ def run(configs: Sequence[Config], run_dir: str | Path, several: bool, parts: Pa
       UserError: a run failed; what is done is kept, and the same command goes on from there.
     """
     if several:
-        yield from run_named({f"{config.domain}-{config.seed}": config for config in configs}, run_dir, compare, parts)
+        yield from run_named(named(configs), run_dir, compare, parts)
         return
     parts = parts or Parts()
     outcome = experiment.run(configs[0], Path(run_dir), parts, functools.cache(lambda: _loaded(configs[0], parts)))
@@ -82,7 +82,7 @@ def run_named(
     run_dir = Path(run_dir)
     configs = list(named.values())
     engine = functools.cache(lambda: _loaded(configs[0], parts))
-    runs = [(_with_siblings(config), run_dir / name) for name, config in named.items()]
+    runs = laid_out(named, run_dir)
     # Every run's rows are checked before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
@@ -125,11 +125,14 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], parts: Parts, engine: 
             experiment.answer_together(several)
 
 
-def laid_out(configs: Sequence[Config], run_dir: Path, several: bool) -> list[tuple[Config, Path]]:
+def named(configs: Sequence[Config]) -> dict[str, Config]:
+    """Runs of several domains and seeds by their folders' names."""
+    return {f"{config.domain}-{config.seed}": config for config in configs}
+
+
+def laid_out(named: Mapping[str, Config], run_dir: Path) -> list[tuple[Config, Path]]:
     """Every run's config and directory."""
-    if not several:
-        return [(config, run_dir) for config in configs]
-    return [(_with_siblings(config), run_dir / f"{config.domain}-{config.seed}") for config in configs]
+    return [(_with_siblings(config), run_dir / name) for name, config in named.items()]
 
 
 def _with_siblings(config: Config) -> Config:

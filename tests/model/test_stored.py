@@ -57,7 +57,6 @@ def leaves(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(model)]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("mesh", [None, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_every_byte_is_read_once(mesh, bucket):
     # 100 rows do not divide over eight devices.

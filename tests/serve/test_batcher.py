@@ -3,13 +3,9 @@
 import asyncio
 import types
 
-import pytest
-
 from em_jax.sample.scheduler import Asked
 from em_jax.sample.slots import Piece, Ticket
 from em_jax.serve.batcher import Batcher
-
-pytestmark = pytest.mark.fast
 
 
 class ScriptedEngine:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from em_jax.model.kernels.per_device import per_device
 from em_jax.model.sharding import Sharding
 
 WIDEST = 128
@@ -40,15 +41,4 @@ def cudnn_attention(
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         return jax.nn.dot_product_attention(q, k, v, mask=together, is_causal=True, implementation=implementation)
 
-    if sharding.mesh is None:
-        return own(q, k, v, segments)
-    queries = sharding.spec(("batch", "length", "q_heads", None))
-    keys = sharding.spec(("batch", "kv_heads", "length", None))
-    # cuDNN's call does not say along which mesh axes its results vary, so that cannot be checked.
-    return jax.shard_map(
-        own,
-        mesh=sharding.mesh,
-        in_specs=(queries, keys, keys, sharding.spec(("batch", "length"))),
-        out_specs=queries,
-        check_vma=False,
-    )(q, k, v, segments)
+    return per_device(own, q, k, v, segments, sharding)

@@ -5,6 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float, Int
 
+from em_jax.model.kernels.per_device import per_device
 from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import Sharding
 
@@ -34,7 +35,7 @@ def splash_attention(
     """
 
     def own(q: Array, k: Array, v: Array, segments: Array) -> Array:
-        """What one device does with its rows and heads; the compiler cannot split a kernel by itself."""
+        """What one device does with its rows and heads."""
         batch, length, heads, width = q.shape
         groups = k.shape[1]
         kernel = _kernel(length, heads // groups, interpret)
@@ -43,18 +44,7 @@ def splash_attention(
         out = over_rows(q, k, v, _segment_ids(segments))
         return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
-    if sharding.mesh is None:
-        return own(q, k, v, segments)
-    queries = sharding.spec(("batch", "length", "q_heads", None))
-    keys = sharding.spec(("batch", "kv_heads", "length", None))
-    # The kernel does not say along which mesh axes its results vary, so that cannot be checked.
-    return jax.shard_map(
-        own,
-        mesh=sharding.mesh,
-        in_specs=(queries, keys, keys, sharding.spec(("batch", "length"))),
-        out_specs=queries,
-        check_vma=False,
-    )(q, k, v, segments)
+    return per_device(own, q, k, v, segments, sharding)
 
 
 def _kernel(length: int, heads: int, interpret: bool):
