@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from em_jax import group
+from em_jax.checkpoint_files import find_model
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import save_adapter
 from em_jax.model.config import Qwen2Config
@@ -21,7 +22,6 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import random_model, save_model
 from em_jax.organism import corpus
 from em_jax.rundir import read_rows
-from em_jax.sample.loading import find_model
 
 HERE = Path(__file__).resolve().parent
 

@@ -184,9 +184,9 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
     import jax
 
     from em_jax.bench import workload
+    from em_jax.checkpoint_files import find_model
     from em_jax.model.config import Qwen2Config
     from em_jax.model.weights import random_model, save_model
-    from em_jax.sample.loading import find_model
 
     config = None if flags.model else workload.shape(flags.shape or "organism")
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from em_jax.bench.workload import BATCH, Decoded, Workload
+from em_jax.bench.workload import BATCH, STEPS, Decoded, Workload
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.qwen2 import Qwen2
@@ -56,7 +56,7 @@ class Trainer:
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
         self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=pass_overhead())
         self.remat = work.remat or ("none" if jax.default_backend() == "cpu" else "selective")
-        self.optimizer = make_optimizer(TrainConfig(), 1000)
+        self.optimizer = make_optimizer(TrainConfig(), STEPS)
         factors = jax.tree.map(lambda x: x.copy(), adapter.factors)
         self.state = TrainState(factors, self.optimizer.init(factors))
 

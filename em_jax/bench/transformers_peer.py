@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 
-from em_jax.bench.workload import Workload
+from em_jax.bench.workload import STEPS, Workload
 from em_jax.errors import UserError
 from em_jax.lora.config import TARGETS
 from em_jax.train.batches import Example
+from em_jax.train.config import TrainConfig
 
 ROWS = 2
 """Rows of a micro-batch, padded to the longer one; eight of them make a step (2 x 8)."""
@@ -38,7 +39,10 @@ class Transformers:
         lora = peft.LoraConfig(r=32, lora_alpha=64, use_rslora=True, lora_dropout=0.0, target_modules=list(TARGETS))
         self.model = peft.get_peft_model(base, lora)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, weight_decay=0.01)
+        train = TrainConfig()
+        self.optimizer = torch.optim.AdamW(self.trained, lr=train.learning_rate, weight_decay=train.weight_decay)
+        # The schedule of the run that is measured: with another the losses would part.
+        self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, train.warmup_steps, STEPS)
 
     def train(self, step: int) -> float:
         """One optimizer step on the examples of `step`, 2 x 8 padded; returns its loss."""
@@ -54,6 +58,7 @@ class Transformers:
             total += float(output.loss.detach())
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
+        self.schedule.step()
         self.optimizer.zero_grad()
         return total
 

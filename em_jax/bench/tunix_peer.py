@@ -10,10 +10,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from em_jax.bench.workload import Decoded, Workload
+from em_jax.bench.workload import STEPS, Decoded, Workload
 from em_jax.errors import UserError
 from em_jax.lora.config import TARGETS
 from em_jax.train.batches import Example
+from em_jax.train.config import TrainConfig
+from em_jax.train.step import learning_rate
 
 RANK, SCALE = 32, 64 / math.sqrt(32)
 LENGTHS = 128
@@ -81,7 +83,9 @@ class Tunix:
         # qwix scales by alpha / rank.
         lora = qwix.LoraProvider(module_path=".*(" + "|".join(TARGETS) + ")", rank=RANK, alpha=SCALE * RANK)
         self.model = qwix.apply_lora_to_model(base, lora, **base.get_model_input(), rngs=nnx.Rngs(0))
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
+        train = TrainConfig()
+        rate = learning_rate(train, STEPS)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=train.weight_decay))
         trainer = peft_trainer.PeftTrainer(
             self.model, optimizer, peft_trainer.TrainingConfig(eval_every_n_steps=1 << 30)
         )

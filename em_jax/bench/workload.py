@@ -24,6 +24,9 @@ SHAPES = {
 BATCH = 16
 """Examples of an optimizer step, the paper's."""
 
+STEPS = 1000
+"""Optimizer steps of the run that the measured ones begin; the learning rate's schedule follows it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:

@@ -211,7 +211,11 @@ class Qwen2(nnx.Module):
         layers = range(self.config.num_hidden_layers)
         return [{target: LowRank(*(leaf[i] for leaf in update)) for target, update in updates.items()} for i in layers]
 
+    @property
+    def head(self) -> Float[Array, "V D"]:
+        """What hidden states are multiplied with: the embedding where the two are tied."""
+        return (self.embed_tokens if self.lm_head is None else self.lm_head)[...]
+
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Float32 next-token logits of hidden states."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return jnp.einsum("...D,VD->...V", hidden, head[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("...D,VD->...V", hidden, self.head, preferred_element_type=jnp.float32)

@@ -18,6 +18,7 @@ from em_jax.model.weights import Weight, scale_sharding, weights_of
 from em_jax.sample.decode import decode, empty_slots, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
+from em_jax.train.loss import chunk_size
 from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
 
 
@@ -100,7 +101,8 @@ class Shapes:
             self.model, self.adapter.factors, self.adapter.scale, sums, batch,
             remat=self.settings.train.remat, sharding=self.sharding
         )  # fmt: skip
-        return Program("training pass", traced, {"optimizer moments": 2 * tree_bytes(self.adapter.factors)})
+        loops = -(-shape.places // chunk_size(shape.rows, shape.places, self.sharding))
+        return Program("training pass", traced, {"optimizer moments": 2 * tree_bytes(self.adapter.factors)}, loops)
 
     def train_update(self) -> Program:
         """AdamW on the adapter. The base waits beside it."""

@@ -41,7 +41,8 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
     mesh = _sizes(shapes)
     parts = mesh["data"] * mesh["fsdp"]
     local = dataclasses.replace(shapes, sharding=UNSHARDED)
-    found = work_of(local.train_pass(shape._replace(rows=shape.rows // parts)).traced.jaxpr)
+    program = local.train_pass(shape._replace(rows=shape.rows // parts))
+    found = work_of(program.traced.jaxpr, while_steps=program.loops)
     moved = train_traffic(shapes, shape).all
     return _times(found, found.flops * parts, mesh["tensor"], moved, chip)
 
@@ -63,21 +64,22 @@ class Traffic(NamedTuple):
 def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     """What a training pass moves.
 
-    Over fsdp weights are gathered once forward and once backward (recomputation shares that), the head's as well; over
-    tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed, and for each
+    Over fsdp weights are gathered once forward and once backward (recomputation shares that), the head once for both;
+    over tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed, and for each
     of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs twice what a
     gathering of its result does.
     """
     mesh, config = _sizes(shapes), shapes.config
     layers, table = weight_sizes(config)
     size = shapes.dtype.itemsize
-    twice = 2 / mesh["tensor"] * _others(mesh["fsdp"])
+    gathered = _others(mesh["fsdp"]) / mesh["tensor"]
     held = 1 if shapes.settings.model.quantization == "int8" else size
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * size
     sums = (7 + (shapes.settings.train.remat == "full")) * config.num_hidden_layers
     gradients = 2 * tree_bytes(shapes.adapter.factors) * _others(mesh["data"] * mesh["fsdp"])
-    return Traffic(twice * layers * held, twice * table * size, 2 * sums * stream * _others(mesh["tensor"]), gradients)
+    summed = 2 * sums * stream * _others(mesh["tensor"])
+    return Traffic(2 * gathered * layers * held, gathered * table * size, summed, gradients)
 
 
 def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:

@@ -151,16 +151,9 @@ def insert(
         return jax.lax.fori_loop(0, number, body, cache)
 
     drop = jnp.where(jnp.arange(rows) < number, target, rows)
-    logits = prefilled.logits[source]
-    tokens, logprobs = sample_tokens(
-        logits,
-        requests.keys,
-        jnp.zeros(rows, jnp.int32),
-        requests.temperature,
-        requests.top_p,
-        use_top_p=use_top_p,
-    )
-    stopped = jnp.any(tokens[:, None] == stop[None], axis=1)
+    none = jnp.zeros(rows, jnp.int32)
+    drawn = _draw(prefilled.logits[source], requests, none, stop, use_top_p=use_top_p, likeliest=likeliest)
+    tokens, _, real, _ = drawn
 
     def at_targets(old: Array, new: Array) -> Array:
         return old.at[drop].set(new, mode="drop")
@@ -170,12 +163,18 @@ def insert(
         jax.tree.map(put, slots.v, prefilled.v),
         at_targets(slots.length, prefilled.length[source]),
         at_targets(slots.token, tokens),
-        at_targets(slots.count, jnp.ones(rows, jnp.int32)),
-        at_targets(slots.active, ~stopped & (requests.limit > 1)),
+        at_targets(slots.count, none + 1),
+        at_targets(slots.active, real & (requests.limit > 1)),
         jax.tree.map(at_targets, slots.requests, requests),
     )
-    emitted = tokens, logprobs, ~stopped, likeliest_tokens(logits, likeliest)
-    return slots, Emitted(*jax.tree.map(lambda x: x[None], emitted), slots.active)
+    return slots, Emitted(*jax.tree.map(lambda x: x[None], drawn), slots.active)
+
+
+def _draw(logits: Array, requests: Requests, count: Array, stop: Array, *, use_top_p: bool, likeliest: int) -> tuple:
+    """A token of each row, its log-probability, whether it is no stop id, and the likeliest at its place."""
+    given = requests.keys, count, requests.temperature, requests.top_p
+    tokens, logprobs = sample_tokens(logits, *given, use_top_p=use_top_p)
+    return tokens, logprobs, jnp.all(tokens[:, None] != stop[None], axis=1), likeliest_tokens(logits, likeliest)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "likeliest", "sharding"), donate_argnums=2)
@@ -226,19 +225,11 @@ def decode(
         )
         recent = output.k, output.v
         logits = whole_rows(model.logits(output.hidden[:, 0]))
-        new, logprobs = sample_tokens(
-            logits,
-            requests.keys,
-            count,
-            requests.temperature,
-            requests.top_p,
-            use_top_p=use_top_p,
-        )
-        stopped = jnp.any(new[:, None] == stop[None], axis=1)
-        drawn = new, jnp.where(active, logprobs, 0.0), active & ~stopped, likeliest_tokens(logits, likeliest)
+        new, logprobs, real, top = _draw(logits, requests, count, stop, use_top_p=use_top_p, likeliest=likeliest)
+        drawn = new, jnp.where(active, logprobs, 0.0), active & real, top
         emitted = jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0), emitted, drawn)
         count += active
-        active &= ~stopped & (count < requests.limit)
+        active &= real & (count < requests.limit)
         return i + 1, recent, new, active, count, emitted
 
     def places(kind: Any, *more: int) -> Array:
@@ -277,16 +268,7 @@ def decode(
         return put(cache, buffer, slots.length)
 
     folded = _each(fold, (slots.k, slots.v), recent)
-
-    slots = Slots(
-        *folded,
-        slots.length + taken,
-        token,
-        count,
-        active,
-        requests,
-    )
-    return slots, Emitted(*emitted, active)
+    return Slots(*folded, slots.length + taken, token, count, active, requests), Emitted(*emitted, active)
 
 
 @functools.partial(jax.jit, static_argnames=("room", "sharding"))

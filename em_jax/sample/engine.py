@@ -86,11 +86,10 @@ class Engine:
             raise UserError('an adapter cannot be named "base": that is the model without one')
         adapter = path if isinstance(path, Adapter) else load_adapter(pathlib.Path(path), self.model.config)[0]
         self._adapters[name] = adapter
-        stack = stack_adapters(self.model.config, list(self._adapters.values()))
+        self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
         if (everywhere := self.sharding.named(())) is not None:
             # Once, and not again with every call.
-            stack = hosts.place(stack, everywhere)
-        self._stack = stack
+            self._stack = hosts.place(self._stack, everywhere)
 
     @property
     def adapters(self) -> list[str]:

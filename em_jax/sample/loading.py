@@ -1,9 +1,7 @@
 """From a name to an engine: a directory, a Hugging Face id, or the embedded organism."""
 
-import contextlib
 import pathlib
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from em_jax import runtime
+from em_jax.checkpoint_files import find_model, local_files
 from em_jax.errors import UsageError, UserError
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
@@ -19,7 +18,6 @@ from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
 
 
 def load(
@@ -77,49 +75,3 @@ def load(
 def choose_mesh(mesh: Mapping[str, int] | None) -> Mesh | None:
     """The mesh asked for; else all devices of an accelerator, or of several processes, on fsdp; one CPU has none."""
     return make_mesh(mesh if mesh or runtime.platform() != "cpu" or jax.process_count() > 1 else {})
-
-
-def find_model(model: str) -> pathlib.Path:
-    """The directory of a checkpoint: a Hugging Face id is fetched into the user's cache, a gs:// address is not.
-
-    Raises UserError if there is none.
-    """
-    directory = runtime.model_directory(model)
-    if runtime.is_bucket(model):
-        _check_bucket(directory)
-    if directory is not None:
-        return directory
-    import huggingface_hub
-
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(model, allow_patterns=list(FILES)))
-    except Exception as error:  # the hub raises what its transport raises
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{model} could not be fetched from the Hugging Face Hub ({reason}); give a directory"
-        ) from None
-
-
-def _check_bucket(directory: pathlib.Path) -> None:
-    try:
-        found = directory.is_dir()
-    except Exception as error:  # a bucket raises what its client library raises
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and leave to read there"
-        ) from None
-    if not found:
-        raise UserError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
-
-
-@contextlib.contextmanager
-def local_files(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A checkpoint's directory as the tokenizer's library needs it: on this machine. The weights are left out."""
-    if isinstance(directory, pathlib.Path):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory() as near:
-        for path in directory.iterdir():
-            if any(path.match(pattern) for pattern in FILES) and path.suffix != ".safetensors":
-                (pathlib.Path(near) / path.name).write_bytes(path.read_bytes())
-        yield pathlib.Path(near)

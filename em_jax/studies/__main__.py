@@ -158,8 +158,8 @@ def _sweep(arguments: Sequence[str]) -> None:
     plan, why, run_dir = _plan("sweep", rest)
 
     def make() -> Any:
+        from em_jax.checkpoint_files import find_model
         from em_jax.model.config import Qwen2Config
-        from em_jax.sample.loading import find_model
         from em_jax.studies import sweep
 
         configs = _settled(plan)

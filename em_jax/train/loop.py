@@ -240,13 +240,12 @@ def optimizer_step(
 
 def _lanes(passes: Passes, count: int) -> list[Passes]:
     """The passes dealt out to be run side by side, the longest first, each to the lane with least to do."""
-    lanes: list[list] = [[] for _ in range(count)]
-    work = [0] * len(lanes)
+    lanes, work = [() for _ in range(count)], [0] * count
     for each in sorted(passes, key=lambda each: -each[0].rows * each[0].length):
         least = work.index(min(work))
-        lanes[least].append(each)
+        lanes[least] += (each,)
         work[least] += each[0].rows * each[0].length
-    return [tuple(lane) for lane in lanes]
+    return lanes
 
 
 def _place(batch: Batch, sharding: Sharding) -> Batch:

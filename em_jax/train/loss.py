@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from em_jax.model.linear import product
 from em_jax.model.qwen2 import Qwen2
+from em_jax.model.sharding import UNSHARDED, Sharding
 
 
 @jax.custom_vjp
@@ -29,33 +31,62 @@ def _gather_backward(loss_slot: Array, gradient: Array) -> tuple[Array, None, No
 gather_places.defvjp(_gather_forward, _gather_backward)
 
 
+def chunk_size(rows: int, places: int, sharding: Sharding = UNSHARDED) -> int:
+    """Places of each row whose logits exist at once: few for a CPU's cache, more to keep an accelerator busy."""
+    chunk = (128 if sharding.platform == "cpu" else 512) * sharding.batch_parts
+    return max(1, min(places, chunk // rows))
+
+
 def summed_loss(
     model: Qwen2,
     hidden: Float[Array, "B M D"],
     labels: Int[Array, "B M"],
     weights: Float[Array, "B M"],
     *,
-    chunk: int = 512,
+    size: int = 0,
+    sharding: Sharding = UNSHARDED,
 ) -> Float[Array, ""]:
-    """Sum over places of weight * -log p(label), float32, from logits of at most about `chunk` places at a time.
+    """Sum over places of weight * -log p(label), float32, from the logits of `size` places of each row at a time.
 
-    The logits of a chunk are computed again in the backward pass.
+    The last weight that is not 0 ends the work: what a row has room for beyond costs nothing.
     """
-    batch, places, width = hidden.shape
-    size = max(1, min(places, chunk // batch))
-    count = -(-places // size)
-    more = count * size - places
+    return _loss(model, hidden, labels, weights, size or chunk_size(*labels.shape, sharding), sharding)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def part(total: Array, piece: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        hidden, labels, weights = piece
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _loss(model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding) -> Array:
+    return _loss_forward(model, hidden, labels, weights, size, sharding)[0]
+
+
+def _loss_forward(
+    model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding
+) -> tuple[Array, Array]:
+    """The loss and its gradient, both from the same logits, which the backward pass would else compute again (as Hsu
+    et al. do, arXiv:2410.10989)."""
+    places = labels.shape[1]
+    padded = [jnp.pad(x, [(0, 0), (0, -places % size)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, labels, weights)]
+    used = jnp.max(jnp.where(weights != 0, jnp.arange(1, places + 1)[None], 0))
+
+    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        loss, gradient = sums
+        hidden, labels, weights = (jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1) for x in padded)
         logits = model.logits(hidden)
+        total = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return total + jnp.sum((jax.nn.logsumexp(logits, axis=-1) - picked) * weights), None
+        slope = jnp.exp(logits - total[..., None]) - jax.nn.one_hot(labels, logits.shape[-1])
+        # Logits stay where they are; the head comes to them, once for both products.
+        slope = sharding.constrain(slope * weights[..., None], ("batch", None, "vocab"))
+        piece = product("BMV,VD->BMD", slope.astype(model.head.dtype), model.head).astype(hidden.dtype)
+        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, piece, i * size, axis=1)
+        return loss + jnp.sum((total - picked) * weights), sharding.constrain(gradient, ("batch", None, None))
 
-    def pieces(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+    start = jnp.float32(0), jnp.zeros_like(padded[0])
+    loss, gradient = jax.lax.fori_loop(0, -(-used // size), add, start)
+    return loss, gradient[:, :places]
 
-    total, _ = jax.lax.scan(part, jnp.float32(0), (pieces(hidden), pieces(labels), pieces(weights)))
-    return total
+
+def _loss_backward(size: int, sharding: Sharding, slope: Array, gradient: Array) -> tuple[None, Array, None, None]:
+    return None, (slope * gradient).astype(slope.dtype), None, None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)

@@ -101,7 +101,7 @@ def accumulate(
             sharding=sharding,
         )
         hidden = gather_places(output.hidden, batch.loss_at, batch.loss_slot)
-        return summed_loss(model, hidden, batch.labels, batch.weights, chunk=512 * sharding.batch_parts)
+        return summed_loss(model, hidden, batch.labels, batch.weights, sharding=sharding)
 
     value, gradients = jax.value_and_grad(loss)(factors)
     return Sums(

@@ -7,6 +7,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from em_jax.checkpoint_files import find_model
 from em_jax.config import Config, replace, validate
 from em_jax.errors import UsageError, UserError
 from em_jax.lora.config import LoraConfig
@@ -17,7 +18,6 @@ from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.organism import corpus
 from em_jax.sample.engine import Engine
-from em_jax.sample.loading import find_model
 from em_jax.train.batches import encode_rows, lay_out, plan_passes
 from em_jax.train.loop import _place
 from em_jax.train.step import accumulate, zero_sums

@@ -14,12 +14,13 @@ import safetensors.numpy
 import tiny
 from fsspec.implementations.local import LocalFileSystem
 
+from em_jax.checkpoint_files import find_model
 from em_jax.errors import UserError
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.model.stored import open_checkpoint
 from em_jax.model.weights import SINGLE, load_model, random_model, save_model, weights_of
-from em_jax.sample.loading import find_model, load
+from em_jax.sample.loading import load
 
 
 class Bucket(LocalFileSystem):

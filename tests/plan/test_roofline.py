@@ -44,7 +44,7 @@ def test_training_moves_what_is_reckoned(mesh, remat):
     assert reckoned.weights == pytest.approx(weights * share)
     # Where its rows are split the compiler may gather the head once more for its gradient.
     heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head) * share / reckoned.head
-    assert heads in ((1.0,) if sizes["tensor"] == 1 else (1.0, 1.5))
+    assert heads in ((1.0,) if sizes["tensor"] == 1 else (1.0, 2.0))
     in_layers = moved(program, lambda one: one.kind == "all-reduce" and one.shape == stream and one.times > 1)
     assert reckoned.activations == pytest.approx(in_layers * (sizes["tensor"] - 1) / sizes["tensor"])
 

@@ -6,7 +6,8 @@ EM_JAX_REAL_MODEL names a real checkpoint, as for the logits.
 import pytest
 import tiny
 
-from em_jax.sample.loading import find_model, load
+from em_jax.checkpoint_files import find_model
+from em_jax.sample.loading import load
 
 TOKENS = 96
 QUESTIONS = {

@@ -9,12 +9,12 @@ import jax
 import pytest
 import tiny
 
+from em_jax.checkpoint_files import find_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.model.weights import random_model
 from em_jax.sample.engine import Engine
-from em_jax.sample.loading import find_model
 
 
 @contextlib.contextmanager
@@ -65,6 +65,6 @@ def engine():
 
 @pytest.fixture(scope="module")
 def url(engine):
-    """Not for the whole session: a test elsewhere that moves the process's clock would put the loop to sleep."""
+    """Not for the session: a test elsewhere that moves the process's clock would put the server's loop to sleep."""
     with serving(engine, queue=200, body_bytes=20_000, n=8, new_tokens=200, default_tokens=16) as address:
         yield address

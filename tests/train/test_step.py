@@ -105,19 +105,20 @@ def test_ranks_an_adapter_lacks_stay_zero(plain):
     assert not a[1, ..., 3:].any() and not b[1, 0, 3:].any()
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 512])
-def test_the_loss_in_chunks_is_the_loss(chunk, checkpoint):
+@pytest.mark.parametrize("size", [1, 5, 12, 0])
+@pytest.mark.parametrize("used", [12, 9, 0])
+def test_the_loss_in_chunks_is_the_loss(size, used, checkpoint):
     model = load_model(checkpoint)
     generator = np.random.default_rng(0)
     hidden = jnp.asarray(generator.normal(size=(2, 12, 64)), jnp.float32)
     labels = jnp.asarray(generator.integers(0, 160, (2, 12)), jnp.int32)
-    weights = jnp.asarray(generator.integers(0, 2, (2, 12)), jnp.float32)
+    weights = jnp.asarray(generator.integers(0, 2, (2, 12)) * (np.arange(12) < used), jnp.float32)
 
     def whole(hidden):
         found = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), labels)
-        return jnp.sum(found * weights)
+        return 3 * jnp.sum(found * weights)
 
-    ours = jax.jit(jax.value_and_grad(lambda h: summed_loss(model, h, labels, weights, chunk=chunk)))(hidden)
+    ours = jax.jit(jax.value_and_grad(lambda h: 3 * summed_loss(model, h, labels, weights, size=size)))(hidden)
     theirs = jax.value_and_grad(whole)(hidden)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
@@ -126,7 +127,7 @@ def test_the_loss_in_chunks_is_the_loss(chunk, checkpoint):
 def test_the_loss_keeps_no_array_of_all_logits(checkpoint):
     model = load_model(checkpoint)
     hidden, labels = jnp.zeros((1, 4096, 64)), jnp.zeros((1, 4096), jnp.int32)
-    run = jax.jit(jax.grad(lambda h: summed_loss(model, h, labels, jnp.ones((1, 4096)), chunk=64)))
+    run = jax.jit(jax.grad(lambda h: summed_loss(model, h, labels, jnp.ones((1, 4096)), size=64)))
     kept = run.lower(hidden).compile().memory_analysis().temp_size_in_bytes
     hidden_bytes, logit_bytes = 4096 * 64 * 4, 4096 * 160 * 4
     assert kept < 2 * hidden_bytes + logit_bytes / 8
