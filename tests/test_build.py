@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 CORE = {"model", "lora", "train", "sample"}
-CODE_LINES = 2743
+CODE_LINES = 2740
 """The most lines of code that the core may have. It only ever goes down: the aim is 1,500 (BUILD.md)."""
 
 pytestmark = pytest.mark.fast

@@ -1,6 +1,7 @@
 """A linear layer and the low-rank update it may carry."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -50,37 +51,29 @@ class LowRank(NamedTuple):
     scale: Float[Array, "S"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@jax.custom_vjp
 def low_rank(
-    layout: str,
-    x: Float[Array, "B T *inputs"],
-    a: Float[Array, "*inputs S R"],
-    b: Float[Array, "S R *outputs"],
-    gain: Float[Array, "#B S"],
-) -> Float[Array, "B T *outputs"]:
-    """Sum over S of gain_S (x A_S) B_S for a weight of this layout; nothing is learnt about `gain`."""
-    return _low_rank_forward(layout, x, a, b, gain)[0]
+    x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
+) -> Float[Array, "B T Y"]:
+    """Sum over S of gain_S (x A_S) B_S for a weight of X inputs and Y outputs; nothing is learnt about `gain`."""
+    return _low_rank_forward(x, a, b, gain)[0]
 
 
-def _low_rank_forward(layout: str, x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
-    inputs, outputs = layout.split("->")
-    low = product(f"BT{inputs},{inputs}SR->BTSR", x, a.astype(x.dtype))
+def _low_rank_forward(x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
+    low = product("BTX,XSR->BTSR", x, a.astype(x.dtype))
     low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
-    y = product(f"BTSR,SR{outputs}->BT{outputs}", low, b.astype(x.dtype)).astype(x.dtype)
-    return y, (x, a, b, gain, low)
+    return product("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype), (x, a, b, gain, low)
 
 
-def _low_rank_backward(layout: str, saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+def _low_rank_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
     """The gradients by hand, for the order of operands: XLA on a CPU copies the first one transposed when tokens are
     summed over, so it had better be the thin one. Autodiff puts `dy` there, a quarter of the training step's time."""
-    inputs, outputs = layout.split("->")
     x, a, b, gain, low = saved
-    dlow = product(f"BT{outputs},SR{outputs}->BTSR", dy, b.astype(x.dtype))
+    dlow = product("BTY,SRY->BTSR", dy, b.astype(x.dtype))
     dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
-    dx = product(f"BTSR,{inputs}SR->BT{inputs}", dlow, a.astype(x.dtype)).astype(x.dtype)
-    da = jnp.moveaxis(product(f"BTSR,BT{inputs}->SR{inputs}", dlow, x), (0, 1), (-2, -1))
-    db = product(f"BTSR,BT{outputs}->SR{outputs}", low, dy)
-    return dx, da, db, None
+    dx = product("BTSR,XSR->BTX", dlow, a.astype(x.dtype)).astype(x.dtype)
+    da = jnp.moveaxis(product("BTSR,BTX->SRX", dlow, x), 2, 0)
+    return dx, da, product("BTSR,BTY->SRY", low, dy), None
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
@@ -114,19 +107,24 @@ class Linear(nnx.Module):
 
         Several adapters act as one of rank S R whose foreign parts are masked row by row: two matmuls, no gather.
         """
-        inputs, outputs = self.layout.split("->")
-        matmul = f"BT{inputs},{inputs}{outputs}->BT{outputs}"
         weight = sharding.in_use(self.layout, self.weight[...])
+        inputs = len(self.layout.split("->")[0])
+        outputs = weight.shape[inputs:]
+        # As matrices: XLA on a CPU would copy a weight to sum over two axes of it.
+        weight = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+        x = x.reshape(*x.shape[:2], -1)
         if self.scale is None:
-            y = jnp.einsum(matmul, x, weight)
+            y = jnp.einsum("BTX,XY->BTY", x, weight)
         else:
-            y = product(matmul, x, weight.astype(x.dtype))
-            y = (y * jnp.expand_dims(self.scale[...], (0, 1))).astype(x.dtype)
+            y = product("BTX,XY->BTY", x, weight.astype(x.dtype))
+            y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
         if (update := updates.get(self.name)) is not None:
             gain = update.scale[None] if route is None else update.scale[None] * route
-            y += low_rank(self.layout, x, update.a, update.b, gain)
+            rank = update.a.shape[-2:]
+            y += low_rank(x, update.a.reshape(-1, *rank), update.b.reshape(*rank, -1), gain)
         if self.bias is not None:
-            y += jnp.expand_dims(self.bias[...], (0, 1))
+            y += self.bias[...].reshape(1, 1, -1)
+        y = y.reshape(*y.shape[:2], *outputs)
         return checkpoint_name(y, self.name)
 
 

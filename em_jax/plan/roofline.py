@@ -65,8 +65,8 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     """What a training pass moves.
 
     Over fsdp weights are gathered once forward and once backward (recomputation shares that), the head once for both;
-    over tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed, and for each
-    of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs twice what a
+    over tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed, and for
+    each of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs twice what a
     gathering of its result does.
     """
     mesh, config = _sizes(shapes), shapes.config

@@ -10,7 +10,7 @@ from em_jax.errors import UserError
 from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.model.config import Qwen2Config
-from em_jax.model.linear import low_rank
+from em_jax.model.linear import Linear, LowRank
 from em_jax.model.weights import random_model
 
 pytestmark = pytest.mark.fast
@@ -103,15 +103,19 @@ def test_the_gradients_by_hand_are_autodiffs(layout):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (3, 7, *wide))
     a, b = jax.random.normal(keys[1], (*wide, 2, 3)), jax.random.normal(keys[2], (2, 3, *thin))
-    gain = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]])
+    route, scale = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]]), jnp.asarray([1.0, 3.0])
     towards = jax.random.normal(keys[3], (3, 7, *thin))
+    layer = Linear("it", layout, lambda name, layout: jnp.zeros((*wide, *thin)))
+
+    def ours_of(x, a, b):
+        return layer(x, {"it": LowRank(a, b, scale)}, route)
 
     def plain(x, a, b):
-        low = jnp.einsum(f"BT{inputs},{inputs}SR->BTSR", x, a) * gain[:, None, :, None]
+        low = jnp.einsum(f"BT{inputs},{inputs}SR->BTSR", x, a) * (route * scale[None])[:, None, :, None]
         return jnp.einsum(f"BTSR,SR{outputs}->BT{outputs}", low, b)
 
-    np.testing.assert_allclose(low_rank(layout, x, a, b, gain), plain(x, a, b), rtol=1e-5, atol=1e-5)
-    ours = jax.grad(lambda *parts: jnp.sum(low_rank(layout, *parts, gain) * towards), argnums=(0, 1, 2))(x, a, b)
+    np.testing.assert_allclose(ours_of(x, a, b), plain(x, a, b), rtol=1e-5, atol=1e-5)
+    ours = jax.grad(lambda *parts: jnp.sum(ours_of(*parts) * towards), argnums=(0, 1, 2))(x, a, b)
     theirs = jax.grad(lambda *parts: jnp.sum(plain(*parts) * towards), argnums=(0, 1, 2))(x, a, b)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
