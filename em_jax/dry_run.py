@@ -107,7 +107,8 @@ def _cached(identity: str, file: str) -> Path | None:
 def _settings(config: Config) -> Iterator[str]:
     values = settings.flatten(config)
     differing = {name: mark for name, mark in marks.SETTINGS.items() if not marks.same(values[name], mark)}
-    yield "settings: those of the paper" if not differing else "settings that differ from the paper:"
+    kinds = "known: it says so, read: its files do, ours: nobody does and we chose"
+    yield "settings: those of the paper" if not differing else f"settings that differ from the paper's ({kinds}):"
     for name, mark in differing.items():
         yield f"  {name} = {_shown(values[name])} (paper: {_shown(mark.value)}, {mark.kind})"
 

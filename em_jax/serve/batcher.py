@@ -14,7 +14,7 @@ from em_jax.sample.slots import Piece
 from em_jax.serve.refusals import Refusal
 from em_jax.visible import visible_line
 
-QUIET, GATHERING = 0.01, 0.05
+QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that come together, or follow on answers that ended:
 until nothing came or ended for QUIET, but no longer than GATHERING. A chunk for a few takes as long as one for many."""
 
