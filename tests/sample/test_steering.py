@@ -9,7 +9,6 @@ from em_jax.errors import UserError
 from em_jax.sample import choices as choices_module
 from em_jax.sample import decode as decode_module
 
-pytestmark = pytest.mark.fast
 PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Walk the dog and then the map?")]
 
 
