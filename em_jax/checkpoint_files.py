@@ -17,9 +17,9 @@ def find_model(model: str) -> pathlib.Path:
     Raises UserError if there is none.
     """
     directory = runtime.model_directory(model)
-    if runtime.is_bucket(model):
-        _check_bucket(directory)
     if directory is not None:
+        if runtime.is_bucket(model):
+            _check_bucket(directory)
         return directory
     import huggingface_hub
 

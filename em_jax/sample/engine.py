@@ -104,15 +104,13 @@ class Engine:
 
     def _routes(self, adapter: str | Sequence[str], count: int) -> Float[np.ndarray, "B S"] | None:
         """One row per prompt with a 1 at its adapter; all zeros is the base, "default" where no adapter was given."""
-        names = self._names(adapter, count)
-        known = list(self._adapters)
-        routes = np.zeros((count, len(known)), np.float32)
-        for row, name in enumerate(names):
+        routes = np.zeros((count, len(self._adapters)), np.float32)
+        for row, name in enumerate(self._names(adapter, count)):
             if name in self._adapters:
-                routes[row, known.index(name)] = 1
+                routes[row, list(self._adapters).index(name)] = 1
             elif name not in ("base", "default"):
                 raise UserError(f"no adapter {name!r}; there are {', '.join(self.adapters)}")
-        return routes if known else None
+        return routes if self._adapters else None
 
     # --- text ---
 
@@ -285,8 +283,8 @@ class Engine:
         for members in self._groups(ids):
             tokens, _ = self._pad([ids[i] for i in members])
             route = _padded(routes, members, len(tokens))
-            found = _residuals(self.model, self._stack, tokens, route, layers=tuple(layers), sharding=self.sharding)
-            found = hosts.fetch(found)
+            given = self.model, self._stack, tokens, route
+            found = hosts.fetch(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out

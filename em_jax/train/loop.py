@@ -240,7 +240,8 @@ def optimizer_step(
 
 def _lanes(passes: Passes, count: int) -> list[Passes]:
     """The passes dealt out to be run side by side, the longest first, each to the lane with least to do."""
-    lanes, work = [() for _ in range(count)], [0] * count
+    lanes: list[Passes] = [()] * count
+    work = [0] * count
     for each in sorted(passes, key=lambda each: -each[0].rows * each[0].length):
         least = work.index(min(work))
         lanes[least] += (each,)

@@ -50,7 +50,8 @@ def summed_loss(
 
     The last weight that is not 0 ends the work: what a row has room for beyond costs nothing.
     """
-    return _loss(model, hidden, labels, weights, size or chunk_size(*labels.shape, sharding), sharding)
+    size = size or chunk_size(len(labels), labels.shape[1], sharding)
+    return _loss(model, hidden, labels, weights, size, sharding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
