@@ -44,8 +44,8 @@ def write(
     path: Path, *, kind: str, title: str, subject: str, says: Sequence[str], parts: Sequence[Part], organism: bool
 ) -> Path:
     """Draw a page."""
-    shown = {"kind": kind, "title": title, "subject": subject, "says": says, "parts": parts, "organism": organism}
-    return write_atomic(path, render("findings.html", **shown))
+    shown = {"kind": kind, "title": title, "lead": subject, "about": "", "says": says, "parts": parts, "drawing": None}
+    return write_atomic(path, render("findings.html", **shown, organism=organism, judges_itself=False))
 
 
 def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Path:

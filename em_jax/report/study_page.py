@@ -86,7 +86,7 @@ def path(found: Mapping[str, Any], out: Path, run: Path) -> Path:
     made = tuple(
         Curve(
             found["halfway"][name]["name"],
-            tuple((int(step), figure_of(each)) for step, each in progress.items()),
+            tuple((step, figure_of(progress[str(step)])) for step in (0, *steps)),
             COLOURS[name],
         )
         for name, progress in found["progress"].items()
@@ -120,7 +120,11 @@ def _write(
 ) -> Path:
     page = render(
         "study.html",
-        found=found,
+        kind=found["kind"],
+        title=found["title"],
+        lead=found["lead"],
+        about=f"{found['model']} · suite {found['suite']} · judge {found['judge']}",
+        says=found["why"],
         drawing=drawing,
         drawn=kind,
         lines=lines,
