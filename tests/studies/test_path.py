@@ -97,6 +97,16 @@ def test_few_questions_are_said_to_tell_nothing(run):
     assert "rests on 4 questions, under 20" in found["why"][0]
 
 
+@pytest.mark.fast
+def test_the_paths_of_several_seeds_are_counted():
+    def found(order):
+        return {"orders": [{"one": "harm", "other": "picking", "order": order}]}
+
+    assert path.tally([found("first"), found("first"), found("cannot tell")]) == [
+        "Of 3 runs: harm is ahead of picking in 2; nobody can tell harm and picking apart in 1."
+    ]
+
+
 def test_steps_that_are_not_there_are_named(run):
     assert list(path.kept_adapters(run, (2, 4))) == [2, 4]
     with pytest.raises(UserError, match="no adapter of step 3; it kept 1, 2, 4"):
