@@ -11,7 +11,7 @@ from em_jax.visible import visible
 MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2
 LARGEST_CURVE = 800
-LONGEST_NAME = 28
+LONGEST_NAME = 32
 FITTING_NAME, LETTER = 15, 0.09
 """A name of so many letters fits beside the plane; inches of each one more."""
 
