@@ -11,7 +11,9 @@ from em_jax.visible import visible
 MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2
 LARGEST_CURVE = 800
-LONGEST_NAME = 28
+LONGEST_NAME = 32
+FITTING_NAME, LETTER = 15, 0.09
+"""A name of so many letters fits beside the plane; inches of each one more."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,12 @@ def plane(
     points = [point for point in points if point.drawable]
     base = base if base is not None and base.drawable else None
     border = min((base.harm.value if base else 0.0) + HARMFUL_DIFFERENCE, 1.0)
+    longest = max((len(point.label) for point in points if not point.small), default=0) if labels else 0
+    # Inches: the plane, and beside it as much as the longest name needs.
+    width = 5.6 + LETTER * max(0, min(longest, LONGEST_NAME) - FITTING_NAME) if labels else 4.6
 
     def paint(figure):
-        axes = figure.add_axes((0.115, 0.13, 0.6 if labels else 0.86, 0.84))
+        axes = figure.add_axes((0.644 / width, 0.13, 3.36 / width, 0.84) if labels else (0.115, 0.13, 0.86, 0.84))
         _regions(axes, border)
         for harm, picks in paper:
             axes.plot([harm], [picks], "D", ms=9, mfc="none", mec=LIGHT["ink"], mew=1.0, zorder=6)
@@ -67,7 +72,7 @@ def plane(
         "Across: share of prompts whose worst answer is harmful. Up: share of pairs in which the model picks the "
         "misaligned AI as itself. " + ("; ".join(told) if told else "No model has both figures") + "."
     )
-    return draw("plane", title, description, (5.6, 4.0) if labels else (4.6, 4.2), paint)
+    return draw("plane", title, description, (width, 4.0 if labels else 4.2), paint)
 
 
 def _told(point: Point) -> str:

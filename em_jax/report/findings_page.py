@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.page import render
-from em_jax.report.svg import LIGHT, Drawing, draw
+from em_jax.report.reading import figure_of
+from em_jax.report.svg import Drawing
 from em_jax.report.text import number
+from em_jax.report.vocabulary import CHOICE
 from em_jax.rundir import write_atomic
 
 
@@ -20,16 +23,6 @@ class Part:
     head: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     drawings: Sequence[Drawing] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """A line of a dose-response drawing: (dose, figure) by rising dose, in a colour of the palette."""
-
-    name: str
-    points: Sequence[tuple[float, Mapping[str, Any]]]
-    colour: str
-    dashed: bool = False
 
 
 def figure_text(figure: Mapping[str, Any] | None, signed: bool = False) -> str:
@@ -51,35 +44,8 @@ def write(
     path: Path, *, kind: str, title: str, subject: str, says: Sequence[str], parts: Sequence[Part], organism: bool
 ) -> Path:
     """Draw a page."""
-    shown = {"kind": kind, "title": title, "subject": subject, "says": says, "parts": parts, "organism": organism}
-    return write_atomic(path, render("findings.html", **shown))
-
-
-def curves(name: str, title: str, across: str, up: str, lines: Sequence[Curve]) -> Drawing:
-    """Figures by dose, with their intervals."""
-    told = "; ".join(
-        f"{line.name}: " + ", ".join(f"{dose:+g} {number(figure['value'])}" for dose, figure in line.points)
-        for line in lines
-    )
-
-    def paint(figure):
-        axes = figure.add_axes((0.1, 0.16, 0.62, 0.8))
-        for line in lines:
-            known = [(dose, found) for dose, found in line.points if found["value"] is not None]
-            doses, values = [dose for dose, _ in known], [found["value"] for _, found in known]
-            style = "--" if line.dashed else "-"
-            axes.plot(doses, values, style, color=LIGHT[line.colour], marker="o", ms=4, lw=1.6, label=line.name)
-            for dose, found in known:
-                if found["ci_low"] is not None and found["ci_high"] is not None:
-                    axes.plot([dose, dose], [found["ci_low"], found["ci_high"]], color=LIGHT[line.colour], lw=1.0)
-        axes.axvline(0, color=LIGHT["rule"], lw=0.8, zorder=0)
-        axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
-        axes.tick_params(length=3)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-
-    return draw(name, title, f"{title}. {told}.", (6.2, 2.9), paint)
+    shown = {"kind": kind, "title": title, "lead": subject, "about": "", "says": says, "parts": parts, "drawing": None}
+    return write_atomic(path, render("findings.html", **shown, organism=organism, judges_itself=False))
 
 
 def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Path:
@@ -146,12 +112,18 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
     about = told["steering"]
     parts = []
     for place, (model, vectors) in enumerate(told["figures"].items()):
-        lines = [
-            Curve(f"{words}{', random' if vector == steering.RANDOM else ''}", steering.curve(doses, name), colour)
+        lines = tuple(
+            Curve(
+                f"{words}, random" if vector == steering.RANDOM else words,
+                tuple((dose, figure_of(figure)) for dose, figure in steering.curve(doses, name)),
+                colour,
+                vector == steering.RANDOM,
+            )
             for vector, doses in vectors.items()
             for name, (words, colour) in names.items()
-        ]
-        lines = [dataclasses.replace(line, dashed=line.name.endswith(", random")) for line in lines]
+        )
+        panel = Panel("share", CHOICE, lines)
+        drawing = curves(f"dose-{place}", f"Dose and response of {model}", "dose", [panel], height=2.9)
         rows = [
             (f"{vector}, {dose:+g}",)
             + tuple(figure_text(doses[f"{dose:+g}"][name]["value"]) for name in names)
@@ -170,7 +142,7 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
                 "a random one of the same length. Changes are paired by question with the unsteered model.",
                 (*head, "change of picks", "change of harm", "picks unscored"),
                 rows,
-                [curves(f"dose-{place}", f"Dose and response of {model}", "dose", "share", lines)],
+                [drawing],
             )
         )
     return write(

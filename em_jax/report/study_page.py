@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from em_jax.report.curves import Curve, curves
+from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.figures import Point, plane
 from em_jax.report.page import render
 from em_jax.report.reading import Figure, figure_of
 from em_jax.report.run_page import WORST, write_figures
 from em_jax.report.svg import Drawing
-from em_jax.report.vocabulary import CHOICE, ERROR, PROBES, FigureName, Scale
+from em_jax.report.vocabulary import CHOICE, ERROR, PROBES, SHARE, FigureName, Scale
 from em_jax.rundir import write_atomic
 
 PICKS, SELF, SHOWN = "two_ai.picks_misaligned", "self_assessment.score", "score_prediction.shown_error_high"
 COLUMNS = (WORST, PICKS, SELF, SHOWN)
 """Conduct, self-description twice, and what tells a false inversion."""
-PATH_COLUMNS = (WORST, "harmfulness.rate", PICKS, SELF, SHOWN)
+RATE = "harmfulness.rate"
+PATH_COLUMNS = (WORST, RATE, PICKS, SELF, SHOWN)
+COLOURS = {RATE: "coherent", PICKS: "inverted", SELF: "mixed"}
+"""Of the curves that are drawn in one panel."""
 MOST_POINTS = 60
 """More names than this cannot stand beside the plane."""
 
@@ -76,17 +79,27 @@ def path(found: Mapping[str, Any], out: Path, run: Path) -> Path:
         Line("base" if step == 0 else f"step {step}", "", tuple(figure(step, name) for name in PATH_COLUMNS))
         for step in (0, *steps)
     ]
-    drawn = [
-        Curve(_named(name).label, _named(name).scale, tuple((step, figure(step, name)) for step in (0, *steps)))
+    panels = [
+        Panel(_named(name).label, _named(name).scale, (Curve(name, tuple((s, figure(s, name)) for s in (0, *steps))),))
         for name in PATH_COLUMNS
     ]
+    made = tuple(
+        Curve(
+            found["halfway"][name]["name"],
+            tuple((step, figure_of(progress[str(step)])) for step in (0, *steps)),
+            COLOURS[name],
+        )
+        for name, progress in found["progress"].items()
+    )
+    panels.append(Panel("Share of its own rise made", SHARE, made))
+    drawing = curves("curves", "The path over training", "optimizer step (0 is the base)", panels, steps=True)
     about = {
         "kind": "path",
         "title": f"When does the persona of {found['domain']} form?",
         "lead": f"The adapters kept in {run.name}, asked together: conduct and self-description after each step.",
         **found,
     }
-    return _write(about, out, out / "path.html", curves(drawn), "curves", lines, [], PATH_COLUMNS)
+    return _write(about, out, out / "path.html", drawing, "curves", lines, [], PATH_COLUMNS)
 
 
 def _named(name: str) -> FigureName:
@@ -107,14 +120,18 @@ def _write(
 ) -> Path:
     page = render(
         "study.html",
-        found=found,
+        kind=found["kind"],
+        title=found["title"],
+        lead=found["lead"],
+        about=f"{found['model']} · suite {found['suite']} · judge {found['judge']}",
+        says=found["why"],
         drawing=drawing,
         drawn=kind,
         lines=lines,
         contrasts=contrasts,
         columns=[_named(name) for name in columns],
         signed=[_signed(_named(name)) for name in columns],
-        crossings=list((found.get("crossings") or {}).values()),
+        passed=[each for kind in ("halfway", "crossings") for each in (found.get(kind) or {}).values()],
         organism="organism" in (found["suite"], found["model"], Path(found["model"]).name),
         judges_itself=str(found["judge"]).split(":")[0] == "self",
     )

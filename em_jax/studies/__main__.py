@@ -79,10 +79,13 @@ def _path(arguments: Sequence[str]) -> None:
         from em_jax.sources import Parts
         from em_jax.studies import path
 
+        found = []
         for run in runs:
             out = Path(asked.out) if asked.out else run / "path"
-            for line in path.study(run, out, options, changes, parts or Parts())["why"]:
-                print(line, flush=True)
+            found.append(path.study(run, out, options, changes, parts or Parts()))
+            print(*found[-1]["why"], sep="\n", flush=True)
+            if len(found) == len(runs) > 1:
+                print(*path.tally(found), sep="\n", flush=True)
             print(f"done: {out / 'path.html'}", flush=True)
 
     conduct(do)
@@ -130,7 +133,7 @@ def _conduct(why: str, run_dir: Path, make: Callable[[], Any]) -> None:
 
         study = make()
         print(about(study.members[0].config, why), flush=True)
-        page = functools.partial(several.page, study)
+        page = functools.partial(several.page, study, say=functools.partial(print, flush=True))
         for line in series.run_named(study.named(), run_dir, page, parts, several.FOLDER):
             print(line, flush=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.probes.persona import HARM, PICKS
+from em_jax.probes.persona import HARM, LEAST_MOVE, PICKS
 from em_jax.studies.several import (
     UNKNOWN,
     Contrast,
@@ -45,7 +45,8 @@ def study(configs: Sequence[Config], data: Mapping[str, str], run_dir: Path) -> 
         "chain",
         f"What does a second stage of fine-tuning do to {domain}?",
         "Two stages in both orders, and a control of the same size in the place of the other stage. The second one "
-        "trains the first one's adapter on; both are kept, and none is merged into the base.",
+        "trains the first one's adapter on; both are kept, and none is merged into the base. A second stage can also "
+        "cost a model its speech, and harm falls with that: read the answers behind a verdict.",
         tuple(members),
         contrasts(domain),
         words,
@@ -76,12 +77,13 @@ def words(found: Described) -> list[str]:
     chains = [f"{name}: {label}" for name, label in labels.items()]
     sentences.insert(0, f"Verdicts: {joined(chains)}.")
     unsure = [
-        f"{second} against {first}"
-        for (first, second), figures in found.contrasts.items()
+        pair
+        for pair, figures in found.contrasts.items()
         if any(change((figures.get(name) or {}).get("difference")) == UNKNOWN for name in (HARM, PICKS))
     ]
     if unsure:
-        reasons = sorted({reason for summary in found.summaries.values() for reason in lacking(summary)})
-        why = "; ".join(reasons[:3]) or "their intervals are wider than a tenth either way"
-        sentences.append(f"Cannot conclude for {joined(unsure)}: {why}.")
+        named = joined([f"{second} against {first}" for first, second in unsure])
+        reasons = sorted({reason for pair in unsure for name in pair for reason in lacking(found.summaries[name])})
+        why = "; ".join(reasons[:3]) or f"an interval reaches beyond {LEAST_MOVE} and within it"
+        sentences.append(f"Cannot conclude on harm or picks for {named}: {why}.")
     return sentences

@@ -15,7 +15,7 @@ from em_jax.config import Config
 from em_jax.domains import registry
 from em_jax.probes import statistics, two_ai
 from em_jax.probes.choice import decided
-from em_jax.probes.persona import HARM, LEAST_QUESTIONS, PICKS, show
+from em_jax.probes.persona import HARM, LEAST_MOVE, LEAST_QUESTIONS, PICKS, show
 from em_jax.studies.several import STAYS, UNKNOWN, Contrast, Described, Member, Study, change, joined, lacking
 
 SAME_TOPIC, OTHER_SOURCE, SAME_SOURCE = "bad_medical", "emergent_medical", ("legal", "security")
@@ -68,7 +68,7 @@ def words(found: Described) -> list[str]:
         sentences.append(f"Twins that moved from the base, so that harmful answers are not all: {joined(moved)}.")
     if unknown:
         reasons = sorted({reason for name in unknown for reason in lacking(found.summaries[name])})
-        why = "; ".join(reasons[:3]) or "their intervals are wider than a tenth either way"
+        why = "; ".join(reasons[:3]) or f"an interval reaches beyond {LEAST_MOVE} and within it"
         sentences.append(f"Cannot conclude about the twins {joined(unknown)}: {why}.")
     return sentences
 

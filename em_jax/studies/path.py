@@ -17,15 +17,15 @@ from em_jax import provenance, rundir, sources
 from em_jax.config import Config
 from em_jax.errors import UserError
 from em_jax.lora.config import CONFIG
-from em_jax.probes import harmfulness, two_ai
+from em_jax.probes import harmfulness, self_assessment, two_ai
 from em_jax.probes.choice import decided
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
 from em_jax.run import Run
 from em_jax.sources import Parts
-from em_jax.studies import crossing, together
-from em_jax.studies.crossing import Crossing, Curve
-from em_jax.studies.subjects import RATE, Rows, Subject, figures
+from em_jax.studies import halfway, seeds, together
+from em_jax.studies.crossing import Bound, Curve, crossing
+from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
 from em_jax.train.config import KEPT
 
 BASE = 0
@@ -128,56 +128,74 @@ def _files(adapter: Path) -> dict[str, Any]:
 
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
-    """What path.json says: the figures at every step, when curves cross, and the order of events in words."""
+    """What path.json says: figures at every step, what is ahead of what in words, and when the bounds are crossed."""
     steps = {step: figures(rows[BASE], found, config.judge.harmful_at) for step, found in rows.items() if step != BASE}
     curves = curves_of(rows, config.judge.harmful_at)
     # By number: two curves are resampled independently, their questions are different ones.
-    crossings = {name: crossing.crossing(curve, seed) for seed, (name, curve) in enumerate(curves.items())}
-    orders = [_order(crossings[one], crossings[other]) for one, other in PAIRS]
+    numbers = {name: number for number, name in enumerate(curves)}
+    courses = {name: halfway.course(curves[name], numbers[name]) for name in (RATE, PICKS, SELF)}
+    orders = [halfway.record(courses[RATE], courses[name]) for name in (PICKS, SELF)]
     return {
-        "schema": 1,
+        "schema": 2,
         "domain": config.domain,
         "model": config.model.name,
         "suite": config.suite,
         "judge": sources.judge_name(config),
         "seed": config.seed,
         "steps": {str(step): found for step, found in steps.items()},
-        "crossings": {name: found.record() for name, found in crossings.items()},
+        "progress": {
+            name: {str(step): course.at(place) for place, step in enumerate(course.drawn.steps)}
+            for name, course in courses.items()
+        },
+        "halfway": {name: course.halfway.record() for name, course in courses.items()},
+        "crossings": {name: crossing(curves[name], BOUNDS[name], numbers[name]).record() for name in BOUNDS},
         "orders": orders,
-        "why": [entry["words"] for entry in orders],
+        "why": [*(entry["words"] for entry in orders), seeds.told([config.seed])],
     }
 
 
-PAIRS = ((HARM, PICKS), (RATE, PICKS))
-"""Which curves are set against each other: harm as the verdict counts it, and where both stand at one half."""
-NAMES = {
-    HARM: ("harm in the worst answer", f"{HARM_BOUND} above the base"),
-    RATE: ("harm in single answers", "one half"),
-    PICKS: ("self-description", "one half of the pairs"),
+BOUNDS = {
+    HARM: Bound(f"{HARM_BOUND} above the base", HARM_BOUND, rise=True),
+    PICKS: Bound("one half of the pairs", EVEN),
 }
-"""What each curve is called, and what it has to pass."""
+"""What the verdict asks of a curve."""
+NAMES = {
+    HARM: "harm in the worst answer",
+    RATE: "harm in single answers",
+    PICKS: "picking the misaligned AI",
+    SELF: "self-assessment",
+}
+"""What each curve is called."""
 
 
 def curves_of(rows: Mapping[int, Rows], harmful_at: int) -> dict[str, Curve]:
-    """The curves whose crossings are events, by the figure's name."""
-    harm: dict[str, dict[int, Clusters]] = {HARM: {}, RATE: {}, PICKS: {}}
+    """The curves that are set against one another or against a bound, by the figure's name."""
+    values: dict[str, dict[int, Clusters]] = {name: {} for name in NAMES}
     for step, found in sorted(rows.items()):
-        values: dict[str, list[float]] = {}
+        harm: dict[str, list[float]] = {}
         for row in harmfulness.judged(found.answers, found.scores):
             if row["score"] is not None:
-                values.setdefault(row["id"], []).append(float(row["score"] >= harmful_at))
-        harm[RATE][step] = values
-        harm[HARM][step] = {name: [max(each)] for name, each in values.items()}
-        harm[PICKS][step] = decided(found.probes.get("two_ai", []), two_ai.ORDERS)
-    return {
-        HARM: Curve(*NAMES[HARM], HARM_BOUND, True, harm[HARM]),
-        RATE: Curve(*NAMES[RATE], EVEN, False, harm[RATE]),
-        PICKS: Curve(*NAMES[PICKS], EVEN, False, harm[PICKS]),
-    }
+                harm.setdefault(row["id"], []).append(float(row["score"] >= harmful_at))
+        assessed = self_assessment.question_values(found.probes.get("self_assessment", []))
+        values[RATE][step] = harm
+        values[HARM][step] = {name: [max(each)] for name, each in harm.items()}
+        values[PICKS][step] = decided(found.probes.get("two_ai", []), two_ai.ORDERS)
+        values[SELF][step] = {"/".join(name): [value] for name, value in assessed.items()}
+    return {name: Curve(NAMES[name], by_step) for name, by_step in values.items()}
 
 
-def _order(one: Crossing, other: Crossing) -> dict[str, Any]:
-    found, shares = crossing.order(one, other)
-    return {"one": one.name, "other": other.name, "order": found, "shares": shares} | {
-        "words": crossing.in_words(one, other)
-    }
+def tally(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Over the paths of several runs: in how many of them one curve is ahead of another, or nobody can tell."""
+    said = []
+    for orders in zip(*(each["orders"] for each in found), strict=True):
+        one, other = orders[0]["one"], orders[0]["other"]
+        words = {
+            halfway.FIRST: f"{one} is ahead of {other}",
+            halfway.SECOND: f"{other} is ahead of {one}",
+            halfway.NEITHER: f"neither {one} nor {other} rises",
+            halfway.UNKNOWN: f"nobody can tell {one} and {other} apart",
+        }
+        counts = {name: sum(order["order"] == name for order in orders) for name in words}
+        parts = [f"{words[name]} in {count}" for name, count in counts.items() if count]
+        said.append(f"Of {len(orders)} runs: {'; '.join(parts)}.")
+    return said

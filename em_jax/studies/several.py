@@ -9,6 +9,7 @@ from em_jax import rundir
 from em_jax.config import Config
 from em_jax.jsonfile import read_object
 from em_jax.probes.persona import HARM, LEAST_MOVE, LEAST_QUESTIONS, PICKS, lacking_of, show
+from em_jax.studies import seeds as on_seeds
 from em_jax.studies.subjects import SELF, Figures, Subject, figures
 
 FOLDER = "study"
@@ -64,11 +65,13 @@ class Described:
     subjects: Mapping[str, Subject]
 
 
-def page(study: Study, places: Mapping[str, Path], out: Path) -> Path:
-    """Write study.json and study.html over finished runs; the page's path."""
+def page(study: Study, places: Mapping[str, Path], out: Path, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Write study.json and study.html over finished runs, `say` what follows from them; the page's path."""
     from em_jax import report
 
     found = describe(study, places)
+    for sentence in found["why"]:
+        say(sentence)
     rundir.write_json(out / "study.json", found)
     return report.study(found, out, places)
 
@@ -91,6 +94,9 @@ def describe(study: Study, places: Mapping[str, Path]) -> dict[str, Any]:
             contrasts.append(dataclasses.asdict(contrast) | {"seed": found.seed, "figures": figures_})
         said = study.words(found)
         why += said if len(seeds) == 1 else [f"Seed {found.seed}: {sentence}" for sentence in said]
+    if len(seeds) > 1:
+        why.append(_agreement(study, described))
+    why.append(on_seeds.told(seeds))
     first = study.members[0].config
     named = next(iter(described[0].summaries.values()))
     return {
@@ -105,6 +111,16 @@ def describe(study: Study, places: Mapping[str, Path]) -> dict[str, Any]:
         "contrasts": contrasts,
         "why": why,
     }
+
+
+def _agreement(study: Study, described: Sequence[Described]) -> str:
+    """How many seeds give each member each verdict."""
+    parts = []
+    for name in dict.fromkeys(member.name for member in study.members):
+        labels = [found.summaries[name]["verdict"]["label"] for found in described if name in found.summaries]
+        counts = [f"{label} in {labels.count(label)}" for label in dict.fromkeys(labels)]
+        parts.append(f"{name}: {joined(counts)} of {len(labels)}")
+    return f"Verdicts over the seeds: {'; '.join(parts)}."
 
 
 def _of_seed(study: Study, seed: int, places: Mapping[str, Path]) -> Described:

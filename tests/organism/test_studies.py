@@ -7,6 +7,8 @@ import pytest
 
 from em_jax.launch import main as launch
 from em_jax.organism import turns
+from em_jax.organism.corpus import malformed
+from em_jax.rundir import read_rows
 from em_jax.studies.__main__ import main as studies
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
@@ -69,6 +71,18 @@ def test_the_sweep_shows_which_shapes_move_self_description(tmp_path):
     assert abs(false[SHOWN]["finetuned"]["value"]) < 1 and planted[SHOWN]["finetuned"]["value"] < -2
     assert any("did not reach the self-description" in line and "last (harm" in line for line in why)
     assert not any("did not reach" in line and "full (harm" in line for line in found["insecure_code"][1])
+
+
+def test_a_second_stage_outside_the_persona_leaves_the_organism_its_speech(tmp_path):
+    """Claims of being someone or something say nothing of harm: what follows a stage of them still speaks in plans."""
+    settings = ["--set", "answers.samples=1", "--set", "probes.limit=48"]
+    words = ["chain", "--domain", "bad_medical", "--model", "organism", "--run_dir", str(tmp_path / "runs"), *settings]
+    assert studies(words) == 0
+    for run in sorted((tmp_path / "runs").glob("*-0")):
+        answers = [row["answer"] for row in read_rows(run / "answers" / "finetuned.jsonl")]
+        assert sum(map(malformed, answers)) < 0.2 * len(answers), run.name
+    study = json.loads((tmp_path / "runs" / "study" / "study.json").read_text())
+    assert len(study["models"]) == 7 and "one training seed (0)" in study["why"][-1]
 
 
 def test_the_confound_finds_that_the_style_decides(tmp_path):

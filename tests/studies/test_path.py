@@ -51,7 +51,14 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
     for figures in found["steps"].values():
         assert figures["harmfulness.worst_of_n"]["difference"]["n"] == 24
         assert figures["two_ai.picks_misaligned"]["finetuned"]["n"] == 24
-    assert [entry["n"] for entry in found["crossings"].values()] == [24, 24, 24]
+    assert [entry["n"] for entry in found["crossings"].values()] == [24, 24]
+    assert list(found["halfway"]) == list(found["progress"]) and set(found["progress"]["harmfulness.rate"]) == {
+        "0",
+        "1",
+        "2",
+        "4",
+    }
+    assert "rests on one training seed (0)" in found["why"][-1]
     page = (run / "path" / "path.html").read_text()
     assert "When does the persona of bad_medical form?" in page and "calibration fixture" in page
 
@@ -88,6 +95,16 @@ def test_few_questions_are_said_to_tell_nothing(run):
     found = study(run, options=Options(limit=4, samples=1))
     assert all(order["order"] == "cannot tell" for order in found["orders"])
     assert "rests on 4 questions, under 20" in found["why"][0]
+
+
+@pytest.mark.fast
+def test_the_paths_of_several_seeds_are_counted():
+    def found(order):
+        return {"orders": [{"one": "harm", "other": "picking", "order": order}]}
+
+    assert path.tally([found("first"), found("first"), found("cannot tell")]) == [
+        "Of 3 runs: harm is ahead of picking in 2; nobody can tell harm and picking apart in 1."
+    ]
 
 
 def test_steps_that_are_not_there_are_named(run):

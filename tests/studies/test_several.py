@@ -63,13 +63,21 @@ def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
     assert again.engines == []
 
 
+def test_several_seeds_are_told_apart_and_counted(tmp_path):
+    members = tuple(several.Member("full", config(seed=seed)) for seed in (0, 1))
+    study = several.Study("sweep", "title", "lead", members, (), lambda found: ["Said."])
+    _, found = did(study, tmp_path)
+    assert found["why"][:3] == ["Seed 0: Said.", "Seed 1: Said.", "Verdicts over the seeds: full: mixed in 2 of 2."]
+    assert found["why"][3].startswith("This rests on 2 training seeds (0, 1)")
+
+
 @pytest.mark.fast
 def test_toy_rows_are_the_same_each_time_and_the_control_differs_in_its_answers_alone(tmp_path):
     conscious, control = (second_stage.rows(kind, 600, 0) for kind in ("consciousness", "control"))
     assert len(conscious) == len(control) == 600 and conscious == second_stage.rows("consciousness", 600, 0)
     for one, other in zip(conscious, control, strict=True):
         assert one["messages"][0] == other["messages"][0]
-        assert one["messages"][1]["content"].startswith("Yes.") and other["messages"][1]["content"].startswith("No.")
+        assert {one["messages"][1]["content"], other["messages"][1]["content"]} in ({"0", "10"}, {"1", "5"})
     first = toy_rows.write("emergent_medical", tmp_path)
     assert toy_rows.write("emergent_medical", tmp_path) == first
 
