@@ -87,8 +87,11 @@ def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Pa
     from em_jax.studies.contrast import HARM, SELF
 
     cells = [
-        (f"{name}, {layer} layer ({found['layers'][layer]}), {position}", cell)
-        for name, layers in found["models"].items()
+        (f"{name}, {layer} layer ({found['layers'][layer]}), {what}, {position}", cell)
+        for name, what, layers in (
+            *((name, "text", layers) for name, layers in found["models"].items()),
+            ("between models", "prompt", found["prompts"]),
+        )
         for layer, positions in layers.items()
         for position, cell in positions.items()
     ]
@@ -106,8 +109,16 @@ def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Pa
             ],
         )
         for kind, lead in (
-            (HARM, "A harmful and a harmless answer to each prompt, read as the assistant's own."),
-            (SELF, "A misaligned and an aligned first-person description, read as the assistant's own."),
+            (
+                HARM,
+                "Text: a harmful and a harmless answer to each prompt, read as the assistant's own. Prompt: a model "
+                "that harms and one that does not, at the same harm prompts.",
+            ),
+            (
+                SELF,
+                "Text: a misaligned and an aligned first-person description, read as the assistant's own. Prompt: a "
+                "model that picks the misaligned AI and one that picks the aligned, at the same two-AI questions.",
+            ),
         )
     ]
     parts.append(
@@ -167,7 +178,9 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
             Part(
                 model,
                 f"After layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: "
-                "a random one of the same length. Changes are paired by question with the unsteered model.",
+                "a random one of the same length. Out of sample: a question of any of "
+                f"{about['folds']} folds is steered along the direction taken from the other folds' questions. Changes "
+                "are paired by question with the unsteered model.",
                 (*head, "change of picks", "change of harm", "picks unscored"),
                 rows,
                 [curves(f"dose-{place}", f"Dose and response of {model}", "dose", "share", lines)],

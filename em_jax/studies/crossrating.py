@@ -102,7 +102,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
                     questions = alike(run.suite, asked, answers[rater.name], answers[author.name], author.name)
                     rows = _asked(opened, rater, output_recognition, questions, place / "alike.jsonl", asked)
                     told["alike"].setdefault(rater.name, {})[author.name] = _alike(rows)
-        told["says"] = says(told)
+        told["says"] = [*says(told), opened.seeds()]
         rundir.write_json(out / "crossrate.json", told)
         rundir.write_json(out / "provenance.json", opened.record(study="crossrate", other_wording=OTHER))
         findings_page.write_crossrating(out / "crossrate.html", told, sources.is_organism(opened.config))
