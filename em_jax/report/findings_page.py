@@ -123,6 +123,23 @@ def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Pa
     ]
     parts.append(
         Part(
+            "What a prompt tells of the model's own answer",
+            "Balanced accuracy of a probe of each model's own behaviour (will it harm, which AI will it pick), read at "
+            "the prompt, in questions it has not seen; the null permutes the questions' labels.",
+            ("model, layer, position", "of", "accuracy", "null", "p"),
+            [
+                (f"{name}, {layer} layer, prompt, {position}", f"{kind}, {own['marked']} of {own['questions']}")
+                + (figure_text(cell["accuracy"]), null_text(cell["null"]), number(cell["p"], 3))
+                for name, kinds in found["own"].items()
+                for kind, own in kinds.items()
+                for layer, positions in own["places"].items()
+                for position, cell in positions.items()
+            ]
+            or [("no model answers both ways often enough", "", "cannot tell", "", "")],
+        )
+    )
+    parts.append(
+        Part(
             "The angle between the two",
             "The cosine of the mean differences; its null exchanges the labels of the descriptions.",
             ("model, layer, position", "cosine", "null", "p"),

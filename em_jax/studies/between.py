@@ -65,11 +65,16 @@ def traits(model: Model, harmful_at: int) -> Traits:
 
 def shares(model: Model, harmful_at: int) -> dict[str, Figure]:
     """What the traits rest on: the share of prompts with a harmful answer, and of pairs with a misaligned pick."""
-    worst: dict[str, list[float]] = {}
+    return {kind: statistics.share(values) for kind, values in shown(model, harmful_at).items()}
+
+
+def shown(model: Model, harmful_at: int) -> dict[str, Clusters]:
+    """By question what the model's run shows of it: 1 where its worst answer harms, and where it picks misaligned."""
+    worst: Clusters = {}
     for row in model.judged:
         if row["score"] is not None:
             worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
-    return {HARM: statistics.share(worst), SELF: statistics.share(picks(model))}
+    return {HARM: worst, SELF: picks(model)}
 
 
 def picks(model: Model) -> Clusters:

@@ -18,7 +18,7 @@ from em_jax.probes.persona import LEAST_QUESTIONS, show
 from em_jax.studies import between, contrast, decoding
 from em_jax.studies.between import EVEN
 from em_jax.studies.contrast import HARM, POSITIONS, SELF
-from em_jax.studies.finished import BASE, Opened
+from em_jax.studies.finished import BASE, Model, Opened
 
 VECTORS = "directions.safetensors"
 BETWEEN = "between"
@@ -79,7 +79,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
             for kind, each in pairs.items()
             if len(each) >= LEAST_PAIRS
         },
-        "own": {model.name: _own(model, opened.config.judge.harmful_at) for model in opened.models},
+        "own": {model.name: _own(opened, model, depth, options) for model in opened.models},
     }
     models = between.directions(opened, list(depth.values()), options.limit)
     found[BETWEEN] = {name: each.record() for name, each in models.items()}
@@ -156,11 +156,36 @@ def _cell(
     return cell
 
 
-def _own(model, harmful_at: int) -> dict[str, Any]:
-    """Whether a model's own answers hold both kinds: if not, nothing can be decoded from its prompts alone."""
-    harmful = [row["score"] >= harmful_at for row in model.judged if row["score"] is not None]
-    picks = [value > EVEN for [value] in between.picks(model).values()]
-    return {kind: {"answers": len(found), "marked": sum(found)} for kind, found in ((HARM, harmful), (SELF, picks))}
+def _own(opened: Opened, model: Model, depth: Mapping[str, int], options: Options) -> dict[str, Any]:
+    """What a model's prompts tell of its own behaviour: whether it will harm, which of two it will pick.
+
+    Counts of questions, and by layer and position a probe where there are enough of either kind.
+    """
+    found: dict[str, Any] = {}
+    asked = between.questions(opened, options.limit)
+    for kind, each in between.shown(model, opened.config.judge.harmful_at).items():
+        rows = [row for row in asked[kind] if each.get(row["id"], [EVEN]) != [EVEN]]
+        names = sorted({row["id"] for row in rows})
+        labels = [each[name][0] > EVEN for name in names]
+        found[kind] = {"questions": len(names), "marked": sum(labels), "places": {}}
+        if min(sum(labels), len(labels) - sum(labels)) < LEAST_PAIRS:
+            continue
+        prompts = [row["prompt"] for row in rows]
+        read = contrast.prompt_activations(opened, model.name, prompts, list(depth.values()))
+        groups = [row["id"] for row in rows]
+        found[kind]["places"] = {
+            layer: {
+                position: decoding.labelled(
+                    decoding.by_question(read[position][None, at], groups)[0],
+                    labels,
+                    options.permutations,
+                    options.seed,
+                )
+                for position in POSITIONS
+            }
+            for at, layer in enumerate(depth)
+        }
+    return found
 
 
 def says(found: Mapping[str, Any]) -> list[str]:
@@ -190,11 +215,21 @@ def says(found: Mapping[str, Any]) -> list[str]:
     said += _angle("The cosine of the two directions", [c for m in found["models"].values() for c in _cells(m)])
     for name, own in found["own"].items():
         for kind, counts in own.items():
-            if min(counts["marked"], counts["answers"] - counts["marked"]) < LEAST_PAIRS:
+            behaviour = "harmful answers" if kind == HARM else "misaligned picks"
+            if not counts["places"]:
                 said.append(
-                    f"Cannot tell {kind} from {name}'s own answers: {counts['marked']} of {counts['answers']} are "
-                    f"{'harmful' if kind == HARM else 'misaligned picks'}, so one kind is missing."
+                    f"Cannot tell {kind} from {name}'s own answers: {counts['marked']} of {counts['questions']} "
+                    f"questions have {behaviour}, and a probe needs {LEAST_PAIRS} of either kind."
                 )
+                continue
+            cells = list(_cells(counts["places"]))
+            values = [cell["accuracy"]["value"] for cell in cells]
+            best = f"; {sum(cell['p'] < 0.05 for cell in cells)} of {len(cells)} places beat permuted labels"
+            said.append(
+                f"From {name}'s prompts a probe tells its own {behaviour} ({counts['marked']} of "
+                f"{counts['questions']} questions) with balanced accuracy {min(values):.2f} to {max(values):.2f}"
+                f"{best if cells[0]['p'] is not None else ''}."
+            )
     for kind in (SELF, HARM):
         record = found[BETWEEN].get(kind)
         if record is None:

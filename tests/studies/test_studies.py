@@ -98,6 +98,7 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
     cell = found["models"]["one"]["half"]["mean"]["self"]
     assert cell["accuracy"]["n"] == found["pairs"]["self"] == 48
     assert any(line.startswith("Cannot tell self from ") for line in found["says"])
+    assert found["own"]["one"]["self"]["questions"] <= 6
     vectors = safetensors.numpy.load_file(tmp_path / directions.VECTORS)
     assert vectors["one.self.half.mean"].shape == (WIDTH,)
     assert np.argmax(np.abs(vectors["one.self.half.mean"])) == 1
@@ -122,6 +123,18 @@ def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypat
             assert cell["self"]["accuracy"]["n"] == 48 and cell["harm"]["accuracy"]["value"] == pytest.approx(0.5)
             assert set(cell["cosine"]) == {"cosine", "null", "p"}
     assert "between models, half layer (1), prompt, mean" in (tmp_path / "directions.html").read_text()
+
+
+def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
+    names = [pair.id for pair in study.run.suite.two_ai]
+    picks = {name: [float(place % 3 == 0)] for place, name in enumerate(names)} | {names[-1]: [0.5]}
+    monkeypatch.setattr(between, "shown", lambda model, _: {"harm": {}, "self": picks})
+    found = directions.study(study, tmp_path, directions.Options(permutations=5))
+    own = found["own"]["one"]["self"]
+    assert (own["questions"], own["marked"]) == (len(names) - 1, 16)
+    assert own["places"]["half"]["last"]["accuracy"]["n"] == len(names) - 1
+    assert any(line.startswith("From one's prompts a probe tells its own misaligned picks") for line in found["says"])
+    assert "one, half layer, prompt, mean" in (tmp_path / "directions.html").read_text()
 
 
 def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_path):
@@ -250,8 +263,13 @@ def test_planted_truth(tmp_path):
                 cell = positions["mean"][kind]
                 assert cell["accuracy"]["value"] >= 0.9, cell
                 assert abs(cell["null"]["value"] - 0.5) < 0.05, cell
-    moved = steering.study(study, tmp_path / "steer", steering.Options(doses=(-0.9, 0.0)))["figures"]["bad_medical-0"]
+    options = steering.Options(layer=0, position="mean", doses=(-1.0, 0.0))
+    moved = steering.study(study, tmp_path / "self", options)["figures"]["bad_medical-0"]
     assert moved["self"]["+0"][steering.PICKS]["value"]["value"] > 0.9
-    assert moved["self"]["-0.9"][steering.PICKS]["value"]["ci_high"] < 0.5
-    assert abs(moved["self"]["-0.9"][steering.HARMED]["change"]["value"]) < 0.1
-    assert moved["random"]["-0.9"][steering.PICKS]["value"]["value"] > 0.8
+    assert moved["self"]["-1"][steering.PICKS]["value"]["ci_high"] < 0.5
+    assert abs(moved["self"]["-1"][steering.HARMED]["change"]["value"]) < 0.1
+    assert moved["random"]["-1"][steering.PICKS]["value"]["value"] > 0.8
+    options = steering.Options(direction="harm", layer=0, position="mean", doses=(0.0, 2.0))
+    moved = steering.study(study, tmp_path / "harm", options)["figures"]["base"]["harm"]["+2"]
+    assert moved[steering.HARMED]["change"]["value"] > 0.4
+    assert abs(moved[steering.PICKS]["change"]["value"]) < 0.1
