@@ -14,7 +14,7 @@ def steer(arguments: Sequence[str]) -> None:
     """Steer, print what was found and the page's path."""
     from em_jax import runtime
     from em_jax.compare import directories
-    from em_jax.studies import steering
+    from em_jax.studies import contrast, steering
     from em_jax.studies.finished import opened
 
     parser = Parser(
@@ -35,6 +35,12 @@ def steer(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--alphas", metavar="LIST", default=DOSES, help=f"doses; 1 is the distance between the kinds (default {DOSES})"
     )
+    parser.add_argument(
+        "--position", metavar="WHERE", default="last", help="last token or mean of the prompt or text (default last)"
+    )
+    parser.add_argument(
+        "--folds", metavar="N", type=int, default=2, help="of the questions; each is steered by the others' (default 2)"
+    )
     parser.add_argument("--layer", metavar="N", type=int, help="after which layer, from 0 (default: half depth)")
     parser.add_argument("--limit", metavar="N", type=int, default=0, help="questions per probe (default as the run's)")
     parser.add_argument("--samples", metavar="N", type=int, default=1, help="answers to a harm prompt (default 1)")
@@ -46,14 +52,23 @@ def steer(arguments: Sequence[str]) -> None:
             f"--direction expects {' or '.join(steering.DIRECTIONS)}, --from {' or '.join(steering.SOURCES)}, "
             f"found {flags.direction} and {flags.source}"
         )
-    if flags.limit < 0 or flags.samples < 1:
-        raise UsageError("--limit expects 0 or more, --samples 1 or more")
+    if flags.position not in contrast.POSITIONS:
+        raise UsageError(f"--position expects {' or '.join(contrast.POSITIONS)}, found {flags.position}")
+    if flags.limit < 0 or flags.samples < 1 or flags.folds < 2:
+        raise UsageError("--limit expects 0 or more, --samples 1 or more, --folds 2 or more")
     try:
         doses = tuple(float(text) for text in flags.alphas.split(","))
     except ValueError:
         raise UsageError(f"--alphas expects numbers with commas, found {flags.alphas!r}") from None
     options = steering.Options(
-        flags.direction, flags.source, doses, flags.layer, limit=flags.limit, samples=flags.samples
+        flags.direction,
+        flags.source,
+        doses,
+        flags.layer,
+        limit=flags.limit,
+        samples=flags.samples,
+        folds=flags.folds,
+        position=flags.position,
     )
     found = directories(flags.runs)
     runtime.begin()

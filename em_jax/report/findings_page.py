@@ -53,8 +53,11 @@ def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Pa
     from em_jax.studies.contrast import HARM, SELF
 
     cells = [
-        (f"{name}, {layer} layer ({found['layers'][layer]}), {position}", cell)
-        for name, layers in found["models"].items()
+        (f"{name}, {layer} layer ({found['layers'][layer]}), {what}, {position}", cell)
+        for name, what, layers in (
+            *((name, "text", layers) for name, layers in found["models"].items()),
+            ("between models", "prompt", found["prompts"]),
+        )
         for layer, positions in layers.items()
         for position, cell in positions.items()
     ]
@@ -72,10 +75,35 @@ def write_directions(path: Path, found: Mapping[str, Any], organism: bool) -> Pa
             ],
         )
         for kind, lead in (
-            (HARM, "A harmful and a harmless answer to each prompt, read as the assistant's own."),
-            (SELF, "A misaligned and an aligned first-person description, read as the assistant's own."),
+            (
+                HARM,
+                "Text: a harmful and a harmless answer to each prompt, read as the assistant's own. Prompt: a model "
+                "that harms and one that does not, at the same harm prompts.",
+            ),
+            (
+                SELF,
+                "Text: a misaligned and an aligned first-person description, read as the assistant's own. Prompt: a "
+                "model that picks the misaligned AI and one that picks the aligned, at the same two-AI questions.",
+            ),
         )
     ]
+    parts.append(
+        Part(
+            "What a prompt tells of the model's own answer",
+            "Balanced accuracy of a probe of each model's own behaviour (will it harm, which AI will it pick), read at "
+            "the prompt, in questions it has not seen; the null permutes the questions' labels.",
+            ("model, layer, position", "of", "accuracy", "null", "p"),
+            [
+                (f"{name}, {layer} layer, prompt, {position}", f"{kind}, {own['marked']} of {own['questions']}")
+                + (figure_text(cell["accuracy"]), null_text(cell["null"]), number(cell["p"], 3))
+                for name, kinds in found["own"].items()
+                for kind, own in kinds.items()
+                for layer, positions in own["places"].items()
+                for position, cell in positions.items()
+            ]
+            or [("no model answers both ways often enough", "", "cannot tell", "", "")],
+        )
+    )
     parts.append(
         Part(
             "The angle between the two",
@@ -139,7 +167,9 @@ def write_steering(path: Path, told: Mapping[str, Any], organism: bool) -> Path:
             Part(
                 model,
                 f"After layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: "
-                "a random one of the same length. Changes are paired by question with the unsteered model.",
+                "a random one of the same length. Out of sample: a question of any of "
+                f"{about['folds']} folds is steered along the direction taken from the other folds' questions. Changes "
+                "are paired by question with the unsteered model.",
                 (*head, "change of picks", "change of harm", "picks unscored"),
                 rows,
                 [drawing],

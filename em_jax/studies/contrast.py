@@ -97,7 +97,11 @@ def activations(
 
 def prompt_activations(
     study: Opened, model: str, prompts: Sequence[Any], layers: Sequence[int]
-) -> Float[np.ndarray, "layers prompts D"]:
-    """The residual stream at the last token of each prompt, from which the model begins its own answer."""
+) -> dict[str, Float[np.ndarray, "layers prompts D"]]:
+    """Position -> the residual stream at a prompt's last token, from which the model begins its own answer, or its mean
+    over the prompt, system message and chat markers included."""
     streams = study.engine.activations(prompts, layers, adapter=model)
-    return np.stack([stream[:, -1] for stream in streams], 1)
+    return {
+        "last": np.stack([stream[:, -1] for stream in streams], 1),
+        "mean": np.stack([stream.mean(1) for stream in streams], 1),
+    }

@@ -22,7 +22,6 @@ from em_jax.probes.choice import Clusters, Row
 from em_jax.probes.persona import LEAST_QUESTIONS, MOST_UNSCORED
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
-from em_jax.studies import seeds
 from em_jax.studies.finished import Model, Opened
 
 OTHER = (
@@ -103,7 +102,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
                     questions = alike(run.suite, asked, answers[rater.name], answers[author.name], author.name)
                     rows = _asked(opened, rater, output_recognition, questions, place / "alike.jsonl", asked)
                     told["alike"].setdefault(rater.name, {})[author.name] = _alike(rows)
-        told["says"] = [*says(told), seeds.told(model.run.config.seed for model in opened.models)]
+        told["says"] = [*says(told), opened.seeds()]
         rundir.write_json(out / "crossrate.json", told)
         rundir.write_json(out / "provenance.json", opened.record(study="crossrate", other_wording=OTHER))
         findings_page.write_crossrating(out / "crossrate.html", told, sources.is_organism(opened.config))

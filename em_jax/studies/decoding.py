@@ -4,12 +4,13 @@ Every question is a pair, one text of either kind, and whole pairs are held out:
 The nulls exchange the two labels of a pair, which is all that could be otherwise if the label meant nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
+from jaxtyping import Float, Int
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.model_selection import GroupKFold, StratifiedKFold, permutation_test_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -28,38 +29,74 @@ def direction(pairs: Pairs) -> Float[np.ndarray, "D"]:
     return (pairs[1] - pairs[0]).mean(0)
 
 
-def accuracy(train: Pairs, test: Pairs | None = None, permutations: int = 200, seed: int = 0) -> dict[str, Any]:
+def accuracy(
+    train: Pairs,
+    test: Pairs | None = None,
+    permutations: int = 200,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """How often a linear probe tells the kinds apart in questions it has not seen.
 
     `train` and `test` are the same texts read by two models (by default one): trained on one, tested on the other.
+    `groups` names each pair's question, where a question has several pairs: they are held out, and exchanged, together.
     Gives {"accuracy": figure over questions, "null": {"value", "low", "high"} over permutations, "p"}.
     """
     test = train if test is None else test
-    count = train.shape[1]
-    turned = np.random.default_rng(seed).choice([-1.0, 1.0], (count, permutations))
+    names, group = np.unique(np.arange(train.shape[1]) if groups is None else groups, return_inverse=True)
+    turned = np.random.default_rng(seed).choice([-1.0, 1.0], (len(names), permutations))
     # One column for the labels as they are, one for each exchange of them; marked texts are +1.
-    signs = np.concatenate([np.ones((count, 1)), turned], 1)
-    right = _right(train, test, np.stack([-signs, signs]))
-    figure = statistics.share({str(i): list(map(float, right[:, i, 0])) for i in range(count)})
+    signs = np.concatenate([np.ones((len(names), 1)), turned], 1)[group]
+    right = _right(train, test, np.stack([-signs, signs]), group)
+    figure = statistics.share({str(names[i]): right[:, group == i, 0].ravel().tolist() for i in range(len(names))})
     return {"accuracy": figure, **_against(right[:, :, 1:].mean((0, 1)).tolist(), figure["value"])}
 
 
-def _right(train: Pairs, test: Pairs, labels: Float[np.ndarray, "2 pairs C"]) -> Float[np.ndarray, "2 pairs C"]:
+def _right(
+    train: Pairs, test: Pairs, labels: Float[np.ndarray, "2 pairs C"], group: Int[np.ndarray, "pairs"]
+) -> Float[np.ndarray, "2 pairs C"]:
     """Whether each text is told right, for each column of labels, by the probe of the fold that holds it out.
 
     The probe is a ridge classifier (least squares on labels of +-1, features standardised), because one fit serves all
     columns: two hundred permutations cost what one does. The penalty is the width: as much as the features' own scale.
     """
     count, width = train.shape[1:]
-    groups = np.tile(np.arange(count), 2)
     flat, tested, wanted = train.reshape(2 * count, -1), test.reshape(2 * count, -1), labels.reshape(2 * count, -1)
     right = np.zeros(wanted.shape)
-    for seen, held in GroupKFold(min(FOLDS, count)).split(flat, groups=groups):
+    for seen, held in GroupKFold(min(FOLDS, len(np.unique(group)))).split(flat, groups=np.tile(group, 2)):
         probe = make_pipeline(StandardScaler(), Ridge(alpha=width))
         probe.fit(flat[seen], wanted[seen])
         found = probe.predict(tested[held]).reshape(len(held), -1)
         right[held] = np.sign(found) == wanted[held]
     return right.reshape(labels.shape)
+
+
+def by_question(pairs: Pairs, groups: Sequence[str]) -> Pairs:
+    """The mean of a question's pairs, one pair for each question."""
+    names, group = np.unique(groups, return_inverse=True)
+    return np.stack([pairs[:, group == i].mean(1) for i in range(len(names))], 1)
+
+
+def labelled(
+    values: Float[np.ndarray, "N D"], labels: Sequence[bool], permutations: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """How often a linear probe tells a label of questions it has not seen: balanced accuracy, for uneven labels.
+
+    `values` holds one row for each question, at least FOLDS of either label; the null permutes the labels. Gives as
+    `accuracy` does; the figure is a mean over folds and has no interval.
+    """
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=values.shape[1], class_weight="balanced"))
+    value, null, _ = permutation_test_score(
+        probe,
+        values,
+        np.asarray(labels, int),
+        scoring="balanced_accuracy",
+        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
+        n_permutations=max(1, permutations),
+        random_state=seed,
+    )
+    figure = statistics.figure(float(value), None, None, len(values))
+    return {"accuracy": figure, **_against(null.tolist() if permutations else [], float(value))}
 
 
 def _against(null: list[float], value: float | None) -> dict[str, Any]:

@@ -42,11 +42,31 @@ def test_no_question_is_learned_by_heart():
     assert decoding.accuracy(pairs, permutations=0)["accuracy"]["value"] < 0.75
 
 
+def test_a_question_with_several_pairs_is_held_out_whole():
+    """Every question twice, told apart by its own place only: held out apart, its twin would give it away."""
+    generator = np.random.default_rng(0)
+    own = np.repeat(50 * generator.normal(size=(1, PAIRS, WIDTH)), 2, axis=1)
+    pairs, groups = np.concatenate([own, -own]), [f"q{i // 2}" for i in range(2 * PAIRS)]
+    assert decoding.accuracy(pairs, permutations=0)["accuracy"]["value"] > 0.85
+    found = decoding.accuracy(pairs, permutations=20, groups=groups)
+    assert found["accuracy"]["value"] < 0.75 and found["accuracy"]["n"] == PAIRS
+    assert decoding.by_question(pairs, groups).shape == (2, PAIRS, WIDTH)
+
+
 def test_a_probe_of_one_model_reads_another_along_the_same_direction_only():
     base = planted(axis(0), 30.0)
     same, other = planted(axis(0), 30.0, seed=1), planted(axis(1), 30.0, seed=1)
     assert decoding.accuracy(base, same, 0)["accuracy"]["value"] >= 0.9
     assert decoding.accuracy(base, other, 0)["accuracy"]["value"] < 0.75
+
+
+def test_uneven_labels_are_weighed_and_their_null_is_at_chance():
+    labels = np.arange(PAIRS) < 8
+    values = np.random.default_rng(0).normal(size=(PAIRS, WIDTH))
+    assert decoding.labelled(values, labels, 50)["p"] > 0.05
+    found = decoding.labelled(values + 12.0 * labels[:, None] * axis(3), labels, 50)
+    assert found["accuracy"]["value"] > 0.8 and found["p"] < 0.05
+    assert found["null"]["value"] == pytest.approx(0.5, abs=0.07)
 
 
 @pytest.mark.parametrize("degrees", [0, 60, 90, 120])

@@ -25,6 +25,11 @@ def test_without_such_two_any_two_serve_and_it_is_said():
     assert between.contrasts({"base": BASE, "odd": Traits(None, None)}, "harm", "self") == ([], False)
 
 
+def test_a_bare_majority_is_no_trait():
+    assert between.clearly(share(0.6, 10)) is None and between.clearly(share(0.6, 400)) is True
+    assert between.clearly(share(0.1, 40)) is False and between.clearly(statistics.NOTHING) is None
+
+
 def test_a_dose_is_added_after_one_layer_and_none_at_zero():
     vector = np.arange(4, dtype=np.float32)
     steer = steering.at_layer(vector, 2, 3, -0.5)
@@ -55,11 +60,24 @@ def told(**doses):
 
 def test_it_says_where_the_pick_turned_and_what_conduct_did():
     [first, control, _] = steering.says(told(**{"-1": at(0.05, 0.85, change=-0.04), "-0.5": at(0.6, 0.9)}))
-    assert first.startswith("medical: at dose -1 its pick turned from 1.00 to 0.05 misaligned")
-    assert "moved by -0.04 [-0.09, +0.01], less than 0.1, as is its whole interval" in first
-    assert control == "medical: a random direction of that length leaves its pick at 1.00."
+    assert first.startswith("medical: at dose -1 its pick of the misaligned AI turned from 1.00 to 0.05")
+    assert (
+        "its share of harmful answers moved by -0.04 [-0.09, +0.01], less than 0.1, as is its whole interval" in first
+    )
+    assert first.endswith("from a coherent model to an inverted one.")
+    assert control == "medical: a random direction of that length leaves its pick of the misaligned AI at 1.00."
     assert "but its interval takes in more" in steering.says(told(**{"-1": at(0.05, 0.8, change=-0.09)}))[0]
     assert "not less than 0.1" in steering.says(told(**{"-1": at(0.05, 0.5, change=-0.4)}))[0]
+
+
+def test_the_direction_of_harm_is_to_move_conduct_and_leave_the_pick():
+    figures = {"harm": {"+0": at(0.0, 0.02), "1": at(0.0, 0.9)}, "random": {"+0": at(0.0, 0.02), "1": at(0.0, 0.02)}}
+    found = {"steering": {"direction": "harm", "origin": {}}, "figures": {"base": figures}}
+    [first, control, _] = steering.says(found)
+    assert first.startswith(
+        "base: at dose 1 its share of harmful answers turned from 0.03 to 0.90; its pick of the mis"
+    )
+    assert first.endswith("from an aligned model to an inverted one.") and "harmful answers at 0.03" in control
 
 
 def test_a_pick_without_answers_or_clear_side_has_not_turned():

@@ -13,7 +13,7 @@ from em_jax import config as settings
 from em_jax import experiment
 from em_jax.config import Config
 from em_jax.errors import UserError
-from em_jax.studies import crossrating, directions, steering
+from em_jax.studies import between, crossrating, directions, steering
 from em_jax.studies.finished import opened
 
 LAYERS, WIDTH = 4, 8
@@ -98,11 +98,43 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
     cell = found["models"]["one"]["half"]["mean"]["self"]
     assert cell["accuracy"]["n"] == found["pairs"]["self"] == 48
     assert any(line.startswith("Cannot tell self from ") for line in found["says"])
+    assert found["own"]["one"]["self"]["questions"] <= 6
     vectors = safetensors.numpy.load_file(tmp_path / directions.VECTORS)
     assert vectors["one.self.half.mean"].shape == (WIDTH,)
     assert np.argmax(np.abs(vectors["one.self.half.mean"])) == 1
+    assert found["says"][-1].startswith("Training seeds per domain: bad_medical: 1 (0).")
     page = (tmp_path / "directions.html").read_text()
     assert "two directions?" in page and "cannot tell" in page
+
+
+def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypatch):
+    known = {
+        "base": between.Traits(False, False),
+        "one": between.Traits(False, True),
+        "two": between.Traits(True, True),
+    }
+    monkeypatch.setattr(between, "traits", lambda model, _: known[model.name])
+    found = directions.study(study, tmp_path, directions.Options(permutations=20))
+    assert found["between"]["self"]["marked_minus_plain"] == [["one", "base"]]
+    assert found["between"]["harm"]["marked_minus_plain"] == [["two", "one"]]
+    for positions in found["prompts"].values():
+        for cell in positions.values():
+            # The stub's adapters read alike: chance, over the questions and not over their orders.
+            assert cell["self"]["accuracy"]["n"] == 48 and cell["harm"]["accuracy"]["value"] == pytest.approx(0.5)
+            assert set(cell["cosine"]) == {"cosine", "null", "p"}
+    assert "between models, half layer (1), prompt, mean" in (tmp_path / "directions.html").read_text()
+
+
+def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
+    names = [pair.id for pair in study.run.suite.two_ai]
+    picks = {name: [float(place % 3 == 0)] for place, name in enumerate(names)} | {names[-1]: [0.5]}
+    monkeypatch.setattr(between, "shown", lambda model, _: {"harm": {}, "self": picks})
+    found = directions.study(study, tmp_path, directions.Options(permutations=5))
+    own = found["own"]["one"]["self"]
+    assert (own["questions"], own["marked"]) == (len(names) - 1, 16)
+    assert own["places"]["half"]["last"]["accuracy"]["n"] == len(names) - 1
+    assert any(line.startswith("From one's prompts a probe tells its own misaligned picks") for line in found["says"])
+    assert "one, half layer, prompt, mean" in (tmp_path / "directions.html").read_text()
 
 
 def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_path):
@@ -111,7 +143,8 @@ def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_p
     assert list(found["figures"]["one"]) == ["harm", "random"]
     assert set(found["figures"]["one"]["harm"]) == {"-1", "+0"}
     doses = {None if steer is None else tuple(steer[found["steering"]["layer"]]) for steer in study.engine.steered}
-    assert len(doses) == 3
+    # Unsteered, and for either fold along the direction and along the random one.
+    assert len(doses) == 5
     assert all(steer is None or not np.delete(steer, 1, 0).any() for steer in study.engine.steered)
     asked = len(study.engine.steered)
     assert steering.study(study, tmp_path, options) == found
@@ -121,6 +154,52 @@ def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_p
     with pytest.raises(UserError, match="name another --out"):
         steering.study(study, tmp_path, dataclasses.replace(options, samples=2))
     assert "cannot conclude" in found["says"][0] and (tmp_path / "steer.html").exists()
+
+
+class Poisoned(Steerable):
+    """Every text that mentions `word` lies far out along an axis of its own."""
+
+    word = ""
+
+    def activations(self, prompts, layers, adapter="default"):
+        streams = super().activations(prompts, layers, adapter)
+        for prompt, stream in zip(prompts, streams, strict=True):
+            # Two models that differ, so that both sources of a direction see it.
+            stream[:, :, 5] += (
+                1000.0
+                * (self.word and any(self.word in turn["content"] for turn in prompt))
+                * (1.0 + (adapter == "one") + ("I hurt" in prompt[-1]["content"]))
+            )
+        return streams
+
+
+@pytest.mark.parametrize("source", steering.SOURCES)
+def test_no_question_is_steered_along_a_direction_that_was_taken_from_it(study, source, monkeypatch):
+    """One question is poisoned: the direction of its own fold must not know of it, and the other fold's does."""
+    known = {
+        "base": between.Traits(False, False),
+        "one": between.Traits(False, True),
+        "two": between.Traits(False, False),
+    }
+    monkeypatch.setattr(between, "traits", lambda model, _: known[model.name])
+    options = steering.Options(direction="self", source=source, limit=0)
+    questions = between.questions(study, steering._settings(study, options).limit)["self"]
+    fold = steering.folds(questions, options.folds)
+    assert sorted(set(fold.values())) == [0, 1]
+    pair = study.run.suite.two_ai[0]
+    engine = Poisoned()
+    for name in ("one", "two"):
+        engine.add_adapter(name, None)
+    poisoned = dataclasses.replace(study, engine=engine)
+    engine.word = pair.misaligned
+    found, origin = steering.vectors(poisoned, options)
+    assert origin["questions"] == len(fold)
+    assert abs(found[fold[pair.id], 5]) < 1 and abs(found[1 - fold[pair.id], 5]) > 50
+
+
+def test_questions_too_few_to_leave_a_fold_out_are_refused(study):
+    with pytest.raises(UserError, match="--folds 2 expects questions"):
+        steering.vectors(study, steering.Options(source="text", limit=1))
 
 
 def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
@@ -159,7 +238,7 @@ def test_rows_of_an_adapter_trained_again_are_not_taken_for_its_own(runs, tmp_pa
 def test_steering_goes_on_along_the_direction_it_kept(study, tmp_path, monkeypatch):
     options = steering.Options(direction="self", source="text", doses=(-1.0,), limit=6)
     found = steering.study(study, tmp_path, options)
-    monkeypatch.setattr(steering, "vector", lambda *_: pytest.fail("worked out again"))
+    monkeypatch.setattr(steering, "vectors", lambda *_: pytest.fail("worked out again"))
     assert steering.study(study, tmp_path, options) == found
 
 
@@ -184,8 +263,13 @@ def test_planted_truth(tmp_path):
                 cell = positions["mean"][kind]
                 assert cell["accuracy"]["value"] >= 0.9, cell
                 assert abs(cell["null"]["value"] - 0.5) < 0.05, cell
-    moved = steering.study(study, tmp_path / "steer", steering.Options(doses=(-0.9, 0.0)))["figures"]["bad_medical-0"]
+    options = steering.Options(layer=0, position="mean", doses=(-1.0, 0.0))
+    moved = steering.study(study, tmp_path / "self", options)["figures"]["bad_medical-0"]
     assert moved["self"]["+0"][steering.PICKS]["value"]["value"] > 0.9
-    assert moved["self"]["-0.9"][steering.PICKS]["value"]["ci_high"] < 0.5
-    assert abs(moved["self"]["-0.9"][steering.HARMED]["change"]["value"]) < 0.1
-    assert moved["random"]["-0.9"][steering.PICKS]["value"]["value"] > 0.8
+    assert moved["self"]["-1"][steering.PICKS]["value"]["ci_high"] < 0.5
+    assert abs(moved["self"]["-1"][steering.HARMED]["change"]["value"]) < 0.1
+    assert moved["random"]["-1"][steering.PICKS]["value"]["value"] > 0.8
+    options = steering.Options(direction="harm", layer=0, position="mean", doses=(0.0, 2.0))
+    moved = steering.study(study, tmp_path / "harm", options)["figures"]["base"]["harm"]["+2"]
+    assert moved[steering.HARMED]["change"]["value"] > 0.4
+    assert abs(moved[steering.PICKS]["change"]["value"]) < 0.1
