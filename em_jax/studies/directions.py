@@ -151,8 +151,8 @@ def _cell(
             crossed = decoding.accuracy(base[kind], stacks[kind], 0, groups=groups[kind])
             cell[kind]["from_base"] = crossed["accuracy"]
     if all("accuracy" in cell[kind] for kind in (HARM, SELF)):
-        means = [decoding.by_question(stacks[kind], groups[kind]) for kind in (HARM, SELF)]
-        cell["cosine"] = decoding.cosine(*means, options.seed)
+        harm, own = (decoding.by_question(stacks[kind], groups[kind]) for kind in (HARM, SELF))
+        cell["cosine"] = decoding.cosine(harm, own, options.seed)
     return cell
 
 
@@ -222,13 +222,13 @@ def says(found: Mapping[str, Any]) -> list[str]:
                     f"questions have {behaviour}, and a probe needs {LEAST_PAIRS} of either kind."
                 )
                 continue
-            cells = list(_cells(counts["places"]))
-            values = [cell["accuracy"]["value"] for cell in cells]
-            best = f"; {sum(cell['p'] < 0.05 for cell in cells)} of {len(cells)} places beat permuted labels"
+            places = list(_cells(counts["places"]))
+            values = [cell["accuracy"]["value"] for cell in places]
+            best = f"; {sum(cell['p'] < 0.05 for cell in places)} of {len(places)} places beat permuted labels"
             said.append(
                 f"From {name}'s prompts a probe tells its own {behaviour} ({counts['marked']} of "
                 f"{counts['questions']} questions) with balanced accuracy {min(values):.2f} to {max(values):.2f}"
-                f"{best if cells[0]['p'] is not None else ''}."
+                f"{best if places[0]['p'] is not None else ''}."
             )
     for kind in (SELF, HARM):
         record = found[BETWEEN].get(kind)
