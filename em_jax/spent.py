@@ -9,7 +9,7 @@ work then. Tracing is the host's work.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 LOADING, COMPILING, WAITING = KINDS = ("loading", "compiling", "waiting")
 EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/waiting": WAITING}
@@ -20,10 +20,12 @@ LEAST_S = 0.1
 
 
 class Clock:
-    """Seconds by kind, of the thread that made it: what others do meanwhile holds nothing up."""
+    """Seconds by kind, of the thread that made it. What others do meanwhile holds nothing up, except where it waits for
+    them: then their compiling, however many compile at once, is what the time goes to."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._beside: list[tuple[float, float]] = []
         self._thread = threading.get_ident()
         self._within = [0.0]
 
@@ -41,10 +43,14 @@ class Clock:
 
     def hear(self, event: str, seconds: float, **_: object) -> None:
         """A listener of jax.monitoring."""
-        kind = EVENTS.get(event)
+        kind, now = EVENTS.get(event), time.monotonic()
         if kind and threading.get_ident() == self._thread:
-            self.seconds[kind] += seconds
+            compiling = covered(self._beside, now - seconds, now) if kind == WAITING else 0.0
+            self.seconds[COMPILING] += compiling
+            self.seconds[kind] += seconds - compiling
             self._within[-1] += seconds
+        elif kind == COMPILING:
+            self._beside.append((now - seconds, now))
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -56,6 +62,16 @@ class Clock:
             yield
         finally:
             jax.monitoring.unregister_event_duration_listener(self.hear)
+
+
+def covered(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
+    """How much of the time from `began` to `ended` lies in any of the spans."""
+    whole, at = 0.0, began
+    for start, stop in sorted(spans):
+        start, stop = max(start, at), min(stop, ended)
+        whole += max(0.0, stop - start)
+        at = max(at, stop)
+    return whole
 
 
 def line(stage: str, budget: Mapping[str, float], whole: float) -> str:

@@ -23,8 +23,8 @@ class Collective(NamedTuple):
         return WIDTHS[self.dtype] * math.prod(self.shape)
 
 
-def collectives(text: str) -> list[Collective]:
-    """Every collective, one entry for each array that it gives."""
+def collectives(text: str, while_steps: int = 1) -> list[Collective]:
+    """Every collective, one entry for each array that it gives. A loop that ends by its data counts `while_steps`."""
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -48,7 +48,7 @@ def collectives(text: str) -> list[Collective]:
                     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", operation[1])
                 )
             count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-            inner = times * (int(count[1]) if count and kind == "while" else 1)
+            inner = times * (int(count[1]) if count else while_steps) if kind == "while" else times
             for called in re.findall(r"(?:body|to_apply|calls|branch_computations)=\{?%?([\w.-]+)", line):
                 visit(called, inner)
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 CORE = {"model", "lora", "train", "sample"}
-CODE_LINES = 2740
+CODE_LINES = 2737
 """The most lines of code that the core may have. It only ever goes down: the aim is 1,500 (BUILD.md)."""
 
 pytestmark = pytest.mark.fast
@@ -74,7 +74,7 @@ def test_imports_go_one_way():
     """model <- lora <- train, sample; the core knows no run, and probes never import jax."""
     allowed = {
         "model": {"errors", "jsonfile", "template", "tokenizer_limits", "model"},
-        "lora": {"errors", "jsonfile", "rundir", "model", "lora"},
+        "lora": {"errors", "jsonfile", "pattern_limits", "rundir", "model", "lora"},
         "train": {"errors", "group", "jsonfile", "rundir", "signals", "model", "lora", "train"},
         "sample": {"errors", "checkpoint_files", "jsonfile", "rundir", "runtime", "model", "lora", "sample"},
         "probes": {"errors", "jsonfile", "rundir", "probes"},
@@ -82,7 +82,11 @@ def test_imports_go_one_way():
     # What everyone may lean on leans on nothing itself.
     allowed |= {leaf: {"errors"} for leaf in ("failures.py", "jsonfile.py", "runtime.py", "signals.py")}
     allowed |= {"template.py": {"errors", "template_process"}, "template_process.py": set()}
-    allowed |= {"tokenizer_limits.py": {"errors", "jsonfile"}, "checkpoint_files.py": {"errors", "runtime"}}
+    allowed |= {
+        "pattern_limits.py": set(),
+        "tokenizer_limits.py": {"errors", "jsonfile"},
+        "checkpoint_files.py": {"errors", "runtime"},
+    }
     allowed |= {"rundir.py": {"errors", "failures"}, "group.py": {"errors", "failures", "runtime"}}
     # Errors make what others wrote visible, and so may everyone.
     allowed = {place: known | {"visible"} for place, known in allowed.items()} | {"visible.py": set()}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from em_jax.model import hosts
-from em_jax.spent import COMPILING, LOADING, WAITING, Clock, line
+from em_jax.spent import COMPILING, LOADING, WAITING, Clock, covered, line
 
 pytestmark = pytest.mark.fast
 
@@ -39,6 +39,42 @@ def test_kinds_do_not_overlap_and_other_threads_are_not_counted():
     beside.start()
     beside.join()
     assert clock.seconds[WAITING] == 0.002
+
+
+def test_what_others_compile_is_counted_where_they_are_waited_for():
+    """Two at once count once, and what was compiled before the waiting does not."""
+    clock = Clock()
+
+    def compile_beside(seconds):
+        time.sleep(seconds)
+        clock.hear("/jax/core/compile/backend_compile_duration", seconds)
+
+    def both(seconds):
+        threads = [threading.Thread(target=compile_beside, args=(each,)) for each in (seconds, seconds / 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    both(0.05)
+    began = time.monotonic()
+    both(0.2)
+    time.sleep(0.1)
+    waited = time.monotonic() - began
+    clock.hear("/em_jax/waiting", waited)
+    assert clock.seconds[COMPILING] == pytest.approx(0.2, abs=0.05)
+    assert clock.seconds[COMPILING] + clock.seconds[WAITING] == pytest.approx(waited)
+    assert covered([(0, 4), (1, 2), (3, 5), (7, 9)], 1, 8) == 5
+
+
+def test_what_lanes_compile_is_compiling():
+    clock = Clock()
+    add = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)
+    with clock.listening():
+        began = time.monotonic()
+        hosts.side_by_side(lambda size: add(jnp.ones((size, 16))), [33, 34, 35], 2)
+        took = time.monotonic() - began
+    assert took / 3 < clock.seconds[COMPILING] <= took
 
 
 def test_a_line_names_share_speed_and_what_took_the_time():

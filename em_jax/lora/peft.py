@@ -11,14 +11,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from em_jax import pattern_limits
 from em_jax.errors import UserError
 from em_jax.lora.adapter import Adapter, Factors, layout_shapes, layouts, ranks
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.rundir import write_atomic
 
-LONGEST_PATTERN, LONGEST_NAME, MOST_WAYS = 1_000, 45, 100_000
-"""Characters of a regular expression and of a module's name, and how many ways of matching one with the other."""
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
 
 UNSUPPORTED = (
@@ -192,28 +191,12 @@ def _number(fields: dict[str, Any], name: str, directory: pathlib.Path, kind: ty
     return kind(value)
 
 
-def ways(pattern: str) -> float:
-    """A bound on the ways in which a regular expression can be laid on a module's name, each of which may be tried."""
-    plain = re.sub(r"\(\?(:|P<\w+>)", "(", re.sub(r"\\.", "x", pattern))
-    if len(plain) > LONGEST_PATTERN or re.search(r"\)[*+?{]", plain):
-        return math.inf
-    repeated, groups = len(re.findall(r"[*+?{]", plain)), 1 + plain.count("(")
-    return LONGEST_NAME**repeated * (1 + plain.count("|") / groups) ** groups
-
-
 def _pattern(fields: dict[str, Any], name: str, directory: pathlib.Path) -> dict[str, Any]:
     pattern = fields.get(name) or {}
     if not isinstance(pattern, dict):
         raise UserError(f"{directory}/{CONFIG}: {name} must be an object, found {pattern!r}")
     for key in pattern:
-        if ways(key) > MOST_WAYS:
-            raise UserError(
-                f"{directory}/{CONFIG}: {name} {key!r} could take hours to match; expected a module's name, or a "
-                "regular expression with three repetitions at most and none of a group"
-            )
-        try:
-            re.compile(key)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise UserError(f"{directory}/{CONFIG}: {name} {key!r} is no regular expression ({error})") from None
+        if problem := pattern_limits.problem_of(key):
+            raise UserError(f"{directory}/{CONFIG}: {name} {key!r} {problem}")
         _number(pattern, key, directory, int if name == "rank_pattern" else float)
     return dict(pattern)

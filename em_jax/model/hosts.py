@@ -1,6 +1,9 @@
 """Arrays between the processes of a run: gathered to every host, shared from process 0."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,18 +14,32 @@ from jax.experimental import multihost_utils
 def fetch(tree: Any) -> Any:
     """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice.
 
-    How long that took, which is waiting for the device, is told to jax.monitoring as "/em_jax/waiting".
+    How long that took is told as `waiting` tells it.
     """
-    began = time.monotonic()
 
     def whole(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return multihost_utils.process_allgather(x, tiled=True)
         return np.asarray(x)
 
-    found = jax.tree.map(whole, tree)
+    with waiting():
+        return jax.tree.map(whole, tree)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Tells jax.monitoring, as "/em_jax/waiting", how long this thread waits inside: for the device, or for threads."""
+    began = time.monotonic()
+    yield
     jax.monitoring.record_event_duration_secs("/em_jax/waiting", time.monotonic() - began)
-    return found
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """`work` of every item, by so many threads; by this one where that is one."""
+    if threads == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool, waiting():
+        return list(pool.map(work, items))
 
 
 def share(tree: Any, like: Any) -> Any:

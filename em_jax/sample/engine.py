@@ -263,10 +263,9 @@ class Engine:
             route = _padded(routes, members, rows)
             return pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
 
-        with ThreadPoolExecutor(self.turns) as threads:
-            for (_, members), found in zip(passes, (threads.map if self.turns > 1 else map)(read, passes)):
-                for i, row in zip(members, hosts.fetch(found), strict=False):
-                    out[i] = choice_logprobs(questions[i], row)
+        for (_, members), found in zip(passes, hosts.side_by_side(read, passes, self.turns), strict=True):
+            for i, row in zip(members, hosts.fetch(found), strict=False):
+                out[i] = choice_logprobs(questions[i], row)
         return out
 
     def activations(

@@ -47,7 +47,7 @@ class Scheduler:
         return bool(self._waiting or self._ready or any(running.holds for running in self._running))
 
     def submit(self, asked: Asked) -> None:
-        """Adds a prompt; its pieces come from the next steps."""
+        """Adds a prompt, of one answer at least; its pieces come from the next steps."""
         self._waiting.setdefault(bucket(len(asked.ids)), collections.deque()).append((self._arrivals, asked))
         self._arrivals += 1
 

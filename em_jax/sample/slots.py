@@ -116,7 +116,8 @@ class Running:
         admitted, self._admitted = self._admitted, []
         pieces = [piece for emitted, slots in admitted for piece in self._collect(emitted, slots, range(len(slots)))]
         if self._drawing is not None:
-            (self._slots, emitted), self._drawing = self._drawing(), None
+            with hosts.waiting():
+                (self._slots, emitted), self._drawing = self._drawing(), None
             every = range(len(self._holders))
             pieces += self._collect(emitted, every, every)
         return pieces

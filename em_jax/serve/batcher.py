@@ -72,7 +72,7 @@ class Batcher:
         self._news = threading.Condition()
         self._orders: list[Order] = []
         self._changed = 0.0
-        self._ending = False
+        self._ending = self._gave_up = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -98,6 +98,8 @@ class Batcher:
                 None,
                 "queue_full",
             )
+        if self._gave_up:
+            raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
         asked = self._engine.asked(number, ids, range(n), adapter, **options)
         answers = self._asking[number] = Answers(self, number, n)
@@ -119,7 +121,17 @@ class Batcher:
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         scheduler, under_way = self._engine.scheduler(), set[tuple[int, int]]()
+        failure: Exception | None = None
         while True:
+            if failure is not None:
+                loop.call_soon_threadsafe(self._deliver, failure)
+                # The next request deserves a fresh start; its caches may need the room of those that are dropped here.
+                del scheduler
+                try:
+                    scheduler, under_way, failure = self._engine.scheduler(), set(), None
+                except Exception as error:
+                    loop.call_soon_threadsafe(self._give_up, error)
+                    return
             with self._news:
                 self._news.wait_for(lambda: self._orders or self._ending or scheduler.busy)  # noqa: B023
             if self._ending:
@@ -131,11 +143,10 @@ class Batcher:
                         self._changed = time.monotonic()
                         under_way -= ended
                     self._gather(scheduler, under_way)
-            except Exception as error:  # XLA raises what its devices raise; the next request deserves a fresh start
+            except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
                     return
-                scheduler, under_way = self._engine.scheduler(), set()
-                loop.call_soon_threadsafe(self._deliver, error)
+                failure = error.with_traceback(None)  # whose frames hold the caches
 
     def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
         """Gives the scheduler what is ordered, and waits for more as QUIET says. `under_way` are all its answers."""
@@ -158,11 +169,18 @@ class Batcher:
 
     def _deliver(self, result: list[Piece] | Exception) -> None:
         if isinstance(result, Exception):
-            reason = visible_line(f"{type(result).__name__}: {result}", 300)
-            print(f"decoding failed, all requests under way end: {reason}", file=sys.stderr, flush=True)
-            for answers in self._asking.values():
-                answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))
+            self._end_all(result, "decoding failed, all requests under way end")
             return
         for piece in result:
             if asking := self._asking.get(piece.ticket.index):
                 asking.put(piece)
+
+    def _give_up(self, error: Exception) -> None:
+        self._gave_up = True
+        self._end_all(error, "decoding cannot begin again, every request is refused; start the server anew")
+
+    def _end_all(self, error: Exception, what: str) -> None:
+        reason = visible_line(f"{type(error).__name__}: {error}", 300)
+        print(f"{what}: {reason}", file=sys.stderr, flush=True)
+        for answers in self._asking.values():
+            answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))

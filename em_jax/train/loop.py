@@ -5,7 +5,6 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -231,8 +230,7 @@ def optimizer_step(
         return sums
 
     lanes = _lanes(passes, sharding.side_by_side)
-    with ThreadPoolExecutor(len(lanes)) as threads:
-        parts = [add_up(passes)] if len(lanes) == 1 else list(threads.map(add_up, lanes))
+    parts = hosts.side_by_side(add_up, lanes, len(lanes))
     if any(part is None for part in parts):
         return None
     return update(state, parts, optimizer=optimizer)

@@ -48,7 +48,8 @@ def summed_loss(
 ) -> Float[Array, ""]:
     """Sum over places of weight * -log p(label), float32, from the logits of `size` places of each row at a time.
 
-    The last weight that is not 0 ends the work: what a row has room for beyond costs nothing.
+    The last weight that is not 0 ends the work: what a row has room for beyond costs nothing. Only `hidden` has a
+    gradient: the base is frozen.
     """
     size = size or chunk_size(len(labels), labels.shape[1], sharding)
     return _loss(model, hidden, labels, weights, size, sharding)
@@ -66,18 +67,19 @@ def _loss_forward(
     et al. do, arXiv:2410.10989)."""
     places = labels.shape[1]
     padded = [jnp.pad(x, [(0, 0), (0, -places % size)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, labels, weights)]
+    # Gathered here, once: within the loop a TPU's compiler would have it gathered for every chunk.
+    head = jax.lax.optimization_barrier(sharding.in_use("VD", model.head))
     used = jnp.max(jnp.where(weights != 0, jnp.arange(1, places + 1)[None], 0))
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         loss, gradient = sums
         hidden, labels, weights = (jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1) for x in padded)
-        logits = model.logits(hidden)
+        logits = product("BMD,VD->BMV", hidden, head)
         total = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         slope = jnp.exp(logits - total[..., None]) - jax.nn.one_hot(labels, logits.shape[-1])
-        # Logits stay where they are; the head comes to them, once for both products.
         slope = sharding.constrain(slope * weights[..., None], ("batch", None, "vocab"))
-        piece = product("BMV,VD->BMD", slope.astype(model.head.dtype), model.head).astype(hidden.dtype)
+        piece = product("BMV,VD->BMD", slope.astype(head.dtype), head).astype(hidden.dtype)
         gradient = jax.lax.dynamic_update_slice_in_dim(gradient, piece, i * size, axis=1)
         return loss + jnp.sum((total - picked) * weights), sharding.constrain(gradient, ("batch", None, None))
 
@@ -86,8 +88,8 @@ def _loss_forward(
     return loss, gradient[:, :places]
 
 
-def _loss_backward(size: int, sharding: Sharding, slope: Array, gradient: Array) -> tuple[None, Array, None, None]:
-    return None, (slope * gradient).astype(slope.dtype), None, None
+def _loss_backward(size: int, sharding: Sharding, by_hidden: Array, of_loss: Array) -> tuple[None, Array, None, None]:
+    return None, (by_hidden * of_loss).astype(by_hidden.dtype), None, None
 
 
 _loss.defvjp(_loss_forward, _loss_backward)

@@ -41,6 +41,34 @@ def test_a_slice_that_does_not_exist_is_one_line():
     assert status == 2 and found is None and len(error.strip().splitlines()) == 1
 
 
+GATHERS = """
+from em_jax.plan import compiling
+compiling.settle()
+devices = compiling.devices("v5e:2x2")
+from hlo import collectives
+from em_jax.config import Config, replace
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import Sharding, make_mesh
+from em_jax.plan.programs import Shapes
+from em_jax.train.batches import Shape
+settings = replace(Config(), {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full"})
+mesh = make_mesh({"fsdp": 4}, devices=devices)
+shapes = Shapes(Qwen2Config(32768, 1024, 2048, 2, 8, 4, 128), settings, Sharding(mesh))
+program = shapes.train_pass(Shape(8, 2048, 1024))
+found = collectives(program.traced.lower().compile().as_text(), while_steps=program.loops)
+print(program.loops, sum(each.times for each in found if each.kind == "all-gather" and each.shape == (32768, 1024)))
+"""
+
+
+def test_a_tpu_gathers_the_head_once_for_all_chunks_of_the_loss():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), "tests"])
+    done = subprocess.run([sys.executable, "-c", GATHERS], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    loops, gathered = map(int, done.stdout.split())
+    assert loops > 1 and gathered == 1
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(

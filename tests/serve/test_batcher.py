@@ -6,6 +6,7 @@ import types
 from em_jax.sample.scheduler import Asked
 from em_jax.sample.slots import Piece, Ticket
 from em_jax.serve.batcher import Batcher
+from em_jax.serve.refusals import Refusal
 
 
 class ScriptedEngine:
@@ -68,3 +69,38 @@ def test_who_fills_all_the_slots_waits_for_nobody(monkeypatch):
     for name in ("QUIET", "GATHERING"):
         monkeypatch.setattr(f"em_jax.serve.batcher.{name}", 600.0)
     assert drawn(4, (1,), (1,)) == [4]
+
+
+def test_a_decoder_that_cannot_begin_again_refuses_everyone(capsys):
+    class Broken(ScriptedEngine):
+        made = 0
+
+        def scheduler(self):
+            self.made += 1
+            if self.made > 1:
+                raise MemoryError("no room for new caches")
+            scheduler = super().scheduler()
+            scheduler.step = lambda: (_ for _ in ()).throw(RuntimeError("the device is full"))
+            return scheduler
+
+    refused = []
+
+    async def one(batcher):
+        try:
+            await ask(batcher, 1)
+        except Refusal as refusal:
+            refused.append(refusal.status)
+
+    async def run():
+        batcher = Batcher(Broken(4), 100)
+        batcher.start()
+        await asyncio.wait_for(one(batcher), 30)
+        said = ""
+        while "start the server anew" not in said:
+            said += capsys.readouterr().err
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(one(batcher), 30)
+        await batcher.stop()
+
+    asyncio.run(run())
+    assert refused == [500, 503]
