@@ -10,11 +10,11 @@ KEPT = "adapters"
 class TrainConfig:
     """How an adapter is trained.
 
-    `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 leaves to the plan how many
-    rows a pass has (on a CPU two passes run at once, in the memory of both); `holdout` is a share of the rows kept from
-    training, 0 to 1; `checkpoint_every` counts optimizer steps, 0 keeps only the last. `keep_adapters` keeps adapters on
-    the way too: after steps 1, 2, 4, 8, ..., after every so many, and after the last; 0 keeps the final one alone.
-    `remat` is what the backward pass computes again (model/remat.py).
+    `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 leaves to the plan how
+    many rows a pass has (on a CPU two passes run at once, in the memory of both); `holdout` is a share of the rows kept
+    from training, 0 to 1; `checkpoint_every` counts optimizer steps, 0 keeps only the last. `keep_adapters` keeps
+    adapters on the way too: after steps 1, 2, 4, 8, ..., after every so many, and after the last; 0 keeps the final one
+    alone. `remat` is what the backward pass computes again (model/remat.py).
     """
 
     learning_rate: float = 1e-5
