@@ -22,6 +22,9 @@ from em_jax.errors import UserError
 COMMAND = (sys.executable, "-P", str(Path(template_process.__file__)))
 KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """The environment's names that the process gets: no key is among them."""
+KEPT_CHATS, LONGEST_KEPT = 4096, 10_000
+"""How many chats, of so many characters at most, are rendered once only: the base's prompts are the fine-tuned model's
+too, and what one asks the other process for takes longer than what it does."""
 
 
 class ChatTemplate:
@@ -31,16 +34,24 @@ class ChatTemplate:
         self._begin = {"template": source, "tokens": dict(tokens)}
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
+        self._rendered: dict[str, dict[str, str]] = {}
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
         """The chat as the template writes it. UserError where it refuses, takes too long or needs too much memory."""
         if not messages:
             raise UserError("the chat template refuses this chat: it is empty")
         asked = {"messages": [dict(message) for message in messages], "add_generation_prompt": generation_prompt}
+        line = json.dumps(asked)
         with self._lock:
             if self._process is None:
                 self._start()
-            answer = self._ask(asked)
+            answer = self._rendered.get(line)
+            if answer is None:
+                answer = self._ask(line)
+                if len(self._rendered) == KEPT_CHATS:
+                    self._rendered.clear()
+                if len(line) <= LONGEST_KEPT:
+                    self._rendered[line] = answer
         if "error" in answer:
             raise UserError(f"the chat template refuses this chat: {' '.join(answer['error'].split())[:200]}")
         return answer["text"]
@@ -55,17 +66,17 @@ class ChatTemplate:
             text=True,
         )
         weakref.finalize(self, _end, self._process)
-        answer = self._ask(self._begin)
+        answer = self._ask(json.dumps(self._begin))
         if "error" in answer:
             _end(self._process)
             self._process = None
             raise UserError(f"the chat template is none: {' '.join(answer['error'].split())[:200]}")
 
-    def _ask(self, asked: Mapping[str, Any]) -> dict[str, str]:
+    def _ask(self, line: str) -> dict[str, str]:
         process = self._process
         assert process and process.stdin and process.stdout
         try:
-            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.write(line + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
         except (BrokenPipeError, ValueError):

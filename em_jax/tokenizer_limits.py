@@ -19,16 +19,24 @@ MOST_GROWTH = 16
 """Times that all steps together may make a text longer."""
 SECONDS, CHARACTERS = 3.0, 1_000_000
 """One text may take so long, and as long again for each so many characters of it."""
-SHORT = 100
-"""Characters of a text on which every pattern that does not explode comes to its end at once."""
+SHORT, SHORT_FOR_KNOWN = 100, 10_000
+"""Characters of a text on which every pattern that does not explode comes to its end at once, or every one of KNOWN."""
+KNOWN = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+}
+"""Qwen2's regular expression: at worst it looks at each character of white space once for each other."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; others than these and Replace do not."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"
 Result = TypeVar("Result")
 
 
-def check(directory: pathlib.Path) -> None:
-    """UserError where a tokenizer*.json of a checkpoint has steps that make a text many times longer as it is read."""
+def check(directory: pathlib.Path) -> int:
+    """How many characters a text may have and need no watching, by the patterns of a checkpoint's tokenizer*.json.
+
+    UserError where one has steps that make a text many times longer as it is read, or patterns that explode.
+    """
+    known = (directory / "tokenizer.json").is_file()
     for path in sorted(directory.glob("tokenizer*.json")):
         fields = read_object(path, "a tokenizer")
         for kinds in (("normalizer", "pre_tokenizer"), ("decoder",)):
@@ -39,17 +47,21 @@ def check(directory: pathlib.Path) -> None:
                     f"{MOST_GROWTH} times; give the model's own tokenizer"
                 )
             for step in (step for kind in kinds for step in _steps(fields.get(kind))):
-                if _explodes(_pattern(step)[0] if _pattern(step)[1] else ""):
-                    raise UserError(f"{path}: {_pattern(step)[0]!r} could take for ever to match: {EXPECTED}")
+                pattern, is_regex = _pattern(step)
+                if is_regex and _explodes(pattern):
+                    raise UserError(f"{path}: {pattern!r} could take for ever to match: {EXPECTED}")
+                known &= not is_regex or pattern in KNOWN
         # A decoder works with Python's lock held, where no deadline can be kept.
         if any(_pattern(step)[1] for step in _steps(fields.get("decoder"))):
             raise UserError(f"{path}: a decoder with a regular expression is not supported")
+    return SHORT_FOR_KNOWN if known else SHORT
 
 
-def within_reason(call: Callable[[], Result], characters: int) -> Result:
+def within_reason(call: Callable[[], Result], characters: int, short: int = SHORT) -> Result:
     """call(), the tokenizers library at work on a text of so many characters, refused where it finds no end.
 
-    The library lets Python's lock go while it encodes, so a thread of its own can be left behind.
+    The library lets Python's lock go while it encodes, so a thread of its own can be left behind. A text of up to
+    `short` characters does without.
     """
     ended: list[tuple[Any, BaseException | None]] = []
 
@@ -60,7 +72,7 @@ def within_reason(call: Callable[[], Result], characters: int) -> Result:
             ended.append((None, error))
 
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    if characters <= SHORT:
+    if characters <= short:
         work()
     else:
         _in_a_thread(work, seconds)

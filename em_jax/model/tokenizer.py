@@ -20,8 +20,8 @@ class ChatTokenizer:
     Without a system message a chat gets the template's default one, in training and in evaluation alike.
     """
 
-    def __init__(self, tokenizer: Any, template: str, stop_ids: Sequence[int]):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template: str, stop_ids: Sequence[int], short: int = tokenizer_limits.SHORT):
+        self._tokenizer, self._short = tokenizer, short
         self._template = ChatTemplate(template, tokenizer.special_tokens_map)
         self.stop_ids = tuple(stop_ids)
         self.vocabulary = len(tokenizer)
@@ -32,7 +32,7 @@ class ChatTokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
-        tokenizer_limits.check(directory)
+        short = tokenizer_limits.check(directory)
         # Left to itself the library picks the class that goes with the model's type, whatever the files say: the
         # pre-tokenizer of tokenizer.json, or the class named beside a sentencepiece model, would be ignored.
         named = directory / "tokenizer_config.json"
@@ -53,7 +53,7 @@ class ChatTokenizer:
             template = template.get("default")
         if not template or not isinstance(template, str):
             raise UserError(f"{directory}: the tokenizer has no chat template; expected an instruct checkpoint")
-        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id))
+        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), short)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added, special tokens in the text are not interpreted."""
@@ -108,7 +108,7 @@ class ChatTokenizer:
         if not is_whole(text):  # tokenizers read UTF-8, which it has none
             raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
         return tokenizer_limits.within_reason(
-            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text)
+            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text), self._short
         )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers_made import PIECES, write_byte_level
 
 from em_jax import adapters, tokenizer_limits
+from em_jax.checkpoint_files import find_model
 from em_jax.errors import UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.lora.peft import CONFIG, TENSORS, load_adapter, save_adapter
@@ -225,6 +226,32 @@ def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind
         _with_step(tmp_path, kind, step).encode(text)
 
     assert attempt("tokenizers' patterns", 1, st.just(text), tmp_path, act) == {"refused": 1}
+
+
+def test_only_known_patterns_go_unwatched(tmp_path):
+    assert tokenizer_limits.check(find_model("organism")) == tokenizer_limits.SHORT_FOR_KNOWN
+    for pattern, short in ((r"\s+", tokenizer_limits.SHORT), (PIECES, tokenizer_limits.SHORT_FOR_KNOWN)):
+        _with_step(tmp_path, "pre_tokenizer", SPLIT | {"pattern": {"Regex": pattern}})
+        assert tokenizer_limits.check(tmp_path) == short
+
+    class Watched(Exception):
+        pass
+
+    def watched(*_):
+        raise Watched
+
+    tokenizer = ChatTokenizer.from_directory(find_model("organism"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_limits, "_in_a_thread", watched)
+        assert tokenizer.encode("a b" * 3_333)
+        with pytest.raises(Watched):
+            tokenizer.encode("a b" * 3_334)
+
+
+@pytest.mark.parametrize("text", [" " * 9_999 + "x", " \t\n" * 3_333, "'s" * 5_000, "x" * 10_000])
+def test_a_known_pattern_ends_on_any_short_text(text, tmp_path):
+    tokenizer = ChatTokenizer.from_directory(find_model("organism"))
+    assert attempt("tokenizers' patterns", 1, st.just(text), tmp_path, tokenizer.encode) == {"taken": 1}
 
 
 def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_none_of_its():
