@@ -60,7 +60,6 @@ def test_json_is_one_object_with_paired_figures_of_the_same_work(peer, package, 
     assert found["train"]["loss_gap"] < 1e-4
 
 
-@pytest.mark.fast
 def test_a_peer_that_is_not_installed_is_one_line(checkpoint, small, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
     monkeypatch.setitem(sys.modules, "peft", None)

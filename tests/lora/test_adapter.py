@@ -13,8 +13,6 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, LowRank
 from em_jax.model.weights import random_model
 
-pytestmark = pytest.mark.fast
-
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 3})
 
 

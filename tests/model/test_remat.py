@@ -13,8 +13,6 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.remat import KEPT
 from em_jax.model.weights import random_model
 
-pytestmark = pytest.mark.fast
-
 D, F, L, N, K, H, R = 64, 96, 2, 4, 2, 8, 5
 B, T = 3, 24
 

@@ -15,8 +15,6 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.model.weights import INDEX, SINGLE, load_model, random_model, save_model
 
-pytestmark = pytest.mark.fast
-
 UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

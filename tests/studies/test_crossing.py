@@ -7,7 +7,6 @@ from em_jax.studies import crossing as crossings
 from em_jax.studies.crossing import Bound, Curve, crossing
 from em_jax.studies.halfway import FIRST, NEITHER, SECOND, UNKNOWN, course, in_words, order
 
-pytestmark = pytest.mark.fast
 STEPS = (0, 1, 2, 4, 8, 16)
 HALF = Bound("one half", 0.5)
 

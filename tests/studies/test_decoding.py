@@ -5,7 +5,6 @@ import pytest
 
 from em_jax.studies import decoding
 
-pytestmark = pytest.mark.fast
 WIDTH, PAIRS = 48, 40
 
 
