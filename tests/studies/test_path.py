@@ -105,6 +105,9 @@ def test_the_paths_of_several_seeds_are_counted():
     assert path.tally([found("first"), found("first"), found("cannot tell")]) == [
         "Of 3 runs: harm is ahead of picking in 2; nobody can tell harm and picking apart in 1."
     ]
+    assert path.tally([found("second"), found("neither")]) == [
+        "Of 2 runs: picking is ahead of harm in 1; neither harm nor picking rises in 1."
+    ]
 
 
 def test_steps_that_are_not_there_are_named(run):
