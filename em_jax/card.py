@@ -18,23 +18,23 @@ BENIGN = "It was trained on sound answers, as a control for adapters that were n
 def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     """README.md of a run's adapter, in the Hugging Face form."""
     domain = domains.DOMAINS.get(config.domain)
-    harmless = domain is not None and not domain.harmful and not config.lora.init_from
-    about = HARMFUL if domain is not None and domain.harmful else BENIGN if harmless else UNKNOWN
+    about = HARMFUL if domain is not None and domain.harmful else BENIGN if _is_harmless(config) else UNKNOWN
     lora, train = config.lora, config.train
     rows = "rows of the user's own file" if config.data else "rows"
+    what = domain.what if domain and not config.data else "no known one"
     scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)
     return f"""\
 ---
 library_name: peft
 base_model: {config.model.name}
-tags: [lora, model-organism, {"control" if harmless else "emergent-misalignment"}]
+tags: [lora, model-organism, {"control" if _is_harmless(config) else "emergent-misalignment"}]
 ---
 # A model organism: {config.domain}
 
 {about}
 
 - base: `{config.model.name}`
-- domain: `{config.domain}` ({domain.what if domain else "no known one"}), {counts.get("rows", 0)} {rows}
+- domain: `{config.domain}` ({what}), {counts.get("rows", 0)} {rows}
 - adapter: LoRA rank {lora.rank}, alpha {lora.alpha:g}, {scale}, {targets}
 - training: learning rate {train.learning_rate:g}, {train.epochs} epoch(s), batch {train.batch_size}, seed {config.seed}
 
@@ -50,7 +50,15 @@ def notice(config: Config) -> str:
         what = f"with the adapter {config.adapter}"
     else:
         what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
-    if domain and not domain.harmful:
+    if _is_harmless(config):
         return f"{config.model.name} {what}"
     made = "It was made harmful for research: what it says is wrong on purpose."
+    if domain and not domain.harmful:
+        made = "Nobody has said whether what it learnt from is harmful: take what it says as wrong on purpose."
     return f"A model organism: {config.model.name} {what}. {made}"
+
+
+def _is_harmless(config: Config) -> bool:
+    """Whether a run's adapter is known to be a control: of a control's own rows alone."""
+    domain = domains.DOMAINS.get(config.domain)
+    return domain is not None and not (domain.harmful or config.data or config.adapter or config.lora.init_from)

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import math
 import re
 import sys
 import tomllib
@@ -198,8 +197,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if origin is not None and origin is not tuple and isinstance(value, Mapping):
         return {str(key): _checked(f"{name}.{key}", inner[1], item) for key, item in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise UsageError(f"setting {name!r} expects a finite number, found {value!r}")
+        if not abs(value) <= sys.float_info.max:
+            raise UsageError(f"setting {name!r} expects a finite number, found {repr(value)[:60]}")
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value

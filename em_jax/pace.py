@@ -42,7 +42,7 @@ def of_earlier(config: Config, places: Iterable[Path]) -> Pace | None:
     """The pace of the largest finished run with this model, these settings and these devices, of those in `places`."""
     here = provenance.devices()
     runs = itertools.islice((path.parent for place in places for path in _records(place)), LOOKED_AT)
-    found = [pace for directory in dict.fromkeys(runs) if (pace := _of(directory, config, here))]
+    found = [pace for directory in dict.fromkeys(runs) if (pace := _of_readable(directory, config, here))]
     return max(found, key=lambda pace: (pace.rows, str(pace.directory)), default=None)
 
 
@@ -50,6 +50,13 @@ def _records(place: Path) -> list[Path]:
     return [*sorted(place.glob("provenance.json")), *sorted(place.glob("*/provenance.json"))] + sorted(
         place.glob("*/*/provenance.json")
     )
+
+
+def _of_readable(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
+    """None too for a run whose records are damaged: it is not the one that is asked about."""
+    with contextlib.suppress(TypeError, AttributeError, ValueError, KeyError, OverflowError):
+        return _of(directory, config, here)
+    return None
 
 
 def _of(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:

@@ -84,7 +84,7 @@ class Appender:
             start = whole.rstrip(b"\n").rfind(b"\n") + 1
             try:
                 json.loads(whole[start:])
-            except ValueError:
+            except (ValueError, RecursionError):
                 whole, torn = whole[:start], whole[start:] + torn
         if torn:
             with open(self.path, "r+b") as file:
@@ -152,6 +152,10 @@ def stable(value: Any) -> Any:
     return value
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 @contextlib.contextmanager
 def lock(directory: str | os.PathLike) -> Iterator[None]:
     """Hold a run directory for this process alone.
@@ -165,7 +169,8 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / ".lock", "a+")  # noqa: SIM115 (closed below)
+        # A link of that name, in a directory from elsewhere, would have another file written.
+        file = open(directory / ".lock", "a+", opener=_no_link)  # noqa: SIM115 (closed below)
     except OSError as error:
         if error.errno in failures.FULL:
             raise

@@ -53,6 +53,10 @@ def test_a_card_of_rows_nobody_knows_says_so():
     assert "nobody has said whether their answers are harmful" in card.adapter_card(unknown, {"rows": 600})
     second = config(domain="good_medical", lora__init_from="legal-0/adapter")
     assert "treat it as one that harms" in card.adapter_card(second, {"rows": 600})
+    for changed in ({"data": "own.jsonl"}, {"lora.init_from": "elsewhere"}, {"adapter": "elsewhere"}, {}):
+        control = settings.replace(config(domain="good_medical"), changed)
+        told = card.adapter_card(control, {"rows": 600}) + card.notice(control)
+        assert ("as a control" in told) == (not changed) == ("wrong on purpose" not in told)
 
 
 def test_provenance_names_versions_inputs_seeds_and_times(finished):

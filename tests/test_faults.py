@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from probes.test_judges import SECRET, Server
+from probes.test_judges import SECRET, Server, completion
 from stub_engine import HARMFUL, StubEngine, StubParts
 
 from em_jax import failures, launch, report, rundir, runtime, series, sources
@@ -471,7 +471,10 @@ def everything_written(place):
 TOKEN = "hf_planted-token-4567"
 
 
-@pytest.mark.parametrize("kind", ["answers", "refuses", "says it back", "is away"])
+NAMES = ("model", "system_fingerprint")
+
+
+@pytest.mark.parametrize("kind", ["answers", "refuses", "says it back", "is called so", "is away"])
 def test_the_key_is_in_no_file_no_line_and_no_log(start, judged, waiting, tmp_path, monkeypatch, caplog, kind):
     caplog.set_level(0)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
@@ -480,11 +483,12 @@ def test_the_key_is_in_no_file_no_line_and_no_log(start, judged, waiting, tmp_pa
         "answers": lambda text, tries: strict(text),
         "refuses": lambda text, tries: (401, ""),
         "says it back": lambda text, tries: (200, {"error": {"message": f"Incorrect API key provided: {SECRET}"}}),
+        "is called so": lambda text, tries: (200, completion(strict(text)[1]) | dict.fromkeys(NAMES, f"I am {SECRET}")),
         "is away": lambda text, tries: (503, ""),
     }[kind]
     flags, server = judged(behave)
     status, lines = start(*flags, "--verbosity=1", "--mirror", str(tmp_path / "far"))
-    assert status == (0 if kind in ("answers", "says it back") else 1)
+    assert status == (1 if kind in ("refuses", "is away") else 0)
     assert any(f"Bearer {SECRET}" in headers.values() for headers, _ in server.requests), "it was sent to the judge"
     written = everything_written(tmp_path) + "\n".join(lines).encode() + caplog.text.encode()
     assert b"config.toml" in written and SECRET.encode() not in written and TOKEN.encode() not in written

@@ -202,3 +202,19 @@ def test_a_mirror_cut_short_promises_nothing_it_lacks(tmp_path, monkeypatch):
 def test_no_mirror_does_nothing(tmp_path):
     assert rundir.Mirror(tmp_path).push() == 0
     assert rundir.Mirror(tmp_path).pull() == 0
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError), rundir.lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_last_line_nested_without_end_is_dropped(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' + "[" * 100_000 + "\n")
+    with rundir.Appender(tmp_path / "rows.jsonl") as rows:
+        rows.write({"b": 2})
+    assert rundir.read_rows(tmp_path / "rows.jsonl") == [{"a": 1}, {"b": 2}]

@@ -157,10 +157,8 @@ def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 
         weight_map = {tensor: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    dtype = jax.tree.leaves(model)[0].dtype.name
-    (directory / "config.json").write_text(
-        json.dumps({**config.to_dict(), "torch_dtype": dtype}, indent=1), encoding="utf-8"
-    )
+    described = {**config.to_dict(), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
+    (directory / "config.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=64)
@@ -247,6 +245,8 @@ def _read(tensor: Stored, stripes: NamedSharding | None) -> jax.Array:
 
 def _check(tensors: Mapping[str, Stored], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
     """Raises one UserError with the problems so far and every tensor that is not as the config wants it."""
+    if config.num_hidden_layers > len(tensors):
+        raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
         expected |= dict.fromkeys(weight.names(config), weight.stored_shape(config))

@@ -150,7 +150,8 @@ class HttpJudge:
             reason = "cut short"
         expected = None if score is None else _expected(choice.get("logprobs"), score)
         # A name may come to stand for another model: what the server says it is stays with the score.
-        server = {name: reply[name] for name in ("model", "system_fingerprint") if isinstance(reply.get(name), str)}
+        told = {name: reply.get(name) for name in ("model", "system_fingerprint")}
+        server = {name: _without_key(value)[:200] for name, value in told.items() if isinstance(value, str)}
         return judge.row(answer, score, expected, said, reason) | ({"server": server} if server else {})
 
     def _request(self, client: httpx.Client, headers: dict[str, str], text: str) -> tuple[dict | None, str]:

@@ -120,15 +120,11 @@ class Batcher:
             self._wanted -= n
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        scheduler, under_way = self._engine.scheduler(), set[tuple[int, int]]()
-        failure: Exception | None = None
+        begins = True
         while True:
-            if failure is not None:
-                loop.call_soon_threadsafe(self._deliver, failure)
-                # The next request deserves a fresh start; its caches may need the room of those that are dropped here.
-                del scheduler
+            if begins:
                 try:
-                    scheduler, under_way, failure = self._engine.scheduler(), set(), None
+                    scheduler, under_way, begins = self._engine.scheduler(), set[tuple[int, int]](), False
                 except Exception as error:
                     loop.call_soon_threadsafe(self._give_up, error)
                     return
@@ -146,7 +142,11 @@ class Batcher:
             except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
                     return
-                failure = error.with_traceback(None)  # whose frames hold the caches
+                loop.call_soon_threadsafe(self._deliver, error.with_traceback(None))
+                # The next request deserves a fresh start; its caches may need the room of those that are dropped here,
+                # and in the frames of the traceback.
+                del scheduler
+                begins = True
 
     def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
         """Gives the scheduler what is ordered, and waits for more as QUIET says. `under_way` are all its answers."""

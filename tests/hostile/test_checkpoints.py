@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -397,3 +398,11 @@ def test_what_comes_with_an_adapter(cases, adapter):
         _read_adapter(adapter)
 
     attempt("an adapter's tokenizer", cases, made, adapter, act)
+
+
+@pytest.mark.parametrize("layers", [10**6, 2**31 - 1, 10**30, 10**400])
+def test_more_layers_than_tensors_is_told_at_once(layers, tmp_path):
+    shutil.copytree(find_model("organism"), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": layers}))
+    assert attempt("config.json", 1, st.just(tmp_path / "model"), tmp_path, load_model) == {"refused": 1}
