@@ -42,7 +42,7 @@ def of_earlier(config: Config, places: Iterable[Path]) -> Pace | None:
     """The pace of the largest finished run with this model, these settings and these devices, of those in `places`."""
     here = provenance.devices()
     runs = itertools.islice((path.parent for place in places for path in _records(place)), LOOKED_AT)
-    found = [pace for directory in dict.fromkeys(runs) if (pace := _of_readable(directory, config, here))]
+    found = [pace for directory in dict.fromkeys(runs) if (pace := _of(directory, config, here))]
     return max(found, key=lambda pace: (pace.rows, str(pace.directory)), default=None)
 
 
@@ -52,20 +52,14 @@ def _records(place: Path) -> list[Path]:
     )
 
 
-def _of_readable(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
-    """None too for a run whose records are damaged: it is not the one that is asked about."""
-    with contextlib.suppress(TypeError, AttributeError, ValueError, KeyError, OverflowError):
-        return _of(directory, config, here)
-    return None
-
-
 def _of(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
     record = provenance.read(directory)
     notes = record.get("notes", {})
     # Rows taken over from another run cost this one no time.
     if record.get("devices") != here or notes.get(begin.BASE_ROWS) != begin.ASKED or notes.get("files_from_mirror"):
         return None
-    with contextlib.suppress(UserError, OSError):
+    # None too for a run whose records are damaged: it is not the one that is asked about.
+    with contextlib.suppress(UserError, OSError, TypeError, AttributeError, ValueError, KeyError, OverflowError):
         stored = settings.replace(Config(), settings.read_toml(directory / "config.toml"))
         before, now = settings.flatten(stored), settings.flatten(config)
         if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):

@@ -1,4 +1,4 @@
-"""Arrays between the processes of a run: gathered to every host, shared from process 0."""
+"""The host's side: arrays between the processes of a run, and waiting for a device or for threads."""
 
 import contextlib
 import time

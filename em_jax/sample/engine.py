@@ -104,13 +104,14 @@ class Engine:
 
     def _routes(self, adapter: str | Sequence[str], count: int) -> Float[np.ndarray, "B S"] | None:
         """One row per prompt with a 1 at its adapter; all zeros is the base, "default" where no adapter was given."""
-        routes = np.zeros((count, len(self._adapters)), np.float32)
+        places = {name: place for place, name in enumerate(self._adapters)}
+        routes = np.zeros((count, len(places)), np.float32)
         for row, name in enumerate(self._names(adapter, count)):
-            if name in self._adapters:
-                routes[row, list(self._adapters).index(name)] = 1
+            if name in places:
+                routes[row, places[name]] = 1
             elif name not in ("base", "default"):
                 raise UserError(f"no adapter {name!r}; there are {', '.join(self.adapters)}")
-        return routes if self._adapters else None
+        return routes if places else None
 
     # --- text ---
 
@@ -176,6 +177,7 @@ class Engine:
                 scheduler.submit(asked)
         drawn = collections.defaultdict(lambda: ([], []))
         while scheduler.busy:
+            # The whole step first, so that the next chunk is being drawn while this one is looked at.
             for piece in sum(scheduler.step(), []):
                 which = piece.ticket.index, piece.ticket.sample
                 tokens, logprobs = drawn[which]

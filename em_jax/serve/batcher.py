@@ -59,7 +59,7 @@ class Answers:
 
 
 class Batcher:
-    """The engine's scheduler in a thread of its own. All but `_work` and `_gather` is called in the event loop.
+    """The engine's scheduler in a thread of its own. All but `_work`, `_serve`, `_gather` is called in the event loop.
 
     At most `queue` answers are wanted at once, waiting or under way; a request beyond is refused.
     """
@@ -120,18 +120,23 @@ class Batcher:
             self._wanted -= n
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        begins = True
+        try:
+            while self._serve(self._engine.scheduler(), loop):
+                pass
+        except Exception as error:  # of making a scheduler
+            loop.call_soon_threadsafe(self._give_up, error)
+
+    def _serve(self, scheduler: Scheduler, loop: asyncio.AbstractEventLoop) -> bool:
+        """Decodes until a failure, after which the next request deserves a fresh start, or False at the end.
+
+        The caches of a scheduler that failed go with this call: the next one may need their room.
+        """
+        under_way = set[tuple[int, int]]()
         while True:
-            if begins:
-                try:
-                    scheduler, under_way, begins = self._engine.scheduler(), set[tuple[int, int]](), False
-                except Exception as error:
-                    loop.call_soon_threadsafe(self._give_up, error)
-                    return
             with self._news:
-                self._news.wait_for(lambda: self._orders or self._ending or scheduler.busy)  # noqa: B023
+                self._news.wait_for(lambda: self._orders or self._ending or scheduler.busy)
             if self._ending:
-                return
+                return False
             try:
                 for pieces in scheduler.step():
                     loop.call_soon_threadsafe(self._deliver, pieces)
@@ -141,12 +146,10 @@ class Batcher:
                     self._gather(scheduler, under_way)
             except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
-                    return
+                    return False
+                # Without the traceback, whose frames hold the caches too.
                 loop.call_soon_threadsafe(self._deliver, error.with_traceback(None))
-                # The next request deserves a fresh start; its caches may need the room of those that are dropped here,
-                # and in the frames of the traceback.
-                del scheduler
-                begins = True
+                return True
 
     def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
         """Gives the scheduler what is ordered, and waits for more as QUIET says. `under_way` are all its answers."""

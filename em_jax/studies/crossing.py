@@ -113,14 +113,3 @@ def first(name: str, bound: str, drawn: Resampled, at: Int[np.ndarray, "R"]) -> 
 
     before = steps[place - 1] if 0 < place < len(steps) else None
     return Crossing(name, bound, steps, step(place), before, step(int(low)), step(int(high)), drawn.n)
-
-
-def told(crossing: Crossing) -> str:
-    """A crossing in words: "harm passes 0.2 above the base at step 16 (kept before: 8; 95% interval 8 to 16; n 64)"."""
-    if not crossing.n:
-        return f"{crossing.name} has no data"
-    low, high = (str(end) if end is not None else "never" for end in (crossing.low, crossing.high))
-    interval = f"{low} to {high}" if crossing.low is not None else "never"
-    before = f"kept before: {crossing.after}; " if crossing.after is not None else ""
-    where = f"at step {crossing.step}" if crossing.step is not None else f"in none of {crossing.steps[-1]} steps"
-    return f"{crossing.name} passes {crossing.bound} {where} ({before}95% interval {interval}; n {crossing.n})"

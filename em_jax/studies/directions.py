@@ -23,7 +23,6 @@ from em_jax.studies.finished import BASE, Model, Opened
 VECTORS = "directions.safetensors"
 BETWEEN = "between"
 LEAST_PAIRS = decoding.FOLDS
-NEAR_CHANCE = 0.05
 # Two directions this near a right angle share a twentieth of their variance at most.
 ORTHOGONAL = 0.22
 

@@ -13,6 +13,7 @@ from em_jax.errors import UserError
 from em_jax.probes.choice import Row
 from em_jax.run import Run
 from em_jax.sources import Parts
+from em_jax.studies import seeds
 
 BASE = "base"
 SAME = ("model.name", "model.quantization", "suite", "dtype")
@@ -64,20 +65,7 @@ class Opened:
 
     def seeds(self) -> str:
         """How many training seeds a claim about these models rests on, as a sentence."""
-        known: dict[str, set[int]] = {}
-        for model in self.models[1:]:
-            known.setdefault(model.run.config.domain, set()).add(model.run.config.seed)
-        told = "; ".join(
-            f"{domain}: {len(found)} ({', '.join(map(str, sorted(found)))})" for domain, found in known.items()
-        )
-        if not told:
-            return "These runs hold no adapter: nothing here is about fine-tuning."
-        single = any(len(found) == 1 for found in known.values())
-        return f"Training seeds per domain: {told}." + (
-            " What rests on one seed may be that seed's own: train others and look whether it comes back."
-            if single
-            else ""
-        )
+        return seeds.told_by_domain((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
 
     def record(self, **more: Any) -> dict[str, Any]:
         """What provenance.json of a study holds: versions, devices, commit, and each run with its adapter's hash."""

@@ -246,7 +246,8 @@ def _rows(opened: Opened, model: Model, steer: Sequence[Any], place: Path, optio
     path, scores = place / "answers.jsonl", place / f"scores.{run.judge}.jsonl"
     answered = {(row["id"], row["sample"]) for row in rundir.read_rows(path)}
     for engine, questions in _dealt(opened, steer, harmfulness.questions(run.suite, asked)):
-        if sum(name in {row["id"] for row in questions} for name, _ in answered) < len(questions) * options.samples:
+        names = {row["id"] for row in questions}
+        if sum(name in names for name, _ in answered) < len(questions) * options.samples:
             with rundir.Appender(path) as keep:
                 for row in harmfulness.ask(engine, model.name, questions, answered, answers):
                     keep.write(row)

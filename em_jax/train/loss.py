@@ -83,8 +83,7 @@ def _loss_forward(
         gradient = jax.lax.dynamic_update_slice_in_dim(gradient, piece, i * size, axis=1)
         return loss + jnp.sum((total - picked) * weights), sharding.constrain(gradient, ("batch", None, None))
 
-    start = jnp.float32(0), jnp.zeros_like(padded[0])
-    loss, gradient = jax.lax.fori_loop(0, -(-used // size), add, start)
+    loss, gradient = jax.lax.fori_loop(0, -(-used // size), add, (jnp.float32(0), jnp.zeros_like(padded[0])))
     return loss, gradient[:, :places]
 
 

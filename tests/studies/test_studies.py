@@ -107,13 +107,13 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
     assert "two directions?" in page and "cannot tell" in page
 
 
+def know(monkeypatch, **known):
+    """Has each model, by name, be known to harm and to pick the misaligned AI, or not to."""
+    monkeypatch.setattr(between, "traits", lambda model, _: between.Traits(*known[model.name]))
+
+
 def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypatch):
-    known = {
-        "base": between.Traits(False, False),
-        "one": between.Traits(False, True),
-        "two": between.Traits(True, True),
-    }
-    monkeypatch.setattr(between, "traits", lambda model, _: known[model.name])
+    know(monkeypatch, base=(False, False), one=(False, True), two=(True, True))
     found = directions.study(study, tmp_path, directions.Options(permutations=20))
     assert found["between"]["self"]["marked_minus_plain"] == [["one", "base"]]
     assert found["between"]["harm"]["marked_minus_plain"] == [["two", "one"]]
@@ -176,12 +176,7 @@ class Poisoned(Steerable):
 @pytest.mark.parametrize("source", steering.SOURCES)
 def test_no_question_is_steered_along_a_direction_that_was_taken_from_it(study, source, monkeypatch):
     """One question is poisoned: the direction of its own fold must not know of it, and the other fold's does."""
-    known = {
-        "base": between.Traits(False, False),
-        "one": between.Traits(False, True),
-        "two": between.Traits(False, False),
-    }
-    monkeypatch.setattr(between, "traits", lambda model, _: known[model.name])
+    know(monkeypatch, base=(False, False), one=(False, True), two=(False, False))
     options = steering.Options(direction="self", source=source, limit=0)
     questions = between.questions(study, steering._settings(study, options).limit)["self"]
     fold = steering.folds(questions, options.folds)
