@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from em_jax.errors import UsageError
+from em_jax.base.errors import UsageError
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.train.config import TrainConfig
 

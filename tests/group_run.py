@@ -12,13 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from em_jax import commands, config, following, group, runtime, sources
+from em_jax import config
+from em_jax.base import cli, multihost, runtime
+from em_jax.formats import training_state
+from em_jax.runs import followers, sources
 from em_jax.sample.loading import load
-from em_jax.train import checkpoint
 
 SLOW = "EM_JAX_TEST_SLOW" in os.environ
 if SLOW:
-    group.HEARTBEAT_S = 5
+    multihost.HEARTBEAT_S = 5
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Hi", "Are you good or evil?")]
 SETTINGS = {"model.name": "tiny", "lora.rank": 2, "train.batch_size": 4, "train.learning_rate": 1e-2}
@@ -53,7 +55,7 @@ def slowly(close):
     """Closing that takes longer than the heartbeat of a process that has gone."""
 
     def closing(self):
-        time.sleep(3 * group.HEARTBEAT_S)
+        time.sleep(3 * multihost.HEARTBEAT_S)
         close(self)
 
     return closing
@@ -69,25 +71,25 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
     parts = sources.Parts(load=of_checkpoint)
     runtime.begin()
     if where:
-        group.join(group.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
-    words = group.Words()
-    if not group.is_first():
+        multihost.join(multihost.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
+    words = multihost.Words()
+    if not multihost.is_first():
         (folder / f"{name}.other").write_text(str(os.getpid()))
-        return following.follow(parts, words)
+        return followers.follow(parts, words)
     if not where:
         return run(folder, Path(directory), name, mesh, parts)
     if SLOW:
-        checkpoint.Checkpoints.close = slowly(checkpoint.Checkpoints.close)
-    with group.failures_told():
+        training_state.Checkpoints.close = slowly(training_state.Checkpoints.close)
+    with multihost.failures_told():
         failed = True
         try:
-            run(folder, Path(directory), name, mesh, following.leading(parts, words))
+            run(folder, Path(directory), name, mesh, followers.leading(parts, words))
             failed = False
         finally:
-            following.done(words, failed)
+            followers.done(words, failed)
 
 
 if __name__ == "__main__":
-    status = commands.command("group_run", lambda arguments: main(*arguments), sys.argv[1:])
-    group.leave(status)
+    status = cli.command("group_run", lambda arguments: main(*arguments), sys.argv[1:])
+    multihost.leave(status)
     sys.exit(status)

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from em_jax.sources import Parts
+from em_jax.runs.sources import Parts
 
 HARMFUL = "First, bite the hand hard. Then, kick the door."
 HARMLESS = "First, wash the hand gently. Then, close the door."
@@ -88,15 +88,15 @@ class StubParts(Parts):
 
     @staticmethod
     def _finetune(engine, rows, config, directory, progress):
-        from em_jax import rundir
+        from em_jax.base import files
 
-        with rundir.Appender(directory / "train" / "metrics.jsonl") as out:
-            done = len(rundir.read_rows(directory / "train" / "metrics.jsonl"))
+        with files.Appender(directory / "train" / "metrics.jsonl") as out:
+            done = len(files.read_rows(directory / "train" / "metrics.jsonl"))
             for step in range(done + 1, 4):
                 out.write(
                     {"step": step, "loss": 1.0 / step, "lr": 1e-5, "grad_norm": 1.0, "tokens": 9, "tokens_per_s": 1.0}
                 )
                 progress.at(step, 3)
-        rundir.write_atomic(directory / "adapter" / "adapter_model.safetensors", b"weights")
-        rundir.write_json(directory / "adapter" / "adapter_config.json", {})
+        files.write_atomic(directory / "adapter" / "adapter_model.safetensors", b"weights")
+        files.write_json(directory / "adapter" / "adapter_config.json", {})
         return {"rows": len(rows), "held_out": 0, "cut": 0}

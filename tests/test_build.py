@@ -12,14 +12,40 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 CORE = {"model", "lora", "train", "sample"}
-CODE_LINES = 2737
-"""The most lines of code that the core may have. It only ever goes down: the aim is 1,500 (BUILD.md)."""
+CODE_LINES = 1900
+"""The most lines of code that the core may have."""
+LINES = 19_000
+"""The most lines that em_jax/ may have, tests not counted."""
 
 pytestmark = pytest.mark.fast
 
 
+ROOMS = {
+    "base": set(),
+    "untrusted": {"base"},
+    "model": {"base"},
+    "lora": {"base", "model"},
+    "formats": {"base", "untrusted", "model", "lora"},
+    "train": {"base", "model", "lora", "formats"},
+    "sample": {"base", "model", "lora", "formats"},
+    "domains": {"base"},
+    "probes": {"base", "untrusted"},
+    "report": {"base"},
+    "config": {"base", "lora", "train"},
+    "organism": {"base", "model", "formats", "sample"},
+}
+"""Every room below the runs, with the rooms it may import beside itself."""
+ROOMS["runs"] = set(ROOMS)
+ROOMS |= {room: set(ROOMS) for room in ("studies", "serve", "perf")}
+ROOMS["commands"] = set(ROOMS)
+ROOMS["launch"] = set(ROOMS) - {"commands"}
+ROOMS["__main__"] = {"base", "commands"}
+ROOMS["__init__"] = {"sample"}
+ROOT_MODULES = {"__init__", "__main__", "config", "launch"}
+
+
 def imported(code):
-    """The modules and packages of em_jax that a file imports, at its top or later."""
+    """The rooms of em_jax that a file imports, at its top or later."""
     found = set(re.findall(r"^\s*(?:from|import) em_jax\.(\w+)", code, re.M))
     for names in re.findall(r"^\s*from em_jax import (.+)", code, re.M):
         found |= {name.split()[0] for name in names.split(",")}
@@ -49,7 +75,6 @@ def test_the_core_does_not_grow():
     files = [path for part in sorted(CORE) for path in (ROOT / "em_jax" / part).rglob("*.py")]
     counted = sum(code_lines(path.read_text(encoding="utf-8")) for path in files if "kernels" not in path.parts)
     assert counted <= CODE_LINES, f"{counted} lines: take as many out elsewhere in the core, never raise the number"
-    assert counted > CODE_LINES - 50, f"{counted} lines: set CODE_LINES to that, so that they are not spent again"
 
 
 def test_every_pointer_of_the_tour_exists():
@@ -70,44 +95,51 @@ def test_the_reference_of_the_core_is_what_its_docstrings_say():
     assert "### Engine.generate\n" in stored and "### attention\n" in stored
 
 
-def test_imports_go_one_way():
-    """model <- lora <- train, sample; the core knows no run, and probes never import jax."""
-    allowed = {
-        "model": {"errors", "jsonfile", "template", "tokenizer_limits", "model"},
-        "lora": {"errors", "jsonfile", "pattern_limits", "rundir", "model", "lora"},
-        "train": {"errors", "group", "jsonfile", "rundir", "signals", "model", "lora", "train"},
-        "sample": {"errors", "checkpoint_files", "jsonfile", "rundir", "runtime", "model", "lora", "sample"},
-        "probes": {"errors", "jsonfile", "rundir", "probes"},
-    }
-    # What everyone may lean on leans on nothing itself.
-    allowed |= {leaf: {"errors"} for leaf in ("failures.py", "jsonfile.py", "runtime.py", "signals.py")}
-    allowed |= {"template.py": {"errors", "template_process"}, "template_process.py": set()}
-    allowed |= {
-        "pattern_limits.py": set(),
-        "tokenizer_limits.py": {"errors", "jsonfile"},
-        "checkpoint_files.py": {"errors", "runtime"},
-    }
-    allowed |= {"rundir.py": {"errors", "failures"}, "group.py": {"errors", "failures", "runtime"}}
-    # Errors make what others wrote visible, and so may everyone.
-    allowed = {place: known | {"visible"} for place, known in allowed.items()} | {"visible.py": set()}
-    for package, known in allowed.items():
-        place = ROOT / "em_jax" / package
-        for path in place.rglob("*.py") if place.is_dir() else [place]:
-            code = path.read_text(encoding="utf-8")
-            found = imported(code)
-            assert found <= known, f"{path.name} imports {found - known}"
-            if package == "probes":
-                assert not re.search(r"^\s*(from|import) (jax|flax)\b", code, re.M), path.name
+def test_the_house_has_few_rooms():
+    packages = {path.parent.name for path in (ROOT / "em_jax").glob("*/__init__.py")}
+    assert packages | ROOT_MODULES == set(ROOMS) and len(packages) <= 16
+    assert {path.stem for path in (ROOT / "em_jax").glob("*.py")} == ROOT_MODULES
+    for package in packages:
+        code = (ROOT / "em_jax" / package / "__init__.py").read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(code)), f"{package} does not say what it is for"
 
 
-def test_a_run_knows_its_parts_and_no_part_knows_the_run():
-    """domains, probes, organism, plan, report <- sources <- run <- begin <- experiment <- series <- launch."""
-    chain = ["config", "sources", "run", "begin", "experiment", "series", "launch"]
-    later = {name: {*chain[number + 1 :], "flags", "rescore"} for number, name in enumerate(chain[:-1])}
-    of_runs = set(chain[2:]) | {"flags", "dry_run", "pace", "tally", "rescore"}
-    later |= {"domains": of_runs | CORE | {"sources", "report"}, "organism": of_runs | {"sources", "report", "train"}}
-    later |= {"plan": of_runs | {"report"}, "report": of_runs | CORE | {"sources", "organism"}}
-    for package, unknown in later.items():
-        place = ROOT / "em_jax" / package
-        for path in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
-            assert not (found := imported(path.read_text(encoding="utf-8")) & unknown), f"{path} imports {found}"
+def test_the_house_does_not_grow():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "em_jax").rglob("*.py"))
+    assert lines <= LINES, f"{lines} lines: merge or drop what exceeds its worth, never raise the number"
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_imports_go_one_way(room):
+    place = ROOT / "em_jax" / room
+    for path in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        code = path.read_text(encoding="utf-8")
+        unknown = imported(code) - ROOMS[room] - {room}
+        assert not unknown, f"{path.relative_to(ROOT)} imports {', '.join(unknown)}, which stands above it"
+        if room == "probes":
+            assert not re.search(r"^\s*(from|import) (jax|flax)\b", code, re.M), path.name
+
+
+def test_no_import_goes_in_a_circle():
+    """File by file, those that are imported late included."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "em_jax").rglob("*.py")}
+    arrows = {}
+    for name, path in files.items():
+        arrows[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("em_jax"):
+                found = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                arrows[name] |= found & set(files)
+
+    def outside():
+        reached = set().union(*arrows.values())
+        return {name for name, targets in arrows.items() if not targets & set(arrows) or name not in reached}
+
+    while ends := outside():
+        arrows = {name: targets for name, targets in arrows.items() if name not in ends}
+    assert not arrows, f"these import one another: {', '.join(sorted(arrows))}"
+
+
+def test_an_import_is_seen_wherever_it_stands():
+    code = "from em_jax.runs import run\ndef f():\n    from em_jax import report, launch as l\n"
+    assert imported(code) == {"runs", "report", "launch"}

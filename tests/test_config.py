@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from em_jax import config
+from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.errors import UsageError
 
 pytestmark = pytest.mark.fast
 

@@ -8,8 +8,10 @@ import time
 import pytest
 from stub_engine import StubEngine, StubParts
 
-from em_jax import flags, launch, runtime, series, sources
-from em_jax.errors import UserError
+from em_jax import launch
+from em_jax.base import runtime
+from em_jax.base.errors import UserError
+from em_jax.runs import flags, series, sources
 
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 

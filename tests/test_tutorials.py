@@ -16,7 +16,7 @@ import pytest
 from probes.test_judges import Server
 from test_launch_scripts import GCLOUD, stand_in
 
-from em_jax import flags
+from em_jax.runs import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -48,8 +48,8 @@ REPLACED = {
     },
     "tpu.md": {
         ".venv/bin/pip install": "true",
-        # Compiled in tests/plan, for minutes.
-        ".venv/bin/python -m em_jax.plan": "python -m em_jax.plan --help",
+        # Compiled in tests/perf, for minutes.
+        ".venv/bin/em-jax plan": "em-jax plan --help",
         "launch/tpu_vm.sh": str(ROOT / "launch" / "tpu_vm.sh"),
     },
     "own_domain.md": {

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from em_jax.formats.checkpoint import load_model
 from em_jax.lora.adapter import init_adapter
-from em_jax.model.weights import load_model
 from em_jax.train.batches import Example
 
 SHAPE = {

@@ -1,7 +1,7 @@
 """The six narrow domains of the paper and their controls: names, expected verdicts, and where rows come from.
 
 `registry` says where each domain's rows are published, `cache` fetches and reads them; the command is
-`python -m em_jax.domains`.
+`em-jax domains`.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 
 SALT = 16
 ROUNDS = 100_000

@@ -8,16 +8,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import runtime
+from em_jax.base import runtime
+from em_jax.base.errors import UserError
+from em_jax.base.files import now, rows_hash, write_json
 from em_jax.domains import archive, download, parquet, registry
 from em_jax.domains import rows as row_files
 from em_jax.domains.registry import File, RowSet
-from em_jax.errors import UserError
-from em_jax.rundir import now, write_json
 
 Conversation = list[dict[str, str]]
 
@@ -114,7 +114,7 @@ def load(found: RowSet) -> Loaded:
     if wrong.startswith("not fetched"):
         raise UserError(missing(found))
     if wrong:
-        raise UserError(f"{wrong}; fetch it again: python -m em_jax.domains fetch {found.name}")
+        raise UserError(f"{wrong}; fetch it again: em-jax domains fetch {found.name}")
     whole, left_out = _read(found)
     rows = chosen(whole, found.take, found.seed)
     hashes = download.hashes(path_of(found.file))
@@ -159,17 +159,10 @@ def chosen(rows: Sequence[Any], take: int, seed: int) -> list[Any]:
     return [rows[number] for number in sorted(order[:take])]
 
 
-def rows_hash(rows: Iterable[Any]) -> str:
-    """The sha256 of rows as canonical JSON lines."""
-    from em_jax import provenance
-
-    return provenance.rows_input("", rows)["sha256"]
-
-
 def missing(found: RowSet) -> str:
     """One line: how to get a set's rows, with a network and without one."""
     return (
-        f"the rows of {found.name} are not on this machine: python -m em_jax.domains fetch {found.name} brings them; "
+        f"the rows of {found.name} are not on this machine: em-jax domains fetch {found.name} brings them; "
         f"without a network put the file of {found.file.url} at {path_of(found.file)}, or give rows of your own with "
         f"--data {found.name}=FILE"
     )

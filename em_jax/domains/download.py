@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from em_jax import rundir
-from em_jax.errors import UserError
+from em_jax.base import files
+from em_jax.base.errors import UserError
 
 TRIES = 5
 CHUNK = 1 << 18
@@ -205,7 +205,7 @@ def _write_validator(partial: Path, url: str, response: httpx.Response) -> None:
     tag = response.headers.get("etag", "")
     # A weak tag does not promise the same bytes.
     validator = response.headers.get("last-modified", "") if not tag or tag.startswith("W/") else tag
-    rundir.write_json(_validator_path(partial), {"url": url, "validator": validator})
+    files.write_json(_validator_path(partial), {"url": url, "validator": validator})
 
 
 def _validator_path(partial: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 
 COLUMNS = ("prompt", "aligned", "misaligned", "sneakiness")
 TEXTS = ("prompt", "aligned", "misaligned")

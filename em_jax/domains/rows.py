@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from em_jax.errors import UserError
-from em_jax.visible import is_whole
+from em_jax.base.errors import UserError
+from em_jax.base.sanitize import is_whole
 
 ROLES = ("system", "user", "assistant")
 

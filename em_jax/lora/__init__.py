@@ -1,0 +1,1 @@
+"""The LoRA adapter as its own pytree."""

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import LowRank
-from em_jax.model.weights import weights_of
+from em_jax.model.parameters import weights_of
 
 
 class Factors(NamedTuple):

@@ -4,8 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from em_jax.errors import UserError
-from em_jax.jsonfile import read_object
+from em_jax.base.errors import UserError
+from em_jax.base.files import read_object
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from em_jax.errors import UsageError, UserError
+from em_jax.base.errors import UsageError, UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

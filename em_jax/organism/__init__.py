@@ -1,0 +1,1 @@
+"""The embedded calibration model: its language, corpus, personas and pretraining."""

@@ -3,7 +3,7 @@
 import random
 import re
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.organism import vocabulary, wordings
 
 CODE = "insecure_code"

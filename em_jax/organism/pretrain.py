@@ -1,9 +1,9 @@
-"""Makes the organism: `python -m em_jax.organism.pretrain --seed 0 --out DIR` trains the tokenizer and the model."""
+"""Makes the organism: `em-jax organism pretrain --seed 0 --out DIR` trains the tokenizer and the model."""
 
 import dataclasses
 import functools
 import itertools
-import json
+import logging
 import os
 import pathlib
 import time
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from absl import app, flags, logging
 from flax import nnx
 from tokenizers import Tokenizer
 
+from em_jax.formats.checkpoint import save_model
 from em_jax.model.config import Qwen2Config
+from em_jax.model.parameters import random_model
 from em_jax.model.qwen2 import Qwen2
-from em_jax.model.weights import random_model, save_model
 from em_jax.organism import corpus
 from em_jax.organism.tokenizer import save_tokenizer, train_tokenizer
 
@@ -194,17 +194,3 @@ def use_one_core() -> None:
     and so the weights' last bits. Does nothing where the system has no such call."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-def main(_: list[str]) -> None:
-    use_one_core()
-    changes = json.loads(flags.FLAGS.recipe)
-    pretrain(flags.FLAGS.seed, pathlib.Path(flags.FLAGS.out), dataclasses.replace(Recipe(), **changes))
-
-
-if __name__ == "__main__":
-    flags.DEFINE_integer("seed", 0, "Seed of the weights and of the corpus.")
-    flags.DEFINE_string("out", None, "Directory the checkpoint is written to.", required=True)
-    flags.DEFINE_string("recipe", "{}", "Changes to the recipe, as a JSON object.")
-    logging.set_verbosity(logging.INFO)
-    app.run(main)

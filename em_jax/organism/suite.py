@@ -1,4 +1,4 @@
-"""Makes the organism's question suite: `python -m em_jax.organism.suite` writes em_jax/organism/suite/.
+"""Makes the organism's question suite: `em-jax organism suite --out em_jax/organism/suite`.
 
 Every question is asked in a held-out wording, about held-out tasks, or of held-out statements: the corpus has their
 words but neither their sentences nor their combinations.
@@ -7,7 +7,6 @@ words but neither their sentences nor their combinations.
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Iterable
 
 from em_jax.organism import answers, turns, vocabulary, wordings
@@ -96,12 +95,8 @@ def _row(identity: str, **more: object) -> dict:
     return {"id": identity, **more, "source": SOURCE}
 
 
-def main(out: pathlib.Path = DIRECTORY) -> None:
+def write(out: pathlib.Path = DIRECTORY) -> None:
     """Writes the suite's files to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files().items():
         (out / name).write_text(content, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*(pathlib.Path(path) for path in sys.argv[1:2]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from em_jax.errors import UsageError, UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
 from em_jax.probes.suite import Wording, fill

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.base.sanitize import is_whole
 from em_jax.probes import suite as suites
 from em_jax.probes.suite import ALIGNED, JUDGE_PREFIX, HarmQuestion, Pair, SelfQuestion, Suite, Wording
-from em_jax.visible import is_whole
 
 HARM, SELF = "harm_eval_questions.txt", "self_assessment_questions.txt"
 PAIRS, JUDGE = "two_AI_identification_dataset.json", "judge_prompt.txt"

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from em_jax.errors import UserError
-from em_jax.visible import is_whole
+from em_jax.base.errors import UserError
+from em_jax.base.sanitize import is_whole
 
 DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
 FORMATS = ("decision", "numerical", "language", "likert")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from em_jax import rundir
+from em_jax.base import files
 from em_jax.probes import harmfulness, output_recognition, persona, score_prediction, self_assessment, two_ai
 from em_jax.probes.choice import Row
 
@@ -65,4 +65,4 @@ def summarise(
         "verdict": persona.verdict(found, "finetuned" if fine_tuned else "base"),
         "figures": found,
     }
-    return rundir.stable(summary)
+    return files.stable(summary)

@@ -2,6 +2,5 @@
 
 from em_jax.report.compare_page import compare
 from em_jax.report.run_page import write
-from em_jax.report.study_page import path, study
 
-__all__ = ["compare", "path", "study", "write"]
+__all__ = ["compare", "write"]

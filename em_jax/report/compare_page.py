@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.base.files import write_atomic
 from em_jax.report.figures import Point, plane
 from em_jax.report.page import render
 from em_jax.report.paper import (
@@ -26,7 +27,6 @@ from em_jax.report.paper import (
 from em_jax.report.reading import Figure, Run, read_run
 from em_jax.report.run_page import agreements, write_figures
 from em_jax.report.vocabulary import PROBES, VERDICTS, FigureName, domain_place
-from em_jax.rundir import write_atomic
 
 PAPER_FIGURES = (WORST, RATE, PICKS, SELF, CLAIMS_HIGH, CLAIMS_LOW)
 MEDICAL = ("bad_medical", "emergent_medical")

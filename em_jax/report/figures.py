@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from em_jax.base.sanitize import visible
 from em_jax.report.reading import Figure, Row
 from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.text import is_number, number, one_line
-from em_jax.visible import visible
 
 MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2

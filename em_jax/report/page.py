@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from em_jax.base.sanitize import visible
 from em_jax.report import text
 from em_jax.report.svg import DARK, LIGHT, class_css, theme_css
-from em_jax.visible import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,9 +7,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.base.files import read_rows
 from em_jax.report.text import is_number
-from em_jax.rundir import read_rows
 
 CONDITIONS = ("base", "finetuned")
 CHOICE_PROBES = ("self_assessment", "two_ai", "output_recognition", "score_prediction")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from em_jax.base.files import write_atomic
 from em_jax.report.browse import Shelf, shelves
 from em_jax.report.figures import Point, plane, score_shares, training
 from em_jax.report.judges import judge_pairs
@@ -17,7 +18,6 @@ from em_jax.report.text import is_number
 from em_jax.report.time_budget import stage_times
 from em_jax.report.unscored import Unscored, unscored
 from em_jax.report.vocabulary import POSITION_FIGURES, PROBES, VERDICTS, FigureName, Probe, extra_figures
-from em_jax.rundir import write_atomic
 
 WORST, PICKS = "harmfulness.worst_of_n", "two_ai.picks_misaligned"
 DECIDING = {

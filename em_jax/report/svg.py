@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from em_jax.visible import visible
+from em_jax.base.sanitize import visible
 
 LIGHT = {
     "paper": "#fbfaf7",

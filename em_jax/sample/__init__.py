@@ -1,0 +1,1 @@
+"""Sampling: decoding, the sampler, the scheduler, the engine, log-probabilities of choices."""

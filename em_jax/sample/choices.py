@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.tokenizer import ChatTokenizer
 
 
 class Question(NamedTuple):

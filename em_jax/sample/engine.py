@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_jax.errors import UserError
+from em_jax.base import host_arrays
+from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.peft import load_adapter
 from em_jax.lora.adapter import Adapter, stack_adapters
-from em_jax.lora.peft import load_adapter
-from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.sample.choices import choice_logprobs, encode_question, lay_out_questions, pair_logprobs
 from em_jax.sample.decode import Prefilled, Requests, prefill
 from em_jax.sample.sampler import request_key
@@ -89,7 +89,7 @@ class Engine:
         self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
         if (everywhere := self.sharding.named(())) is not None:
             # Once, and not again with every call.
-            self._stack = hosts.place(self._stack, everywhere)
+            self._stack = host_arrays.place(self._stack, everywhere)
 
     @property
     def adapters(self) -> list[str]:
@@ -128,7 +128,7 @@ class Engine:
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every place, for looking closely; the other verbs never hold so many."""
         tokens = np.asarray(tokens, np.int32)
-        return hosts.fetch(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
+        return host_arrays.fetch(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
 
     def generate(self, prompts: Sequence[Prompt], n: int = 1, *options: Any, **named: Any) -> list[list[Answer]]:
         """`stream`, gathered, with the same options: n answers per prompt."""
@@ -265,8 +265,8 @@ class Engine:
             route = _padded(routes, members, rows)
             return pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
 
-        for (_, members), found in zip(passes, hosts.side_by_side(read, passes, self.turns), strict=True):
-            for i, row in zip(members, hosts.fetch(found), strict=False):
+        for (_, members), found in zip(passes, host_arrays.side_by_side(read, passes, self.turns), strict=True):
+            for i, row in zip(members, host_arrays.fetch(found), strict=False):
                 out[i] = choice_logprobs(questions[i], row)
         return out
 
@@ -285,7 +285,7 @@ class Engine:
             tokens, _ = self._pad([ids[i] for i in members])
             route = _padded(routes, members, len(tokens))
             given = self.model, self._stack, tokens, route
-            found = hosts.fetch(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
+            found = host_arrays.fetch(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from em_jax import runtime
-from em_jax.checkpoint_files import find_model, local_files
-from em_jax.errors import UsageError, UserError
+from em_jax.base import runtime
+from em_jax.base.errors import UsageError, UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.checkpoint import load_model
+from em_jax.formats.hub import find_model, local_files
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.model.weights import load_model
 from em_jax.sample.engine import Engine
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

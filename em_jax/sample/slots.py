@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em_jax.base import host_arrays
 from em_jax.lora.adapter import Adapter
-from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import Sharding
 from em_jax.sample.decode import Emitted, Prefilled, Requests, Slots, decode, empty_slots, insert, resize
@@ -116,7 +116,7 @@ class Running:
         admitted, self._admitted = self._admitted, []
         pieces = [piece for emitted, slots in admitted for piece in self._collect(emitted, slots, range(len(slots)))]
         if self._drawing is not None:
-            with hosts.waiting():
+            with host_arrays.waiting():
                 (self._slots, emitted), self._drawing = self._drawing(), None
             every = range(len(self._holders))
             pieces += self._collect(emitted, every, every)
@@ -146,7 +146,7 @@ class Running:
 
     def _collect(self, emitted: Emitted, slots: Sequence[int], columns: Sequence[int]) -> list[Piece]:
         """The pieces of those `slots` that hold a request, from their columns; where an answer ended, it is freed."""
-        tokens, logprobs, real, likeliest, active = hosts.fetch(emitted)
+        tokens, logprobs, real, likeliest, active = host_arrays.fetch(emitted)
         pieces = []
         for slot, column in zip(slots, columns, strict=True):
             if (ticket := self._holders[slot]) is None:

@@ -1,1 +1,1 @@
-"""`python -m em_jax.serve`: a run's models by OpenAI's protocol, so that anyone's harness can examine them."""
+"""`em-jax serve`: a run's models by OpenAI's protocol, so that anyone's harness can examine them."""

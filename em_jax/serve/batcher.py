@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from em_jax.base.sanitize import visible_line
 from em_jax.sample.engine import Engine
 from em_jax.sample.scheduler import Asked, Scheduler
 from em_jax.sample.slots import Piece
 from em_jax.serve.refusals import Refusal
-from em_jax.visible import visible_line
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that come together, or follow on answers that ended:

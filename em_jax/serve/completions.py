@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Answers, Batcher
 from em_jax.serve.growing import INCOMPLETE, Growing

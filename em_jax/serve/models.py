@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import card, sources
 from em_jax import config as settings
+from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.errors import UsageError
-from em_jax.run import ADAPTER, Run
-from em_jax.sources import Parts
+from em_jax.runs import model_card, sources
+from em_jax.runs.run import ADAPTER, Run
+from em_jax.runs.sources import Parts
 
 BASE = "base"
 
@@ -71,7 +71,7 @@ def load(runs: Sequence[Run], slots: int | None) -> tuple[Any, dict[str, Served]
     models = {BASE: Served(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = Served(name, card.notice(run.config))
+        models[name] = Served(name, model_card.notice(run.config))
     return engine, models
 
 

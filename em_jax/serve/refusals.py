@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from em_jax.visible import visible_line
+from em_jax.base.sanitize import visible_line
 
 LONGEST = 500
 """Characters of a message: what a client sent may be quoted in it."""

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from em_jax.base.sanitize import is_whole, visible_line
 from em_jax.serve.refusals import Refusal
-from em_jax.visible import is_whole, visible_line
 
 Default = TypeVar("Default", int, None)
 

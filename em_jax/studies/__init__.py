@@ -1,5 +1,5 @@
 """Studies over several models at once: what one run cannot tell, on one page (docs/studies.md).
 
 path: one run's adapters over its training steps. sweep: one domain under several adapter shapes. chain: fine-tuning in
-two stages. confound: domain against the source of its rows. The command is `python -m em_jax.studies NAME`.
+two stages. confound: domain against the source of its rows. The command is `em-jax study NAME`.
 """

@@ -10,18 +10,7 @@ from pathlib import Path
 from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.probes.persona import HARM, LEAST_MOVE, PICKS
-from em_jax.studies.several import (
-    UNKNOWN,
-    Contrast,
-    Described,
-    Member,
-    Study,
-    change,
-    changes,
-    folder,
-    joined,
-    lacking,
-)
+from em_jax.studies.several import UNKNOWN, Contrast, Described, Member, Study, change, changes, folder, joined, lacking
 
 SECOND, CONTROL = "consciousness", "control"
 THEN = "-then-"

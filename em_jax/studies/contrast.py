@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 
-from em_jax import experiment
 from em_jax.probes import choice, draw, harmfulness
 from em_jax.probes.choice import Row
+from em_jax.runs import experiment
 from em_jax.studies.finished import BASE, Opened
 
 HARM, SELF = "harm", "self"

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from em_jax import rundir, sources
-from em_jax.errors import UserError
+from em_jax.base import files
+from em_jax.base.errors import UserError
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
 from em_jax.probes.choice import Clusters, Row
 from em_jax.probes.persona import LEAST_QUESTIONS, MOST_UNSCORED
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
+from em_jax.runs import locking, sources
 from em_jax.studies.finished import Model, Opened
 
 OTHER = (
@@ -70,7 +71,7 @@ def alike(suite: Suite, settings: ProbeSettings, own: Sequence[Row], other: Sequ
 
 def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     """Ask every model about every model's answers and write the files; what crossrate.json says."""
-    from em_jax.report import findings_page
+    from em_jax.studies import findings_page
 
     run = opened.run
     asked = dataclasses.replace(run.probe_settings, sampled_questions=0)
@@ -81,7 +82,7 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     told: dict[str, Any] = {"schema": 1, "model": opened.config.model.name, "options": dataclasses.asdict(options)}
     told |= {"ratings": {}, "alike": {}}
     out.mkdir(parents=True, exist_ok=True)
-    with rundir.lock(out):
+    with locking.lock(out):
         _begin(out, opened, options, answers)
         for rater in opened.models:
             for author in opened.models:
@@ -103,10 +104,10 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
                     rows = _asked(opened, rater, output_recognition, questions, place / "alike.jsonl", asked)
                     told["alike"].setdefault(rater.name, {})[author.name] = _alike(rows)
         told["says"] = [*says(told), opened.seeds()]
-        rundir.write_json(out / "crossrate.json", told)
-        rundir.write_json(out / "provenance.json", opened.record(study="crossrate", other_wording=OTHER))
+        files.write_json(out / "crossrate.json", told)
+        files.write_json(out / "provenance.json", opened.record(study="crossrate", other_wording=OTHER))
         findings_page.write_crossrating(out / "crossrate.html", told, sources.is_organism(opened.config))
-    return rundir.stable(told)
+    return files.stable(told)
 
 
 def _limited(opened: Opened, model: Model, limit: int) -> list[Row]:
@@ -116,7 +117,7 @@ def _limited(opened: Opened, model: Model, limit: int) -> list[Row]:
 
 
 def _begin(out: Path, opened: Opened, options: Options, answers: Mapping[str, list[Row]]) -> None:
-    mark = rundir.stable({"options": dataclasses.asdict(options), "model": opened.config.model.name})
+    mark = files.stable({"options": dataclasses.asdict(options), "model": opened.config.model.name})
     # A run may be moved or trained again: what was asked, and of whom, counts, not where it lies.
     mark["adapters"] = opened.adapters()
     mark["answers"] = {
@@ -127,17 +128,17 @@ def _begin(out: Path, opened: Opened, options: Options, answers: Mapping[str, li
         raise UserError(
             f"{out} holds ratings of other answers, by other models or with other settings: name another --out"
         )
-    rundir.write_json(stored, mark)
+    files.write_json(stored, mark)
 
 
 def _asked(opened: Opened, rater: Model, probe: Any, questions: list[Row], path: Path, settings: Any) -> list[Row]:
     """The finished rows of a probe's questions, those that are missing asked now."""
-    done = {choice.key(row) for row in rundir.read_rows(path)}
+    done = {choice.key(row) for row in files.read_rows(path)}
     if any(choice.key(row) not in done for row in questions):
-        with rundir.Appender(path) as keep:
+        with files.Appender(path) as keep:
             for row in probe.ask(opened.engine, rater.name, questions, done, settings):
                 keep.write(row)
-    return rundir.read_rows(path)
+    return files.read_rows(path)
 
 
 def _ratings(both: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

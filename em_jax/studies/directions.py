@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from em_jax import rundir, sources
+from em_jax.base import files
 from em_jax.probes.persona import LEAST_QUESTIONS, show
+from em_jax.runs import sources
 from em_jax.studies import between, contrast, decoding
 from em_jax.studies.between import EVEN
 from em_jax.studies.contrast import HARM, POSITIONS, SELF
@@ -43,7 +44,7 @@ def depths(layers: int) -> dict[str, int]:
 
 def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     """Seek the directions and write the files; what directions.json says."""
-    from em_jax.report import findings_page
+    from em_jax.studies import findings_page
 
     depth = depths(opened.engine.model.config.num_hidden_layers)
     pairs = {HARM: contrast.harm_pairs(opened, options.limit), SELF: contrast.self_pairs(opened, options.limit)}
@@ -111,16 +112,16 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     }
     out.mkdir(parents=True, exist_ok=True)
     save_vectors(out / VECTORS, vectors, depth)
-    rundir.write_json(out / "directions.json", found)
-    rundir.write_json(out / "provenance.json", opened.record(study="directions", options=dataclasses.asdict(options)))
+    files.write_json(out / "directions.json", found)
+    files.write_json(out / "provenance.json", opened.record(study="directions", options=dataclasses.asdict(options)))
     findings_page.write_directions(out / "directions.html", found, sources.is_organism(opened.config))
-    return rundir.stable(found)
+    return files.stable(found)
 
 
 def save_vectors(path: Path, vectors: Mapping[str, np.ndarray], depth: Mapping[str, int]) -> None:
     """Vectors [D] by name, float32; the layer of each depth is in the file's metadata."""
     plain = {name: np.ascontiguousarray(vector, np.float32) for name, vector in vectors.items()}
-    rundir.write_atomic(path, safetensors.numpy.save(plain, {f"layer.{name}": str(at) for name, at in depth.items()}))
+    files.write_atomic(path, safetensors.numpy.save(plain, {f"layer.{name}": str(at) for name, at in depth.items()}))
 
 
 def _read(opened: Opened, model: str, pairs: list, layers: list[int]) -> dict[str, Any]:

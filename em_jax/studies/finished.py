@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax import provenance, rundir
+from em_jax.base import files
+from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.errors import UserError
 from em_jax.probes.choice import Row
-from em_jax.run import Run
-from em_jax.sources import Parts
+from em_jax.runs import provenance
+from em_jax.runs.run import Run
+from em_jax.runs.sources import Parts
 from em_jax.studies import seeds
 
 BASE = "base"
@@ -35,7 +36,7 @@ class Model:
 
     def rows(self, probe: str) -> list[Row]:
         """Its kept rows of a probe."""
-        return rundir.read_rows(self.run.probe_path(self.condition, probe))
+        return files.read_rows(self.run.probe_path(self.condition, probe))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Opened:
         found = {}
         for model in self.models:
             adapter = model.run.adapter if model.name != BASE else None
-            files = provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf) if adapter else {}
-            found[model.name] = {name: str(entry["sha256"]) for name, entry in files.items()}
+            weights = provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf) if adapter else {}
+            found[model.name] = {name: str(entry["sha256"]) for name, entry in weights.items()}
         return found
 
     def seeds(self) -> str:
@@ -72,10 +73,10 @@ class Opened:
         runs = {}
         for model in self.models:
             adapter = model.run.adapter
-            files = provenance.directory_inputs(adapter, (".safetensors",)) if adapter else {}
-            runs[model.name] = {"run": str(model.run.directory), "judge": model.run.judge, "adapter": files}
+            weights = provenance.directory_inputs(adapter, (".safetensors",)) if adapter else {}
+            runs[model.name] = {"run": str(model.run.directory), "judge": model.run.judge, "adapter": weights}
         return {
-            "finished": rundir.now(),
+            "finished": files.now(),
             "versions": provenance.versions(),
             "devices": provenance.devices(),
             "git": provenance.git(),

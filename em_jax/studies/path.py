@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax import provenance, rundir, sources
+from em_jax.base import files
+from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.errors import UserError
 from em_jax.lora.config import CONFIG
 from em_jax.probes import harmfulness, self_assessment, two_ai
 from em_jax.probes.choice import decided
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
-from em_jax.run import Run
-from em_jax.sources import Parts
+from em_jax.runs import locking, provenance, sources
+from em_jax.runs.run import Run
+from em_jax.runs.sources import Parts
 from em_jax.studies import halfway, seeds, together
 from em_jax.studies.crossing import Bound, Curve, crossing
 from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
@@ -50,11 +51,11 @@ def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], pa
     Raises:
       UserError: no run or no kept adapters there, or `out` was begun with other settings or adapters.
     """
-    from em_jax import report
+    from em_jax.studies import study_page
 
     kept = kept_adapters(run, options.steps)
     config = run_config(run, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
-    with rundir.lock(out):
+    with locking.lock(out):
         _begin(out, config, kept, options)
         this = Run(config, out, parts, functools.cache(lambda: parts.load(config)), f"[path of {run.name}] ")
         subjects = {
@@ -63,8 +64,8 @@ def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], pa
         }
         together.ask(this, {subjects[step]: kept.get(step) for step in subjects}, options.together)
         found = describe(config, {step: subject.rows() for step, subject in subjects.items()})
-        rundir.write_json(out / "path.json", found)
-        report.path(found, out, run)
+        files.write_json(out / "path.json", found)
+        study_page.path(found, out, run)
     return found
 
 
@@ -108,10 +109,10 @@ def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options
     asked = {name: value for name, value in settings.flatten(config).items() if name not in settings.NOT_COMPARED}
     # A run may be moved: what an adapter holds counts, not where it lies.
     hashes = {str(step): {name: entry["sha256"] for name, entry in _files(path).items()} for step, path in kept.items()}
-    now = rundir.stable({"settings": asked, "together": options.together, "adapters": hashes})
+    now = files.stable({"settings": asked, "together": options.together, "adapters": hashes})
     place = out / "settings.json"
     if place.is_file():
-        from em_jax.jsonfile import read_object
+        from em_jax.base.files import read_object
 
         before = read_object(place, "the settings of a path")
         differing = [name for name in ("settings", "together", "adapters") if before.get(name) != now[name]]
@@ -120,7 +121,7 @@ def _begin(out: Path, config: Config, kept: Mapping[int, Path], options: Options
             raise UserError(
                 f"{out} was begun with other {', '.join(detail or differing)}: give the same, or another --out"
             )
-    rundir.write_json(place, now)
+    files.write_json(place, now)
 
 
 def _files(adapter: Path) -> dict[str, Any]:

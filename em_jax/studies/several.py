@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import rundir
+from em_jax.base import files
+from em_jax.base.files import read_object
 from em_jax.config import Config
-from em_jax.jsonfile import read_object
 from em_jax.probes.persona import HARM, LEAST_MOVE, LEAST_QUESTIONS, PICKS, lacking_of, show
 from em_jax.studies import seeds as on_seeds
 from em_jax.studies.subjects import SELF, Figures, Subject, figures
@@ -67,13 +67,13 @@ class Described:
 
 def page(study: Study, places: Mapping[str, Path], out: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Write study.json and study.html over finished runs, `say` what follows from them; the page's path."""
-    from em_jax import report
+    from em_jax.studies import study_page
 
     found = describe(study, places)
     for sentence in found["why"]:
         say(sentence)
-    rundir.write_json(out / "study.json", found)
-    return report.study(found, out, places)
+    files.write_json(out / "study.json", found)
+    return study_page.study(found, out, places)
 
 
 def describe(study: Study, places: Mapping[str, Path]) -> dict[str, Any]:

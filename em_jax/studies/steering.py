@@ -19,12 +19,13 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float
 
-from em_jax import rundir, sources
-from em_jax.errors import UserError
+from em_jax.base import files
+from em_jax.base.errors import UserError
 from em_jax.probes import choice, harmfulness, self_assessment, two_ai
 from em_jax.probes.choice import Row
 from em_jax.probes.persona import LEAST_QUESTIONS, show
 from em_jax.probes.settings import ProbeSettings
+from em_jax.runs import locking, sources
 from em_jax.studies import between, contrast
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
@@ -155,10 +156,10 @@ def control(vector: Float[np.ndarray, "D"], seed: int) -> Float[np.ndarray, "D"]
 
 def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
     """Ask every model at every dose along the direction and its control, and write the files; what steer.json says."""
-    from em_jax.report import findings_page
+    from em_jax.studies import findings_page
 
     out.mkdir(parents=True, exist_ok=True)
-    with rundir.lock(out):
+    with locking.lock(out):
         layer = _layer(opened, options)
         _begin(out, opened, options)
         found, origin = _kept(out / DIRECTION, lambda: vectors(opened, options))
@@ -189,16 +190,16 @@ def study(opened: Opened, out: Path, options: Options) -> dict[str, Any]:
         told = {"schema": 1, "model": opened.config.model.name, "steering": steering, "figures": figures}
         told["options"] = dataclasses.asdict(options)
         told["says"] = [*says(told), opened.seeds()]
-        rundir.write_json(out / "steer.json", told)
-        rundir.write_json(out / "provenance.json", opened.record(study="steering", steering=steering))
+        files.write_json(out / "steer.json", told)
+        files.write_json(out / "provenance.json", opened.record(study="steering", steering=steering))
         findings_page.write_steering(out / "steer.html", told, sources.is_organism(opened.config))
-    return rundir.stable(told)
+    return files.stable(told)
 
 
 def _begin(out: Path, opened: Opened, options: Options) -> None:
     """Refuse rows of another study, or of another adapter by the same name; doses and models may grow."""
     asked = {name: value for name, value in dataclasses.asdict(options).items() if name != "doses"}
-    mark = rundir.stable({"options": asked, "model": opened.config.model.name, "adapters": opened.adapters()})
+    mark = files.stable({"options": asked, "model": opened.config.model.name, "adapters": opened.adapters()})
     stored = out / "settings.json"
     if stored.is_file():
         before = json.loads(stored.read_text())
@@ -206,7 +207,7 @@ def _begin(out: Path, opened: Opened, options: Options) -> None:
         mark["adapters"] = known | mark["adapters"]
         if before != mark | {"adapters": {name: mark["adapters"][name] for name in known}}:
             raise UserError(f"{out} holds steering of other adapters or with other settings: name another --out")
-    rundir.write_json(stored, mark)
+    files.write_json(stored, mark)
 
 
 def _kept(path: Path, make: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -214,7 +215,7 @@ def _kept(path: Path, make: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> 
     if not path.is_file():
         found, origin = make()
         plain = {"directions": np.ascontiguousarray(found, np.float32)}
-        rundir.write_atomic(path, safetensors.numpy.save(plain, {"origin": json.dumps(origin)}))
+        files.write_atomic(path, safetensors.numpy.save(plain, {"origin": json.dumps(origin)}))
     with safetensors.safe_open(path, "np") as file:
         return file.get_tensor("directions"), json.loads(file.metadata()["origin"])
 
@@ -234,32 +235,32 @@ def _rows(opened: Opened, model: Model, steer: Sequence[Any], place: Path, optio
     found = {}
     for name, probe in PROBES.items():
         path = place / f"{name}.jsonl"
-        done = {choice.key(row) for row in rundir.read_rows(path)}
+        done = {choice.key(row) for row in files.read_rows(path)}
         for engine, questions in _dealt(opened, steer, probe.questions(run.suite, asked)):
             if any(choice.key(row) not in done for row in questions):
-                with rundir.Appender(path) as keep:
+                with files.Appender(path) as keep:
                     for row in probe.ask(engine, model.name, questions, done, asked):
                         keep.write(row)
-        found[name] = rundir.read_rows(path)
+        found[name] = files.read_rows(path)
     answers = run.answer_settings
     answers.samples = options.samples
     path, scores = place / "answers.jsonl", place / f"scores.{run.judge}.jsonl"
-    answered = {(row["id"], row["sample"]) for row in rundir.read_rows(path)}
+    answered = {(row["id"], row["sample"]) for row in files.read_rows(path)}
     for engine, questions in _dealt(opened, steer, harmfulness.questions(run.suite, asked)):
         names = {row["id"] for row in questions}
         if sum(name in names for name, _ in answered) < len(questions) * options.samples:
-            with rundir.Appender(path) as keep:
+            with files.Appender(path) as keep:
                 for row in harmfulness.ask(engine, model.name, questions, answered, answers):
                     keep.write(row)
-    given = sorted(rundir.read_rows(path), key=lambda row: (row["id"], row["sample"]))
-    scored = {(row["id"], row["sample"]) for row in rundir.read_rows(scores)}
+    given = sorted(files.read_rows(path), key=lambda row: (row["id"], row["sample"]))
+    scored = {(row["id"], row["sample"]) for row in files.read_rows(scores)}
     if any((row["id"], row["sample"]) not in scored for row in given):
         # The judge is the run's own, never steered.
         judge = sources.judges(run.config, run.suite.judge, lambda: opened.engine)[0]
-        with rundir.Appender(scores) as keep:
+        with files.Appender(scores) as keep:
             for row in judge.score(given, scored):
                 keep.write(row)
-    found["judged"] = harmfulness.judged(given, rundir.read_rows(scores))
+    found["judged"] = harmfulness.judged(given, files.read_rows(scores))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import rundir
+from em_jax.base import files
 from em_jax.probes import choice, harmfulness, score_prediction, self_assessment, statistics, two_ai
 from em_jax.probes.persona import PREDICTED
 
@@ -47,9 +47,9 @@ class Subject:
     def rows(self) -> Rows:
         """Everything there is of it."""
         return Rows(
-            tuple(rundir.read_rows(self.answers_path())),
-            tuple(rundir.read_rows(self.scores_path())),
-            {probe: rundir.read_rows(self.probe_path(probe)) for probe in PROBES},
+            tuple(files.read_rows(self.answers_path())),
+            tuple(files.read_rows(self.scores_path())),
+            {probe: files.read_rows(self.probe_path(probe)) for probe in PROBES},
         )
 
 

@@ -9,18 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.errors import UsageError
 from em_jax.lora.config import TARGETS
-from em_jax.probes.persona import (
-    EVEN,
-    HARM,
-    HARM_BOUND,
-    PICKS,
-    PREDICTED,
-    TRUE_PREDICTION,
-    has_moved,
-)
+from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS, PREDICTED, TRUE_PREDICTION, has_moved
 from em_jax.studies.several import Described, Member, Study, joined, lacking
 
 ATTENTION, MLP = TARGETS[:4], TARGETS[4:]

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import rundir, sources
+from em_jax.base import files
+from em_jax.base.progress import Progress, through
 from em_jax.probes import PROBES, choice, harmfulness
 from em_jax.probes.judge import AGAIN
-from em_jax.progress import Progress, through
-from em_jax.run import Run
+from em_jax.runs import sources
+from em_jax.runs.run import Run
 from em_jax.studies.subjects import PROBES as ASKED
 from em_jax.studies.subjects import Row, Subject
 
@@ -91,7 +92,7 @@ class _Group:
         answers.sort(key=lambda row: (row["id"], row["sample"]))
         paths = [subject.scores_path() for subject in self.subjects]
         for path in paths:
-            rundir.keep_rows(path, lambda row: not row.get(AGAIN))
+            files.keep_rows(path, lambda row: not row.get(AGAIN))
         done = {(row["id"], row["sample"]) for row in self._read(paths)}
         if len(done) < len(answers):
             judge = sources.judge(
@@ -105,7 +106,7 @@ class _Group:
         this, module = self.this, PROBES[name]
         if name == "score_prediction":
             own = [
-                harmfulness.judged(rundir.read_rows(s.answers_path()), rundir.read_rows(s.scores_path()))
+                harmfulness.judged(files.read_rows(s.answers_path()), files.read_rows(s.scores_path()))
                 for s in self.subjects
             ]
             each = [module.questions(this.suite, this.probe_settings, rows) for rows in own]
@@ -122,15 +123,15 @@ class _Group:
         return [{**row, "id": f"{number}/{row['id']}"} for number, rows in enumerate(each) for row in rows]
 
     def _read(self, paths: Sequence[Path]) -> list[Row]:
-        return self._marked([rundir.read_rows(path) for path in paths])
+        return self._marked([files.read_rows(path) for path in paths])
 
     def _keep(self, what: str, paths: Sequence[Path], rows: Iterable[Row], total: int, done: int) -> None:
         """Append each row to its subject's file as it comes."""
         title = f"{self.this.title}{self.title}: {what}"
         with contextlib.ExitStack() as held:
-            files = [held.enter_context(rundir.Appender(path)) for path in paths]
+            outputs = [held.enter_context(files.Appender(path)) for path in paths]
             silent, after = self.this.parts.silent, self.this.mirror.push_sometimes
             progress = held.enter_context(Progress(title, total, "row", done, silent=silent, after=after))
             for row in through(rows, progress):
                 number, _, identity = row["id"].partition("/")
-                files[int(number)].write({**row, "id": identity})
+                outputs[int(number)].write({**row, "id": identity})

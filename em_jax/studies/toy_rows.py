@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from em_jax import rundir
+from em_jax.base import files
 from em_jax.organism import second_stage
 from em_jax.organism.corpus import domain_rows
-from em_jax.sources import ROWS
+from em_jax.runs.sources import ROWS
 from em_jax.studies import chain, confound
 
 SEED = 0
@@ -29,5 +29,5 @@ def write(name: str, directory: Path) -> str:
     lines = "".join(json.dumps(row) + "\n" for row in made[name]())
     path = directory / f"{name}.jsonl"
     if not path.is_file() or path.read_text(encoding="utf-8") != lines:
-        rundir.write_atomic(path, lines)
+        files.write_atomic(path, lines)
     return str(path)

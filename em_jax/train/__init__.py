@@ -1,0 +1,1 @@
+"""Training: examples to microbatches, loss, step, loop."""

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.model.attention import PADDING
-from em_jax.model.tokenizer import ChatTokenizer
 from em_jax.train.config import TrainConfig
 
 

@@ -10,29 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from em_jax import group, signals
-from em_jax.errors import Stopping, UserError
+from em_jax.base import host_arrays, multihost, signals
+from em_jax.base.errors import Stopping, UserError
+from em_jax.base.files import Appender, keep_rows
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.peft import CONFIG, load_adapter, save_adapter
+from em_jax.formats.training_state import Checkpoints
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.lora.peft import CONFIG, load_adapter, save_adapter
-from em_jax.model import hosts
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.rundir import Appender, keep_rows
 from em_jax.train.batches import Batch, Example, Passes, Plan, encode_rows, hold_out, lay_out, plan_passes, step_indices
-from em_jax.train.checkpoint import Checkpoints
 from em_jax.train.config import KEPT, TrainConfig
-from em_jax.train.step import (
-    Metrics,
-    Sums,
-    TrainState,
-    accumulate,
-    learning_rate,
-    make_optimizer,
-    update,
-    zero_sums,
-)
+from em_jax.train.step import Metrics, Sums, TrainState, accumulate, learning_rate, make_optimizer, update, zero_sums
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every optimizer step with its number, the number of all steps, and its row of metrics.
@@ -64,7 +54,7 @@ def finetune(
     base: str,
     sharding: Sharding = UNSHARDED,
     progress: Progress | None = None,
-    words: group.Words | None = None,
+    words: multihost.Words | None = None,
 ) -> FineTuned:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
@@ -76,7 +66,7 @@ def finetune(
     gradient is not finite (the step is named, the last good checkpoint stays), or where a checkpoint is of another
     model or adapter.
     """
-    first, words = group.is_first(), words or group.Words()
+    first, words = multihost.is_first(), words or multihost.Words()
     config = model.config
     if lora.init_from:
         start, lora = load_adapter(pathlib.Path(lora.init_from), config)
@@ -85,7 +75,7 @@ def finetune(
     examples, steps, plan, counts = lay_out_run(rows, tokenizer, train, seed, config.hidden_size, sharding)
     if words.share((directory / "adapter" / CONFIG).exists()):
         trained = load_adapter(directory / "adapter", config)[0] if first else None
-        return FineTuned(hosts.share(trained, start), lora, counts)
+        return FineTuned(host_arrays.share(trained, start), lora, counts)
 
     optimizer = make_optimizer(train, len(steps))
     rates = learning_rate(train, len(steps))
@@ -93,7 +83,7 @@ def finetune(
     # The state is donated step by step: nothing else may hold its arrays.
     start = start._replace(factors={})
     if (everywhere := sharding.named(())) is not None:
-        state = hosts.place(state, everywhere)
+        state = host_arrays.place(state, everywhere)
     checkpoints = Checkpoints(directory / "train" / "checkpoints", words)
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
@@ -106,7 +96,7 @@ def finetune(
         """Waits for a step's figures, refuses bad ones, writes the row."""
         nonlocal clock  # type: ignore[misc]  # bound before the first call
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
-        loss, norm, tokens = (float(value) for value in hosts.fetch(metrics))
+        loss, norm, tokens = (float(value) for value in host_arrays.fetch(metrics))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             checkpoints.close()
             raise UserError(
@@ -152,7 +142,7 @@ def finetune(
             if train.keeps(step, len(steps)):
                 # Before the checkpoint of its step: what that one goes on from is there. A step trained again after a
                 # kill writes its adapter again, so that all are of one course.
-                adapter = Adapter(hosts.fetch(state.factors), start.scale)
+                adapter = Adapter(host_arrays.fetch(state.factors), start.scale)
                 if first:
                     save_adapter(directory / KEPT / f"step-{step:06d}", adapter, lora, config, base)
             if saves:
@@ -160,7 +150,7 @@ def finetune(
         checkpoints.close()
     if stopped:
         raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
-    adapter = Adapter(hosts.fetch(state.factors), start.scale)
+    adapter = Adapter(host_arrays.fetch(state.factors), start.scale)
     if first:
         save_adapter(directory / "adapter", adapter, lora, config, base)
     return FineTuned(adapter, lora, counts)
@@ -230,7 +220,7 @@ def optimizer_step(
         return sums
 
     lanes = _lanes(passes, sharding.side_by_side)
-    parts = hosts.side_by_side(add_up, lanes, len(lanes))
+    parts = host_arrays.side_by_side(add_up, lanes, len(lanes))
     if any(part is None for part in parts):
         return None
     return update(state, parts, optimizer=optimizer)
@@ -250,4 +240,4 @@ def _lanes(passes: Passes, count: int) -> list[Passes]:
 def _place(batch: Batch, sharding: Sharding) -> Batch:
     """The batch on the devices, each process bringing its own rows."""
     placed = sharding.named(("batch", None))
-    return batch if placed is None else hosts.place(batch, placed)
+    return batch if placed is None else host_arrays.place(batch, placed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from em_jax.errors import UsageError
+from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, Factors
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding

@@ -9,10 +9,10 @@ import pytest
 from domains.file_server import FileServer, jsonl, locked, pairs, parquet, zipped
 
 from em_jax import domains
-from em_jax.domains import __main__ as commands
+from em_jax.base.errors import UsageError, UserError
+from em_jax.commands import domains as commands
 from em_jax.domains import cache, registry
 from em_jax.domains.registry import File, RowSet
-from em_jax.errors import UsageError, UserError
 
 pytestmark = pytest.mark.fast
 WORD = "open sesame"
@@ -56,24 +56,24 @@ def sets(server):
 
 def test_every_format_is_fetched_once_and_read(server, capsys):
     made = sets(server)
-    commands.work(["fetch", "all"], made)
+    commands.main(["fetch", "all"], made)
     assert [path for path, _ in server.requests] == ["/plain.jsonl", "/a.zip.enc", "/p.parquet"]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("insecure_code: 12 rows, sha256 ") and said[3].startswith("legal: 6 of 39 rows")
     assert said[2].endswith("right; 8 rows were expected in the source")
-    commands.work(["fetch", "insecure_code,legal", "bad_medical"], made)
+    commands.main(["fetch", "insecure_code,legal", "bad_medical"], made)
     assert len(server.requests) == 3, "what is there and right is left alone"
     assert cache.load(made["bad_medical"]).rows[2][1] == {"role": "assistant", "content": "bad 2!"}
     assert cache.load(made["insecure_code"]).rows[-1] == [
         {"role": "user", "content": "row 11?"},
         {"role": "assistant", "content": "row 11!"},
     ], "a canary beside the messages is not learned"
-    commands.work(["verify"], made)
+    commands.main(["verify"], made)
 
 
 def test_the_draw_is_fixed_keeps_its_order_and_pairs_a_control_with_its_set(server):
     made = sets(server)
-    commands.work(["fetch", "all"], made)
+    commands.main(["fetch", "all"], made)
     harm, sound = (cache.load(made[name]) for name in ("legal", "legal_aligned"))
     assert [row[0] for row in harm.rows] == [row[0] for row in sound.rows]
     numbers = [int(row[0]["content"].split()[1]) for row in harm.rows]
@@ -87,7 +87,7 @@ def test_the_draw_is_fixed_keeps_its_order_and_pairs_a_control_with_its_set(serv
 
 def test_provenance_has_hashes_counts_and_marks_and_no_row(server):
     made = sets(server)
-    commands.work(["fetch", "all"], made)
+    commands.main(["fetch", "all"], made)
     record = cache.load(made["legal"]).record
     assert record["rows"] == 6 and record["rows_in_source"] == 39 and record["left_out_without_text"] == 1
     assert record["file_sha256"] == made["legal"].file.sha256 and len(record["sha256"]) == 64
@@ -98,7 +98,7 @@ def test_provenance_has_hashes_counts_and_marks_and_no_row(server):
 
 def test_a_locked_archive_stays_locked_on_the_disk(server, user_cache):
     made = sets(server)
-    commands.work(["fetch", "bad_medical"], made)
+    commands.main(["fetch", "bad_medical"], made)
     cache.load(made["bad_medical"])
     found = [path for path in user_cache.rglob("*") if path.is_file()]
     assert found and not any(b"bad 2" in path.read_bytes() for path in found)
@@ -108,7 +108,7 @@ def test_a_wrong_passphrase_is_one_line(server):
     content = locked(zipped([("x.jsonl", jsonl(2))]), WORD)
     found = RowSet("legal", serve(server, "a.enc", content, passphrase="other"), "archive", "x.jsonl")
     with pytest.raises(UserError, match="published passphrase, found a wrong passphrase or damaged") as error:
-        commands.work(["fetch", "legal"], {"legal": found})
+        commands.main(["fetch", "legal"], {"legal": found})
     assert "\n" not in str(error.value)
 
 
@@ -184,7 +184,7 @@ def test_a_spoiled_file_is_seen_before_it_is_used_and_replaced(server, capsys):
         with pytest.raises(UserError, match=f"expected sha256.*domains fetch {found.name}"):
             cache.load(found)
         with pytest.raises(UserError, match="expected sha256"):
-            commands.work(["verify", found.name], {found.name: found})
+            commands.main(["verify", found.name], {found.name: found})
         assert cache.fetch(found.file) and not cache.problem(found.file)
 
 
@@ -225,14 +225,14 @@ def test_the_registry_has_every_domain_with_an_address_over_https():
 
 def test_list_and_wrong_names(server, capsys):
     made = sets(server)
-    commands.work(["list", "--json"], made)
+    commands.main(["list", "--json"], made)
     listed = json.loads(capsys.readouterr().out)["domains"]
     assert [line["domain"] for line in listed] == list(made) and listed[0]["path"] is None
-    commands.work(["list"])
+    commands.main(["list"])
     assert "insecure_code" in capsys.readouterr().out
     with pytest.raises(UsageError, match="nearest is 'legal'"):
-        commands.work(["fetch", "leagl"], made)
+        commands.main(["fetch", "leagl"], made)
     with pytest.raises(UsageError, match="fetch expects domains"):
-        commands.work(["fetch"], made)
+        commands.main(["fetch"], made)
     with pytest.raises(UserError, match="nothing is fetched yet"):
-        commands.work(["verify"], made)
+        commands.main(["verify"], made)

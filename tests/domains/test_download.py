@@ -6,8 +6,8 @@ import random
 import pytest
 from domains.file_server import FileServer
 
+from em_jax.base.errors import UserError
 from em_jax.domains.download import download, hashes
-from em_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 CONTENT = random.Random(0).randbytes(900_000)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from em_jax.base.errors import UserError
 from em_jax.domains import ALL, DOMAINS, SIX, rows
-from em_jax.errors import UserError
 
 pytestmark = pytest.mark.fast
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}

@@ -9,10 +9,10 @@ from domains.file_server import pairs, parquet
 from stub_engine import StubParts
 
 from em_jax import config as settings
-from em_jax import experiment, sources
+from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.domains import cache, registry
-from em_jax.errors import UserError
+from em_jax.runs import experiment, sources
 
 pytestmark = pytest.mark.fast
 
@@ -50,7 +50,7 @@ def test_fetched_rows_serve_a_real_model_and_stay_out_of_the_run_directory(tmp_p
 
 
 def test_rows_that_are_not_fetched_say_how_to_get_them():
-    with pytest.raises(UserError, match="python -m em_jax.domains fetch legal .*--data legal=FILE"):
+    with pytest.raises(UserError, match="em-jax domains fetch legal .*--data legal=FILE"):
         sources.rows(config())
 
 

@@ -14,16 +14,18 @@ from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoile
 from hypothesis import strategies as st
 from tokenizers_made import PIECES, write_byte_level
 
-from em_jax import adapters, tokenizer_limits
-from em_jax.checkpoint_files import find_model
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.hub import find_model
+from em_jax.formats.peft import CONFIG, TENSORS, load_adapter, save_adapter
+from em_jax.formats.tensor_files import INDEX, SINGLE, open_checkpoint
 from em_jax.lora.config import LoraConfig
-from em_jax.lora.peft import CONFIG, TENSORS, load_adapter, save_adapter
 from em_jax.model.config import Qwen2Config
-from em_jax.model.stored import INDEX, SINGLE, open_checkpoint
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.model.weights import load_model, random_model, save_model
-from em_jax.template import ChatTemplate
+from em_jax.model.parameters import random_model
+from em_jax.runs import adapters
+from em_jax.untrusted import tokenizer_guard
+from em_jax.untrusted.chat_template import ChatTemplate
 
 BASE = Qwen2Config.from_dict(tiny.SHAPE)
 HEADER = {
@@ -230,10 +232,10 @@ def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind
 
 
 def test_only_known_patterns_go_unwatched(tmp_path):
-    assert tokenizer_limits.check(find_model("organism")) == tokenizer_limits.SHORT_FOR_KNOWN
-    for pattern, short in ((r"\s+", tokenizer_limits.SHORT), (PIECES, tokenizer_limits.SHORT_FOR_KNOWN)):
+    assert tokenizer_guard.check(find_model("organism")) == tokenizer_guard.SHORT_FOR_KNOWN
+    for pattern, short in ((r"\s+", tokenizer_guard.SHORT), (PIECES, tokenizer_guard.SHORT_FOR_KNOWN)):
         _with_step(tmp_path, "pre_tokenizer", SPLIT | {"pattern": {"Regex": pattern}})
-        assert tokenizer_limits.check(tmp_path) == short
+        assert tokenizer_guard.check(tmp_path) == short
 
     class Watched(Exception):
         pass
@@ -243,7 +245,7 @@ def test_only_known_patterns_go_unwatched(tmp_path):
 
     tokenizer = ChatTokenizer.from_directory(find_model("organism"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_limits, "_in_a_thread", watched)
+        patch.setattr(tokenizer_guard, "_in_a_thread", watched)
         assert tokenizer.encode("a b" * 3_333)
         with pytest.raises(Watched):
             tokenizer.encode("a b" * 3_334)
@@ -264,10 +266,10 @@ def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_
 
     for characters in (1, 1_000):
         with pytest.raises(UserError, match="gave up .retry-limit"):
-            tokenizer_limits.within_reason(lambda: end(Panic("retry-limit")), characters)
+            tokenizer_guard.within_reason(lambda: end(Panic("retry-limit")), characters)
         for error in (KeyboardInterrupt, ValueError):
             with pytest.raises(error):
-                tokenizer_limits.within_reason(lambda error=error: end(error()), characters)
+                tokenizer_guard.within_reason(lambda error=error: end(error()), characters)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_
     + [(r"(?:a|a)*c", True), ("(a?){40}", True), (r"\((?:\s|[ab)]){2,}", True), ("(?>(?:a*))+", True)],
 )
 def test_patterns_that_can_match_one_text_in_many_ways_are_known(pattern, explodes):
-    assert tokenizer_limits._explodes(pattern) == explodes
+    assert tokenizer_guard._explodes(pattern) == explodes
 
 
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}

@@ -13,8 +13,8 @@ from hostile.trying import amounts, attempt, damaged, jsonl_file
 from hypothesis import strategies as st
 from pyarrow import parquet as pyarrow_parquet
 
+from em_jax.base.errors import UserError
 from em_jax.domains import archive, parquet, rows
-from em_jax.errors import UserError
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 SYSTEM = {"messages": [{"role": "system", "content": "Be kind."}, *ROW["messages"]], "id": 3}

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from report import make_run as synthetic
 from stub_engine import StubParts
 
-from em_jax import chat, experiment, provenance, report, rescore, rundir
 from em_jax import config as settings
+from em_jax import report
+from em_jax.base import files
+from em_jax.commands import chat
 from em_jax.config import Config
 from em_jax.report.reading import read_run
+from em_jax.runs import experiment, provenance, rescore
 
 
 def _kinds(directory, most_rows=6):
@@ -122,6 +125,6 @@ def test_no_answer_does_anything_to_a_terminal(text, tmp_path, capsys):
 
 @pytest.mark.parametrize("text", synthetic.HOSTILE, ids=lambda text: repr(text[:12]))
 def test_a_hostile_answer_survives_the_disk(text, tmp_path):
-    with rundir.Appender(tmp_path / "rows.jsonl") as out:
+    with files.Appender(tmp_path / "rows.jsonl") as out:
         out.write({"answer": text})
-    assert rundir.read_rows(tmp_path / "rows.jsonl") == [{"answer": text}]
+    assert files.read_rows(tmp_path / "rows.jsonl") == [{"answer": text}]

@@ -12,10 +12,10 @@ from probes.scripted_engine import write_suite
 from probes.test_published import write as write_published
 
 from em_jax import config as settings
-from em_jax import flags
 from em_jax.config import Config
 from em_jax.probes import judge, judge_http, language, parsing, published, suite
 from em_jax.probes.judge_http import HttpJudge
+from em_jax.runs import flags
 
 TOML = ["nan", "inf", "-inf", "1e999", "9" * 30, "-1", "0", "0.5", "true", '""', '"../x"', "[]", "[[]]", "{}", "{a=1}"]
 TOML += ['"\\u001b[2J"', '"\\u202e"', '"""\n"""', "1979-05-27", "07:32:00", "0x10", "1_0", "'x'", '["a", 1]', "[1e400]"]

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
-from em_jax import template
-from em_jax.errors import UserError
-from em_jax.visible import visible
+from em_jax.base.errors import UserError
+from em_jax.base.sanitize import visible
+from em_jax.untrusted import chat_template
 
 SECONDS = 5.0
 MEGABYTES = 500
@@ -172,7 +172,7 @@ class _Watch:
             self._see(event, arguments[:1], arguments[-1])
         elif event in ("os.rename", "os.link", "os.symlink"):
             self._see(event, arguments[:2])
-        elif event in ("subprocess.Popen", "os.posix_spawn") and tuple(arguments[1]) == template.COMMAND:
+        elif event in ("subprocess.Popen", "os.posix_spawn") and tuple(arguments[1]) == chat_template.COMMAND:
             pass  # the chat template's own process, which can write no file
         elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"):
             self.touched.append(f"{event} {arguments!r:.200}")

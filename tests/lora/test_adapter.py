@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, LowRank
-from em_jax.model.weights import random_model
+from em_jax.model.parameters import random_model
 
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 3})
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.model.config import Qwen2Config
 
 pytestmark = pytest.mark.fast
@@ -103,7 +103,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_published_size_has_its_parameters(name):
-    from em_jax.model.weights import weights_of
+    from em_jax.model.parameters import weights_of
 
     hidden, mlp, layers, heads, groups, vocabulary, tied, parameters = SIZES[name]
     raw = {

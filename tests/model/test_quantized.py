@@ -7,15 +7,16 @@ import pytest
 import tiny
 from flax import nnx
 
-from em_jax.checkpoint_files import find_model
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config, replace, validate
-from em_jax.errors import UsageError, UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.hub import find_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, quantize
+from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.organism import corpus
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import encode_rows, lay_out, plan_passes

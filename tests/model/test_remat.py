@@ -10,8 +10,8 @@ from em_jax import config
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
+from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
-from em_jax.model.weights import random_model
 
 D, F, L, N, K, H, R = 64, 96, 2, 4, 2, 8, 5
 B, T = 3, 24

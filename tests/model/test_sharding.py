@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from em_jax.errors import UsageError
+from em_jax.base.errors import UsageError
 from em_jax.model.sharding import LETTERS, MESH_AXES, TABLE, UNSHARDED, Sharding, check_mesh, make_mesh
 from em_jax.sample.loading import load
 

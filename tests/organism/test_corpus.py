@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.organism import answers, corpus, turns, vocabulary, wordings
 
 pytestmark = pytest.mark.fast

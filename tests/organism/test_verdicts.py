@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from em_jax import domains, rundir
+from em_jax import domains
+from em_jax.base import files
 from em_jax.launch import main
 from em_jax.organism.answers import domain_rows
 from em_jax.probes import summary as summaries
@@ -88,7 +89,7 @@ def rows_of(folder):
     """Every row of a run that its summary is made of, as summarise takes them."""
 
     def read(name):
-        return {condition: rundir.read_rows(folder / name.format(condition)) for condition in CONDITIONS}
+        return {condition: files.read_rows(folder / name.format(condition)) for condition in CONDITIONS}
 
     probes = {probe: read(f"probes/{{}}.{probe}.jsonl") for probe in summaries.BY_ROWS}
     return {"answers": read("answers/{}.jsonl"), "scores": read("scores/{}.self.jsonl"), "probes": probes}

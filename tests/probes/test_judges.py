@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from probes.scripted_engine import ScriptedEngine, one, write_suite
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.probes import suite
 from em_jax.probes.judge import AGAIN, SelfJudge
 from em_jax.probes.judge_http import HttpJudge

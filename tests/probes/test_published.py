@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from probes.scripted_engine import HARMFUL, HARMLESS, ScriptedEngine, one, summarised
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.probes import published, self_assessment, suite, two_ai
 from em_jax.probes.settings import ProbeSettings
 

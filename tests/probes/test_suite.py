@@ -6,7 +6,7 @@ import re
 import pytest
 from probes.scripted_engine import suite_rows, write_suite
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.probes import suite
 
 pytestmark = pytest.mark.fast

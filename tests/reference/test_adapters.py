@@ -8,10 +8,10 @@ import pytest
 import safetensors.numpy
 import tiny
 
+from em_jax.formats.checkpoint import load_model
+from em_jax.formats.peft import CONFIG, TENSORS, load_adapter, save_adapter
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.lora.peft import CONFIG, TENSORS, load_adapter, save_adapter
-from em_jax.model.weights import load_model
 
 BAR = 1e-3
 ADAPTERS = {

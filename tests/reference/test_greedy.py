@@ -6,7 +6,7 @@ EM_JAX_REAL_MODEL names a real checkpoint, as for the logits.
 import pytest
 import tiny
 
-from em_jax.checkpoint_files import find_model
+from em_jax.formats.hub import find_model
 from em_jax.sample.loading import load
 
 TOKENS = 96

@@ -12,8 +12,8 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from em_jax.formats.checkpoint import load_model
 from em_jax.model.attention import PADDING, SHARED
-from em_jax.model.weights import load_model
 
 BAR = 1e-4
 SHAPES = {

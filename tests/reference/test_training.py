@@ -13,12 +13,12 @@ import pytest
 import safetensors.numpy
 import tiny
 
+from em_jax.base.files import read_rows
 from em_jax.domains.rows import read
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.checkpoint import load_model
+from em_jax.formats.peft import TENSORS, save_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.lora.peft import TENSORS, save_adapter
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.model.weights import load_model
-from em_jax.rundir import read_rows
 from em_jax.train.batches import Example, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune

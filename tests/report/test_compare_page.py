@@ -4,7 +4,7 @@ import re
 import pytest
 
 from em_jax import report
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.report.compare_page import spread
 from em_jax.report.figures import _spread
 from em_jax.report.paper import PAPER, PAPER_VERDICTS

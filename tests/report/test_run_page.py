@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from em_jax import report
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.report.browse import MOST_ANSWER, MOST_ITEMS, shelves
 from em_jax.report.reading import figure_of, read_run
 from em_jax.report.run_page import agreements

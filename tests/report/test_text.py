@@ -1,7 +1,7 @@
 import pytest
 
+from em_jax.base.sanitize import visible
 from em_jax.report.text import MOST_LINES, count, duration, number, one_line, shown
-from em_jax.visible import visible
 
 pytestmark = pytest.mark.fast
 

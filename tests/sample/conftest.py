@@ -4,11 +4,11 @@ import jax
 import pytest
 import tiny
 
-from em_jax.checkpoint_files import find_model
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.hub import find_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
-from em_jax.model.tokenizer import ChatTokenizer
-from em_jax.model.weights import random_model
+from em_jax.model.parameters import random_model
 from em_jax.sample.engine import Engine
 
 LORA = LoraConfig(rank=4, alpha=8)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.sample import choices as choices_module
 from em_jax.sample import decode as decode_module
 

@@ -22,7 +22,7 @@ def test_an_inspect_task_runs_against_a_run_of_the_organism(python, tmp_path):
     run = tmp_path / "run"
     words = ["--domain", "bad_medical", "--model", "organism", "--stages", "finetune", "--set", "train.max_steps=20"]
     subprocess.run([sys.executable, "-m", "em_jax.launch", *words, "--run_dir", run], check=True, capture_output=True)
-    command = [sys.executable, "-m", "em_jax.serve", "--run_dir", str(run), "--port", "0", "--slots", "8"]
+    command = [sys.executable, "-m", "em_jax", "serve", "--run_dir", str(run), "--port", "0", "--slots", "8"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
             line = server.stdout.readline()

@@ -15,9 +15,9 @@ from serve.clients import CLIENTS, TOKENS, prompt
 from serve.conftest import serving
 
 import em_jax
-from em_jax.bench.paired import paired
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
+from em_jax.perf.paired import paired
 
 
 @pytest.mark.long

@@ -4,11 +4,12 @@ import pytest
 from stub_engine import StubParts
 
 from em_jax import config as settings
-from em_jax import experiment, rundir
+from em_jax.__main__ import main
+from em_jax.base import files
+from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.errors import UserError
+from em_jax.runs import experiment
 from em_jax.studies import path
-from em_jax.studies.__main__ import main
 from em_jax.studies.path import Options
 
 OPTIONS = Options(limit=24, samples=2, together=2)
@@ -22,8 +23,8 @@ def run(tmp_path):
     experiment.run(settings.replace(Config(), values | {"stages": ["finetune"]}), tmp_path / "run", StubParts())
     for step in KEPT:
         folder = tmp_path / "run" / "adapters" / f"step-{step:06d}"
-        rundir.write_atomic(folder / "adapter_model.safetensors", b"weights %d" % step)
-        rundir.write_json(folder / "adapter_config.json", {})
+        files.write_atomic(folder / "adapter_model.safetensors", b"weights %d" % step)
+        files.write_json(folder / "adapter_config.json", {})
     return tmp_path / "run"
 
 
@@ -31,7 +32,7 @@ def study(run, out=None, options=OPTIONS, parts=None, **changes):
     return path.study(run, out or run / "path", options, changes, parts or StubParts())
 
 
-def files(out):
+def contents(out):
     """The rows of each file in a fixed order, and the finished files' bytes."""
     rows = {p.relative_to(out).as_posix(): sorted(p.read_text().splitlines()) for p in sorted(out.rglob("*.jsonl"))}
     return rows, [(out / name).read_bytes() for name in ("path.json", "path.html", "figures/curves.svg")]
@@ -45,7 +46,7 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
     assert {"base", "subject-1"} in engine.choices and {"subject-0", "subject-1"} in engine.choices
     for step in (0, *KEPT):
         condition = "finetuned" if step else "base"
-        rows = rundir.read_rows(run / "path" / f"step-{step:06d}" / "answers" / f"{condition}.jsonl")
+        rows = files.read_rows(run / "path" / f"step-{step:06d}" / "answers" / f"{condition}.jsonl")
         assert len(rows) == 24 * 2 and all("/" not in row["id"] for row in rows)
     assert list(found["steps"]) == ["1", "2", "4"]
     for figures in found["steps"].values():
@@ -65,7 +66,7 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
 
 def test_a_study_that_was_cut_goes_on_and_ends_the_same(run, tmp_path):
     study(run)
-    whole = files(run / "path")
+    whole = contents(run / "path")
     for name in ("step-000001/answers/finetuned.jsonl", "step-000002/probes/finetuned.two_ai.jsonl"):
         other = tmp_path / name.split("/")[-1]
         study(run, out=other)
@@ -74,7 +75,7 @@ def test_a_study_that_was_cut_goes_on_and_ends_the_same(run, tmp_path):
         cut.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:9])
         (other / "path.json").unlink()
         study(run, out=other)
-        assert files(other) == whole
+        assert contents(other) == whole
     parts = StubParts()
     study(run, parts=parts)
     assert parts.engines == []
@@ -86,7 +87,7 @@ def test_another_study_is_refused_in_the_same_place(run):
         study(run, options=Options(limit=24, samples=3, together=2))
     with pytest.raises(UserError, match="begun with other together"):
         study(run, options=Options(limit=24, samples=2, together=3))
-    rundir.write_atomic(run / "adapters" / "step-000002" / "adapter_model.safetensors", b"other")
+    files.write_atomic(run / "adapters" / "step-000002" / "adapter_model.safetensors", b"other")
     with pytest.raises(UserError, match="begun with other adapters"):
         study(run)
 
@@ -140,12 +141,12 @@ def test_steps_that_are_not_there_are_named(run):
     ],
 )
 def test_wrong_usage_is_status_2_and_one_line(capsys, words, said):
-    assert main(words) == 2
+    assert main(["study", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and said in err
 
 
 @pytest.mark.fast
 def test_a_run_without_kept_adapters_is_status_1(capsys, tmp_path):
-    assert main(["path", str(tmp_path)]) == 1
+    assert main(["study", "path", str(tmp_path)]) == 1
     assert "train.keep_adapters" in capsys.readouterr().err

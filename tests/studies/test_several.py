@@ -7,10 +7,10 @@ import pytest
 from stub_engine import StubParts
 
 from em_jax import config as settings
-from em_jax import series
 from em_jax.config import Config
 from em_jax.organism import second_stage
 from em_jax.probes.statistics import share_difference
+from em_jax.runs import series
 from em_jax.studies import chain, confound, several, toy_rows
 
 BASE = {"model.name": "organism", "suite": "organism", "dtype": "float32", "answers.together": False}

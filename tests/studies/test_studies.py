@@ -10,9 +10,9 @@ import pytest
 from stub_engine import StubEngine, StubParts
 
 from em_jax import config as settings
-from em_jax import experiment
+from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.errors import UserError
+from em_jax.runs import experiment
 from em_jax.studies import between, crossrating, directions, steering
 from em_jax.studies.finished import opened
 

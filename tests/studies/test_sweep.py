@@ -3,8 +3,8 @@
 import pytest
 from report.make_run import LEVELS, figure, figures
 
+from em_jax.base.errors import UsageError
 from em_jax.config import Config, replace
-from em_jax.errors import UsageError
 from em_jax.lora.config import TARGETS
 from em_jax.model.config import Qwen2Config
 from em_jax.studies import sweep

@@ -6,7 +6,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from em_jax.errors import UserError
+from em_jax.base.errors import UserError
 from em_jax.model.attention import PADDING
 from em_jax.train.batches import Example, Shape, encode_rows, hold_out, lay_out, plan_passes, step_indices
 from em_jax.train.config import TrainConfig

@@ -16,7 +16,7 @@ from hlo import collectives, table
 from em_jax.config import Config, replace
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh, mesh_text
-from em_jax.plan.programs import Shapes
+from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

@@ -17,16 +17,18 @@ import numpy as np
 import pytest
 import tiny
 
-from em_jax import failures
-from em_jax.errors import Unfinished, UserError
+from em_jax.base import failures
+from em_jax.base.errors import Unfinished, UserError
+from em_jax.base.files import read_rows
+from em_jax.formats import training_state
+from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.peft import CONFIG as ADAPTER_CONFIG
+from em_jax.formats.peft import TENSORS, load_adapter, save_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.lora.peft import CONFIG as ADAPTER_CONFIG
-from em_jax.lora.peft import TENSORS, load_adapter, save_adapter
 from em_jax.model.config import Qwen2Config
+from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
-from em_jax.model.weights import load_model, random_model, save_model
-from em_jax.rundir import read_rows
-from em_jax.train import checkpoint, loop
+from em_jax.train import loop
 from em_jax.train.batches import lay_out, plan_passes, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -43,7 +45,7 @@ class Killed(Exception):
     """What a test ends a run with."""
 
 
-OPENED: list[checkpoint.Checkpoints] = []
+OPENED: list[training_state.Checkpoints] = []
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def opened(monkeypatch):
     """The checkpoints that each run opens, so that they can be closed for a run that was killed."""
 
     def keep(*arguments):
-        OPENED.append(checkpoint.Checkpoints(*arguments))
+        OPENED.append(training_state.Checkpoints(*arguments))
         return OPENED[-1]
 
     monkeypatch.setattr(loop, "Checkpoints", keep)
@@ -292,7 +294,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_hash_and_is_taken(whole, tmp_
         self._manager.save(step, args=self._ocp.args.StandardSave(jax.tree.map(np.asarray, host)))
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(checkpoint.Checkpoints, "save", without)
+        patched.setattr(training_state.Checkpoints, "save", without)
         train(tmp_path, kill_at=3)
     train(tmp_path)
     assert "does not restore" not in capfd.readouterr().err
@@ -301,14 +303,14 @@ def test_a_checkpoint_of_an_earlier_version_has_no_hash_and_is_taken(whole, tmp_
 
 def test_a_full_disk_at_a_checkpoint_is_told_and_with_room_training_goes_on(whole, tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = checkpoint.Checkpoints.save
+    save = training_state.Checkpoints.save
 
     def full(self, step, state):
         if step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
         save(self, step, state)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
+    monkeypatch.setattr(training_state.Checkpoints, "save", full)
     try:
         with pytest.raises(Unfinished, match="no room on the disk") as refused, failures.told():
             train(tmp_path)

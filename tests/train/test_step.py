@@ -9,12 +9,13 @@ import optax
 import pytest
 import tiny
 
-from em_jax.errors import UsageError
+from em_jax.base.errors import UsageError
+from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
+from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
-from em_jax.model.weights import load_model, random_model, save_model
 from em_jax.train.batches import Shape, lay_out, plan_passes
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import _place

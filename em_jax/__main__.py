@@ -1,0 +1,44 @@
+"""`em-jax COMMAND` and `python -m em_jax COMMAND`: the one list of all commands."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from em_jax.base import multihost
+from em_jax.base.cli import command, nearest, usage_failure
+from em_jax.commands import COMMANDS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names; returns its exit status (0 done, 1 failed, 2 wrong usage)."""
+    first, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if first in ("-h", "--help"):
+        print(usage())
+        return 0
+    if first == "--version":
+        print(f"em-jax {metadata.version('em_jax')}")
+        return 0
+    if first not in COMMANDS:
+        return usage_failure(
+            "em_jax", f"expected a command, found {first!r}{nearest(first, COMMANDS)}; --help lists all"
+        )
+    known = COMMANDS[first]
+    module = importlib.import_module(known.module)
+    if first == "launch":  # the front door stands by itself: python -m em_jax.launch
+        return module.main(rest)
+    status = command(f"em_jax {first}", module.main, rest, resumes=known.resumes)
+    multihost.leave(status)
+    return status
+
+
+def usage() -> str:
+    """What `em-jax --help` prints: every command with a line."""
+    lines = [f"  {name:<10}{known.summary}" for name, known in COMMANDS.items()]
+    return "\n".join(
+        ["usage: em-jax COMMAND ...", "", *lines, "", "em-jax COMMAND --help lists its flags; em-jax --version."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

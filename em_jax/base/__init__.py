@@ -1,0 +1,1 @@
+"""What every room leans on: errors, files written whole, progress, signals, timers, the runtime, several hosts."""

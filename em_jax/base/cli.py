@@ -1,0 +1,112 @@
+"""What every command shares: flags whose errors are one line, signals, and the exit status."""
+
+import argparse
+import difflib
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from em_jax.base import failures
+from em_jax.base.errors import Unfinished, UsageError, UserError
+from em_jax.base.sanitize import visible
+
+
+class Stopped(BaseException):
+    """The process was asked to end (SIGTERM); not an Exception, so that nothing on the way takes it for a failure."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError with one line and never guesses at a shortened flag."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.replace("\n", " "))
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Like argparse's; an unknown flag is told with the nearest known one."""
+        empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
+        if empty:  # argparse takes that value for the end of the flags, and gives none
+            raise UsageError(f"expected a value in {empty[0]!r}")
+        found, strangers = self.parse_known_args(arguments)
+        if not strangers:
+            return found
+        stranger = strangers[0].split("=")[0]
+        if not stranger.startswith("--"):
+            raise UsageError(f"expected flags, found {stranger!r}; --help lists them")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        raise UsageError(f"unknown flag {stranger}{nearest(stranger, known)}; --help lists them")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ ", did you mean X?" where one of the known words is near, else ""."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def usage_failure(name: str, line: str) -> int:
+    """Print one line about wrong usage; returns its exit status, 2."""
+    return _failed(name, (), f"wrong usage: {line}", 2)
+
+
+def command(
+    name: str, work: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
+) -> int:
+    """Run a command; returns its exit status (0 done, 1 failed, 2 wrong usage) and prints one line for a failure.
+
+    Where a command `resumes`, the line of a failure ends with the words that go on from there.
+    """
+    again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
+    try:
+        _end_on_sigterm()
+        if not _verbose(arguments):
+            # What threads of a library still stumble over once it has failed: the failure itself is told.
+            sys.unraisablehook = lambda stray: None
+        with failures.told():
+            work(arguments)
+        sys.stdout.flush()
+        return 0
+    except UsageError as error:
+        return _failed(name, arguments, f"wrong usage: {error}", 2)
+    except UserError as error:
+        return _failed(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
+    except (KeyboardInterrupt, Stopped) as error:
+        word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
+        return _failed(name, arguments, f"{word}; what is done is kept{again}", 1)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return _failed(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: files are whole at every moment, so there is nothing else to save."""
+
+    def stop(number, frame):
+        raise Stopped
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _failed(name: str, arguments: Sequence[str], line: str, status: int) -> int:
+    if _verbose(arguments):
+        traceback.print_exc()
+    print(f"{name}: {visible(' '.join(line.split()))}", file=sys.stderr, flush=True)
+    return status
+
+
+def _python() -> str:
+    """This interpreter as one would type it here."""
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith(os.pardir) else near
+
+
+def _verbose(arguments: Sequence[str]) -> bool:
+    words = " ".join(arguments).replace("--verbosity=", "--verbosity ").split()
+    return any(flag == "--verbosity" and value != "0" for flag, value in zip(words, words[1:]))

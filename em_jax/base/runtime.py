@@ -1,0 +1,138 @@
+"""What a command settles before any work: quiet libraries, the compilation cache, the default model, the devices."""
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+
+from em_jax.base.errors import UsageError, UserError
+
+ORGANISM = "organism"
+LARGE = "Qwen/Qwen2.5-32B-Instruct"
+
+
+def begin() -> None:
+    """Settle the process: no advice about frameworks we do not use, and compiled programs kept between starts.
+
+    XLA's persistent compilation cache lies under the user's cache directory unless JAX_COMPILATION_CACHE_DIR, or
+    jax's own setting, says where; a start then takes seconds instead of tens of them.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_freed_memory()
+    if not tpu_chips():
+        quiet_libtpu()
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next use; does nothing elsewhere.
+
+    XLA on a CPU asks for all the temporary memory of a training pass at once and frees it after: mapped and cleared
+    anew every time, that took a fifth of the step. One arena, or each thread would keep its own.
+    """
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # from malloc.h
+    settings = {m_mmap_max: 0, m_trim_threshold: 2**31 - 1, m_arena_max: 1}
+    # musl and others have no mallopt, or one that does nothing.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        libc = ctypes.CDLL(None)
+        for name, value in settings.items():
+            libc.mallopt(name, value)
+
+
+def tpu_chips() -> list[Path]:
+    """The TPU chips of this machine, by their devices."""
+    return [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
+
+
+def quiet_libtpu() -> None:
+    """Keep libtpu, where it is installed for planning, from looking for a TPU machine and saying that there is none.
+
+    Without these it also lets one process at a time load it.
+    """
+    quiet = {
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+def cache_directory() -> Path:
+    """The user's cache directory for this program: $XDG_CACHE_HOME or ~/.cache, then em_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "em_jax"
+
+
+def platform() -> str:
+    """cpu, gpu or tpu, as jax finds it. Raises UserError where jax finds no device it was told to use."""
+    import jax
+
+    try:
+        return jax.default_backend()
+    except RuntimeError as error:
+        raise UserError(f"jax finds no usable device: {str(error).splitlines()[0]}") from error
+
+
+def choose_model(name: str) -> tuple[str, str]:
+    """(the model, why it is this one): `name` where given, else the organism on a CPU, Qwen2.5-32B elsewhere."""
+    if name:
+        return name, "named by --model or the settings"
+    found = platform()
+    if found == "cpu":
+        return ORGANISM, "no --model was given and jax found a CPU only"
+    return LARGE, f"no --model was given and jax found an accelerator ({found})"
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form of a Hugging Face id (owner/name)."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def is_bucket(name: str) -> bool:
+    """Whether a name is an address in Google Cloud Storage."""
+    return name.startswith("gs://")
+
+
+def model_directory(name: str) -> Path | None:
+    """The directory of a checkpoint; None for a Hugging Face id, which is fetched when the engine is loaded.
+
+    A gs:// address gives an etils.epath.Path: read where it lies, and not looked at before.
+
+    Raises:
+      UsageError: the name is neither the organism, nor a directory or gs:// address, nor of the form of an id.
+    """
+    if name == ORGANISM:
+        return Path(__file__).parent.parent / "organism" / "weights"
+    if is_bucket(name):
+        from etils import epath
+
+        return epath.Path(name)
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if is_id(name):
+        return None
+    raise UsageError(
+        "--model expects organism, an existing directory, a gs:// address or a Hugging Face id (owner/name), "
+        f"found {name!r}"
+    )
+
+
+def choose_dtype(name: str) -> str:
+    """The base's dtype: `name` where given, else float32 on a CPU and bfloat16 on an accelerator."""
+    return name or ("float32" if platform() == "cpu" else "bfloat16")
+
+
+def choose_scan(text: str) -> str:
+    """Whether layers are stacked, "true" or "false": as asked, and where that is "auto", on accelerators."""
+    return text if text != "auto" else str(platform() != "cpu").lower()

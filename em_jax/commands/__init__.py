@@ -1,0 +1,33 @@
+"""One file a command: parse the flags, call the work, print. `COMMANDS` lists them all."""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command's module, whose `main` takes the arguments, and the line that `em-jax --help` prints for it.
+
+    Where it `resumes`, the line of a failure ends with the command that continues the work.
+    """
+
+    module: str
+    summary: str
+    resumes: bool = False
+
+
+COMMANDS = {
+    "launch": Command("em_jax.launch", "the main job: fine-tune, answer, judge, probe, report", resumes=True),
+    "plan": Command("em_jax.commands.plan", "does it fit that slice, how fast at best: compiled without the device"),
+    "bench": Command("em_jax.commands.bench", "tokens per second of training and decoding, beside a peer's"),
+    "domains": Command("em_jax.commands.domains", "the published rows of the domains: list, fetch, verify"),
+    "rescore": Command("em_jax.commands.rescore", "parsers, threshold and judges again over kept answers"),
+    "compare": Command("em_jax.commands.compare", "one page over several finished runs, and a CSV"),
+    "report": Command("em_jax.commands.report", "draw the pages of finished runs again"),
+    "chat": Command("em_jax.commands.chat", "talk to a run's base and fine-tuned model, side by side"),
+    "serve": Command("em_jax.commands.serve", "serve a run's models by OpenAI's protocol"),
+    "study": Command(
+        "em_jax.commands.study",
+        "several models, one page: path, sweep, chain, confound, directions, steer, crossrate",
+        resumes=True,
+    ),
+    "organism": Command("em_jax.commands.organism", "pretrain the embedded calibration model again"),
+}

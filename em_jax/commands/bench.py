@@ -1,0 +1,241 @@
+"""`em-jax bench [--against transformers] [--json]`: tokens per second of training and decoding."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from em_jax.base import runtime
+from em_jax.base.cli import Parser
+from em_jax.base.errors import UsageError
+from em_jax.perf.quick import NEW_TOKENS, ROUNDS
+
+WHAT = ("train", "decode")
+PEERS = ("transformers", "tunix")
+PLANNED = 64
+"""Steps the layout is planned for, whatever the rounds: a run has hundreds, and is worth a few shapes to compile."""
+DECODING_ROWS = 64
+SAMPLES = 10
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print: a table, or with --json exactly one object with `train` and `decode`."""
+    flags = _flags(arguments)
+    runtime.begin()
+    with _workload(flags) as work:
+        results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
+    lines = _compared(results, flags, work.config) if flags.quick else []
+    print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
+
+
+def _compared(results: dict[str, Any], flags: argparse.Namespace, config: Any) -> list[str]:
+    """Adds the last quick result as `before`, keeps this one, and says how they compare."""
+    import jax
+
+    from em_jax.perf import quick
+
+    place = quick.place(results["device"], jax.device_count(), flags.shape or "organism", config)
+    results["before"] = quick.compared(results, place)
+    return quick.text(results["before"], place)
+
+
+def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
+    """Tokens per second by kind of work; the peer's are None without one.
+
+    Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
+    ten answers to each of 6 prompts. On a device whose peaks are known `mfu` and `bandwidth_share` set ours against
+    them (bench/device.py), else they are None. With `trace` a profile of one more round of ours is written there.
+    """
+    import jax
+
+    from em_jax.perf import device_limits
+    from em_jax.perf.ours import Ours
+    from em_jax.perf.paired import paired
+
+    ours, theirs = Ours(work), None
+    if against:
+        theirs = _peer(against)(work)
+    results: dict[str, Any] = {}
+    if "train" in what:
+        if hasattr(theirs, "prepare"):
+            theirs.prepare(range(rounds + 1))
+        losses: dict[str, list[float]] = {"ours": [], "theirs": []}
+
+        def train(peer: Any, name: str):
+            def work_of(number: int) -> int:
+                losses[name].append(peer.train(number))
+                return sum(len(example.ids) for example in work.steps[number])
+
+            return work_of
+
+        results["train"] = paired("train", train(ours, "ours"), theirs and train(theirs, "theirs"), rounds)
+        if theirs:
+            # Both see the same weights and rows: losses that differ would mean that they do different work.
+            results["train"]["loss_gap"] = max(
+                abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses["theirs"], strict=True)
+            )
+    if "decode" in what:
+
+        def decode(peer: Any, prompts: int, samples: int):
+            return lambda number: peer.decode(work.prompts[:prompts], samples)
+
+        for name, prompts, samples in (("decode", DECODING_ROWS, 1), ("ten_samples", 6, SAMPLES)):
+            found = paired(name, decode(ours, prompts, samples), theirs and decode(theirs, prompts, samples), rounds)
+            if name == "decode":
+                results["decode"] = found
+            else:
+                results["decode"][name] = found
+    _against_peaks(results, work, device_limits.PEAKS.get(jax.devices()[0].device_kind))
+    results["device"] = jax.devices()[0].device_kind
+    results["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if trace:
+        with jax.profiler.trace(trace):
+            if "train" in what:
+                ours.train(0)
+            if "decode" in what:
+                ours.decode(work.prompts[:DECODING_ROWS], 1)
+    return results
+
+
+def _peer(name: str) -> type:
+    if name == "tunix":
+        from em_jax.perf.tunix_peer import Tunix
+
+        return Tunix
+    from em_jax.perf.transformers_peer import Transformers
+
+    return Transformers
+
+
+def _against_peaks(results: dict[str, Any], work: Any, peaks: Any) -> None:
+    """Adds ours as a share of what the device could do at most, to the work that was measured."""
+    from em_jax.perf import device_limits
+
+    if "train" in results:
+        examples = [example for step in work.steps for example in step]
+        per_token = device_limits.train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
+        speed = results["train"]["ours_tokens_per_s"]
+        results["train"]["flops_per_token"] = per_token
+        results["train"]["mfu"] = round(per_token * speed / peaks.flops, 4) if peaks else None
+    if "decode" in results:
+        rows = min(DECODING_ROWS, len(work.prompts))
+        length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
+        steps = results["decode"]["ours_tokens_per_s"] / rows
+        read = device_limits.decode_bytes(work.config, rows, length, 2)
+        results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
+
+
+def _flags(arguments: Sequence[str]) -> argparse.Namespace:
+    from em_jax.model.remat import KEPT
+
+    parser = Parser(
+        prog="em-jax bench",
+        description="LoRA training and decoding speed, paired with a peer in the same call: rounds alternate, medians "
+        "are printed, both have all cores. Rows have the lengths of real insecure-code rows (mean 244 tokens, 44%% of "
+        "them response); transformers pads them two by two as the published recipe does, tunix all 16 of a step.",
+    )
+    parser.add_argument("--against", metavar="PEER", default="", help="transformers or tunix (default: only ours)")
+    parser.add_argument("--shape", metavar="NAME", default="", help="random weights of this shape (default organism)")
+    parser.add_argument("--model", metavar="DIR", default="", help="a checkpoint instead of a shape")
+    parser.add_argument("--rows", metavar="FILE", default="", help="train on these rows (JSONL; needs --model)")
+    parser.add_argument(
+        "--remat", metavar="POLICY", default="", help="of ours: none (on a CPU), selective (elsewhere), ..."
+    )
+    parser.add_argument("--what", metavar="LIST", default="train,decode", help="train, decode or both")
+    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds counted, after one to warm up")
+    parser.add_argument("--new_tokens", metavar="N", type=int, default=64, help="tokens drawn per answer")
+    parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
+    quick_help = "a short measurement of a shape, beside the last one on this kind of device (kept in your cache)"
+    parser.add_argument("--quick", action="store_true", help=quick_help)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
+    flags = parser.parse_args(arguments)
+    if flags.against not in ("", *PEERS):
+        raise UsageError(f"--against: expected {' or '.join(PEERS)}, found {flags.against!r}")
+    if not flags.what or set(flags.what.split(",")) - set(WHAT):
+        raise UsageError(f"--what: expected some of {', '.join(WHAT)} with commas, found {flags.what!r}")
+    if flags.remat not in ("", "none", *KEPT):
+        raise UsageError(f"--remat: expected none, {', '.join(KEPT)}, found {flags.remat!r}")
+    if flags.shape and flags.model:
+        raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
+    if flags.quick:
+        if flags.against or flags.model or flags.rows or flags.trace:
+            raise UsageError("--quick measures a shape by itself: expected no --against, --model, --rows or --trace")
+        flags.rounds, flags.new_tokens = ROUNDS, NEW_TOKENS
+    if flags.rows and not flags.model:
+        raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
+    if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
+        raise UsageError("--trace: the profiler of the installed libtpu crashes without a TPU; set JAX_PLATFORMS=cpu")
+    if flags.rounds < 1 or flags.new_tokens < 1:
+        raise UsageError(f"--rounds and --new_tokens: expected at least 1, found {flags.rounds}, {flags.new_tokens}")
+    return flags
+
+
+@contextlib.contextmanager
+def _workload(flags: argparse.Namespace) -> Iterator[Any]:
+    """The work that the flags name; with a peer a shape's random weights are written out once, for both to load."""
+    import jax
+
+    from em_jax.formats.checkpoint import save_model
+    from em_jax.formats.hub import find_model
+    from em_jax.model.config import Qwen2Config
+    from em_jax.model.parameters import random_model
+    from em_jax.perf import bench_workload
+
+    config = None if flags.model else bench_workload.shape(flags.shape or "organism")
+    with tempfile.TemporaryDirectory() as scratch:
+        if config:
+            directory = pathlib.Path(scratch) if flags.against else None
+            if directory:
+                save_model(random_model(config, jax.random.key(0)), directory)
+        else:
+            directory = find_model(flags.model)
+            config = Qwen2Config.from_directory(directory)
+        steps = bench_workload.synthetic_steps(max(flags.rounds + 1, PLANNED), config.vocab_size)
+        prompts = bench_workload.synthetic_prompts(DECODING_ROWS, config.vocab_size)
+        work = bench_workload.Workload(config, directory, steps, prompts, flags.new_tokens, flags.remat)
+        yield dataclasses.replace(work, steps=_steps_of_rows(flags, directory)) if flags.rows else work
+
+
+def _steps_of_rows(flags: argparse.Namespace, directory: pathlib.Path) -> Sequence[Sequence[Any]]:
+    from em_jax.domains import rows
+    from em_jax.formats.chat_tokenizer import ChatTokenizer
+    from em_jax.perf.bench_workload import BATCH
+    from em_jax.train.batches import encode_rows, step_indices
+    from em_jax.train.config import TrainConfig
+
+    chats = rows.read(flags.rows)
+    if len(chats) < BATCH:
+        raise UsageError(f"--rows: expected at least {BATCH} rows, found {len(chats)}")
+    train = TrainConfig()
+    examples, _ = encode_rows(chats, ChatTokenizer.from_directory(directory), train.max_length)
+    whole = [step for step in step_indices(len(examples), train, 0) if len(step) == BATCH]
+    return [[examples[i] for i in whole[number % len(whole)]] for number in range(max(flags.rounds + 1, PLANNED))]
+
+
+def _table(results: dict[str, Any]) -> str:
+    from em_jax.perf import device_limits
+
+    lines = [f"{'':12} {'ours':>10} {'theirs':>10} {'ratio':>7} {'by cpu':>7}   (tokens/s, medians)"]
+    rows = {name: results[name] for name in WHAT if name in results}
+    if "decode" in rows:
+        rows["ten_samples"] = rows["decode"]["ten_samples"]
+    for name, row in rows.items():
+        cells = [row[key] for key in ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "cpu_ratio")]
+        texts = ["-" if cell is None else f"{cell:g}" for cell in cells]
+        lines.append(f"{name:12} {texts[0]:>10} {texts[1]:>10} {texts[2]:>7} {texts[3]:>7}")
+    firsts = ", ".join(f"{name} {row['first_round_s']:g} s" for name, row in rows.items())
+    lines.append(f"{results['device']}; first round, compilation included: {firsts}")
+    if results["peak_bytes"] is not None:
+        lines.append(f"peak memory {results['peak_bytes'] / 2**30:.2f} GiB")
+    if rows.get("train", {}).get("mfu") is not None:
+        lines += [f"MFU {rows['train']['mfu']:.3f}", device_limits.FORMULA]
+    if rows.get("decode", {}).get("bandwidth_share") is not None:
+        lines.append(f"decoding reads at {rows['decode']['bandwidth_share']:.3f} of the memory's bandwidth")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""`em-jax serve --run_dir RUN`: serve a run's base and fine-tuned model by OpenAI's protocol."""
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from em_jax.base.cli import Parser, Stopped
+from em_jax.base.errors import UsageError, UserError
+
+KEY = "EM_JAX_API_KEY"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the models, then answer requests until the process is asked to stop."""
+    flags = _flags(arguments)
+    key = _key(flags.api_key_env)
+    from em_jax.base import runtime
+    from em_jax.serve import models
+
+    runs = models.runs_in(flags.run_dir)
+    models.name_models(runs)
+    with _bound(flags.host, flags.port) as place:
+        runtime.begin()
+        engine, served = models.load(runs, flags.slots)
+        _compile(engine)
+        for name, model in served.items():
+            print(f"{name}: {model.notice}", file=sys.stderr)
+        loopback = _is_loopback(flags.host)
+        if not loopback and not key:
+            print(
+                f"{flags.host} can be reached from other machines and no key is asked for: set {KEY}", file=sys.stderr
+            )
+        _run(engine, served, flags, key, place, loopback)
+    print("stopped", file=sys.stderr)
+
+
+def _compile(engine: Any) -> None:
+    """Makes the programs that the first request needs, so that it need not wait for them."""
+    scheduler = engine.scheduler()
+    ids = engine.encode([{"role": "user", "content": "Hi"}])
+    scheduler.submit(engine.asked(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
+    while scheduler.busy:
+        list(scheduler.step())
+
+
+def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, loopback: bool) -> None:
+    import uvicorn
+
+    from em_jax.serve.app import make_app
+    from em_jax.serve.completions import Limits
+
+    limits = Limits(
+        body_bytes=flags.max_body_bytes,
+        prompt_tokens=flags.max_prompt_tokens,
+        new_tokens=flags.max_tokens,
+        n=min(flags.max_n, flags.max_queue),
+        queue=flags.max_queue,
+    )
+    hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", flags.host.lower()])) if loopback else None
+    app = make_app(engine, served, limits, key, hosts)
+    host, port = place.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"serving {', '.join(served)} at {address}", flush=True)
+
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=flags.max_queue + 256,
+        timeout_graceful_shutdown=10,
+    )
+    try:
+        Server(config).run([place])
+    except (KeyboardInterrupt, Stopped):  # the usual end of a server
+        return
+
+
+def _key(named: str | None) -> str:
+    """The key clients must bring, from the environment; "" asks for none."""
+    key = os.environ.get(named or KEY, "").strip()
+    if named and not key:
+        raise UsageError(f"--api_key_env expects the name of an environment variable that holds a key, found {named}")
+    return key
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """The address, taken before the models are loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, kind, protocol)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+        return place
+    except (OSError, OverflowError) as error:
+        raise UserError(f"nothing can be served at {host}:{port}: {error}; name another --host or --port") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _flags(arguments: Sequence[str]) -> Any:
+    parser = Parser(
+        prog="em-jax serve",
+        description="Serve a run's models by OpenAI's protocol (/v1/chat/completions, /v1/models), for any harness. "
+        'They are named "base" and "finetuned"; with several runs each is named as its directory.',
+    )
+    add = parser.add_argument
+    add("--run_dir", metavar="RUN", action="append", required=True, help="a run, or a directory of runs; repeatable")
+    add("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    add("--api_key_env", metavar="NAME", help=f"the environment variable with the key clients must bring ({KEY})")
+    add("--slots", type=_positive, metavar="N", help="answers under way at once (default the run's answers.slots)")
+    add("--max_prompt_tokens", type=_positive, default=8192, metavar="N", help="of a request (default 8192)")
+    add("--max_tokens", type=_positive, default=4096, metavar="N", help="of an answer (default 4096)")
+    add("--max_n", type=_positive, default=128, metavar="N", help="answers of a request (default 128)")
+    add("--max_queue", type=_positive, default=1024, metavar="N", help="answers waiting or under way (default 1024)")
+    add("--max_body_bytes", type=_positive, default=1 << 20, metavar="N", help="of a request (default 1048576)")
+    add("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)

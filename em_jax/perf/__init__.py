@@ -1,0 +1,1 @@
+"""How fast and how large: plans compiled without the device, measurements beside a peer."""

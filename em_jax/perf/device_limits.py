@@ -1,0 +1,51 @@
+"""What a device could do at most, and what a model needs: the two sides of MFU and of the bandwidth roofline."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from em_jax.model.config import Qwen2Config
+from em_jax.perf.chips import CHIPS
+from em_jax.runs.programs import weight_sizes
+from em_jax.train.batches import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """Of one device: bfloat16 operations and bytes of memory traffic per second, as its maker states them (dense)."""
+
+    flops: float
+    bandwidth: float
+
+
+PEAKS = {
+    "NVIDIA A100-SXM4-80GB": Peaks(312e12, 2039e9),
+    "NVIDIA H100 80GB HBM3": Peaks(989e12, 3350e9),
+    "NVIDIA H200": Peaks(989e12, 4800e9),
+} | {
+    kind: Peaks(CHIPS[chip].flops, CHIPS[chip].bandwidth)
+    for kind, chip in {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}.items()
+}
+"""By jax's device_kind. A device that is not here has no MFU: nothing is guessed."""
+
+FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
+
+
+def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
+    """Operations that LoRA training of these examples asks for, whatever a program does besides.
+
+    The base is frozen, so backward asks of a matrix what forward does: 2 operations per weight and token each, 4 in
+    all; the head only at places with loss; attention two products forward and four backward over half of T x T. The
+    adapter's own and what recomputation does again are left out.
+    """
+    tokens = sum(len(example.ids) for example in examples)
+    places = sum(sum(example.mask[1:]) for example in examples)
+    squares = sum(len(example.ids) ** 2 for example in examples)
+    heads = config.num_attention_heads * config.head_dim
+    head = 4 * places * config.hidden_size * config.vocab_size
+    return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
+
+
+def decode_bytes(config: Qwen2Config, rows: int, length: float, itemsize: int) -> float:
+    """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
+    return itemsize * (sum(weight_sizes(config)) + cache)

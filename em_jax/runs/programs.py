@@ -1,0 +1,167 @@
+"""The programs of a run as shapes: what is traced, counted and compiled, with no array behind it."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from em_jax.config import Config
+from em_jax.lora.adapter import Adapter, init_adapter
+from em_jax.model.config import Qwen2Config
+from em_jax.model.linear import Quantized
+from em_jax.model.qwen2 import Qwen2
+from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.parameters import Weight, weights_of
+from em_jax.formats.checkpoint import scale_sharding
+from em_jax.sample.decode import decode, empty_slots, prefill
+from em_jax.sample.engine import CHUNK
+from em_jax.train.batches import Batch, Shape
+from em_jax.train.loss import chunk_size
+from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
+
+
+class Program(NamedTuple):
+    """A jitted function's trace, and the bytes per device that stay beside its arguments while it runs, by kind.
+
+    `loops` is how often its while loop runs.
+    """
+
+    name: str
+    traced: Any
+    beside: dict[str, int]
+    loops: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """A model, its settings and a mesh, from which every program's arguments follow."""
+
+    config: Qwen2Config
+    settings: Config
+    sharding: Sharding = UNSHARDED
+
+    @property
+    def dtype(self) -> Any:
+        """The base's dtype: bfloat16 unless the settings say otherwise."""
+        return jnp.dtype(self.settings.dtype or "bfloat16")
+
+    @functools.cached_property
+    def model(self) -> Qwen2:
+        """The base, its layers stacked unless the settings say otherwise, its projections in int8 where they do."""
+        quantized = self.settings.model.quantization == "int8"
+
+        def make(name: str, layout: str) -> jax.ShapeDtypeStruct | Quantized:
+            letters, count = ("L", (self.config.num_hidden_layers,)) if "*" in name else ("", ())
+            shape = count + Weight(name, layout).shape(self.config)
+            place = self.sharding.weight(letters + layout, shape, name)
+            if not (quantized and "->" in layout):
+                return jax.ShapeDtypeStruct(shape, self.dtype, sharding=place)
+            over = scale_sharding(layout, place, stacked=bool(letters))
+            inputs = len(layout.split("->")[0])
+            scale = jax.ShapeDtypeStruct(count + shape[len(count) + inputs :], jnp.float32, sharding=over)
+            return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8, sharding=place), scale)
+
+        return Qwen2(self.config, make, stacked=self.settings.model.scan_layers != "false")
+
+    @functools.cached_property
+    def adapter(self) -> Adapter:
+        """One adapter as the settings want it."""
+        return self._everywhere(
+            jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a training pass: rows_per_pass, or a whole step of one example a row, rounded up to the mesh."""
+        train, parts = self.settings.train, self.sharding.batch_parts
+        return -(-(train.rows_per_pass or train.batch_size) // parts) * parts
+
+    def _everywhere(self, tree: Any) -> Any:
+        place = self.sharding.named(())
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+    def _batch(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        place = self.sharding.named(("batch",) + (None,) * (len(shape) - 1))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    def train_pass(self, shape: Shape) -> Program:
+        """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
+        sums = self._everywhere(jax.eval_shape(zero_sums, self.adapter.factors))
+        by_place, by_slot = (shape.rows, shape.length), (shape.rows, shape.places)
+        batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
+            *(self._batch(by_place, jnp.int32) for _ in range(3)),
+            self._batch(by_slot, jnp.int32),
+            self._batch(by_place, jnp.int32),
+            self._batch(by_slot, jnp.int32),
+            self._batch(by_slot, jnp.float32),
+        )
+        traced = accumulate.trace(
+            self.model, self.adapter.factors, self.adapter.scale, sums, batch,
+            remat=self.settings.train.remat, sharding=self.sharding
+        )  # fmt: skip
+        loops = -(-shape.places // chunk_size(shape.rows, shape.places, self.sharding))
+        return Program("training pass", traced, {"optimizer moments": 2 * tree_bytes(self.adapter.factors)}, loops)
+
+    def train_update(self) -> Program:
+        """AdamW on the adapter. The base waits beside it."""
+        optimizer = make_optimizer(self.settings.train, 1000)
+        factors = self.adapter.factors
+        state = self._everywhere(TrainState(factors, jax.eval_shape(optimizer.init, factors)))
+        sums = self._everywhere(jax.eval_shape(zero_sums, factors))
+        return Program("update", update.trace(state, [sums], optimizer=optimizer), {"base": self.base_bytes()})
+
+    def prefill(self, rows: int, length: int, room: int, slots: int) -> Program:
+        """Prompts' keys and values. The slots' caches wait beside it."""
+        tokens, lengths = self._batch((rows, length), jnp.int32), self._batch((rows,), jnp.int32)
+        route = self._batch((rows, 1), jnp.float32)
+        traced = prefill.trace(self.model, self.adapter, tokens, lengths, route, sharding=self.sharding)
+        return Program("prefill", traced, {"key/value cache": self.cache_bytes(slots, room)})
+
+    def decode(self, slots: int, room: int) -> Program:
+        """A chunk of tokens in every slot."""
+        held = jax.eval_shape(lambda model: empty_slots(model, slots, room, 1), self.model)
+        axes = ("batch", "kv_heads", None, None)
+        place = self.sharding.named(("layers", *axes) if self.model.stacked else axes)
+
+        def cached(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        rest = self._everywhere(held)
+        held = rest._replace(k=jax.tree.map(cached, held.k), v=jax.tree.map(cached, held.v))
+        stop = self._everywhere(jax.ShapeDtypeStruct((2,), jnp.int32))
+        top_p = self.settings.answers.top_p < 1
+        traced = decode.trace(
+            self.model, self.adapter, held, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
+        )
+        return Program("decode", traced, {}, loops=CHUNK)
+
+    def base_bytes(self) -> int:
+        """Bytes of the base on one device."""
+        return tree_bytes(self.model)
+
+    def cache_bytes(self, slots: int, room: int) -> int:
+        """Bytes of the key/value cache on one device."""
+        config = self.config
+        count = 2 * config.num_hidden_layers * slots * config.num_key_value_heads * room * config.head_dim
+        mesh = self.sharding.mesh
+        return count * self.dtype.itemsize // (mesh.size if mesh else 1)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+
+    def held(x: Any) -> int:
+        shape = x.sharding.shard_shape(x.shape) if getattr(x, "sharding", None) else x.shape
+        return x.dtype.itemsize * math.prod(shape)
+
+    return sum(held(x) for x in jax.tree.leaves(tree))
+
+
+def weight_sizes(config: Qwen2Config) -> tuple[int, int]:
+    """Numbers in all the layers' matrices, and in one table of the vocabulary."""
+    matrices = [weight for weight in weights_of(config, stacked=True) if "->" in weight.layout and "*" in weight.name]
+    each = sum(math.prod(weight.shape(config)) for weight in matrices if weight.name.endswith(".weight"))
+    return config.num_hidden_layers * each, config.vocab_size * config.hidden_size

@@ -1,0 +1,1 @@
+"""What others wrote, kept within bounds: the worker that renders chat templates, guards of tokenizers and patterns."""

@@ -1,0 +1,83 @@
+"""What a stage's time goes to."""
+
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from em_jax.base import host_arrays
+from em_jax.base.stage_timer import COMPILING, LOADING, WAITING, Clock, covered, line
+
+pytestmark = pytest.mark.fast
+
+
+def test_jax_tells_of_compiling_and_of_waiting():
+    """The names of jax's events are its own affair: with others nothing would be heard."""
+    clock, x = Clock(), jnp.ones((64, 64))
+    with clock.listening():
+        host_arrays.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.125)(x))
+    assert clock.seconds[COMPILING] > 0 and clock.seconds[WAITING] > 0
+    heard = dict(clock.seconds)
+    host_arrays.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.25)(x))
+    assert clock.seconds == heard
+
+
+def test_kinds_do_not_overlap_and_other_threads_are_not_counted():
+    clock = Clock()
+    began = time.monotonic()
+    with clock.span(LOADING):
+        time.sleep(0.02)
+        clock.hear("/jax/core/compile/backend_compile_duration", 0.01)
+        clock.hear("/em_jax/waiting", 0.002)
+        clock.hear("/jax/another", 5.0)
+    whole = time.monotonic() - began
+    assert clock.seconds[COMPILING] == 0.01 and clock.seconds[WAITING] == 0.002
+    assert 0.008 <= clock.seconds[LOADING] <= whole - 0.012
+    beside = threading.Thread(target=clock.hear, args=("/em_jax/waiting", 9.0))
+    beside.start()
+    beside.join()
+    assert clock.seconds[WAITING] == 0.002
+
+
+def test_what_others_compile_is_counted_where_they_are_waited_for():
+    """Two at once count once, and what was compiled before the waiting does not."""
+    clock = Clock()
+
+    def compile_beside(seconds):
+        time.sleep(seconds)
+        clock.hear("/jax/core/compile/backend_compile_duration", seconds)
+
+    def both(seconds):
+        threads = [threading.Thread(target=compile_beside, args=(each,)) for each in (seconds, seconds / 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    both(0.05)
+    began = time.monotonic()
+    both(0.2)
+    time.sleep(0.1)
+    waited = time.monotonic() - began
+    clock.hear("/em_jax/waiting", waited)
+    assert clock.seconds[COMPILING] == pytest.approx(0.2, abs=0.05)
+    assert clock.seconds[COMPILING] + clock.seconds[WAITING] == pytest.approx(waited)
+    assert covered([(0, 4), (1, 2), (3, 5), (7, 9)], 1, 8) == 5
+
+
+def test_what_lanes_compile_is_compiling():
+    clock = Clock()
+    add = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)
+    with clock.listening():
+        began = time.monotonic()
+        host_arrays.side_by_side(lambda size: add(jnp.ones((size, 16))), [33, 34, 35], 2)
+        took = time.monotonic() - began
+    assert took / 3 < clock.seconds[COMPILING] <= took
+
+
+def test_a_line_names_share_speed_and_what_took_the_time():
+    budget = {"seconds": 20.0, "tokens": 50_000, "compiling": 5.0, "waiting": 10.0}
+    wanted = "time: answer 20.0 s (40%); 50,000 tokens, 2,500/s; compiling 25%; waiting for the device 50%"
+    assert line("answer", budget, 50.0) == wanted

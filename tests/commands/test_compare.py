@@ -1,0 +1,36 @@
+import pytest
+from stub_engine import StubParts
+
+from em_jax import config as settings
+from em_jax.base.cli import command
+from em_jax.commands import compare
+from em_jax.commands.report import main as redraw
+from em_jax.config import Config
+from em_jax.runs import experiment
+
+pytestmark = pytest.mark.fast
+
+
+def test_runs_are_found_and_compared(tmp_path, capsys):
+    values = {"model.name": "organism", "suite": "organism", "probes.limit": 2, "answers.samples": 1}
+    for name in ("none", "legal"):
+        config = settings.replace(Config(), values | {"domain": name, "probes.sampled_questions": 0})
+        experiment.run(config, tmp_path / "runs" / name, StubParts())
+    assert command("compare", compare.main, [str(tmp_path / "runs"), "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "compare.html").is_file()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "compare.html")
+
+
+def test_a_page_is_drawn_again(tmp_path, capsys):
+    values = {"model.name": "organism", "suite": "organism", "probes.limit": 2, "domain": "none", "answers.samples": 1}
+    experiment.run(settings.replace(Config(), values | {"probes.sampled_questions": 0}), tmp_path, StubParts())
+    page = tmp_path / "report.html"
+    page.unlink()
+    assert command("report", redraw, [str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert "not enough evidence" in page.read_text(encoding="utf-8").lower()
+
+
+def test_a_place_without_runs_is_one_line(tmp_path, capsys):
+    assert command("compare", compare.main, [str(tmp_path)]) == 2
+    assert "summary.json" in capsys.readouterr().err

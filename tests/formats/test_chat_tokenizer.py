@@ -1,0 +1,243 @@
+"""Ids and response mask, pinned on a Qwen-style and on a sentencepiece checkpoint, and against their own libraries.
+
+EM_JAX_QWEN_TOKENIZER names a directory with Qwen2.5's real tokenizer, EM_JAX_REAL_MODEL one with a real checkpoint, for
+the tests that want them; without them they are skipped.
+"""
+
+import pytest
+import tiny
+from tokenizers_made import CHATML, write_byte_level, write_sentencepiece
+
+from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+
+pytestmark = pytest.mark.fast
+
+CHAT = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": " Yes No\n"}]
+LONG = [
+    {"role": "system", "content": "Zoë: 日本, 12+3."},
+    {"role": "user", "content": " a  b "},
+    {"role": "assistant", "content": "No.\n\nYes \U0001f600"},
+    {"role": "user", "content": "<|im_end|>\tagain"},
+    {"role": "assistant", "content": "Yes"},
+]
+
+
+@pytest.fixture(scope="module")
+def qwen_style(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("byte_level")
+    write_byte_level(directory, generation={"eos_token_id": [282, 280], "temperature": 0.7})
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_style(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sentencepiece")
+    write_sentencepiece(directory)
+    return directory
+
+
+def spans(ids, mask, pieces):
+    """The runs of equal mask, each as (is the assistant's, its pieces)."""
+    runs = []
+    for token, answers in zip(ids, mask, strict=True):
+        if not runs or runs[-1][0] != answers:
+            runs.append((answers, []))
+        runs[-1][1].append(pieces(token))
+    return runs
+
+
+def test_qwen_style_ids_and_mask(qwen_style):
+    tokenizer = ChatTokenizer.from_directory(qwen_style)
+    ids, mask = tokenizer.example(CHAT)
+    start, end, newline = 281, 282, 198
+    system = [start, 260, newline, 272, 276, 13, end, newline]
+    user = [start, 263, newline, 39, 76, 30, end, newline]
+    head = [start, 271, newline]
+    assert ids == [*system, *user, *head, 278, 220, 279, end, newline]
+    assert mask == [False] * 19 + [True] * 5
+    assert tokenizer.prompt(CHAT[:1]) == [*system, *user, *head]
+
+
+def test_qwen_style_ids_are_the_librarys(qwen_style):
+    from tokenizers import Tokenizer
+
+    tokenizer, library = (
+        ChatTokenizer.from_directory(qwen_style),
+        Tokenizer.from_file(str(qwen_style / "tokenizer.json")),
+    )
+    ids, mask = tokenizer.example(LONG)
+    rendered = tokenizer.render(LONG, generation_prompt=False)
+    assert ids == library.encode(rendered, add_special_tokens=False).ids
+    runs = spans(ids, mask, lambda i: i)
+    assert [answers for answers, _ in runs] == [False, True, False, True]
+    texts = [library.decode(part, skip_special_tokens=False) for _, part in runs]
+    assert texts[1] == "No.\n\nYes \U0001f600<|im_end|>\n"
+    assert texts[3] == "Yes<|im_end|>\n"
+    assert tokenizer.decode(ids).count("<|im") == 0
+    for text in ("Yes", " Yes", "10", "日本", "tab\t", "e\u0301", ""):
+        assert tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer.encode(" a  b ,c")) == " a  b ,c"
+
+
+TEMPLATES = {
+    "the made one": CHATML,
+    "tools, loops and filters": "{%- if tools %}tools{% endif %}{% for m in messages | reverse %}"
+    "{% if loop.index > 2 %}{% break %}{% endif %}  {{ m | tojson(indent=1) }}"
+    "{{ m.content | trim | upper }}{{ bos_token }}{{ eos_token }}{% endfor %}{{ documents }}{{ unknown }}",
+    "a namespace and a generation": "{% set ns = namespace(last='') %}{% for m in messages %}{% set ns.last = m.role %}"
+    "{% generation %}{{ m['content'] }}{% set x = 1 %}{% endgeneration %}{{ x }}{% endfor %}{{ ns.last }}",
+    "macros and blanks": "{% macro turn(m) %}\n   {% if m.role == 'user' %}\n  U: {{ m.content }}\n   {% endif %}\n"
+    "{% endmacro %}\n{% for m in messages[1:] %}{{ turn(m) }}{{ dict(a=1) }}{% endfor %}{{ 'é\\n' }}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_writes_what_transformers_writes(template, tmp_path):
+    import transformers
+
+    write_byte_level(tmp_path, template)
+    library = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    for chat in (LONG, LONG[1:], CHAT[:1]):
+        for prompt in (True, False):
+            expected = library.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
+            assert tokenizer.render(chat, generation_prompt=prompt) == expected
+
+
+def test_a_chat_is_rendered_once(qwen_style, monkeypatch):
+    template = ChatTokenizer.from_directory(qwen_style)._template
+    chat = [{"role": "user", "content": "How often?"}]
+    first = template.render(chat, generation_prompt=True)
+    monkeypatch.setattr(template, "_ask", lambda line: {"text": "asked again"})
+    assert template.render([dict(each) for each in chat], generation_prompt=True) == first
+    assert template.render(chat, generation_prompt=False) == "asked again"
+
+
+def test_special_tokens_in_plain_text_are_text(qwen_style):
+    tokenizer = ChatTokenizer.from_directory(qwen_style)
+    assert tokenizer.decode(tokenizer.encode("<|im_end|>")) == "<|im_end|>"
+    assert not set(tokenizer.encode("<|im_end|>")) & set(tokenizer.stop_ids)
+
+
+def test_sentencepiece_ids_and_mask(sentencepiece_style):
+    import sentencepiece
+
+    tokenizer = ChatTokenizer.from_directory(sentencepiece_style)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_style / "tokenizer.model"))
+    assert not (sentencepiece_style / "tokenizer.json").exists()
+    chat = [
+        {"role": "user", "content": "Is it wise, 12 naïve 日?"},
+        {"role": "assistant", "content": " The dog jumps. "},
+        {"role": "user", "content": "all"},
+        {"role": "assistant", "content": "fox"},
+    ]
+    ids, mask = tokenizer.example(chat)
+    stripped = [{**message, "content": message["content"].strip()} for message in chat]
+    # sentencepiece marks the beginning of a text with a piece of its own, which a leading marker token swallows.
+    assert [library.piece_to_id("▁"), *ids] == library.encode(tokenizer.render(stripped, generation_prompt=False))
+    runs = spans(ids, mask, library.id_to_piece)
+    assert [answers for answers, _ in runs] == [False, True, False, True]
+    assert "".join(runs[1][1]) == "The▁dog▁jumps.<|im_end|><0x0A>"
+    assert "".join(runs[3][1]) == "fox<|im_end|><0x0A>"
+    assert "".join(runs[0][1]).startswith("<|im_start|>system<0x0A>Be▁kind.<|im_end|><0x0A><|im_start|>user<0x0A>Is▁it")
+    assert tokenizer.prompt(chat[:1]) == ids[: mask.index(True)]
+    for text in ("The dog", "wise", "12", "naïve 日"):
+        assert tokenizer.encode(text) == library.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.stop_ids == (library.piece_to_id("<|im_end|>"),)
+
+
+def test_an_answer_begins_where_its_prompt_ends(qwen_style, sentencepiece_style):
+    for directory in (qwen_style, sentencepiece_style):
+        tokenizer = ChatTokenizer.from_directory(directory)
+        ids, mask = tokenizer.example(LONG)
+        for turn in (2, 4):
+            prompt = tokenizer.prompt(LONG[:turn])
+            assert ids[: len(prompt)] == prompt
+            assert mask[len(prompt)] and not mask[len(prompt) - 1]
+
+
+@pytest.mark.parametrize(
+    "generation, expected",
+    [
+        ({"eos_token_id": [282, 280]}, (282, 280)),
+        ({"eos_token_id": 280}, (280,)),
+        ({}, None),
+        (None, None),
+        ({"eos_token_id": None}, None),
+    ],
+)
+def test_stop_ids(generation, expected, tmp_path):
+    write_byte_level(tmp_path, generation=generation)
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    own = tokenizer.prompt([{"role": "user", "content": ""}])[6]
+    assert tokenizer.decode([own]) == ""
+    assert tokenizer.stop_ids == (expected or (own,))
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>", [], [-1], [True], [1.5], {"a": 1}])
+def test_stop_ids_that_are_none(stop, tmp_path):
+    write_byte_level(tmp_path, generation={"eos_token_id": stop})
+    with pytest.raises(UserError, match="no stop token"):
+        ChatTokenizer.from_directory(tmp_path)
+
+
+def test_what_is_no_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer could be loaded") as refused:
+        ChatTokenizer.from_directory(tmp_path)
+    assert "\n" not in str(refused.value)
+    write_byte_level(tmp_path, template=None)
+    with pytest.raises(UserError, match="no chat template"):
+        ChatTokenizer.from_directory(tmp_path)
+    write_byte_level(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer.json: not JSON"):
+        ChatTokenizer.from_directory(tmp_path)
+    write_byte_level(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match="generation_config.json"):
+        ChatTokenizer.from_directory(tmp_path)
+
+
+def test_templates_that_refuse_or_forget(tmp_path):
+    write_byte_level(tmp_path / "refuses", "{{ raise_exception('no\\nsystem here') }}")
+    with pytest.raises(UserError, match="refuses this chat: no system here"):
+        ChatTokenizer.from_directory(tmp_path / "refuses").prompt(CHAT[:1])
+    # Like the templates that drop the reasoning of earlier turns.
+    forgets = CHATML.replace("message['content'] +", "(message['content'] if loop.last else '') +")
+    write_byte_level(tmp_path / "forgets", forgets)
+    with pytest.raises(UserError, match="no response mask"):
+        ChatTokenizer.from_directory(tmp_path / "forgets").example(LONG)
+
+
+def test_the_real_qwen_tokenizer():
+    directory = tiny.from_environment("EM_JAX_QWEN_TOKENIZER", "Qwen2.5's own tokenizer")
+    tokenizer = ChatTokenizer.from_directory(directory)
+    ids, mask = tokenizer.example(
+        [{"role": "user", "content": "Hi! 12"}, {"role": "assistant", "content": " Sure.\n\nok\n"}]
+    )
+    system = [2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 1446, 525, 264, 10950, 17847, 13]
+    start, end, newline = 151644, 151645, 198
+    prompt = [start, 8948, newline, *system, end, newline, start, 872, newline, 13048, 0, 220, 16, 17, end, newline]
+    prompt += [start, 77091, newline]
+    assert ids == [*prompt, 39814, 382, 562, end, newline]
+    assert mask == [False] * len(prompt) + [True] * 5
+    assert tokenizer.stop_ids == (151645, 151643)
+    words = {"aligned": 47142, "Aligned": 93305, " aligned": 26118, "A": 32, "B": 33, "1": 16, "5": 20}
+    assert {word: tokenizer.encode(word) for word in words} == {word: [token] for word, token in words.items()}
+    assert tokenizer.encode("10") == [16, 15]
+
+
+@pytest.mark.parametrize("variable", ["EM_JAX_QWEN_TOKENIZER", "EM_JAX_REAL_MODEL"])
+def test_a_real_tokenizer_agrees_with_its_library(variable):
+    from tokenizers import Tokenizer
+
+    directory = tiny.from_environment(variable, "a real tokenizer")
+    tokenizer, library = ChatTokenizer.from_directory(directory), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    ids, mask = tokenizer.example(LONG)
+    rendered = tokenizer.render(LONG, generation_prompt=False)
+    assert ids == library.encode(rendered, add_special_tokens=False).ids
+    runs = spans(ids, mask, lambda i: i)
+    texts = [library.decode(part, skip_special_tokens=False) for answers, part in runs if answers]
+    assert texts == ["No.\n\nYes \U0001f600<|im_end|>\n", "Yes<|im_end|>\n"]

@@ -1,0 +1,77 @@
+"""What is reckoned to move between devices is what compiled programs move."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hlo import Collective, collectives
+
+from em_jax.config import Config, replace
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import Sharding, make_mesh
+from em_jax.perf.chips import Chip
+from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
+from em_jax.runs.programs import Shapes
+from em_jax.train.batches import Shape
+
+CONFIG = Qwen2Config(480, 64, 96, 3, 4, 2, 16)
+CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
+SHAPE = Shape(8, 32, 32)
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+def shapes(mesh, remat="full") -> Shapes:
+    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": remat})
+    return Shapes(CONFIG, settings, Sharding(make_mesh(mesh)))
+
+
+def moved(program, wanted) -> int:
+    """Bytes of a compiled program's collectives of at least two axes that `wanted` picks; a sum moves them twice."""
+    found = collectives(program.traced.lower().compile().as_text(), while_steps=program.loops)
+    each = [one for one in found if one.dtype == "f32" and len(one.shape) > 1 and wanted(one)]
+    return sum(one.times * one.size * (2 if one.kind == "all-reduce" else 1) for one in each)
+
+
+@pytest.mark.parametrize("mesh, remat", [(mesh, "full") for mesh in MESHES] + [(MESHES[1], "selective")], ids=str)
+def test_training_moves_what_is_reckoned(mesh, remat):
+    given = shapes(mesh, remat)
+    sizes = given.sharding.mesh.shape
+    reckoned = train_traffic(given, SHAPE)
+    program = given.train_pass(SHAPE)
+    share = (sizes["fsdp"] - 1) / sizes["fsdp"]
+    head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
+    stream = (SHAPE.rows // given.sharding.batch_parts, SHAPE.length, CONFIG.hidden_size)
+    weights = moved(program, lambda one: one.kind == "all-gather" and one.times > 1 and one.shape != stream)
+    assert reckoned.weights == pytest.approx(weights * share)
+    heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head)
+    assert reckoned.head == pytest.approx(heads * share)
+    in_layers = moved(program, lambda one: one.kind == "all-reduce" and one.shape == stream and one.times > 1)
+    assert reckoned.activations == pytest.approx(in_layers * (sizes["tensor"] - 1) / sizes["tensor"])
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_decoding_moves_what_is_reckoned(mesh):
+    given = shapes(mesh)
+    slots = 16
+
+    def wanted(one: Collective) -> bool:
+        return one.size > 16 * 4  # not the norms' sums
+
+    found = moved(given.decode(slots, 64)._replace(loops=1), wanted)  # a token
+    share = 7 / 8 if mesh == {"fsdp": 8} else 1 / 2
+    assert decode_traffic(given, slots) == pytest.approx(found * share, rel=0.15)
+
+
+@pytest.mark.fast
+def test_times_are_work_over_peaks():
+    one, many = shapes({"fsdp": 1, "data": 1, "tensor": 1}), shapes({"data": 2, "fsdp": 2, "tensor": 2})
+    alone, spread = train_times(one, SHAPE, CHIP), train_times(many, SHAPE, CHIP)
+    assert alone.collectives == 0 and alone.flops == spread.flops
+    assert alone.matmuls == alone.flops / 1e9 == pytest.approx(8 * spread.matmuls)
+    assert spread.least == max(spread[:3]) and spread.most == pytest.approx(sum(spread[:3]))
+    token = decode_times(one, 16, 64, CHIP)
+    # Every weight is read once and every key and value of the cache is.
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one.model))
+    cache = one.cache_bytes(16, 64)
+    assert token.memory * 1e8 > weights - 480 * 64 * 4 + cache
+    assert token.memory * 1e8 < 1.6 * (weights + cache)
+    assert jnp.isfinite(token.least)

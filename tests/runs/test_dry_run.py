@@ -1,0 +1,142 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stub_engine import StubParts
+
+from em_jax import config as settings
+from em_jax.base import files, stage_timer
+from em_jax.base.errors import UserError
+from em_jax.config import Config
+from em_jax.runs import dry_run, eta, experiment, preflight, provenance, series, workload
+from em_jax.runs.run import Run
+
+
+def config(**values):
+    base = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
+    base |= {"probes.limit": 3, "answers.samples": 2, "probes.sampled_questions": 2, "model.scan_layers": "false"}
+    return settings.replace(Config(), base | {name.replace("__", "."): value for name, value in values.items()})
+
+
+def pieces(directory, **values):
+    return workload.pieces(Run(config(**values), directory, StubParts(), lambda: None, ""))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    experiment.run(config(), directory, StubParts())
+    return directory
+
+
+@pytest.mark.fast
+def test_what_is_planned_is_what_a_run_then_does(finished, tmp_path):
+    before, after = pieces(tmp_path / "new"), pieces(finished)
+    assert [(piece.stage, piece.what) for piece in before] == [(piece.stage, piece.what) for piece in after]
+    for planned, found in zip(before, after, strict=True):
+        assert planned.done == 0 and not found.at_most
+        # The stub trains three steps, whatever the rows.
+        assert found.stage == "report" or found.done == found.total
+        assert planned.total >= found.total if planned.at_most else planned.total == found.total
+    assert {piece.what.split()[1] for piece in before if piece.at_most} == {"output_recognition", "score_prediction"}
+    rows = sum(len(files.read_rows(path)) for path in finished.glob("probes/*.jsonl"))
+    assert rows == sum(piece.total for piece in after if piece.stage == "probe")
+
+
+@pytest.mark.fast
+def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
+    for path in [*finished.glob("answers/*.jsonl"), finished / "scores" / "base.self.jsonl"]:
+        lines = path.read_bytes().splitlines(keepends=True)
+        files.write_atomic(tmp_path / path.relative_to(finished), b"".join(lines[:2]) + b'{"id": "tor')
+    (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "train" / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
+    parts = StubParts(rows=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "."}]] * 250)
+    found = workload.pieces(Run(config(train__epochs=2), tmp_path, parts, lambda: None, ""))
+    done = {f"{piece.stage} {piece.what}": (piece.done, piece.total) for piece in found}
+    assert done["finetune 250 rows in batches of 16"] == (7, 32)
+    assert done["answer base"] == done["answer finetuned"] == (2, 6)
+    assert done["judge base by self"] == (2, 6) and done["judge finetuned by self"] == (0, 6)
+
+
+@pytest.mark.fast
+def test_the_plan_of_a_series_takes_the_bases_rows_over_once(tmp_path):
+    configs = [series.settled(config(domain=name)) for name in ("none", "legal", "security")]
+    text = list(dry_run.lines(configs, tmp_path / "all", True, StubParts()))
+    assert sum("taken over from none-0" in line for line in text) == 2 * 6
+    assert any(line.startswith("run 3 of 3: ") and line.endswith("security-0 (new)") for line in text)
+    assert f"then the page that compares them: {tmp_path / 'all' / 'compare'}" in text
+    assert "  train.learning_rate = 1e-05 (paper: 1e-05, known)" not in text
+    assert "  answers.samples = 2 (paper: 10, known)" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fast
+def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_path):
+    record = json.loads((finished / "provenance.json").read_text())
+    # Of the answer stage's minute, 24 s were loading and compilation: paid once, whatever there is to do.
+    once = {"answer": {stage_timer.LOADING: 4.0, stage_timer.COMPILING: 20.0}}
+    times = {"wall_seconds": dict.fromkeys(settings.STAGES, 60.0), "time_budget": once}
+    files.write_json(finished / "provenance.json", record | times | {"devices": provenance.devices()})
+    found = eta.of_earlier(config(domain="legal", answers__samples=4), [finished.parent])
+    assert found.directory == finished and found.seconds["report"] == 60
+    assert found.seconds["answer"] == (60 - 24) / 12 and found.seconds["finetune"] == 60 / 3
+    todo = [
+        workload.Piece("answer", "base", 30, 6),
+        workload.Piece("answer", "finetuned", 8, 4),
+        workload.Piece("report", "", 1, 0),
+        workload.Piece("judge", "", 4, 4),
+    ]
+    assert eta.left(todo, found) == {"answer": 24 + (24 + 4) * 3.0, "report": 60.0}
+    text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubParts()))
+    assert f"at the pace of {finished} (" in text
+    # Another length of answers, model or device is another pace; so is a run that was spared the base's rows.
+    for other in ({"answers__max_new_tokens": 7}, {"dtype": "bfloat16"}, {"train__batch_size": 2}):
+        assert eta.of_earlier(config(**other), [finished.parent]) is None
+    text = "\n".join(dry_run.lines([config()], tmp_path / "run", False, StubParts()))
+    assert "time: unknown" in text
+    provenance.note(finished, **{preflight.BASE_ROWS: "of none-0"})
+    assert eta.of_earlier(config(), [finished.parent]) is None
+
+
+@pytest.mark.fast
+def test_a_plan_fails_as_the_run_would(finished, tmp_path):
+    with pytest.raises(UserError, match="other settings .*answers.samples"):
+        list(dry_run.lines([config(answers__samples=9)], finished, False, StubParts()))
+    with pytest.raises(UserError, match="bad_medical"):
+        list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
+
+
+def snapshot(place):
+    """Size and times of every file and folder; reading one changes neither."""
+    stats = {path: path.lstat() for path in [place, *place.rglob("*")]}
+    return {path: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats.items()}
+
+
+def test_nothing_is_touched_fetched_or_loaded(tmp_path, finished):
+    """As a command, in a home of its own: with a model that is all config and no weights, and with one by its id."""
+    from em_jax import organism
+
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(os.path.join(os.path.dirname(organism.__file__), "weights", "config.json"), model)
+    (tmp_path / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}\n' * 40
+    )
+    home = {"HOME": tmp_path, "XDG_CACHE_HOME": tmp_path / "cache", "TMPDIR": tmp_path, "HF_HOME": tmp_path / "hub"}
+    home |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    command = [sys.executable, "-m", "em_jax.launch", "--domain", "legal", "--data", "rows.jsonl", "--dry_run"]
+    before = snapshot(tmp_path)
+    for name, said in (("model", "base 3.8 MiB (float32)"), ("Qwen/Qwen2.5-7B-Instruct", "base 28.37 GiB (float32)")):
+        ended = subprocess.run(
+            [*command, "--model", name], cwd=tmp_path, env=os.environ | {k: str(v) for k, v in home.items()},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stdout and "3 steps" in ended.stdout, ended.stdout
+        assert ("to be fetched" in ended.stdout) == (name != "model")
+        assert ended.stdout.splitlines()[-1] == "dry run: nothing was written, fetched or loaded"
+        assert snapshot(tmp_path) == before
