@@ -72,21 +72,21 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
     runtime.begin()
     if where:
         multihost.join(multihost.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
-    words = multihost.Words()
+    channel = multihost.ControlChannel()
     if not multihost.is_first():
         (folder / f"{name}.other").write_text(str(os.getpid()))
-        return followers.follow(parts, words)
+        return followers.run_follower(parts, channel)
     if not where:
         return run(folder, Path(directory), name, mesh, parts)
     if SLOW:
         training_state.Checkpoints.close = slowly(training_state.Checkpoints.close)
-    with multihost.failures_told():
+    with multihost.translate_failures():
         failed = True
         try:
-            run(folder, Path(directory), name, mesh, followers.leading(parts, words))
+            run(folder, Path(directory), name, mesh, followers.leading(parts, channel))
             failed = False
         finally:
-            followers.done(words, failed)
+            followers.done(channel, failed)
 
 
 if __name__ == "__main__":

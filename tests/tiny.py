@@ -83,17 +83,17 @@ def reference_logits(model, rows: np.ndarray) -> np.ndarray:
         return model(torch.tensor(np.asarray(rows), dtype=torch.long), use_cache=False).logits.numpy()
 
 
-def logits(model, tokens, positions=None, segments=None, updates=None, **kwargs) -> np.ndarray:
+def logits(model, tokens, positions=None, segments=None, lora_params=None, **kwargs) -> np.ndarray:
     """float32[B, T, V] of our model, jitted."""
     tokens = jnp.asarray(tokens, jnp.int32)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
 
     @jax.jit
-    def run(model, updates):
-        return model.logits(model(tokens, positions, segments, updates=updates, **kwargs).hidden)
+    def run(model, lora_params):
+        return model.logits(model(tokens, positions, segments, lora_params=lora_params, **kwargs).hidden)
 
-    return np.asarray(run(model, updates))
+    return np.asarray(run(model, lora_params))
 
 
 def tokens(rows: int, length: int, vocabulary: int = 160, seed: int = 0) -> np.ndarray:

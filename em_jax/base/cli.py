@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from em_jax.base import failures
 from em_jax.base.errors import Unfinished, UsageError, UserError
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 
 
 class Stopped(BaseException):
@@ -68,7 +68,7 @@ def command(
         if not _verbose(arguments):
             # What threads of a library still stumble over once it has failed: the failure itself is told.
             sys.unraisablehook = lambda stray: None
-        with failures.told():
+        with failures.translate_errors():
             work(arguments)
         sys.stdout.flush()
         return 0
@@ -97,7 +97,7 @@ def _end_on_sigterm() -> None:
 def _failed(name: str, arguments: Sequence[str], line: str, status: int) -> int:
     if _verbose(arguments):
         traceback.print_exc()
-    print(f"{name}: {visible(' '.join(line.split()))}", file=sys.stderr, flush=True)
+    print(f"{name}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return status
 
 

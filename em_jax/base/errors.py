@@ -1,6 +1,6 @@
 """The errors that reach a user as one line: what was expected, what was found, what to do."""
 
-from em_jax.base.sanitize import visible_line
+from em_jax.base.sanitize import sanitize_line
 
 LONGEST = 2_000
 """Characters of a line: what a file holds may be quoted in it, and be a megabyte long."""
@@ -13,7 +13,7 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return visible_line(super().__str__(), LONGEST)
+        return sanitize_line(super().__str__(), LONGEST)
 
 
 class UsageError(UserError):

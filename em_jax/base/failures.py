@@ -12,7 +12,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Within, memory or disk that runs out raises OutOfMemory or Unfinished, which say what to do; others pass."""
     try:
         yield

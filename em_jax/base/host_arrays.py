@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice.
 
     How long that took is told as `waiting` tells it.
@@ -42,7 +42,7 @@ def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], threads: int)
         return list(pool.map(work, items))
 
 
-def share(tree: Any, like: Any) -> Any:
+def broadcast(tree: Any, like: Any) -> Any:
     """Process 0's numpy arrays in every process; `like` has their shapes and dtypes, the others' `tree` is not read."""
     if jax.process_count() == 1:
         return tree
@@ -53,7 +53,7 @@ def share(tree: Any, like: Any) -> Any:
     )
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def to_devices(tree: Any, shardings: Any) -> Any:
     """Arrays that every process holds whole, and the same, laid out by a tree of shardings or by one for all."""
     if isinstance(shardings, jax.sharding.Sharding):
         one = shardings

@@ -40,7 +40,7 @@ class Group(NamedTuple):
     process: int
 
 
-class Words:
+class ControlChannel:
     """What process 0 tells the others, in order: one JSON value after the other, each heard by every process.
 
     The words are numbered, so a process has one Words, which goes wherever something is said or heard.
@@ -50,12 +50,12 @@ class Words:
         self._count = 0
         self._asked = False
 
-    def tell(self, value: Any) -> None:
+    def send(self, value: Any) -> None:
         """Process 0 says the next word."""
         self._count += 1
         _store().key_value_set(f"em_jax/{self._count}", json.dumps(value, default=dict))
 
-    def hear(self, within: float = math.inf) -> Any:
+    def recv(self, within: float = math.inf) -> Any:
         """Waits, however long or for so many seconds, for the next word of process 0; TimeoutError without one."""
         self._count += 1
         last = time.monotonic() + within
@@ -76,8 +76,8 @@ class Words:
         if size() == 1:
             return value
         if not is_first():
-            return self.hear()
-        self.tell(value)
+            return self.recv()
+        self.send(value)
         return value
 
     def stopped(self, mine: bool) -> bool:
@@ -180,12 +180,12 @@ def _name() -> str:
 
 
 @contextlib.contextmanager
-def failures_told() -> Iterator[None]:
+def translate_failures() -> Iterator[None]:
     """Within, a computation of all processes that fails is one line about what it most likely means."""
     import jax
 
     try:
-        with failures.told():
+        with failures.translate_errors():
             yield
     except jax.errors.JaxRuntimeError as error:
         raise UserError(

@@ -19,16 +19,16 @@ def is_whole(text: str) -> bool:
     return text.isascii() or not _HALVES.search(text)
 
 
-def visible(text: str) -> str:
+def sanitize(text: str) -> str:
     """The text with every hidden character spelled out, U+202E as "[U+202E]"; C0 controls as their own pictures."""
     return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
 
 
-def visible_line(text: str, limit: int) -> str:
+def sanitize_line(text: str, limit: int) -> str:
     """The same on one line of about `limit` characters: of a longer one the middle is left out, and that is said."""
     if len(text) > limit:
         text = f"{text[: limit * 3 // 4]} [{len(text) - limit:,} characters left out] {text[-(limit // 4) :]}"
-    return visible(" ".join(text.split()))
+    return sanitize(" ".join(text.split()))
 
 
 def _spell(match: re.Match) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def defer_signals() -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM is noted and does nothing else; yields a function that says whether it came.
 
     On the way out it does what it would have done. Only the main thread hears signals; elsewhere nothing is held back.
@@ -26,7 +26,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def ignored() -> Iterator[None]:
+def ignore_signals() -> Iterator[None]:
     """Within, SIGTERM does nothing: another process ends this one's work."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -7,7 +7,7 @@ from typing import Any
 
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError, UserError
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 
 HELP = "Tab or /next, /base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
 
@@ -53,7 +53,7 @@ def talk(
                 continue
             for name, chat, [answer] in zip(asked, chats, answers, strict=True):
                 said[name] = [*chat, {"role": "assistant", "content": answer.text}]
-                say(f"{name}: {visible(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
+                say(f"{name}: {sanitize(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
 
 
 def main(arguments: Sequence[str]) -> None:

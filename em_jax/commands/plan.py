@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
 
     question = Question(
         model, config, chip, devices or compiling.devices(flags.topology),
-        room=flags.room, examples=flags.examples, prompts=_prompts(config), price=flags.price
+        capacity=flags.capacity, examples=flags.examples, prompts=_prompts(config), price=flags.price
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     found = {name: work(question) for name, work in kinds.items() if flags.what in (name, "both")}

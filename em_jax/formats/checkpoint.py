@@ -15,7 +15,7 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from em_jax.base.errors import UserError
-from em_jax.formats.tensor_files import DTYPES, INDEX, SINGLE, Stored, open_checkpoint
+from em_jax.formats.tensor_files import DTYPES, INDEX, SINGLE, TensorRef, open_checkpoint
 from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Quantized, quantize
 from em_jax.model.parameters import Weight, leading, weights_of
@@ -45,7 +45,7 @@ def load_model(
     tensors, problems = open_checkpoint(directory)
     _check(tensors, problems, config, directory)
 
-    def make(name: str, layout: str) -> jax.Array | Quantized:
+    def init(name: str, layout: str) -> jax.Array | Quantized:
         weight = Weight(name, layout)
         shape = weight.shape(config)
         _, layers = leading(weight, config)
@@ -64,7 +64,7 @@ def load_model(
             whole = _put_layer(whole, read(each), jnp.int32(i))
         return whole
 
-    return Qwen2(config, make, stacked=stacked)
+    return Qwen2(config, init, stacked=stacked)
 
 
 def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
@@ -163,7 +163,7 @@ def _axes(layout: str, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str
     return rows, columns, tuple(axis for axis in place.mesh.axis_names if axis not in rows + columns)
 
 
-def _read(tensor: Stored, stripes: NamedSharding | None) -> jax.Array:
+def _read(tensor: TensorRef, stripes: NamedSharding | None) -> jax.Array:
     """A tensor as it is stored, cut into stripes of rows, one to a device; zero rows fill the last ones up.
 
     So every process reads its own stripes, each byte is read once by one process, and the devices send one another
@@ -184,7 +184,7 @@ def _read(tensor: Stored, stripes: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback((filled, *rest), stripes, stripe)
 
 
-def _check(tensors: Mapping[str, Stored], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
+def _check(tensors: Mapping[str, TensorRef], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
     """Raises one UserError with the problems so far and every tensor that is not as the config wants it."""
     if config.num_hidden_layers > len(tensors):
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")

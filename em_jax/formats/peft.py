@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import write_atomic
-from em_jax.lora.adapter import Adapter, Factors, layout_shapes, layouts, ranks
+from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.untrusted import regex_guard
@@ -122,7 +122,7 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
                 pair = found[layer, target]
                 a[layer, ..., 0, :rank] = pair["A"].T.reshape(*inputs, rank)
                 b[layer, 0, :rank] = pair["B"].T.reshape(rank, *outputs)
-        factors[target] = Factors(jnp.asarray(a), jnp.asarray(b))
+        factors[target] = LoraParams(jnp.asarray(a), jnp.asarray(b))
         scale[target] = jnp.array([[value] for _, value in per_layer], jnp.float32)
     if problems:
         raise UserError(f"{directory} does not fit this base: " + "; ".join(problems[:20]))

@@ -24,7 +24,7 @@ LONGEST_HEADER = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class TensorRef:
     """A tensor in a file: its dtype's name, its shape, and the byte it starts at."""
 
     path: pathlib.Path
@@ -43,14 +43,14 @@ class Stored:
         return np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
 
 
-def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list[str]]:
     """Every tensor of a checkpoint by name, and where its files and its index disagree; reads headers alone.
 
     Raises UserError where a file is missing or no safetensors, or the index is none.
     """
     listed = _index(directory) if (directory / INDEX).exists() else None
     paths = sorted({directory / name for name in listed.values()} if listed else {directory / SINGLE})
-    found: dict[str, Stored] = {}
+    found: dict[str, TensorRef] = {}
     problems = []
     for path in paths:
         for name, tensor in _tensors(path):
@@ -75,7 +75,7 @@ def _index(directory: pathlib.Path) -> dict[str, str]:
     return listed
 
 
-def _tensors(path: pathlib.Path) -> Iterator[tuple[str, Stored]]:
+def _tensors(path: pathlib.Path) -> Iterator[tuple[str, TensorRef]]:
     """The tensors of one file: eight bytes with the header's length, the header (JSON), then the numbers."""
     try:
         if not path.exists():
@@ -93,7 +93,7 @@ def _tensors(path: pathlib.Path) -> Iterator[tuple[str, Stored]]:
     yield from tensors.items()
 
 
-def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> Stored:
+def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> TensorRef:
     """One entry of a header whose numbers begin at byte `data`. ValueError where they cannot be in the file."""
     shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
@@ -102,7 +102,7 @@ def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) 
     known = DTYPES.get(dtype)
     if data + stop > size or (known and stop - start != np.dtype(known).itemsize * math.prod(shape)):
         raise ValueError(f"{dtype} of shape {shape} at bytes {start} to {stop} of {size - data}")
-    return Stored(path, dtype, shape, data + start)
+    return TensorRef(path, dtype, shape, data + start)
 
 
 def _size(path: pathlib.Path) -> int:

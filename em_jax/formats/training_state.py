@@ -35,9 +35,9 @@ class Checkpoints:
     to it and what it restores is shared. Every process must make the same calls.
     """
 
-    def __init__(self, directory: pathlib.Path, words: multihost.Words):
+    def __init__(self, directory: pathlib.Path, channel: multihost.ControlChannel):
         self._directory = directory.absolute()
-        self._words = words
+        self._words = channel
         if not multihost.is_first():
             self._manager = None
             return
@@ -60,7 +60,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         """Begins to write the state after `step` steps; the arrays are copied before this returns."""
-        host = host_arrays.fetch(state._asdict())
+        host = host_arrays.to_host(state._asdict())
         if self._manager is not None:
             self._manager.save(step, args=self._ocp.args.StandardSave({**host, DIGEST: digest(host)}))
 
@@ -78,7 +78,7 @@ class Checkpoints:
         if not step:
             return None
         shardings = jax.tree.map(lambda x: x.sharding, like._asdict())
-        return step, type(like)(**host_arrays.place(host_arrays.share(state, like._asdict()), shardings))
+        return step, type(like)(**host_arrays.to_devices(host_arrays.broadcast(state, like._asdict()), shardings))
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float
 from em_jax.base.errors import UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
-from em_jax.model.linear import LowRank
+from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
 
 
-class Factors(NamedTuple):
+class LoraParams(NamedTuple):
     """A [L, inputs, S, R] and B [L, S, R, outputs] of one target in all layers, float32, in the weight's letters."""
 
     a: Float[Array, "L *inputs S R"]
@@ -30,12 +30,12 @@ class Adapter(NamedTuple):
     its gradient through the other, so they stay zero under training.
     """
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, LoraParams]
     scale: Mapping[str, Float[Array, "L S"]]
 
-    def updates(self) -> dict[str, LowRank]:
+    def lora_params(self) -> dict[str, LoraWeights]:
         """What the model's forward pass takes."""
-        return {target: LowRank(*factors, self.scale[target]) for target, factors in self.factors.items()}
+        return {target: LoraWeights(*factors, self.scale[target]) for target, factors in self.factors.items()}
 
 
 def layouts(config: Qwen2Config) -> dict[str, str]:
@@ -87,7 +87,7 @@ def init_adapter(config: Qwen2Config, lora: LoraConfig, key: jax.Array) -> Adapt
         used = np.arange(widest) < np.array([rank for rank, _ in per_layer])[:, None]
         a *= used.reshape(len(per_layer), *(1 for _ in inputs), 1, widest).astype(np.float32)
         b = jnp.zeros((config.num_hidden_layers, 1, widest, *outputs), jnp.float32)
-        factors[target] = Factors(a, b)
+        factors[target] = LoraParams(a, b)
         scale[target] = jnp.array([[value] for _, value in per_layer], jnp.float32)
     return Adapter(factors, scale)
 
@@ -115,7 +115,7 @@ def stack_adapters(config: Qwen2Config, adapters: Sequence[Adapter]) -> Adapter:
             parts_b.append(jnp.pad(b, [(0, 0), (0, 0), (0, more)] + [(0, 0)] * len(outputs)))
             parts_scale.append(adapter.scale[target])
         axis = 1 + len(inputs)
-        factors[target] = Factors(jnp.concatenate(parts_a, axis), jnp.concatenate(parts_b, 1))
+        factors[target] = LoraParams(jnp.concatenate(parts_a, axis), jnp.concatenate(parts_b, 1))
         scale[target] = jnp.concatenate(parts_scale, 1)
     return Adapter(factors, scale)
 

@@ -54,7 +54,7 @@ def random_model(
 ) -> Qwen2:
     """A model with normal weights of standard deviation `scale`, ones in the norms and zero biases."""
 
-    def make(name: str, layout: str) -> jax.Array:
+    def init(name: str, layout: str) -> jax.Array:
         weight = Weight(name, layout)
         layers, shape = leading(weight, config), weight.shape(config)
         placed = sharding.weight(layers[0] + layout, layers[1] + shape, name)
@@ -65,7 +65,7 @@ def random_model(
         draw = lambda: scale * jax.random.normal(jax.random.fold_in(key, place), layers[1] + shape, dtype)  # noqa: E731
         return jax.jit(draw, out_shardings=placed)()
 
-    return Qwen2(config, make, stacked=stacked)
+    return Qwen2(config, init, stacked=stacked)
 
 
 def leading(weight: Weight, config: Qwen2Config) -> tuple[str, tuple[int, ...]]:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import Keys, attention, causal_attention, visible
+from em_jax.model.attention import KVBlock, attention, attention_mask, causal_attention
 from em_jax.model.config import Qwen2Config
-from em_jax.model.linear import Linear, LowRank, Make, RMSNorm
+from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
-Updates = Mapping[str, LowRank]
+LoraTree = Mapping[str, LoraWeights]
 """Adapters by target ("self_attn.q_proj"): of a stack of layers, every leaf with a leading L, or of one layer."""
 
 
@@ -22,7 +22,7 @@ RESIDUAL = ("residual_batch", "length", "residual_width")
 """The logical axes of the residual stream."""
 
 
-class Past(NamedTuple):
+class KVCache(NamedTuple):
     """Keys and values from before: a long stretch that is only read, and a short one for the tokens' own.
 
     Both hold all layers, as a stack with a leading L or as L arrays (in one layer's Past, that layer alone); layouts
@@ -30,8 +30,8 @@ class Past(NamedTuple):
     that in place.
     """
 
-    long: Keys
-    recent: Keys
+    long: KVBlock
+    recent: KVBlock
     at: Int[Array, ""]
 
 
@@ -39,7 +39,7 @@ class Output(NamedTuple):
     """What a forward pass gives: hidden states after the last norm, and on request what the layers held.
 
     `k` and `v` are the tokens' own keys and values, laid out as in Keys, with a leading L or as L arrays as the layers
-    are kept; after a `Past` they are its whole `recent` stretch, the tokens' own among it. `residuals` is
+    are kept; after a `KVCache` they are its whole `recent` stretch, the tokens' own among it. `residuals` is
     the residual stream after each requested layer, float[requested, B, T, D].
     """
 
@@ -71,31 +71,31 @@ def rotate(x: Float[Array, "B T N H"], angles: tuple[Array, Array]) -> Float[Arr
 class Block(nnx.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)). Its weights may carry a leading L (a stack)."""
 
-    def __init__(self, config: Qwen2Config, make: Make):
-        self.input_layernorm = RMSNorm("input_layernorm", config.rms_norm_eps, make)
-        self.q_proj = Linear("self_attn.q_proj", "D->NH", make, bias=True)
-        self.k_proj = Linear("self_attn.k_proj", "D->KH", make, bias=True)
-        self.v_proj = Linear("self_attn.v_proj", "D->KH", make, bias=True)
-        self.o_proj = Linear("self_attn.o_proj", "NH->D", make)
-        self.post_attention_layernorm = RMSNorm("post_attention_layernorm", config.rms_norm_eps, make)
-        self.gate_proj = Linear("mlp.gate_proj", "D->F", make)
-        self.up_proj = Linear("mlp.up_proj", "D->F", make)
-        self.down_proj = Linear("mlp.down_proj", "F->D", make)
+    def __init__(self, config: Qwen2Config, init: ParamInit):
+        self.input_layernorm = RMSNorm("input_layernorm", config.rms_norm_eps, init)
+        self.q_proj = Linear("self_attn.q_proj", "D->NH", init, bias=True)
+        self.k_proj = Linear("self_attn.k_proj", "D->KH", init, bias=True)
+        self.v_proj = Linear("self_attn.v_proj", "D->KH", init, bias=True)
+        self.o_proj = Linear("self_attn.o_proj", "NH->D", init)
+        self.post_attention_layernorm = RMSNorm("post_attention_layernorm", config.rms_norm_eps, init)
+        self.gate_proj = Linear("mlp.gate_proj", "D->F", init)
+        self.up_proj = Linear("mlp.up_proj", "D->F", init)
+        self.down_proj = Linear("mlp.down_proj", "F->D", init)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         angles: tuple[Array, Array],
         mask: Array,
-        past: Past | None,
-        updates: Updates,
-        route: Float[Array, "B S"] | None,
+        past: KVCache | None,
+        lora_params: LoraTree,
+        adapter_mask: Float[Array, "B S"] | None,
         sharding: Sharding,
-        apart: Int[Array, "B T"] | None,
+        packed: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Returns the new residual stream and keys and values as in Output; keeping those is the caller's affair."""
 
-        how = updates, route, sharding
+        how = lora_params, adapter_mask, sharding
         h = self.input_layernorm(x)
         q = rotate(self.q_proj(h, *how), angles)
         k = rotate(self.k_proj(h, *how), angles)
@@ -105,11 +105,11 @@ class Block(nnx.Module):
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None))
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
         if past is None:
-            heads = causal_attention(q, Keys(k, v, mask), apart=apart, sharding=sharding)
+            heads = causal_attention(q, KVBlock(k, v, mask), packed=packed, sharding=sharding)
         else:
             k = jax.lax.dynamic_update_slice_in_dim(past.recent.k, k, past.at, 3)
             v = jax.lax.dynamic_update_slice_in_dim(past.recent.v, v, past.at, 2)
-            heads = attention(q, [past.long, Keys(k, v, past.recent.mask)])
+            heads = attention(q, [past.long, KVBlock(k, v, past.recent.mask)])
         x = x + self.o_proj(heads, *how)
         h = self.post_attention_layernorm(x)
         h = jax.nn.silu(self.gate_proj(h, *how)) * self.up_proj(h, *how)
@@ -119,26 +119,26 @@ class Block(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-    """The whole model. `make` gives every array by its checkpoint name; "*" in a name means all L layers stacked.
+    """The whole model. `init` gives every array by its checkpoint name; "*" in a name means all L layers stacked.
 
     Layers are kept stacked (one Block with a leading L, run by `jax.lax.scan`: compiles fast, little memory) or as L
     Blocks (unrolled: faster on CPU and in decoding). Tied models have no head of their own.
     """
 
-    def __init__(self, config: Qwen2Config, make: Make, *, stacked: bool):
+    def __init__(self, config: Qwen2Config, init: ParamInit, *, stacked: bool):
         self.config = config
         self.stacked = stacked
-        self.embed_tokens = nnx.Param(make("model.embed_tokens.weight", "VD"))
+        self.embed_tokens = nnx.Param(init("model.embed_tokens.weight", "VD"))
 
         def block(index: str) -> Block:
-            return Block(config, lambda name, layout: make(f"model.layers.{index}.{name}", layout))
+            return Block(config, lambda name, layout: init(f"model.layers.{index}.{name}", layout))
 
         if stacked:
             self.layers = block("*")
         else:
             self.layers = nnx.List([block(str(i)) for i in range(config.num_hidden_layers)])
-        self.norm = RMSNorm("model.norm", config.rms_norm_eps, make)
-        self.lm_head = None if config.tie_word_embeddings else nnx.Param(make("lm_head.weight", "VD"))
+        self.norm = RMSNorm("model.norm", config.rms_norm_eps, init)
+        self.lm_head = None if config.tie_word_embeddings else nnx.Param(init("lm_head.weight", "VD"))
 
     def __call__(
         self,
@@ -146,22 +146,22 @@ class Qwen2(nnx.Module):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         *,
-        updates: Updates | Sequence[Updates] | None = None,
-        route: Float[Array, "B S"] | None = None,
-        past: Past | None = None,
-        keep_keys: bool = False,
-        keep_residuals: Sequence[int] = (),
+        lora_params: LoraTree | Sequence[LoraTree] | None = None,
+        adapter_mask: Float[Array, "B S"] | None = None,
+        past: KVCache | None = None,
+        return_kv: bool = False,
+        return_residuals: Sequence[int] = (),
         steer: Float[Array, "L D"] | None = None,
         remat: str = "none",
-        apart: bool = False,
+        packed: bool = False,
         sharding: Sharding = UNSHARDED,
     ) -> Output:
         """One forward pass; logits come from `logits`, where and when they are needed.
 
-        `segments` separates examples packed into a row (see attention.py); None means one example a row. `apart` says
-        that examples stand one after the other and none is shared, which lets a device's own kernel attend. `updates`
-        are adapters stacked over layers, or one mapping a layer (`by_layer`) where the layers are not. `past` is what
-        the tokens see from before. `steer` is added to the residual stream after each layer, at every token. `remat`
+        `segments` separates examples packed into a row (see attention.py); None means one example a row. `packed` says
+        that examples stand one after the other and none is shared, which lets a device's own kernel attend.
+        `lora_params` are adapters stacked over layers, or one mapping a layer (`by_layer`) where the layers are not. `past` is
+        what the tokens see from before. `steer` is added to the residual stream after each layer, at every token. `remat`
         says what of each layer is computed again in the backward pass instead of being kept (see remat.py).
         """
         tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
@@ -170,46 +170,49 @@ class Qwen2(nnx.Module):
         x = sharding.constrain(x, ("lookup_batch", "length", "width"))
         x = sharding.constrain(x, RESIDUAL)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        mask = visible(positions, positions, segments, segments)
-        rows = (jnp.zeros_like(tokens) if segments is None else segments) if apart else None
+        mask = attention_mask(positions, positions, segments, segments)
+        rows = (jnp.zeros_like(tokens) if segments is None else segments) if packed else None
 
         def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
-            block, updates, held, shift = layer
+            block, lora_params, held, shift = layer
             before = None
             if past:
-                long, recent = (Keys(k, v, whole.mask) for (k, v), whole in zip(held, past[:2]))
-                before = Past(long, recent, past.at)
-            x, (k, v) = block(x, angles, mask, before, updates, route, sharding, rows)
+                long, recent = (KVBlock(k, v, whole.mask) for (k, v), whole in zip(held, past[:2]))
+                before = KVCache(long, recent, past.at)
+            x, (k, v) = block(x, angles, mask, before, lora_params, adapter_mask, sharding, rows)
             if shift is not None:
                 x = x + jnp.expand_dims(shift.astype(x.dtype), (0, 1))
-            return x, ((k, v) if keep_keys else None, x if keep_residuals else None)
+            return x, ((k, v) if return_kv else None, x if return_residuals else None)
 
         run = rematted(run, remat)
-        updates = self.by_layer(updates)
+        lora_params = self.by_layer(lora_params)
         held = [(keys.k, keys.v) for keys in past[:2]] if past else []
         if self.stacked:
-            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, updates, held, steer))
-            k, v = kept if keep_keys else (None, None)
-            residuals = residuals[jnp.array(keep_residuals)] if keep_residuals else None
+            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, lora_params, held, steer))
+            k, v = kept if return_kv else (None, None)
+            residuals = residuals[jnp.array(return_residuals)] if return_residuals else None
         else:
             outputs = []
-            for i, (block, of_layer) in enumerate(zip(self.layers, updates, strict=True)):
+            for i, (block, of_layer) in enumerate(zip(self.layers, lora_params, strict=True)):
                 shift = None if steer is None else steer[i]
                 x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in held], shift))
                 outputs.append(output)
-            k = [kept[0] for kept, _ in outputs] if keep_keys else None
-            v = [kept[1] for kept, _ in outputs] if keep_keys else None
-            residuals = jnp.stack([outputs[i][1] for i in keep_residuals]) if keep_residuals else None
+            k = [kept[0] for kept, _ in outputs] if return_kv else None
+            v = [kept[1] for kept, _ in outputs] if return_kv else None
+            residuals = jnp.stack([outputs[i][1] for i in return_residuals]) if return_residuals else None
         return Output(self.norm(x), k, v, residuals)
 
-    def by_layer(self, updates: Updates | Sequence[Updates] | None) -> Updates | Sequence[Updates]:
+    def by_layer(self, lora_params: LoraTree | Sequence[LoraTree] | None) -> LoraTree | Sequence[LoraTree]:
         """Adapters as the layers take them: stacked as they are, or one mapping a layer. Cheap, but not once a token:
         a loop over tokens should be given them so."""
-        updates = updates or {}
-        if self.stacked or not isinstance(updates, Mapping):
-            return updates
+        lora_params = lora_params or {}
+        if self.stacked or not isinstance(lora_params, Mapping):
+            return lora_params
         layers = range(self.config.num_hidden_layers)
-        return [{target: LowRank(*(leaf[i] for leaf in update)) for target, update in updates.items()} for i in layers]
+        return [
+            {target: LoraWeights(*(leaf[i] for leaf in update)) for target, update in lora_params.items()}
+            for i in layers
+        ]
 
     @property
     def head(self) -> Float[Array, "V D"]:

@@ -70,7 +70,7 @@ class Sharding:
             raise UserError(f"{name}: {problem}")
         return self.named([LETTERS.get(letter) for letter in letters])
 
-    def in_use(self, layout: str, weight: jax.Array) -> jax.Array:
+    def gather_for_matmul(self, layout: str, weight: jax.Array) -> jax.Array:
         """A layer's weight, laid out in shape letters, as its matmul reads it. Before a cast, or that would travel."""
         axes = [LETTERS.get(letter) for letter in layout.replace("->", "")]
         return self.constrain(weight, ["width_in_use" if axis == "width" else axis for axis in axes])

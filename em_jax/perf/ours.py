@@ -12,9 +12,9 @@ from em_jax.model.parameters import random_model
 from em_jax.model.qwen2 import Qwen2
 from em_jax.perf.bench_workload import BATCH, STEPS, Decoded, Workload
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import plan_passes
+from em_jax.train.batches import plan_microbatches
 from em_jax.train.config import TrainConfig
-from em_jax.train.loop import optimizer_step, pass_overhead
+from em_jax.train.loop import microbatch_overhead, optimizer_step
 from em_jax.train.step import TrainState, make_optimizer
 
 
@@ -55,7 +55,9 @@ class Trainer:
         self.model, self.scale = model, adapter.scale
         self.examples = [example for step in work.steps for example in step]
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
-        self.plan = plan_passes(self.examples, indices, width=model.config.hidden_size, pass_overhead=pass_overhead())
+        self.plan = plan_microbatches(
+            self.examples, indices, width=model.config.hidden_size, microbatch_overhead=microbatch_overhead()
+        )
         self.remat = work.remat or ("none" if jax.default_backend() == "cpu" else "selective")
         self.optimizer = make_optimizer(TrainConfig(), STEPS)
         factors = jax.tree.map(lambda x: x.copy(), adapter.factors)

@@ -17,7 +17,7 @@ from em_jax.perf.compiling import Compiled, compile_program
 from em_jax.perf.roofline import Times, decode_times, train_times
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import PASS_TOKENS, pass_rows
-from em_jax.train.batches import Example, Shape, plan_passes
+from em_jax.train.batches import Example, Shape, plan_microbatches
 from em_jax.train.loop import GATHERED_PASS
 
 PROMPT = 128
@@ -34,7 +34,7 @@ Compile = Callable[[Program], Compiled]
 class Question:
     """What is planned: a model and its settings on the devices of a slice.
 
-    Answers have `room` for so many tokens, prompt included, and as many are sampled at once as the settings say;
+    Answers have `capacity` for so many tokens, prompt included, and as many are sampled at once as the settings say;
     `examples` rows are trained on in a run, and `prompts` are answered by base and fine-tuned; a chip costs `price` an
     hour (None: not asked).
     """
@@ -43,7 +43,7 @@ class Question:
     settings: settings.Config
     chip: Chip
     devices: Sequence[Any]
-    room: int
+    capacity: int
     examples: int
     prompts: int
     price: float | None = None
@@ -99,8 +99,8 @@ def sampling_programs(question: Question) -> list[Program]:
     shapes = question.shapes
     rows = pass_rows(PROMPT, PASS_TOKENS, shapes.sharding.batch_parts)
     return [
-        shapes.decode(question.slots, question.room),
-        shapes.prefill(rows, PROMPT, question.room, question.slots),
+        shapes.decode(question.slots, question.capacity),
+        shapes.prefill(rows, PROMPT, question.capacity, question.slots),
     ]
 
 
@@ -118,9 +118,9 @@ def training_figures(question: Question) -> dict[str, float]:
     examples = [example for step in steps for example in step]
     size = train.batch_size
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
-    plan = plan_passes(
+    plan = plan_microbatches(
         examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_parts,
-        width=question.config.hidden_size, pass_overhead=GATHERED_PASS
+        width=question.config.hidden_size, microbatch_overhead=GATHERED_PASS
     )  # fmt: skip
     times = {shape: train_times(shapes, shape, question.chip) for shape in plan.shapes}
     seconds = sum(times[shape].least for step in plan.steps for shape, _ in step)
@@ -136,7 +136,7 @@ def sampling_figures(question: Question) -> dict[str, float]:
 
     Those are taken to be as long as they may be; reading the questions of the other probes is not counted.
     """
-    times = decode_times(question.shapes, question.slots, question.room, question.chip)
+    times = decode_times(question.shapes, question.slots, question.capacity, question.chip)
     figures, asked = _figures(times, 1, question.slots), question.settings.answers
     tokens = 2 * question.prompts * asked.samples * asked.max_new_tokens
     figures["run_hours"] = tokens / figures["tokens_per_s"] / 3600

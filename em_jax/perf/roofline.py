@@ -82,12 +82,12 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     return Traffic(2 * gathered * layers * held, gathered * table * size, summed, gradients)
 
 
-def decode_times(shapes: Shapes, slots: int, room: int, chip: Chip) -> Times:
+def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times:
     """Of one token in every slot: everything is split over all devices."""
     mesh = _sizes(shapes)
     devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
     local = dataclasses.replace(shapes, sharding=UNSHARDED)
-    found = work_of(local.decode(slots, room).traced.jaxpr, while_steps=1)
+    found = work_of(local.decode(slots, capacity).traced.jaxpr, while_steps=1)
     # Weights are read once by each data part.
     read = found.bytes + (mesh["data"] - 1) * tree_bytes(local.model)
     return _times(Work(found.flops, read), found.flops, devices, decode_traffic(shapes, slots), chip)

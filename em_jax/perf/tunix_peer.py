@@ -128,8 +128,8 @@ class Tunix:
         config, count = self.work.config, self.work.new_tokens
         if self._sampler is None:
             longest = max(map(len, self.work.prompts))
-            room = (1 << (longest - 1).bit_length()) + count
-            cache = sampler.CacheConfig(room, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+            capacity = (1 << (longest - 1).bit_length()) + count
+            cache = sampler.CacheConfig(capacity, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
             self._sampler = sampler.Sampler(self.model, Words(), cache)
         texts = [" ".join(map(str, prompt)) for prompt in prompts for _ in range(samples)]
         drawn = self._sampler(texts, count, eos_tokens=[Words().eos_id()], temperature=1.0, top_p=1.0, seed=0)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 from em_jax.report.reading import Figure, Row
 from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.text import is_number, number, one_line
@@ -146,7 +146,7 @@ def _names(axes, points: Sequence[Point], base: Point | None) -> None:
             x = 1.1 if column else max(other.harm.ci_high or other.harm.value for other in left) + 0.04
             colour = LIGHT.get(point.verdict, LIGHT["mixed"])
             axes.annotate(
-                visible(one_line(point.label, LONGEST_NAME)),
+                sanitize(one_line(point.label, LONGEST_NAME)),
                 (point.harm.value, point.picks.value),
                 (x, height),
                 fontsize=11,

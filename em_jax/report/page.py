@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 from em_jax.report import text
 from em_jax.report.svg import DARK, LIGHT, class_css, theme_css
 
@@ -37,7 +37,7 @@ def environment() -> Environment:
 
 def _finalize(value: Any) -> Any:
     if isinstance(value, str) and not isinstance(value, Markup):
-        return visible(value)
+        return sanitize(value)
     return "" if value is None else value
 
 

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 
 LIGHT = {
     "paper": "#fbfaf7",
@@ -106,7 +106,7 @@ def _finish(raw: bytes, name: str, title: str, description: str) -> Drawing:
     root.set("aria-labelledby", f"figure-{name}-title figure-{name}-desc")
     for place, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"figure-{name}-{tag}"})
-        element.text = visible(text)
+        element.text = sanitize(text)
         root.insert(place, element)
     inline = ElementTree.tostring(root, encoding="unicode")
     root.set("width", width)

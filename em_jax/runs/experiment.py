@@ -106,7 +106,7 @@ def _timed(this: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outco
 def kept(stage: str, directory: Path) -> Iterator[None]:
     """Within, what a user can act on is told with the stage, and as Unfinished where the same command goes on."""
     try:
-        with failures.told():
+        with failures.translate_errors():
             yield
     except UsageError:
         raise

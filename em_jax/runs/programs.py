@@ -20,7 +20,7 @@ from em_jax.sample.decode import decode, empty_slots, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
 from em_jax.train.loss import chunk_size
-from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_sums
+from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_accumulator
 
 
 class Program(NamedTuple):
@@ -89,7 +89,7 @@ class Shapes:
 
     def train_pass(self, shape: Shape) -> Program:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
-        sums = self._everywhere(jax.eval_shape(zero_sums, self.adapter.factors))
+        sums = self._everywhere(jax.eval_shape(zero_accumulator, self.adapter.factors))
         by_place, by_slot = (shape.rows, shape.length), (shape.rows, shape.places)
         batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
             *(self._batch(by_place, jnp.int32) for _ in range(3)),
@@ -110,19 +110,19 @@ class Shapes:
         optimizer = make_optimizer(self.settings.train, 1000)
         factors = self.adapter.factors
         state = self._everywhere(TrainState(factors, jax.eval_shape(optimizer.init, factors)))
-        sums = self._everywhere(jax.eval_shape(zero_sums, factors))
+        sums = self._everywhere(jax.eval_shape(zero_accumulator, factors))
         return Program("update", update.trace(state, [sums], optimizer=optimizer), {"base": self.base_bytes()})
 
-    def prefill(self, rows: int, length: int, room: int, slots: int) -> Program:
+    def prefill(self, rows: int, length: int, capacity: int, slots: int) -> Program:
         """Prompts' keys and values. The slots' caches wait beside it."""
         tokens, lengths = self._batch((rows, length), jnp.int32), self._batch((rows,), jnp.int32)
-        route = self._batch((rows, 1), jnp.float32)
-        traced = prefill.trace(self.model, self.adapter, tokens, lengths, route, sharding=self.sharding)
-        return Program("prefill", traced, {"key/value cache": self.cache_bytes(slots, room)})
+        adapter_mask = self._batch((rows, 1), jnp.float32)
+        traced = prefill.trace(self.model, self.adapter, tokens, lengths, adapter_mask, sharding=self.sharding)
+        return Program("prefill", traced, {"key/value cache": self.cache_bytes(slots, capacity)})
 
-    def decode(self, slots: int, room: int) -> Program:
+    def decode(self, slots: int, capacity: int) -> Program:
         """A chunk of tokens in every slot."""
-        held = jax.eval_shape(lambda model: empty_slots(model, slots, room, 1), self.model)
+        held = jax.eval_shape(lambda model: empty_slots(model, slots, capacity, 1), self.model)
         axes = ("batch", "kv_heads", None, None)
         place = self.sharding.named(("layers", *axes) if self.model.stacked else axes)
 
@@ -142,10 +142,10 @@ class Shapes:
         """Bytes of the base on one device."""
         return tree_bytes(self.model)
 
-    def cache_bytes(self, slots: int, room: int) -> int:
+    def cache_bytes(self, slots: int, capacity: int) -> int:
         """Bytes of the key/value cache on one device."""
         config = self.config
-        count = 2 * config.num_hidden_layers * slots * config.num_key_value_heads * room * config.head_dim
+        count = 2 * config.num_hidden_layers * slots * config.num_key_value_heads * capacity * config.head_dim
         mesh = self.sharding.mesh
         return count * self.dtype.itemsize // (mesh.size if mesh else 1)
 

@@ -22,7 +22,7 @@ from em_jax.probes.settings import ProbeSettings
 from em_jax.base.progress import Progress
 from em_jax.runs.sources import Parts
 from em_jax.base.stage_timer import LOADING, Clock
-from em_jax.base.sanitize import visible_line
+from em_jax.base.sanitize import sanitize_line
 
 Row = dict[str, Any]
 ADAPTER = "finetuned"
@@ -193,4 +193,4 @@ class Run:
     def say(self, line: str) -> None:
         """One line to stderr."""
         if not self.parts.silent:
-            print(visible_line(line, LONGEST), file=sys.stderr, flush=True)
+            print(sanitize_line(line, LONGEST), file=sys.stderr, flush=True)

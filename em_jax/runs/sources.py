@@ -142,14 +142,14 @@ def load(config: Config):
 
 def bare(engine):
     """Another engine around the same model, without adapters: each run of a series begins with the same programs."""
-    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "turns", "sharding")}
+    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "num_decode_batches", "sharding")}
     return type(engine)(engine.model, engine.tokenizer, **same)
 
 
-def finetune(engine, conversations, config: Config, directory: Path, progress, words=None) -> dict[str, int]:
+def finetune(engine, conversations, config: Config, directory: Path, progress, channel=None) -> dict[str, int]:
     """Train the adapter of a run into directory/adapter; how many rows were used, held out and cut.
 
-    `words` are those between the processes of a run, where there are several.
+    `channel` is the one between the processes of a run, where there are several.
     """
     from em_jax.train.loop import finetune as train
 
@@ -167,7 +167,7 @@ def finetune(engine, conversations, config: Config, directory: Path, progress, w
         base=config.model.name,
         sharding=engine.sharding,
         progress=stepped,
-        words=words,
+        channel=channel,
     )
     return dict(done.counts)
 

@@ -30,7 +30,7 @@ class Question(NamedTuple):
         """How long the row is: the prompt, and of each choice all but its last token."""
         return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many positions it takes: branches share theirs."""
         return len(self.prompt) + max(len(choice) for choice in self.choices)
 
@@ -67,7 +67,7 @@ def encode_question(tokenizer: ChatTokenizer, prompt: Sequence[int], choices: Se
     return Question([*prompt, *begun], ids)
 
 
-def lay_out_questions(questions: Sequence[Question], rows: int, length: int, places: int, pairs: int) -> Branches:
+def collate_questions(questions: Sequence[Question], rows: int, length: int, places: int, pairs: int) -> Branches:
     """The arrays of up to `rows` questions."""
     tokens, positions = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     segments = np.full((rows, length), PADDING, np.int32)
@@ -95,7 +95,7 @@ def pair_logprobs(
     model: Qwen2,
     adapter: Adapter | None,
     branches: Branches,
-    route: Float[Array, "P S"] | None,
+    adapter_mask: Float[Array, "P S"] | None,
     *,
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
@@ -105,8 +105,8 @@ def pair_logprobs(
         branches.tokens,
         branches.positions,
         branches.segments,
-        updates=adapter.updates() if adapter else None,
-        route=route,
+        lora_params=adapter.lora_params() if adapter else None,
+        adapter_mask=adapter_mask,
         steer=steer,
         sharding=sharding,
     )

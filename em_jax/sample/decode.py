@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
-from em_jax.model.attention import Keys
-from em_jax.model.qwen2 import Past, Qwen2
+from em_jax.model.attention import KVBlock
+from em_jax.model.qwen2 import KVCache, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.sampler import likeliest_tokens, sample_tokens
+from em_jax.sample.sampler import sample_tokens, top_logprobs_of
 
 CACHE = ("batch", "kv_heads", None, None)
 """The logical axes of a layer's cached keys, [B, K, H, S], or values, [B, K, S, H]."""
@@ -26,17 +26,17 @@ PLACES = (-1, -2)
 """The axis S of cached keys and of values."""
 
 
-class Requests(NamedTuple):
+class SamplingParams(NamedTuple):
     """What each row asks for, whatever it is doing: its key, temperature, top-p, token limit and share of adapters."""
 
     keys: UInt32[Array, "B 2"]
     temperature: Float[Array, "B"]
     top_p: Float[Array, "B"]
     limit: Int[Array, "B"]
-    route: Float[Array, "B S"] | None
+    adapter_mask: Float[Array, "B S"] | None
 
 
-class Slots(NamedTuple):
+class DecodeState(NamedTuple):
     """B answers under way. k and v hold `length` tokens of each row, per layer or stacked as the model's layers are.
 
     `token` is the last one drawn, not yet in the cache; `count` how many were drawn.
@@ -48,10 +48,10 @@ class Slots(NamedTuple):
     token: Int[Array, "B"]
     count: Int[Array, "B"]
     active: Bool[Array, "B"]
-    requests: Requests
+    requests: SamplingParams
 
 
-class Prefilled(NamedTuple):
+class PrefillOutput(NamedTuple):
     """P prompts, prefilled once for all samples: keys and values of T places each, and the next token's logits."""
 
     k: Any
@@ -60,14 +60,14 @@ class Prefilled(NamedTuple):
     logits: Float[Array, "P V"]
 
 
-class Emitted(NamedTuple):
+class DecodeOutput(NamedTuple):
     """What a chunk drew: tokens, their log-probabilities (0 once a row has ended), whether each belongs to its row's
     answer, as a stop id does not; the likeliest U tokens at each place, where asked for; and who goes on."""
 
     tokens: Int[Array, "C B"]
     logprobs: Float[Array, "C B"]
     real: Bool[Array, "C B"]
-    likeliest: tuple[Int[Array, "C B U"], Float[Array, "C B U"]] | None
+    top_logprobs: tuple[Int[Array, "C B U"], Float[Array, "C B U"]] | None
     active: Bool[Array, "B"]
 
 
@@ -76,7 +76,7 @@ def _layers(cache: Any) -> int:
     return 0 if isinstance(cache, (list, tuple)) else 1
 
 
-def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: Sharding = UNSHARDED) -> Slots:
+def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: Sharding = UNSHARDED) -> DecodeState:
     """`slots` free slots with room for `length` tokens each, none active, in the model's dtype."""
     config, dtype = model.config, model.embed_tokens[...].dtype
     layers, more = config.num_hidden_layers, ()
@@ -92,7 +92,7 @@ def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: 
     def row(kind: Any, *more: int) -> Array:
         return jnp.zeros((slots, *more), kind)
 
-    requests = Requests(
+    requests = SamplingParams(
         row(jnp.uint32, 2),
         row(jnp.float32),
         row(jnp.float32),
@@ -100,7 +100,7 @@ def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: 
         row(jnp.float32, adapters) if adapters else None,
     )
     k, v = cache(config.head_dim, length), cache(length, config.head_dim)
-    return Slots(k, v, row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
+    return DecodeState(k, v, row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -109,33 +109,33 @@ def prefill(
     adapter: Adapter | None,
     tokens: Int[Array, "P T"],
     length: Int[Array, "P"],
-    route: Float[Array, "P S"] | None,
+    adapter_mask: Float[Array, "P S"] | None,
     *,
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
-) -> Prefilled:
+) -> PrefillOutput:
     """One forward pass over P prompts, padded on the right to T."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    updates = adapter.updates() if adapter else None
-    how = {"updates": updates, "route": route, "steer": steer, "sharding": sharding}
-    output = model(tokens, positions, keep_keys=True, apart=True, **how)
+    lora_params = adapter.lora_params() if adapter else None
+    how = {"lora_params": lora_params, "adapter_mask": adapter_mask, "steer": steer, "sharding": sharding}
+    output = model(tokens, positions, return_kv=True, packed=True, **how)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
-    return Prefilled(output.k, output.v, length, model.logits(last))
+    return PrefillOutput(output.k, output.v, length, model.logits(last))
 
 
-@functools.partial(jax.jit, static_argnames=("use_top_p", "likeliest"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("use_top_p", "top_logprobs"), donate_argnums=0)
 def insert(
-    slots: Slots,
-    prefilled: Prefilled,
+    slots: DecodeState,
+    prefilled: PrefillOutput,
     source: Int[Array, "B"],
     target: Int[Array, "B"],
     number: Int[Array, ""],
-    requests: Requests,
+    requests: SamplingParams,
     stop: Int[Array, "E"],
     *,
     use_top_p: bool,
-    likeliest: int = 0,
-) -> tuple[Slots, Emitted]:
+    top_logprobs: int = 0,
+) -> tuple[DecodeState, DecodeOutput]:
     """Puts the first `number` of (prefilled row `source`, request) into slots `target` and draws their first tokens.
 
     Entries from `number` on are ignored. `requests` are in the order of `source`. `slots` is donated.
@@ -152,13 +152,13 @@ def insert(
 
     drop = jnp.where(jnp.arange(rows) < number, target, rows)
     none = jnp.zeros(rows, jnp.int32)
-    drawn = _draw(prefilled.logits[source], requests, none, stop, use_top_p=use_top_p, likeliest=likeliest)
+    drawn = _draw(prefilled.logits[source], requests, none, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
     tokens, _, real, _ = drawn
 
     def at_targets(old: Array, new: Array) -> Array:
         return old.at[drop].set(new, mode="drop")
 
-    slots = Slots(
+    slots = DecodeState(
         jax.tree.map(put, slots.k, prefilled.k),
         jax.tree.map(put, slots.v, prefilled.v),
         at_targets(slots.length, prefilled.length[source]),
@@ -167,36 +167,38 @@ def insert(
         at_targets(slots.active, real & (requests.limit > 1)),
         jax.tree.map(at_targets, slots.requests, requests),
     )
-    return slots, Emitted(*jax.tree.map(lambda x: x[None], drawn), slots.active)
+    return slots, DecodeOutput(*jax.tree.map(lambda x: x[None], drawn), slots.active)
 
 
-def _draw(logits: Array, requests: Requests, count: Array, stop: Array, *, use_top_p: bool, likeliest: int) -> tuple:
+def _draw(
+    logits: Array, requests: SamplingParams, count: Array, stop: Array, *, use_top_p: bool, top_logprobs: int
+) -> tuple:
     """A token of each row, its log-probability, whether it is no stop id, and the likeliest at its place."""
     given = requests.keys, count, requests.temperature, requests.top_p
     tokens, logprobs = sample_tokens(logits, *given, use_top_p=use_top_p)
-    return tokens, logprobs, jnp.all(tokens[:, None] != stop[None], axis=1), likeliest_tokens(logits, likeliest)
+    return tokens, logprobs, jnp.all(tokens[:, None] != stop[None], axis=1), top_logprobs_of(logits, top_logprobs)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "likeliest", "sharding"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "top_logprobs", "sharding"), donate_argnums=2)
 def decode(
     model: Qwen2,
     adapter: Adapter | None,
-    slots: Slots,
+    slots: DecodeState,
     stop: Int[Array, "E"],
     *,
     steps: int,
     use_top_p: bool,
-    likeliest: int = 0,
+    top_logprobs: int = 0,
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
-) -> tuple[Slots, Emitted]:
+) -> tuple[DecodeState, DecodeOutput]:
     """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
     sharding = dataclasses.replace(sharding, sampling=True)
     requests = slots.requests
-    updates = model.by_layer(adapter.updates() if adapter else None)
+    lora_params = model.by_layer(adapter.lora_params() if adapter else None)
     at = _layers(slots.k)
-    rows, room = slots.length.shape[0], jax.tree.leaves(slots.v)[0].shape[-2]
-    in_cache = jnp.broadcast_to((jnp.arange(room)[None] < slots.length[:, None])[:, None], (rows, 1, room))
+    rows, capacity = slots.length.shape[0], jax.tree.leaves(slots.v)[0].shape[-2]
+    in_cache = jnp.broadcast_to((jnp.arange(capacity)[None] < slots.length[:, None])[:, None], (rows, 1, capacity))
 
     def short(cache: Array, places: int) -> Array:
         shape = list(cache.shape)
@@ -216,16 +218,16 @@ def decode(
         output = model(
             token[:, None],
             (slots.length + i)[:, None],
-            updates=updates,
-            route=requests.route,
-            past=Past(Keys(slots.k, slots.v, in_cache), Keys(*recent, in_recent), i),
-            keep_keys=True,
+            lora_params=lora_params,
+            adapter_mask=requests.adapter_mask,
+            past=KVCache(KVBlock(slots.k, slots.v, in_cache), KVBlock(*recent, in_recent), i),
+            return_kv=True,
             steer=steer,
             sharding=sharding,
         )
         recent = output.k, output.v
         logits = whole_rows(model.logits(output.hidden[:, 0]))
-        new, logprobs, real, top = _draw(logits, requests, count, stop, use_top_p=use_top_p, likeliest=likeliest)
+        new, logprobs, real, top = _draw(logits, requests, count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
         drawn = new, jnp.where(active, logprobs, 0.0), active & real, top
         emitted = jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0), emitted, drawn)
         count += active
@@ -235,7 +237,7 @@ def decode(
     def places(kind: Any, *more: int) -> Array:
         return jnp.zeros((steps, rows, *more), kind)
 
-    top = (places(jnp.int32, likeliest), places(jnp.float32, likeliest)) if likeliest else None
+    top = (places(jnp.int32, top_logprobs), places(jnp.float32, top_logprobs)) if top_logprobs else None
     taken, recent, token, active, count, emitted = jax.lax.while_loop(
         going,
         step,
@@ -268,18 +270,18 @@ def decode(
         return put(cache, buffer, slots.length)
 
     folded = _each(fold, (slots.k, slots.v), recent)
-    return Slots(*folded, slots.length + taken, token, count, active, requests), Emitted(*emitted, active)
+    return DecodeState(*folded, slots.length + taken, token, count, active, requests), DecodeOutput(*emitted, active)
 
 
-@functools.partial(jax.jit, static_argnames=("room", "sharding"))
-def resize(slots: Slots, room: int, *, sharding: Sharding = UNSHARDED) -> Slots:
-    """The same slots with room for `room` tokens each; no answer under way may be longer."""
+@functools.partial(jax.jit, static_argnames=("capacity", "sharding"))
+def resize(slots: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED) -> DecodeState:
+    """The same slots with room for `capacity` tokens each; no answer under way may be longer."""
     axes = ("layers",) * _layers(slots.k) + CACHE
 
     def resized(cache: Array, places: int) -> Array:
-        kept = jax.lax.slice_in_dim(cache, 0, min(room, cache.shape[places]), axis=places)
+        kept = jax.lax.slice_in_dim(cache, 0, min(capacity, cache.shape[places]), axis=places)
         more = [(0, 0)] * cache.ndim
-        more[places] = (0, room - kept.shape[places])
+        more[places] = (0, capacity - kept.shape[places])
         return sharding.constrain(jnp.pad(kept, more), axes)
 
     k, v = _each(resized, (slots.k, slots.v))

@@ -19,11 +19,11 @@ from em_jax.formats.peft import load_adapter
 from em_jax.lora.adapter import Adapter, stack_adapters
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.choices import choice_logprobs, encode_question, lay_out_questions, pair_logprobs
-from em_jax.sample.decode import Prefilled, Requests, prefill
+from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket
+from em_jax.sample.choices import choice_logprobs, collate_questions, encode_question, pair_logprobs
+from em_jax.sample.decode import PrefillOutput, SamplingParams, prefill
 from em_jax.sample.sampler import request_key
-from em_jax.sample.scheduler import Asked, Scheduler
-from em_jax.sample.slots import Running, Ticket, bucket
+from em_jax.sample.scheduler import PromptRequest, Scheduler
 
 Prompt = Sequence[Mapping[str, str]]
 """A list of chat messages, {"role", "content"} each."""
@@ -48,9 +48,9 @@ CHUNK = 16
 class Engine:
     """A model, its tokenizer and any number of adapters, ready to answer.
 
-    `slots` answers (rounded up to what divides) are under way at once, in `turns` parts that are seen to in turn, and
-    advance `chunk` tokens per dispatch. All three are fixed, and prompts are padded to a few lengths, about
-    `pass_tokens` tokens of them to a forward pass, so that an answer is computed by the same programs whatever else is
+    `slots` answers (rounded up to what divides) are under way at once, in `num_decode_batches` parts that are seen
+    to in turn, and advance `chunk` tokens per dispatch. All three are fixed, and prompts are padded to a few lengths,
+    about `pass_tokens` tokens of them to a forward pass, so that an answer is computed by the same programs whatever else is
     asked.
     """
 
@@ -62,14 +62,14 @@ class Engine:
         slots: int = 64,
         chunk: int = CHUNK,
         pass_tokens: int | None = None,
-        turns: int | None = None,
+        num_decode_batches: int | None = None,
         sharding: Sharding = UNSHARDED,
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.turns = turns or sharding.side_by_side
+        self.num_decode_batches = num_decode_batches or sharding.side_by_side
         # The rows of a batch divide over the mesh.
-        parts = sharding.batch_parts * self.turns
+        parts = sharding.batch_parts * self.num_decode_batches
         self.slots = -(-slots // parts) * parts
         self.chunk = chunk
         # A CPU is no faster with more at once, and waits for the empty rows of a pass that is not full.
@@ -89,7 +89,7 @@ class Engine:
         self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
         if (everywhere := self.sharding.named(())) is not None:
             # Once, and not again with every call.
-            self._stack = host_arrays.place(self._stack, everywhere)
+            self._stack = host_arrays.to_devices(self._stack, everywhere)
 
     @property
     def adapters(self) -> list[str]:
@@ -128,7 +128,7 @@ class Engine:
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every place, for looking closely; the other verbs never hold so many."""
         tokens = np.asarray(tokens, np.int32)
-        return host_arrays.fetch(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
+        return host_arrays.to_host(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
 
     def generate(self, prompts: Sequence[Prompt], n: int = 1, *options: Any, **named: Any) -> list[list[Answer]]:
         """`stream`, gathered, with the same options: n answers per prompt."""
@@ -164,43 +164,45 @@ class Engine:
         ids = [self.encode(prompt) for prompt in prompts]
         if not ids:
             return
-        self._check_room(max(map(len, ids)) + max_new_tokens)
-        room = bucket(max(bucket(max(map(len, ids))), max(map(len, ids)) + max_new_tokens + self.chunk))
-        scheduler = self.scheduler(room, steer)
+        self._check_length(max(map(len, ids)) + max_new_tokens)
+        capacity = bucket(max(bucket(max(map(len, ids))), max(map(len, ids)) + max_new_tokens + self.chunk))
+        scheduler = self.scheduler(capacity, steer)
         for index, (prompt, name) in enumerate(zip(ids, self._names(adapter, len(ids)), strict=True)):
             samples = [sample for sample in range(n) if (index, sample) not in done]
-            asked = self.asked(
+            prompt_request = self.prompt_request(
                 index, prompt, samples, name, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
                 seed=seed
             )  # fmt: skip
             if samples:
-                scheduler.submit(asked)
+                scheduler.submit(prompt_request)
         drawn = collections.defaultdict(lambda: ([], []))
         while scheduler.busy:
             # The whole step first, so that the next chunk is being drawn while this one is looked at.
-            for piece in sum(scheduler.step(), []):
-                which = piece.ticket.index, piece.ticket.sample
+            for chunk in sum(scheduler.step(), []):
+                which = chunk.request.index, chunk.request.sample
                 tokens, logprobs = drawn[which]
-                tokens += piece.tokens
-                logprobs += piece.logprobs
-                if piece.finish_reason:
+                tokens += chunk.tokens
+                logprobs += chunk.logprobs
+                if chunk.finish_reason:
                     del drawn[which]
-                    yield *which, Answer(self.text(tokens), tokens, piece.finish_reason, sum(logprobs))
+                    yield *which, Answer(self.text(tokens), tokens, chunk.finish_reason, sum(logprobs))
 
-    def scheduler(self, room: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
-        """The loop that serves prompts as they are submitted, with the adapters known now; see Running for `room`."""
+    def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
+        """The loop that serves prompts as they are submitted, with the adapters known now."""
         steer = self._steering(steer)
-        threads = [ThreadPoolExecutor(1) for _ in range(self.turns)] if self.turns > 1 else [None]
+        threads = (
+            [ThreadPoolExecutor(1) for _ in range(self.num_decode_batches)] if self.num_decode_batches > 1 else [None]
+        )
         running = [
-            Running(
-                self.model, self._stack, self.slots // self.turns, room, self.tokenizer.stop_ids, chunk=self.chunk,
-                steer=steer, sharding=self.sharding, thread=thread
+            DecodeBatch(
+                self.model, self._stack, self.slots // self.num_decode_batches, capacity, self.tokenizer.stop_ids,
+                chunk=self.chunk, steer=steer, sharding=self.sharding, thread=thread
             )
             for thread in threads
         ]  # fmt: skip
         return Scheduler(running, functools.partial(self._prefill, steer=steer), self._rows)
 
-    def asked(
+    def prompt_request(
         self,
         index: int,
         ids: Sequence[int],
@@ -211,17 +213,23 @@ class Engine:
         top_p: float,
         max_new_tokens: int,
         seed: int,
-        likeliest: int = 0,
-    ) -> Asked:
+        top_logprobs: int = 0,
+    ) -> PromptRequest:
         """A prompt and the answers wanted of it as a scheduler takes them, under the number `index`."""
         routes = self._routes(adapter, 1)
-        route = None if routes is None else routes[0]
+        adapter_mask = None if routes is None else routes[0]
         numbers = np.float32(temperature), np.float32(top_p), np.int32(max_new_tokens)
-        tickets = [
-            Ticket(index, sample, len(ids), Requests(request_key(seed, ids, sample), *numbers, route), likeliest)
+        requests = [
+            SampleRequest(
+                index,
+                sample,
+                len(ids),
+                SamplingParams(request_key(seed, ids, sample), *numbers, adapter_mask),
+                top_logprobs,
+            )
             for sample in samples
         ]
-        return Asked(ids, route, tickets)
+        return PromptRequest(ids, adapter_mask, requests)
 
     def choice_logprobs(
         self,
@@ -249,7 +257,7 @@ class Engine:
         out = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
         groups = collections.defaultdict(list)
         for i, question in enumerate(questions):
-            self._check_room(question.room())
+            self._check_length(question.capacity())
             places = question.pairs() - len(question.choices) + 1
             groups[bucket(question.tokens()), bucket(places, 8), bucket(question.pairs(), 8)].append(i)
         passes = [
@@ -261,12 +269,14 @@ class Engine:
         def read(one: tuple[tuple[int, int, int], list[int]]) -> jax.Array:
             (length, places, pairs), members = one
             rows = self._rows(length)
-            laid = lay_out_questions([questions[i] for i in members], rows, length, places, pairs)
-            route = _padded(routes, members, rows)
-            return pair_logprobs(self.model, self._stack, laid, route, steer=steer, sharding=self.sharding)
+            laid = collate_questions([questions[i] for i in members], rows, length, places, pairs)
+            adapter_mask = _padded(routes, members, rows)
+            return pair_logprobs(self.model, self._stack, laid, adapter_mask, steer=steer, sharding=self.sharding)
 
-        for (_, members), found in zip(passes, host_arrays.side_by_side(read, passes, self.turns), strict=True):
-            for i, row in zip(members, host_arrays.fetch(found), strict=False):
+        for (_, members), found in zip(
+            passes, host_arrays.side_by_side(read, passes, self.num_decode_batches), strict=True
+        ):
+            for i, row in zip(members, host_arrays.to_host(found), strict=False):
                 out[i] = choice_logprobs(questions[i], row)
         return out
 
@@ -283,9 +293,9 @@ class Engine:
         out: list[Any] = [None] * len(ids)
         for members in self._groups(ids):
             tokens, _ = self._pad([ids[i] for i in members])
-            route = _padded(routes, members, len(tokens))
-            given = self.model, self._stack, tokens, route
-            found = host_arrays.fetch(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
+            adapter_mask = _padded(routes, members, len(tokens))
+            given = self.model, self._stack, tokens, adapter_mask
+            found = host_arrays.to_host(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
             for row, i in enumerate(members):
                 out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
         return out
@@ -305,7 +315,7 @@ class Engine:
     def _rows(self, length: int) -> int:
         return pass_rows(length, self.pass_tokens, self.sharding.batch_parts)
 
-    def _check_room(self, tokens: int) -> None:
+    def _check_length(self, tokens: int) -> None:
         most = self.model.config.max_position_embeddings
         if tokens > most:
             raise UserError(f"prompt and answer need {tokens} positions, the model has {most}; ask for fewer tokens")
@@ -328,11 +338,15 @@ class Engine:
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         return tokens, lengths
 
-    def _prefill(self, group: Sequence[Asked], steer: Float[np.ndarray, "L D"] | None) -> Prefilled:
-        tokens, lengths = self._pad([asked.ids for asked in group])
-        routes = None if group[0].route is None else np.stack([asked.route for asked in group])
-        route = _padded(routes, range(len(group)), len(tokens))
-        return prefill(self.model, self._stack, tokens, lengths, route, steer=steer, sharding=self.sharding)
+    def _prefill(self, group: Sequence[PromptRequest], steer: Float[np.ndarray, "L D"] | None) -> PrefillOutput:
+        tokens, lengths = self._pad([prompt_request.ids for prompt_request in group])
+        routes = (
+            None
+            if group[0].adapter_mask is None
+            else np.stack([prompt_request.adapter_mask for prompt_request in group])
+        )
+        adapter_mask = _padded(routes, range(len(group)), len(tokens))
+        return prefill(self.model, self._stack, tokens, lengths, adapter_mask, steer=steer, sharding=self.sharding)
 
 
 def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
@@ -353,15 +367,28 @@ def _positions(tokens: Any) -> Any:
 
 
 @jax.jit
-def _logits(model: Qwen2, adapter: Adapter | None, tokens: Any, route: Any) -> Any:
-    updates = adapter.updates() if adapter else None
-    return model.logits(model(tokens, _positions(tokens), updates=updates, route=route).hidden)
+def _logits(model: Qwen2, adapter: Adapter | None, tokens: Any, adapter_mask: Any) -> Any:
+    lora_params = adapter.lora_params() if adapter else None
+    return model.logits(model(tokens, _positions(tokens), lora_params=lora_params, adapter_mask=adapter_mask).hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "sharding"))
 def _residuals(
-    model: Qwen2, adapter: Adapter | None, tokens: Any, route: Any, *, layers: tuple[int, ...], sharding: Sharding
+    model: Qwen2,
+    adapter: Adapter | None,
+    tokens: Any,
+    adapter_mask: Any,
+    *,
+    layers: tuple[int, ...],
+    sharding: Sharding,
 ) -> Any:
-    updates = adapter.updates() if adapter else None
+    lora_params = adapter.lora_params() if adapter else None
     positions = _positions(tokens)
-    return model(tokens, positions, updates=updates, route=route, keep_residuals=layers, sharding=sharding).residuals
+    return model(
+        tokens,
+        positions,
+        lora_params=lora_params,
+        adapter_mask=adapter_mask,
+        return_residuals=layers,
+        sharding=sharding,
+    ).residuals

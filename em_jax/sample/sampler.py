@@ -60,7 +60,7 @@ def sample_tokens(
     return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def likeliest_tokens(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]] | None:
+def top_logprobs_of(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]] | None:
     """The `count` likeliest tokens of each row, U, and their log-probabilities at temperature 1; None for 0."""
     if not count:
         return None

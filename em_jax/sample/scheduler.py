@@ -7,16 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from em_jax.sample.decode import Prefilled
-from em_jax.sample.slots import Piece, Running, Ticket, bucket
+from em_jax.sample.batch import DecodeBatch, SampleRequest, TokenChunk, bucket
+from em_jax.sample.decode import PrefillOutput
 
 
-class Asked(NamedTuple):
+class PromptRequest(NamedTuple):
     """A prompt's ids, its adapters' shares, and a ticket for each answer that is wanted of it."""
 
     ids: Sequence[int]
-    route: Float[np.ndarray, "S"] | None
-    tickets: Sequence[Ticket]
+    adapter_mask: Float[np.ndarray, "S"] | None
+    requests: Sequence[SampleRequest]
 
 
 class Scheduler:
@@ -31,40 +31,45 @@ class Scheduler:
 
     def __init__(
         self,
-        running: Sequence[Running],
-        prefill: Callable[[Sequence[Asked]], Prefilled],
+        running: Sequence[DecodeBatch],
+        prefill: Callable[[Sequence[PromptRequest]], PrefillOutput],
         rows: Callable[[int], int],
     ):
         self._running, self._prefill, self._rows = collections.deque(running), prefill, rows
-        self._waiting: dict[int, collections.deque[tuple[int, Asked]]] = {}
+        self._waiting: dict[int, collections.deque[tuple[int, PromptRequest]]] = {}
         self._arrivals = 0
-        self._ready: collections.deque[tuple[int, Ticket]] = collections.deque()
-        self._prefilled: Prefilled | None = None
+        self._ready: collections.deque[tuple[int, SampleRequest]] = collections.deque()
+        self._prefilled: PrefillOutput | None = None
 
     @property
     def busy(self) -> bool:
         """Whether any answer is still to come."""
         return bool(self._waiting or self._ready or any(running.holds for running in self._running))
 
-    def submit(self, asked: Asked) -> None:
+    def submit(self, prompt_request: PromptRequest) -> None:
         """Adds a prompt, of one answer at least; its pieces come from the next steps."""
-        self._waiting.setdefault(bucket(len(asked.ids)), collections.deque()).append((self._arrivals, asked))
+        self._waiting.setdefault(bucket(len(prompt_request.ids)), collections.deque()).append(
+            (self._arrivals, prompt_request)
+        )
         self._arrivals += 1
 
     def cancel(self, answers: Collection[tuple[int, int]]) -> None:
         """Forgets these (index, sample) answers, waiting or under way; no more pieces of them come."""
 
-        def wanted(ticket: Ticket) -> bool:
-            return (ticket.index, ticket.sample) not in answers
+        def wanted(request: SampleRequest) -> bool:
+            return (request.index, request.sample) not in answers
 
         for length, queue in list(self._waiting.items()):
-            kept = [(number, asked._replace(tickets=list(filter(wanted, asked.tickets)))) for number, asked in queue]
-            self._set_queue(length, collections.deque(entry for entry in kept if entry[1].tickets))
+            kept = [
+                (number, prompt_request._replace(requests=list(filter(wanted, prompt_request.requests))))
+                for number, prompt_request in queue
+            ]
+            self._set_queue(length, collections.deque(entry for entry in kept if entry[1].requests))
         self._ready = collections.deque(entry for entry in self._ready if wanted(entry[1]))
         for running in self._running:
             running.release(answers)
 
-    def step(self) -> Iterator[list[Piece]]:
+    def step(self) -> Iterator[list[TokenChunk]]:
         """One turn: gives, at once, what was drawn in some slots; then fills those that are free, with what may have
         been submitted meanwhile, and has a chunk more drawn in all."""
         running = self._running[0]
@@ -86,9 +91,11 @@ class Scheduler:
         group = [queue.popleft()[1] for _ in range(min(len(queue), self._rows(length)))]
         self._set_queue(length, queue)
         self._prefilled = self._prefill(group)
-        self._ready.extend((row, ticket) for row, asked in enumerate(group) for ticket in asked.tickets)
+        self._ready.extend(
+            (row, request) for row, prompt_request in enumerate(group) for request in prompt_request.requests
+        )
 
-    def _set_queue(self, length: int, queue: collections.deque[tuple[int, Asked]]) -> None:
+    def _set_queue(self, length: int, queue: collections.deque[tuple[int, PromptRequest]]) -> None:
         if queue:
             self._waiting[length] = queue
         else:

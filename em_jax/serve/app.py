@@ -195,8 +195,8 @@ async def _body(request: Request, most: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                body += piece
+            async for chunk in request.stream():
+                body += chunk
                 if len(body) > most:
                     raise Refusal(413, f"the body is longer than {most} bytes", None, "request_too_large")
     except TimeoutError:

@@ -8,17 +8,17 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from em_jax.base.sanitize import visible_line
+from em_jax.base.sanitize import sanitize_line
+from em_jax.sample.batch import TokenChunk
 from em_jax.sample.engine import Engine
-from em_jax.sample.scheduler import Asked, Scheduler
-from em_jax.sample.slots import Piece
+from em_jax.sample.scheduler import PromptRequest, Scheduler
 from em_jax.serve.refusals import Refusal
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that come together, or follow on answers that ended:
 until nothing came or ended for QUIET, but no longer than GATHERING. A chunk for a few takes as long as one for many."""
 
-Order = Asked | set[tuple[int, int]]
+Order = PromptRequest | set[tuple[int, int]]
 """A prompt to answer, or the (request, sample) answers that nobody wants any more."""
 
 
@@ -27,19 +27,19 @@ class Answers:
 
     def __init__(self, batcher: "Batcher", number: int, n: int):
         self._batcher, self._number, self._n = batcher, number, n
-        self._inbox: asyncio.Queue[Piece | Refusal] = asyncio.Queue()
+        self._inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def chunks(self) -> AsyncIterator[TokenChunk]:
         """Every piece until all the answers have ended. Raises Refusal where the engine failed."""
         while self._open:
-            piece = await self._inbox.get()
-            if isinstance(piece, Refusal):
-                raise piece
-            if piece.ticket.sample in self._open:
-                if piece.finish_reason:
-                    self._open.discard(piece.ticket.sample)
-                yield piece
+            chunk = await self._inbox.get()
+            if isinstance(chunk, Refusal):
+                raise chunk
+            if chunk.request.sample in self._open:
+                if chunk.finish_reason:
+                    self._open.discard(chunk.request.sample)
+                yield chunk
 
     def end(self, samples: Sequence[int]) -> None:
         """No more of these samples is wanted: their slots go to others."""
@@ -53,9 +53,9 @@ class Answers:
         self.end(list(self._open))
         self._batcher.forget(self._number, self._n)
 
-    def put(self, piece: Piece | Refusal) -> None:
+    def put(self, chunk: TokenChunk | Refusal) -> None:
         """Called in the event loop."""
-        self._inbox.put_nowait(piece)
+        self._inbox.put_nowait(chunk)
 
 
 class Batcher:
@@ -101,10 +101,10 @@ class Batcher:
         if self._gave_up:
             raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
-        asked = self._engine.asked(number, ids, range(n), adapter, **options)
+        prompt_request = self._engine.prompt_request(number, ids, range(n), adapter, **options)
         answers = self._asking[number] = Answers(self, number, n)
         self._wanted += n
-        self.order(asked)
+        self.order(prompt_request)
         return answers
 
     def order(self, order: Order) -> None:
@@ -138,9 +138,9 @@ class Batcher:
             if self._ending:
                 return False
             try:
-                for pieces in scheduler.step():
-                    loop.call_soon_threadsafe(self._deliver, pieces)
-                    if ended := {piece.ticket[:2] for piece in pieces if piece.finish_reason}:
+                for chunks in scheduler.step():
+                    loop.call_soon_threadsafe(self._deliver, chunks)
+                    if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
                         self._changed = time.monotonic()
                         under_way -= ended
                     self._gather(scheduler, under_way)
@@ -158,9 +158,9 @@ class Batcher:
             with self._news:
                 orders, self._orders = self._orders, []
             for order in orders:
-                if isinstance(order, Asked):
+                if isinstance(order, PromptRequest):
                     scheduler.submit(order)
-                    under_way |= {ticket[:2] for ticket in order.tickets}
+                    under_way |= {request[:2] for request in order.requests}
                 else:
                     scheduler.cancel(order)
                     under_way -= order
@@ -170,20 +170,20 @@ class Batcher:
             with self._news:
                 self._news.wait_for(lambda: self._orders or self._ending, left)
 
-    def _deliver(self, result: list[Piece] | Exception) -> None:
+    def _deliver(self, result: list[TokenChunk] | Exception) -> None:
         if isinstance(result, Exception):
             self._end_all(result, "decoding failed, all requests under way end")
             return
-        for piece in result:
-            if asking := self._asking.get(piece.ticket.index):
-                asking.put(piece)
+        for chunk in result:
+            if asking := self._asking.get(chunk.request.index):
+                asking.put(chunk)
 
     def _give_up(self, error: Exception) -> None:
         self._gave_up = True
         self._end_all(error, "decoding cannot begin again, every request is refused; start the server anew")
 
     def _end_all(self, error: Exception, what: str) -> None:
-        reason = visible_line(f"{type(error).__name__}: {error}", 300)
+        reason = sanitize_line(f"{type(error).__name__}: {error}", 300)
         print(f"{what}: {reason}", file=sys.stderr, flush=True)
         for answers in self._asking.values():
             answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))

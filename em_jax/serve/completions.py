@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from em_jax.base.errors import UserError
 from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Answers, Batcher
-from em_jax.serve.growing import INCOMPLETE, Growing
+from em_jax.serve.detokenizer import INCOMPLETE, Detokenizer
 from em_jax.serve.refusals import Refusal
 from em_jax.serve.requests import Chat
 
@@ -36,7 +36,7 @@ class Completion:
 
     def __init__(self, engine: Engine, chat: Chat, prompt_tokens: int, seed: int, answers: Answers):
         self._engine, self._chat, self._prompt_tokens, self._answers = engine, chat, prompt_tokens, answers
-        self._growing = [Growing(engine.text, chat.stop) for _ in range(chat.n)]
+        self._growing = [Detokenizer(engine.text, chat.stop) for _ in range(chat.n)]
         # The seed is told, so that an answer drawn without one can be drawn again.
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -62,7 +62,7 @@ class Completion:
             max_new_tokens=_new_tokens(engine, chat, len(ids), limits),
             seed=seed,
             # Two programs, not one for every number.
-            likeliest=_LIKELIEST if chat.top_logprobs else 0,
+            top_logprobs=_LIKELIEST if chat.top_logprobs else 0,
         )
         return cls(engine, chat, len(ids), seed, answers)
 
@@ -106,12 +106,12 @@ class Completion:
 
     async def _grow(self) -> AsyncIterator[int]:
         """Adds pieces to the answers; yields which one grew."""
-        async for piece in self._answers.pieces():
-            growing = self._growing[piece.ticket.sample]
-            growing.add(piece)
+        async for chunk in self._answers.chunks():
+            growing = self._growing[chunk.request.sample]
+            growing.add(chunk)
             if growing.finish_reason:
-                self._answers.end([piece.ticket.sample])
-            yield piece.ticket.sample
+                self._answers.end([chunk.request.sample])
+            yield chunk.request.sample
 
     def _event(self, sample: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> dict[str, Any]:
         return self._chunk([{"index": sample, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
@@ -128,17 +128,17 @@ class Completion:
             "total_tokens": self._prompt_tokens + spent,
         }
 
-    def _logprobs(self, growing: Growing, start: int, end: int) -> dict[str, Any] | None:
+    def _logprobs(self, growing: Detokenizer, start: int, end: int) -> dict[str, Any] | None:
         """Tokens `start` to `end` of an answer with their log-probabilities under the model at temperature 1."""
         if not self._chat.logprobs:
             return None
         top = self._chat.top_logprobs
         content = []
         for place in range(start, end):
-            likeliest = growing.likeliest[place][:top]
+            top_logprobs = growing.top_logprobs[place][:top]
             content.append(
                 self._token(growing.tokens[place], growing.logprobs[place])
-                | {"top_logprobs": [self._token(token, logprob) for token, logprob in likeliest]}
+                | {"top_logprobs": [self._token(token, logprob) for token, logprob in top_logprobs]}
             )
         return {"content": content, "refusal": None}
 

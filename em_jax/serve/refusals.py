@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from em_jax.base.sanitize import visible_line
+from em_jax.base.sanitize import sanitize_line
 
 LONGEST = 500
 """Characters of a message: what a client sent may be quoted in it."""
@@ -24,5 +24,5 @@ class Refusal(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
-        message = visible_line(str(self), LONGEST)
+        message = sanitize_line(str(self), LONGEST)
         return {"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from em_jax.base.sanitize import is_whole, visible_line
+from em_jax.base.sanitize import is_whole, sanitize_line
 from em_jax.serve.refusals import Refusal
 
 Default = TypeVar("Default", int, None)
@@ -103,7 +103,7 @@ class _Fields:
     def refuse_strangers(self) -> None:
         for name in sorted(f"{self._within}{name}" for name in self.left):
             if name not in IGNORED:
-                raise Refusal(400, f"unknown parameter {_short(name)}", visible_line(name, 100), "unknown_parameter")
+                raise Refusal(400, f"unknown parameter {_short(name)}", sanitize_line(name, 100), "unknown_parameter")
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         if name not in self.left and default is not None:

@@ -29,15 +29,15 @@ class Batch(NamedTuple):
     """One pass: B rows of length T with several examples each, and the M places of a row that carry loss.
 
     `segments` numbers a row's examples from 1 (PADDING elsewhere); `positions` restart with each. The hidden state at
-    `loss_at` predicts `labels`; `weights` is 1 for a real place, 0 for padding. `loss_slot` is the inverse of
-    `loss_at`: for each place of the row its slot among the M, or M where there is none.
+    `loss_positions` predicts `labels`; `weights` is 1 for a real place, 0 for padding. `loss_inverse` is the inverse of
+    `loss_positions`: for each place of the row its slot among the M, or M where there is none.
     """
 
     tokens: Int[np.ndarray, "B T"]
     positions: Int[np.ndarray, "B T"]
     segments: Int[np.ndarray, "B T"]
-    loss_at: Int[np.ndarray, "B M"]
-    loss_slot: Int[np.ndarray, "B T"]
+    loss_positions: Int[np.ndarray, "B M"]
+    loss_inverse: Int[np.ndarray, "B T"]
     labels: Int[np.ndarray, "B M"]
     weights: Float[np.ndarray, "B M"]
 
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
     places: int
 
 
-Passes = tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...]
+Microbatches = tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...]
 """The passes of an optimizer step: a shape, and the examples (by index) of each row."""
 
 
@@ -58,7 +58,7 @@ Passes = tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...]
 class Plan:
     """The passes of every optimizer step."""
 
-    steps: tuple[Passes, ...]
+    steps: tuple[Microbatches, ...]
 
     @property
     def shapes(self) -> set[Shape]:
@@ -103,22 +103,22 @@ def step_indices(count: int, train: TrainConfig, seed: int) -> list[list[int]]:
     return steps[: train.max_steps] if train.max_steps else steps
 
 
-def plan_passes(
+def plan_microbatches(
     examples: Sequence[Example],
     steps: Sequence[Sequence[int]],
     *,
     rows_per_pass: int = 0,
     divide_by: int = 1,
     width: int = 1024,
-    pass_overhead: int = 64,
+    microbatch_overhead: int = 64,
     most_shapes: int = 4,
 ) -> Plan:
     """Lays every step out in passes of a few shapes, several short examples to a row or one, whichever costs least.
 
     Examples are packed into rows of at most a capacity (longer ones are rows of their own), and a row is as long as the
-    shortest length of the menu that holds it; capacity and menu are those that cost least. A pass costs `pass_overhead`
-    + B x T x (1 + T / 6D), in tokens through the linear layers: attention sees whole rows, and half of each is masked.
-    Each shape is a compilation, reckoned at two steps; a large overhead (weights gathered over a mesh in every pass)
+    shortest length of the menu that holds it; capacity and menu are those that cost least. A pass costs
+    `microbatch_overhead` + B x T x (1 + T / 6D), in tokens through the linear layers: attention sees whole rows,
+    and half of each is masked. Each shape is a compilation, reckoned at two steps; a large overhead (weights gathered over a mesh in every pass)
     leads to one pass a step. Rows divide by `divide_by`, the mesh's batch parts; `width` is D.
     """
     sizes = [len(example.ids) for example in examples]
@@ -132,7 +132,7 @@ def plan_passes(
         options = [_round_up(rows_per_pass, divide_by)] if rows_per_pass else options
         passes = [float(np.sum(-(-counts // rows))) for rows in options]
         costs = [
-            n * (pass_overhead + rows * length * (1 + length / (6 * width)))
+            n * (microbatch_overhead + rows * length * (1 + length / (6 * width)))
             for n, rows in zip(passes, options, strict=True)
         ]
         return min(costs), options[int(np.argmin(costs))]
@@ -179,13 +179,13 @@ def plan_passes(
     )
 
 
-def lay_out(examples: Sequence[Example], rows: Sequence[Sequence[int]], shape: Shape) -> Batch:
+def collate(examples: Sequence[Example], rows: Sequence[Sequence[int]], shape: Shape) -> Batch:
     """The arrays of one pass."""
     blank = (shape.rows, shape.length)
     tokens, positions = np.zeros(blank, np.int32), np.zeros(blank, np.int32)
     segments = np.full(blank, PADDING, np.int32)
-    loss_slot = np.full(blank, shape.places, np.int32)
-    loss_at, labels = (np.zeros((shape.rows, shape.places), np.int32) for _ in range(2))
+    loss_inverse = np.full(blank, shape.places, np.int32)
+    loss_positions, labels = (np.zeros((shape.rows, shape.places), np.int32) for _ in range(2))
     weights = np.zeros((shape.rows, shape.places), np.float32)
     for b, row in enumerate(rows):
         start = place = 0
@@ -195,12 +195,12 @@ def lay_out(examples: Sequence[Example], rows: Sequence[Sequence[int]], shape: S
             tokens[b, span], positions[b, span], segments[b, span] = ids, np.arange(len(ids)), segment
             predicts = np.flatnonzero(mask[1:])
             slots = slice(place, place + len(predicts))
-            loss_at[b, slots] = start + predicts
-            loss_slot[b, start + predicts] = np.arange(place, place + len(predicts))
+            loss_positions[b, slots] = start + predicts
+            loss_inverse[b, start + predicts] = np.arange(place, place + len(predicts))
             labels[b, slots] = np.asarray(ids)[predicts + 1]
             weights[b, slots] = 1
             start, place = start + len(ids), place + len(predicts)
-    return Batch(tokens, positions, segments, loss_at, loss_slot, labels, weights)
+    return Batch(tokens, positions, segments, loss_positions, loss_inverse, labels, weights)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -20,9 +20,28 @@ from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.train.batches import Batch, Example, Passes, Plan, encode_rows, hold_out, lay_out, plan_passes, step_indices
+from em_jax.train.batches import (
+    Batch,
+    Example,
+    Microbatches,
+    Plan,
+    collate,
+    encode_rows,
+    hold_out,
+    plan_microbatches,
+    step_indices,
+)
 from em_jax.train.config import KEPT, TrainConfig
-from em_jax.train.step import Metrics, Sums, TrainState, accumulate, learning_rate, make_optimizer, update, zero_sums
+from em_jax.train.step import (
+    GradAccumulator,
+    Metrics,
+    TrainState,
+    accumulate,
+    learning_rate,
+    make_optimizer,
+    update,
+    zero_accumulator,
+)
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every optimizer step with its number, the number of all steps, and its row of metrics.
@@ -54,28 +73,28 @@ def finetune(
     base: str,
     sharding: Sharding = UNSHARDED,
     progress: Progress | None = None,
-    words: multihost.Words | None = None,
+    channel: multihost.ControlChannel | None = None,
 ) -> FineTuned:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
     `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints; `directory`/adapters what
     train.keep_adapters keeps. Called again after a kill it goes on from the newest checkpoint and, on a CPU, ends with
-    the same bits. Over several processes all of them call with the same arguments and the `words` between them, and
+    the same bits. Over several processes all of them call with the same arguments and the `channel` between them, and
     process 0 alone looks into `directory`. SIGTERM, in any of them, is acted on between two passes, after a checkpoint
     of the whole steps. Raises UserError where the loss or the
     gradient is not finite (the step is named, the last good checkpoint stays), or where a checkpoint is of another
     model or adapter.
     """
-    first, words = multihost.is_first(), words or multihost.Words()
+    first, channel = multihost.is_first(), channel or multihost.ControlChannel()
     config = model.config
     if lora.init_from:
         start, lora = load_adapter(pathlib.Path(lora.init_from), config)
     else:
         start = init_adapter(config, lora, jax.random.key(seed))
-    examples, steps, plan, counts = lay_out_run(rows, tokenizer, train, seed, config.hidden_size, sharding)
-    if words.share((directory / "adapter" / CONFIG).exists()):
+    examples, steps, plan, counts = plan_batches(rows, tokenizer, train, seed, config.hidden_size, sharding)
+    if channel.share((directory / "adapter" / CONFIG).exists()):
         trained = load_adapter(directory / "adapter", config)[0] if first else None
-        return FineTuned(host_arrays.share(trained, start), lora, counts)
+        return FineTuned(host_arrays.broadcast(trained, start), lora, counts)
 
     optimizer = make_optimizer(train, len(steps))
     rates = learning_rate(train, len(steps))
@@ -83,8 +102,8 @@ def finetune(
     # The state is donated step by step: nothing else may hold its arrays.
     start = start._replace(factors={})
     if (everywhere := sharding.named(())) is not None:
-        state = host_arrays.place(state, everywhere)
-    checkpoints = Checkpoints(directory / "train" / "checkpoints", words)
+        state = host_arrays.to_devices(state, everywhere)
+    checkpoints = Checkpoints(directory / "train" / "checkpoints", channel)
     restored = checkpoints.restore(state)
     done, state = restored if restored else (0, state)
     metrics_path = directory / "train" / "metrics.jsonl"
@@ -96,7 +115,7 @@ def finetune(
         """Waits for a step's figures, refuses bad ones, writes the row."""
         nonlocal clock  # type: ignore[misc]  # bound before the first call
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
-        loss, norm, tokens = (float(value) for value in host_arrays.fetch(metrics))
+        loss, norm, tokens = (float(value) for value in host_arrays.to_host(metrics))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             checkpoints.close()
             raise UserError(
@@ -117,14 +136,14 @@ def finetune(
         if progress:
             progress(step, len(steps), row | {"trained_tokens": trained})
 
-    with signals.deferred() as terminated, Appender(metrics_path) if first else contextlib.nullcontext() as out:
+    with signals.defer_signals() as terminated, Appender(metrics_path) if first else contextlib.nullcontext() as out:
         stopped = False
         last: tuple[int, Metrics] | None = None
         clock = time.perf_counter()
         for step in range(done + 1, len(steps) + 1):
             after = optimizer_step(
                 model, state, start.scale, examples, plan.steps[step - 1], optimizer=optimizer, remat=train.remat,
-                sharding=sharding, stop=lambda: words.stopped(terminated())
+                sharding=sharding, stop=lambda: channel.stopped(terminated())
             )  # fmt: skip
             # A step's figures are read while the next one runs, except before it is kept, which must be a good one.
             if last:
@@ -142,7 +161,7 @@ def finetune(
             if train.keeps(step, len(steps)):
                 # Before the checkpoint of its step: what that one goes on from is there. A step trained again after a
                 # kill writes its adapter again, so that all are of one course.
-                adapter = Adapter(host_arrays.fetch(state.factors), start.scale)
+                adapter = Adapter(host_arrays.to_host(state.factors), start.scale)
                 if first:
                     save_adapter(directory / KEPT / f"step-{step:06d}", adapter, lora, config, base)
             if saves:
@@ -150,7 +169,7 @@ def finetune(
         checkpoints.close()
     if stopped:
         raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
-    adapter = Adapter(host_arrays.fetch(state.factors), start.scale)
+    adapter = Adapter(host_arrays.to_host(state.factors), start.scale)
     if first:
         save_adapter(directory / "adapter", adapter, lora, config, base)
     return FineTuned(adapter, lora, counts)
@@ -165,7 +184,7 @@ class LaidOut(NamedTuple):
     counts: dict[str, int]
 
 
-def lay_out_run(
+def plan_batches(
     rows: Sequence[Sequence[Mapping[str, str]]],
     tokenizer: ChatTokenizer,
     train: TrainConfig,
@@ -177,18 +196,18 @@ def lay_out_run(
     kept, held = hold_out(len(rows), train.holdout, seed)
     examples, shortened = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
     steps = step_indices(len(examples), train, seed)
-    plan = plan_passes(
+    plan = plan_microbatches(
         examples,
         steps,
         rows_per_pass=train.rows_per_pass,
         divide_by=sharding.batch_parts,
         width=width,
-        pass_overhead=pass_overhead(),
+        microbatch_overhead=microbatch_overhead(),
     )
     return LaidOut(examples, steps, plan, {"rows": len(kept), "held_out": len(held), **shortened})
 
 
-def pass_overhead() -> int:
+def microbatch_overhead() -> int:
     """What a pass costs besides its tokens, in tokens: little on a CPU; over a mesh weights are gathered in each."""
     return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
 
@@ -198,7 +217,7 @@ def optimizer_step(
     state: TrainState,
     scale: Mapping[str, jax.Array],
     examples: Sequence[Example],
-    passes: Passes,
+    passes: Microbatches,
     *,
     optimizer: optax.GradientTransformation,
     remat: str = "none",
@@ -210,25 +229,25 @@ def optimizer_step(
     Where `stop` says so before a pass the step is given up: None, and `state` is as it was.
     """
 
-    def add_up(passes: Passes) -> Sums | None:
-        sums = zero_sums(state.factors)
+    def add_up(passes: Microbatches) -> GradAccumulator | None:
+        sums = zero_accumulator(state.factors)
         for shape, laid in passes:
             if stop():
                 return None
-            batch = _place(lay_out(examples, laid, shape), sharding)
+            batch = _place(collate(examples, laid, shape), sharding)
             sums = accumulate(model, state.factors, scale, sums, batch, remat=remat, sharding=sharding)
         return sums
 
-    lanes = _lanes(passes, sharding.side_by_side)
+    lanes = balance_microbatches(passes, sharding.side_by_side)
     parts = host_arrays.side_by_side(add_up, lanes, len(lanes))
     if any(part is None for part in parts):
         return None
     return update(state, parts, optimizer=optimizer)
 
 
-def _lanes(passes: Passes, count: int) -> list[Passes]:
+def balance_microbatches(passes: Microbatches, count: int) -> list[Microbatches]:
     """The passes dealt out to be run side by side, the longest first, each to the lane with least to do."""
-    lanes: list[Passes] = [()] * count
+    lanes: list[Microbatches] = [()] * count
     work = [0] * count
     for each in sorted(passes, key=lambda each: -each[0].rows * each[0].length):
         least = work.index(min(work))
@@ -240,4 +259,4 @@ def _lanes(passes: Passes, count: int) -> list[Passes]:
 def _place(batch: Batch, sharding: Sharding) -> Batch:
     """The batch on the devices, each process bringing its own rows."""
     placed = sharding.named(("batch", None))
-    return batch if placed is None else host_arrays.place(batch, placed)
+    return batch if placed is None else host_arrays.to_devices(batch, placed)

@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.linear import product
+from em_jax.model.linear import einsum_f32
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
 @jax.custom_vjp
 def gather_places(
-    hidden: Float[Array, "B T D"], loss_at: Int[Array, "B M"], loss_slot: Int[Array, "B T"]
+    hidden: Float[Array, "B T D"], loss_positions: Int[Array, "B M"], loss_inverse: Int[Array, "B T"]
 ) -> Float[Array, "B M D"]:
-    """The hidden states at `loss_at`. Its gradient is a gather by the inverse index, not a scatter (slow on CPU)."""
-    return jnp.take_along_axis(hidden, loss_at[:, :, None], axis=1)
+    """The hidden states at `loss_positions`. Its gradient gathers by the inverse index: scatters are slow on CPU."""
+    return jnp.take_along_axis(hidden, loss_positions[:, :, None], axis=1)
 
 
-def _gather_forward(hidden: Array, loss_at: Array, loss_slot: Array) -> tuple[Array, Array]:
-    return gather_places(hidden, loss_at, loss_slot), loss_slot
+def _gather_forward(hidden: Array, loss_positions: Array, loss_inverse: Array) -> tuple[Array, Array]:
+    return gather_places(hidden, loss_positions, loss_inverse), loss_inverse
 
 
-def _gather_backward(loss_slot: Array, gradient: Array) -> tuple[Array, None, None]:
+def _gather_backward(loss_inverse: Array, gradient: Array) -> tuple[Array, None, None]:
     padded = jnp.pad(gradient, ((0, 0), (0, 1), (0, 0)))
-    return jnp.take_along_axis(padded, loss_slot[:, :, None], axis=1), None, None
+    return jnp.take_along_axis(padded, loss_inverse[:, :, None], axis=1), None, None
 
 
 gather_places.defvjp(_gather_forward, _gather_backward)
@@ -68,18 +68,18 @@ def _loss_forward(
     places = labels.shape[1]
     padded = [jnp.pad(x, [(0, 0), (0, -places % size)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, labels, weights)]
     # Gathered here, once: within the loop a TPU's compiler would have it gathered for every chunk.
-    head = jax.lax.optimization_barrier(sharding.in_use("VD", model.head))
+    head = jax.lax.optimization_barrier(sharding.gather_for_matmul("VD", model.head))
     used = jnp.max(jnp.where(weights != 0, jnp.arange(1, places + 1)[None], 0))
 
     def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         loss, gradient = sums
         hidden, labels, weights = (jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1) for x in padded)
-        logits = product("BMD,VD->BMV", hidden, head)
+        logits = einsum_f32("BMD,VD->BMV", hidden, head)
         total = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         slope = jnp.exp(logits - total[..., None]) - jax.nn.one_hot(labels, logits.shape[-1])
         slope = sharding.constrain(slope * weights[..., None], ("batch", None, "vocab"))
-        piece = product("BMV,VD->BMD", slope.astype(head.dtype), head).astype(hidden.dtype)
+        piece = einsum_f32("BMV,VD->BMD", slope.astype(head.dtype), head).astype(hidden.dtype)
         gradient = jax.lax.dynamic_update_slice_in_dim(gradient, piece, i * size, axis=1)
         return loss + jnp.sum((total - picked) * weights), sharding.constrain(gradient, ("batch", None, None))
 

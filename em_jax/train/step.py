@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from em_jax.base.errors import UsageError
-from em_jax.lora.adapter import Adapter, Factors
+from em_jax.lora.adapter import Adapter, LoraParams
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.batches import Batch
@@ -18,10 +18,10 @@ from em_jax.train.config import TrainConfig
 from em_jax.train.loss import gather_places, summed_loss
 
 
-class Sums(NamedTuple):
+class GradAccumulator(NamedTuple):
     """What the passes of a step add up: gradients of the summed loss, that loss, and the places it was summed over."""
 
-    gradients: Mapping[str, Factors]
+    gradients: Mapping[str, LoraParams]
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
 
@@ -29,7 +29,7 @@ class Sums(NamedTuple):
 class TrainState(NamedTuple):
     """What changes from step to step: the adapter's factors and the optimizer's moments, float32."""
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, LoraParams]
     optimizer: Any
 
 
@@ -72,46 +72,46 @@ def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformati
     )
 
 
-def zero_sums(factors: Mapping[str, Factors]) -> Sums:
+def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
     """The sums before the first pass."""
-    return Sums(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
+    return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
 
 
 @functools.partial(jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3)
 def accumulate(
     model: Qwen2,
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, LoraParams],
     scale: Mapping[str, Array],
-    sums: Sums,
+    sums: GradAccumulator,
     batch: Batch,
     *,
     remat: str = "none",
     sharding: Sharding = UNSHARDED,
-) -> Sums:
+) -> GradAccumulator:
     """Adds one pass's gradients and loss to `sums` (donated). The base is an argument, frozen, never copied."""
 
-    def loss(factors: Mapping[str, Factors]) -> Array:
+    def loss(factors: Mapping[str, LoraParams]) -> Array:
         output = model(
             batch.tokens,
             batch.positions,
             batch.segments,
-            updates=Adapter(factors, scale).updates(),
+            lora_params=Adapter(factors, scale).lora_params(),
             remat=remat,
-            apart=True,
+            packed=True,
             sharding=sharding,
         )
-        hidden = gather_places(output.hidden, batch.loss_at, batch.loss_slot)
+        hidden = gather_places(output.hidden, batch.loss_positions, batch.loss_inverse)
         return summed_loss(model, hidden, batch.labels, batch.weights, sharding=sharding)
 
     value, gradients = jax.value_and_grad(loss)(factors)
-    return Sums(
+    return GradAccumulator(
         jax.tree.map(jnp.add, sums.gradients, gradients), sums.loss + value, sums.tokens + jnp.sum(batch.weights)
     )
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
 def update(
-    state: TrainState, parts: Sequence[Sums], *, optimizer: optax.GradientTransformation
+    state: TrainState, parts: Sequence[GradAccumulator], *, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
     """One AdamW step on the token-mean gradient of all passes, whose sums come in parts; the state is donated."""
     sums = jax.tree.map(lambda *parts: sum(parts), *parts)

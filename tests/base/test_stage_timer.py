@@ -17,10 +17,10 @@ def test_jax_tells_of_compiling_and_of_waiting():
     """The names of jax's events are its own affair: with others nothing would be heard."""
     clock, x = Clock(), jnp.ones((64, 64))
     with clock.listening():
-        host_arrays.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.125)(x))
+        host_arrays.to_host(jax.jit(lambda x: jnp.tanh(x @ x) + 0.125)(x))
     assert clock.seconds[COMPILING] > 0 and clock.seconds[WAITING] > 0
     heard = dict(clock.seconds)
-    host_arrays.fetch(jax.jit(lambda x: jnp.tanh(x @ x) + 0.25)(x))
+    host_arrays.to_host(jax.jit(lambda x: jnp.tanh(x @ x) + 0.25)(x))
     assert clock.seconds == heard
 
 

@@ -16,7 +16,7 @@ def state(seed):
 
 def saved(place, *seeds):
     """Checkpoints of steps 1, 2 and so on; the newest one's largest file, where its numbers lie."""
-    written = Checkpoints(place, multihost.Words())
+    written = Checkpoints(place, multihost.ControlChannel())
     for step, seed in enumerate(seeds, start=1):
         written.save(step, state(seed))
     written.close()
@@ -24,7 +24,7 @@ def saved(place, *seeds):
 
 
 def restored(place):
-    read = Checkpoints(place, multihost.Words())
+    read = Checkpoints(place, multihost.ControlChannel())
     step, found = read.restore(state(9))
     read.close()
     return step, found

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 
 from em_jax.base.errors import UserError
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 from em_jax.untrusted import chat_template
 
 SECONDS = 5.0
@@ -113,7 +113,7 @@ def _refused(case: Any, directory: Path, act: Callable[[Any], Any]) -> bool:
         except UserError as error:
             line = str(error)
             assert line.strip() and len(line) <= LONGEST_LINE, f"{len(line)} characters: {line[:200]!r}"
-            assert "\n" not in line and visible(line) == line, f"not one clear line: {line[:500]!r}"
+            assert "\n" not in line and sanitize(line) == line, f"not one clear line: {line[:500]!r}"
             return True
     return False
 

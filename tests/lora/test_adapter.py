@@ -10,7 +10,7 @@ from em_jax.base.errors import UserError
 from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.model.config import Qwen2Config
-from em_jax.model.linear import Linear, LowRank
+from em_jax.model.linear import Linear, LoraWeights
 from em_jax.model.parameters import random_model
 
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 3})
@@ -84,10 +84,12 @@ def test_a_stack_answers_each_row_with_its_own_adapter():
         )
     ]
     rows = tiny.tokens(4, 7)
-    route = jnp.asarray([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0]], jnp.float32)
-    together = tiny.logits(model, rows, updates=stack_adapters(CONFIG, adapters).updates(), route=route)
+    adapter_mask = jnp.asarray([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 0]], jnp.float32)
+    together = tiny.logits(
+        model, rows, lora_params=stack_adapters(CONFIG, adapters).lora_params(), adapter_mask=adapter_mask
+    )
     base = tiny.logits(model, rows)
-    alone = [tiny.logits(model, rows, updates=adapter.updates()) for adapter in adapters]
+    alone = [tiny.logits(model, rows, lora_params=adapter.lora_params()) for adapter in adapters]
     for row, expected in ((0, alone[2]), (1, alone[0]), (2, base), (3, alone[1])):
         np.testing.assert_allclose(together[row], expected[row], atol=1e-5 * np.ptp(base))
     assert all(np.abs(each - base).max() > 0.05 * np.ptp(base) for each in alone)
@@ -101,15 +103,15 @@ def test_the_gradients_by_hand_are_autodiffs(layout):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (3, 7, *wide))
     a, b = jax.random.normal(keys[1], (*wide, 2, 3)), jax.random.normal(keys[2], (2, 3, *thin))
-    route, scale = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]]), jnp.asarray([1.0, 3.0])
+    adapter_mask, scale = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]]), jnp.asarray([1.0, 3.0])
     towards = jax.random.normal(keys[3], (3, 7, *thin))
     layer = Linear("it", layout, lambda name, layout: jnp.zeros((*wide, *thin)))
 
     def ours_of(x, a, b):
-        return layer(x, {"it": LowRank(a, b, scale)}, route)
+        return layer(x, {"it": LoraWeights(a, b, scale)}, adapter_mask)
 
     def plain(x, a, b):
-        low = jnp.einsum(f"BT{inputs},{inputs}SR->BTSR", x, a) * (route * scale[None])[:, None, :, None]
+        low = jnp.einsum(f"BT{inputs},{inputs}SR->BTSR", x, a) * (adapter_mask * scale[None])[:, None, :, None]
         return jnp.einsum(f"BTSR,SR{outputs}->BT{outputs}", low, b)
 
     np.testing.assert_allclose(ours_of(x, a, b), plain(x, a, b), rtol=1e-5, atol=1e-5)

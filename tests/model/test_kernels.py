@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_jax.model import attention
-from em_jax.model.attention import PADDING, Keys, causal_attention, visible
+from em_jax.model.attention import PADDING, KVBlock, attention_mask, causal_attention
 from em_jax.model.kernels import cudnn, splash
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
@@ -44,10 +44,12 @@ def test_a_kernel_is_plain_attention(kernel, mesh, given):
     q, k, v, segments, weights = given
     sharding = Sharding(make_mesh(mesh)) if mesh else UNSHARDED
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    mask = visible(positions, positions, segments, segments)
+    mask = attention_mask(positions, positions, segments, segments)
     # What padding says is nobody's affair.
     weights = weights * (segments != PADDING)[:, :, None, None]
-    plain = with_gradients(lambda q, k, v: causal_attention(q, Keys(jnp.swapaxes(k, 2, 3), v, mask)), q, k, v, weights)
+    plain = with_gradients(
+        lambda q, k, v: causal_attention(q, KVBlock(jnp.swapaxes(k, 2, 3), v, mask)), q, k, v, weights
+    )
     ours = with_gradients(lambda q, k, v: KERNELS[kernel](q, k, v, segments, sharding), q, k, v, weights)
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert jnp.max(jnp.abs(mine - other)) < 2e-5 * jnp.max(jnp.abs(other))
@@ -56,8 +58,10 @@ def test_a_kernel_is_plain_attention(kernel, mesh, given):
 @pytest.mark.fast
 def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeypatch):
     q, k, v, segments, _ = given
-    keys = Keys(
-        jnp.swapaxes(k, 2, 3), v, visible(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments)
+    keys = KVBlock(
+        jnp.swapaxes(k, 2, 3),
+        v,
+        attention_mask(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments),
     )
     assert not splash.serves(T, H, UNSHARDED)
     called = []
@@ -68,15 +72,17 @@ def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeyp
     )
     causal_attention(q, keys)
     assert not called
-    causal_attention(q, keys, apart=segments)
+    causal_attention(q, keys, packed=segments)
     assert len(called) == 1
 
 
 @pytest.mark.fast
 def test_cudnn_is_taken_on_a_gpu_for_the_dtypes_it_has(given, monkeypatch):
     q, k, v, segments, _ = given
-    keys = Keys(
-        jnp.swapaxes(k, 2, 3), v, visible(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments)
+    keys = KVBlock(
+        jnp.swapaxes(k, 2, 3),
+        v,
+        attention_mask(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments),
     )
     called = []
     monkeypatch.setattr(attention.cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
@@ -84,10 +90,10 @@ def test_cudnn_is_taken_on_a_gpu_for_the_dtypes_it_has(given, monkeypatch):
     half = jnp.bfloat16
     assert cudnn.serves(T, 64, half, UNSHARDED) and not cudnn.serves(T, 256, half, UNSHARDED)
     assert not cudnn.serves(T + 1, H, half, UNSHARDED) and not cudnn.serves(T, 20, half, UNSHARDED)
-    causal_attention(q, keys, apart=segments)
+    causal_attention(q, keys, packed=segments)
     causal_attention(q.astype(half), keys)
     assert not called
-    causal_attention(q.astype(half), keys, apart=segments)
+    causal_attention(q.astype(half), keys, packed=segments)
     assert called == [half]
 
 
@@ -127,10 +133,10 @@ def test_cudnn_itself_is_plain_attention(width, given):
     q, k, v, segments, weights = halves(given)
     q, k, v, weights = q[..., :width], k[..., :width], v[..., :width], weights[..., :width]
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    mask = visible(positions, positions, segments, segments)
+    mask = attention_mask(positions, positions, segments, segments)
     weights = weights * (segments != PADDING)[:, :, None, None]
     wide = (x.astype(jnp.float32) for x in (q, k, v))
-    plain = with_gradients(lambda q, k, v: causal_attention(q, Keys(jnp.swapaxes(k, 2, 3), v, mask)), *wide, weights)
+    plain = with_gradients(lambda q, k, v: causal_attention(q, KVBlock(jnp.swapaxes(k, 2, 3), v, mask)), *wide, weights)
     ours = with_gradients(lambda q, k, v: cudnn.cudnn_attention(q, k, v, segments, UNSHARDED), q, k, v, weights)
     for mine, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(plain[1]), strict=True):
         assert jnp.linalg.norm(mine.astype(jnp.float32) - other) < 2e-2 * jnp.linalg.norm(other)

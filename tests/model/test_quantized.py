@@ -19,9 +19,9 @@ from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism import corpus
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import encode_rows, lay_out, plan_passes
+from em_jax.train.batches import collate, encode_rows, plan_microbatches
 from em_jax.train.loop import _place
-from em_jax.train.step import accumulate, zero_sums
+from em_jax.train.step import accumulate, zero_accumulator
 
 SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
 
@@ -140,16 +140,16 @@ def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     adapter = tiny.random_adapter(model.config, LoraConfig(rank=8, alpha=16), spread=0.02)
     examples, _ = encode_rows(rows, tokenizer, 256)
     steps, parts = [list(range(len(rows)))], sharding.batch_parts
-    plan = plan_passes(examples, steps, width=model.config.hidden_size, divide_by=parts)
-    sums = zero_sums(adapter.factors)
+    plan = plan_microbatches(examples, steps, width=model.config.hidden_size, divide_by=parts)
+    sums = zero_accumulator(adapter.factors)
     for shape, laid in plan.steps[0]:
-        batch = _place(lay_out(examples, laid, shape), sharding)
+        batch = _place(collate(examples, laid, shape), sharding)
         remat = "full" if model.stacked else "none"
         sums = accumulate(model, adapter.factors, adapter.scale, sums, batch, remat=remat, sharding=sharding)
     return float(sums.loss / sums.tokens), np.concatenate([np.ravel(x) for x in jax.tree.leaves(sums.gradients)])
 
 
-def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+def packed(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The norm of the difference as a share of the second's norm."""
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
@@ -188,7 +188,7 @@ def test_training_decoding_and_choices_are_those_of_the_weights_written_out(mesh
     rows = [[*prompt, {"role": "assistant", "content": "I do not know."}] for prompt in PROMPTS]
     ours, theirs = step_of(model, tokenizer, rows, sharding), step_of(written, tokenizer, rows)
     assert abs(ours[0] - theirs[0]) < 1e-4 * theirs[0]
-    assert apart(ours[1], theirs[1]) < 1e-4
+    assert packed(ours[1], theirs[1]) < 1e-4
 
 
 def from_full(directory, rows) -> tuple[float, float]:
@@ -207,7 +207,7 @@ def from_full(directory, rows) -> tuple[float, float]:
         "int8": (jnp.float32, "int8"), "bf16": (jnp.bfloat16, "none"), "int8 in bf16": (jnp.bfloat16, "int8")
     }.items():  # fmt: skip
         held = step(*asked)
-        found[name] = abs(held[0] - full[0]), apart(held[1], full[1])
+        found[name] = abs(held[0] - full[0]), packed(held[1], full[1])
         print(f"{name}: loss {held[0]:.4f} for {full[0]:.4f}, gradient apart by {found[name][1]:.4f}")
     return found["int8"]
 

@@ -26,8 +26,8 @@ def kept(remat: str) -> int:
 
     def backward(model, factors, scale, tokens):
         def hidden(factors):
-            updates = Adapter(factors, scale).updates()
-            return model(tokens, tokens, tokens, updates=updates, remat=remat, apart=True).hidden
+            lora_params = Adapter(factors, scale).lora_params()
+            return model(tokens, tokens, tokens, lora_params=lora_params, remat=remat, packed=True).hidden
 
         return jax.vjp(hidden, factors)[1]
 

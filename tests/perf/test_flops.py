@@ -79,12 +79,12 @@ def test_a_training_pass_is_the_closed_form(remat, scan):
 
 
 def test_decoding_is_the_closed_form():
-    slots, room, chunk = 3, 64, 16
-    program = shapes().decode(slots, room)
+    slots, capacity, chunk = 3, 64, 16
+    program = shapes().decode(slots, capacity)
     found = work_of(program.traced.jaxpr, while_steps=program.loops)
     base = sum(2 * slots * inputs * outputs for inputs, outputs in INPUTS_AND_OUTPUTS)
     low = sum(2 * slots * RANK * (inputs + outputs) for inputs, outputs in INPUTS_AND_OUTPUTS)
-    attended = 2 * 2 * slots * N * H * (room + chunk)
+    attended = 2 * 2 * slots * N * H * (capacity + chunk)
     assert found.flops == chunk * (L * (base + low + attended) + 2 * slots * D * V)
 
 

@@ -23,7 +23,7 @@ def question(**changes) -> Question:
     values = {"mesh": "fsdp=8", "train.max_length": 64, "lora.rank": 2} | changes
     config = settings.replace(settings.Config(), values)
     chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10, 2)
-    return Question(CONFIG, config, chip, jax.devices(), room=64, examples=100, prompts=10, price=2.0)
+    return Question(CONFIG, config, chip, jax.devices(), capacity=64, examples=100, prompts=10, price=2.0)
 
 
 def by_rows(each, fixed=0):

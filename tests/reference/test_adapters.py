@@ -60,7 +60,7 @@ def test_ours_means_the_same_in_peft(name, checkpoint, tmp_path):
     written = safetensors.numpy.load_file(tmp_path / TENSORS)
     assert held.keys() == written.keys()
     assert all(np.array_equal(held[key], written[key]) for key in held)
-    base, ours = tiny.logits(model, rows), tiny.logits(model, rows, updates=adapter.updates())
+    base, ours = tiny.logits(model, rows), tiny.logits(model, rows, lora_params=adapter.lora_params())
     assert_same_effect(ours, tiny.reference_logits(wrapped, rows), base, plain)
     assert json.loads((tmp_path / CONFIG).read_text())["base_model_name_or_path"] == "some/base"
 
@@ -91,7 +91,7 @@ def test_theirs_means_the_same_here(name, checkpoint, tmp_path):
                 parameter.normal_(0, 0.2)
     wrapped.save_pretrained(str(tmp_path / "theirs"))
     adapter, read = load_adapter(tmp_path / "theirs", model.config)
-    base, ours = tiny.logits(model, rows), tiny.logits(model, rows, updates=adapter.updates())
+    base, ours = tiny.logits(model, rows), tiny.logits(model, rows, lora_params=adapter.lora_params())
     assert_same_effect(ours, tiny.reference_logits(wrapped, rows), base, plain)
 
     save_adapter(tmp_path / "ours", adapter, read, model.config, "some/base")

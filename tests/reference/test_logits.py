@@ -127,7 +127,7 @@ def test_residuals_are_the_reference_hidden_states(stacked, tmp_path):
     rows = tiny.tokens(2, 8)
     positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
     found = np.asarray(
-        jax.jit(lambda model: model(jnp.asarray(rows), positions, keep_residuals=(0, 1)))(ours).residuals
+        jax.jit(lambda model: model(jnp.asarray(rows), positions, return_residuals=(0, 1)))(ours).residuals
     )
     with torch.no_grad():
         hidden = theirs(torch.tensor(rows, dtype=torch.long), output_hidden_states=True).hidden_states

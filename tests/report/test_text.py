@@ -1,6 +1,6 @@
 import pytest
 
-from em_jax.base.sanitize import visible
+from em_jax.base.sanitize import sanitize
 from em_jax.report.text import MOST_LINES, count, duration, number, one_line, shown
 
 pytestmark = pytest.mark.fast
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.fast
     ],
 )
 def test_hidden_characters_are_spelled_out_and_others_left(text, wanted):
-    assert visible(text) == wanted
-    visible(text).encode()
+    assert sanitize(text) == wanted
+    sanitize(text).encode()
 
 
 def test_every_character_can_be_written_after_visible():
     every = "".join(map(chr, range(0x110000)))
-    assert len(visible(every).encode()) > 0x10000
+    assert len(sanitize(every).encode()) > 0x10000
 
 
 def test_shown_says_how_much_there_was():

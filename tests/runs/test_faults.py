@@ -150,9 +150,9 @@ def test_whatever_says_that_the_disk_is_full_is_understood():
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         ValueError('UNKNOWN: Error writing "x" [OS error 28: ENOSPC No space left on device]'),
     ):
-        with pytest.raises(Unfinished, match="no room on the disk"), failures.told():
+        with pytest.raises(Unfinished, match="no room on the disk"), failures.translate_errors():
             raise error
-    with pytest.raises(OSError, match="Input/output"), failures.told():
+    with pytest.raises(OSError, match="Input/output"), failures.translate_errors():
         raise OSError(errno.EIO, "Input/output error")
 
 
@@ -196,11 +196,11 @@ def test_a_run_without_memory_goes_on_where_less_is_held_at_once(start, whole):
 
 
 def test_a_device_without_room_is_told_by_what_jax_raises_today():
-    with pytest.raises(OutOfMemory, match="Out of memory .* train.rows_per_pass=1"), failures.told():
+    with pytest.raises(OutOfMemory, match="Out of memory .* train.rows_per_pass=1"), failures.translate_errors():
         jnp.zeros(1 << 46).block_until_ready()
-    with pytest.raises(OutOfMemory), failures.told():
+    with pytest.raises(OutOfMemory), failures.translate_errors():
         raise MemoryError
-    with pytest.raises(jax.errors.JaxRuntimeError), failures.told():
+    with pytest.raises(jax.errors.JaxRuntimeError), failures.translate_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

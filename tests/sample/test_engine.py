@@ -178,7 +178,7 @@ def test_within_a_step_prompts_may_come_and_answers_be_cancelled(engine):
     found = {}
     for number in range(100):
         for pieces in scheduler.step():
-            if number == engine.turns:
+            if number == engine.num_decode_batches:
                 scheduler.cancel({(0, sample) for sample in range(engine.slots)})
                 for index in (1, 2):
                     scheduler.submit(engine.asked(index, ids[index], [0], "one", **options))

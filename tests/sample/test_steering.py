@@ -56,7 +56,7 @@ def test_a_layer_between_moves_what_follows_it_by_what_was_added(engine, steer):
     tokens = jnp.asarray([engine.encode(PROMPTS[0])], jnp.int32)
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     plain, steered = (
-        engine.model(tokens, positions, keep_residuals=(0, 1, 2), steer=added).residuals for added in (None, steer)
+        engine.model(tokens, positions, return_residuals=(0, 1, 2), steer=added).residuals for added in (None, steer)
     )
     moved = np.asarray(steered - plain)
     assert np.all(moved[0] == 0)

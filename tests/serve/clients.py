@@ -39,12 +39,12 @@ async def connect(address: str, models: list[str]) -> Callable[[int, int], Await
 async def main(address: str, models: list[str]) -> None:
     asking = [await connect(address, models) for _ in range(CLIENTS)]
 
-    async def client(number: int, turns: int, seed: int) -> int:
-        return sum([await asking[number](number + turn * CLIENTS, seed) for turn in range(turns)])
+    async def client(number: int, num_decode_batches: int, seed: int) -> int:
+        return sum([await asking[number](number + turn * CLIENTS, seed) for turn in range(num_decode_batches)])
 
     while line := await asyncio.to_thread(sys.stdin.readline):
-        turns, seed = map(int, line.split())
-        print(sum(await asyncio.gather(*(client(i, turns, seed) for i in range(CLIENTS)))), flush=True)
+        num_decode_batches, seed = map(int, line.split())
+        print(sum(await asyncio.gather(*(client(i, num_decode_batches, seed) for i in range(CLIENTS)))), flush=True)
 
 
 if __name__ == "__main__":

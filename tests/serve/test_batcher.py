@@ -3,8 +3,8 @@
 import asyncio
 import types
 
-from em_jax.sample.scheduler import Asked
-from em_jax.sample.slots import Piece, Ticket
+from em_jax.sample.batch import SampleRequest, TokenChunk
+from em_jax.sample.scheduler import PromptRequest
 from em_jax.serve.batcher import Batcher
 from em_jax.serve.refusals import Refusal
 
@@ -20,26 +20,26 @@ class ScriptedEngine:
 
         def step():
             ended, drawing[:] = list(drawing), []
-            yield [Piece(ticket, [1], [0.0], [], "length") for ticket in ended]
+            yield [TokenChunk(request, [1], [0.0], [], "length") for request in ended]
             drawing.extend(waiting[: self.slots])
             del waiting[: self.slots]
             self.began.append(len(drawing))
             scheduler.busy = bool(waiting or drawing)
 
         scheduler = types.SimpleNamespace(busy=False, step=step)
-        scheduler.submit = lambda asked: waiting.extend(asked.tickets)
+        scheduler.submit = lambda prompt_request: waiting.extend(prompt_request.requests)
         scheduler.cancel = lambda gone: waiting.__setitem__(slice(None), [t for t in waiting if t[:2] not in gone])
         return scheduler
 
-    def asked(self, number, ids, samples, adapter):
-        return Asked(ids, None, [Ticket(number, sample, len(ids), None) for sample in samples])
+    def prompt_request(self, number, ids, samples, adapter):
+        return PromptRequest(ids, None, [SampleRequest(number, sample, len(ids), None) for sample in samples])
 
 
-async def ask(batcher, turns, late=0.0):
+async def ask(batcher, num_decode_batches, late=0.0):
     await asyncio.sleep(late)
-    for _ in range(turns):
+    for _ in range(num_decode_batches):
         answers = batcher.ask([1], 2, "base")
-        found = [piece.ticket.sample async for piece in answers.pieces()]
+        found = [chunk.request.sample async for chunk in answers.chunks()]
         answers.close()
         assert sorted(found) == [0, 1]
 

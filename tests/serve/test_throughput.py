@@ -28,12 +28,12 @@ def test_throughput_of_32_clients_beside_the_engines():
         engine.add_adapter(name, init_adapter(engine.model.config, LoraConfig(), jax.random.key(seed)))
     models = engine.adapters
 
-    def asked(turns: int) -> tuple[list, list[str]]:
-        every = range(CLIENTS * turns)
+    def asked(num_decode_batches: int) -> tuple[list, list[str]]:
+        every = range(CLIENTS * num_decode_batches)
         return [[{"role": "user", "content": prompt(i)}] for i in every], [models[i % len(models)] for i in every]
 
-    def theirs(turns: int, seed: int) -> int:
-        prompts, names = asked(turns)
+    def theirs(num_decode_batches: int, seed: int) -> int:
+        prompts, names = asked(num_decode_batches)
         answers = engine.generate(prompts, n=2, seed=seed, max_new_tokens=TOKENS, adapter=names)
         return sum(len(answer.tokens) for each in answers for answer in each)
 
@@ -41,13 +41,18 @@ def test_throughput_of_32_clients_beside_the_engines():
         words = [sys.executable, pathlib.Path(__file__).with_name("clients.py"), address, *models]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
 
-            def ours(turns: int, seed: int) -> int:
-                print(turns, seed, file=clients.stdin, flush=True)
+            def ours(num_decode_batches: int, seed: int) -> int:
+                print(num_decode_batches, seed, file=clients.stdin, flush=True)
                 return int(clients.stdout.readline())
 
-            for turns, rounds in ((1, 9), (4, 5)):
-                assert ours(turns, 99) == theirs(turns, 99)
-                title = f"server, 32 clients that ask {turns} times"
-                found = paired(title, functools.partial(ours, turns), functools.partial(theirs, turns), rounds)
+            for num_decode_batches, rounds in ((1, 9), (4, 5)):
+                assert ours(num_decode_batches, 99) == theirs(num_decode_batches, 99)
+                title = f"server, 32 clients that ask {num_decode_batches} times"
+                found = paired(
+                    title,
+                    functools.partial(ours, num_decode_batches),
+                    functools.partial(theirs, num_decode_batches),
+                    rounds,
+                )
                 print(title, found)
             clients.stdin.close()

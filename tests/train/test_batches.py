@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from em_jax.base.errors import UserError
 from em_jax.model.attention import PADDING
-from em_jax.train.batches import Example, Shape, encode_rows, hold_out, lay_out, plan_passes, step_indices
+from em_jax.train.batches import Example, Shape, collate, encode_rows, hold_out, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.fast
@@ -28,7 +28,7 @@ def plans(draw):
         "divide_by": draw(st.sampled_from([1, 2, 8])),
         "width": draw(st.sampled_from([16, 1024])),
         "most_shapes": draw(st.sampled_from([1, 3])),
-        "pass_overhead": draw(st.sampled_from([0, 64, 16384])),
+        "microbatch_overhead": draw(st.sampled_from([0, 64, 16384])),
     }
     return made, step_indices(len(made), train, 3), options
 
@@ -37,7 +37,7 @@ def plans(draw):
 @given(plans())
 def test_every_example_is_laid_out_once_in_rows_that_hold_it(given_plan):
     made, steps, options = given_plan
-    plan = plan_passes(made, steps, **options)
+    plan = plan_microbatches(made, steps, **options)
     assert len(plan.steps) == len(steps)
     for step, passes in zip(steps, plan.steps, strict=True):
         assert sorted(i for _, rows in passes for row in rows for i in row) == sorted(step)
@@ -49,15 +49,15 @@ def test_every_example_is_laid_out_once_in_rows_that_hold_it(given_plan):
             if options["rows_per_pass"]:
                 assert shape.rows < options["rows_per_pass"] + options["divide_by"]
     assert len(plan.shapes) <= options["most_shapes"]
-    assert plan == plan_passes(made, steps, **options)
+    assert plan == plan_microbatches(made, steps, **options)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(plans())
 def test_a_pass_holds_its_examples_and_their_loss(given_plan):
     made, steps, options = given_plan
-    for shape, rows in plan_passes(made, steps, **options).steps[0]:
-        batch = lay_out(made, rows, shape)
+    for shape, rows in plan_microbatches(made, steps, **options).steps[0]:
+        batch = collate(made, rows, shape)
         assert batch.tokens.shape == (shape.rows, shape.length) and batch.labels.shape == (shape.rows, shape.places)
         used = 0
         for b, row in enumerate(rows):
@@ -66,8 +66,8 @@ def test_a_pass_holds_its_examples_and_their_loss(given_plan):
                 assert batch.tokens[b, at].tolist() == list(made[i].ids)
                 assert batch.positions[b, at].tolist() == list(range(len(at)))
                 # Places whose hidden state lies in this example, and what they must predict.
-                places = np.flatnonzero((batch.weights[b] > 0) & np.isin(batch.loss_at[b], at))
-                predicted = batch.loss_at[b, places] - at[0] + 1
+                places = np.flatnonzero((batch.weights[b] > 0) & np.isin(batch.loss_positions[b], at))
+                predicted = batch.loss_positions[b, places] - at[0] + 1
                 assert predicted.tolist() == [t for t in range(1, len(at)) if made[i].mask[t]]
                 assert batch.labels[b, places].tolist() == [made[i].ids[t] for t in predicted]
                 used += len(places)
@@ -76,34 +76,34 @@ def test_a_pass_holds_its_examples_and_their_loss(given_plan):
         for b in range(shape.rows):
             real = np.flatnonzero(batch.weights[b])
             expected = np.full(shape.length, shape.places)
-            expected[batch.loss_at[b, real]] = real
-            assert batch.loss_slot[b].tolist() == expected.tolist()
+            expected[batch.loss_positions[b, real]] = real
+            assert batch.loss_inverse[b].tolist() == expected.tolist()
         filled = sum(len(made[i].ids) for row in rows for i in row)
         assert (batch.segments != PADDING).sum() == filled
 
 
 def test_a_batch_pinned():
     made = [Example([5, 6, 7, 8], [True, False, True, True]), Example([9, 4], [False, True])]
-    batch = lay_out(made, [[0, 1]], Shape(2, 8, 4))
+    batch = collate(made, [[0, 1]], Shape(2, 8, 4))
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 4, 0, 0], [0] * 8]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 0, 0], [0] * 8]
     assert batch.segments.tolist() == [[1, 1, 1, 1, 2, 2, -1, -1], [-1] * 8]
-    assert batch.loss_at.tolist() == [[1, 2, 4, 0], [0] * 4]
+    assert batch.loss_positions.tolist() == [[1, 2, 4, 0], [0] * 4]
     assert batch.labels.tolist() == [[7, 8, 4, 0], [0] * 4]
     assert batch.weights.tolist() == [[1, 1, 1, 0], [0] * 4]
-    assert batch.loss_slot.tolist() == [[4, 0, 1, 4, 2, 4, 4, 4], [4] * 8]
+    assert batch.loss_inverse.tolist() == [[4, 0, 1, 4, 2, 4, 4, 4], [4] * 8]
 
 
 def test_short_examples_share_rows():
     made = [Example([1] * 30, [True] * 30)] * 16
-    plan = plan_passes(made, [list(range(16))], width=10**6)
+    plan = plan_microbatches(made, [list(range(16))], width=10**6)
     laid = sum(shape.rows * shape.length for shape, _ in plan.steps[0])
     assert laid <= 16 * 32
 
 
 def test_one_long_example_does_not_pad_the_others():
     made = [Example([1] * 40, [True] * 40)] * 63 + [Example([1] * 2000, [True] * 2000)]
-    plan = plan_passes(made, step_indices(64, TrainConfig(batch_size=16), 0))
+    plan = plan_microbatches(made, step_indices(64, TrainConfig(batch_size=16), 0))
     laid = sum(shape.rows * shape.length for step in plan.steps for shape, _ in step)
     assert laid < 3 * (63 * 40 + 2000)
 

@@ -29,7 +29,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
-from em_jax.train.batches import lay_out, plan_passes, step_indices
+from em_jax.train.batches import collate, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
 from em_jax.train.step import accumulate, update
@@ -209,7 +209,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
         if len(begun) == 3:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
             time.sleep(0.5)
-        return lay_out(*arguments, **named)
+        return collate(*arguments, **named)
 
     def stepped(*arguments, **named):
         begun.append(1)
@@ -220,7 +220,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
     before = signal.signal(signal.SIGTERM, stop)
     settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
     train(tmp_path / "calm", settings=settings)
-    monkeypatch.setattr(loop, "lay_out", passes)
+    monkeypatch.setattr(loop, "collate", passes)
     monkeypatch.setattr(loop, "update", stepped)
     try:
         with pytest.raises(Stopped):
@@ -312,7 +312,7 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_with_room_training_goes_on(whol
 
     monkeypatch.setattr(training_state.Checkpoints, "save", full)
     try:
-        with pytest.raises(Unfinished, match="no room on the disk") as refused, failures.told():
+        with pytest.raises(Unfinished, match="no room on the disk") as refused, failures.translate_errors():
             train(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -399,13 +399,13 @@ def test_as_many_programs_as_shapes(mesh, tmp_path):
     base = load_model(tmp_path / "base", stacked=True, sharding=sharding)
     rows = tiny.examples(24, seed=4, vocabulary=100, most=150)
     settings = TrainConfig(**{**vars(TRAIN), "rows_per_pass": 2})
-    plan = plan_passes(
+    plan = plan_microbatches(
         rows,
         step_indices(len(rows), settings, 0),
         rows_per_pass=2,
         divide_by=sharding.batch_parts,
         width=CONFIG.hidden_size,
-        pass_overhead=64,
+        microbatch_overhead=64,
     )
     jax.clear_caches()
     train(tmp_path / "run", of=base, rows=rows, settings=settings, sharding=sharding)

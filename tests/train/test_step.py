@@ -16,11 +16,11 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
-from em_jax.train.batches import Shape, lay_out, plan_passes
+from em_jax.train.batches import Shape, collate, plan_microbatches
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import _place
 from em_jax.train.loss import gather_places, summed_loss
-from em_jax.train.step import TrainState, accumulate, learning_rate, make_optimizer, update, zero_sums
+from em_jax.train.step import TrainState, accumulate, learning_rate, make_optimizer, update, zero_accumulator
 
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE)
 LORA = LoraConfig(rank=3, alpha=6, targets=("q_proj", "o_proj", "up_proj"), rank_pattern={"layers.0.mlp.up_proj": 5})
@@ -49,16 +49,16 @@ def passes_of(layout):
         return [(Shape(8, 64, 64), [[i] for i in step])]
     if layout == "packed":
         return [(Shape(8, 128, 96), [[3, 0, 5], [1], [7, 2, 6], [4]])]
-    return plan_passes(EXAMPLES, [list(step)], **layout).steps[0]
+    return plan_microbatches(EXAMPLES, [list(step)], **layout).steps[0]
 
 
 def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none"):
     """(summed gradients, the adapter's factors after one AdamW step, metrics)."""
     model = load_model(checkpoint, sharding=sharding, stacked=stacked)
     factors = jax.tree.map(jnp.array, adapter().factors)
-    sums = zero_sums(factors)
+    sums = zero_accumulator(factors)
     for shape, rows in passes_of(layout):
-        batch = _place(lay_out(EXAMPLES, rows, shape), sharding)
+        batch = _place(collate(EXAMPLES, rows, shape), sharding)
         sums = accumulate(model, factors, adapter().scale, sums, batch, remat=remat, sharding=sharding)
     gradients = jax.tree.map(np.asarray, sums.gradients)
     state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), [sums], optimizer=OPTIMIZER)
@@ -73,8 +73,8 @@ def plain(checkpoint):
 
 def distance(one, other) -> float:
     """The norm of the difference of two trees, as a share of the second's norm."""
-    apart = jax.tree.map(lambda a, b: a - b, one, other)
-    return float(optax.global_norm(apart) / optax.global_norm(other))
+    packed = jax.tree.map(lambda a, b: a - b, one, other)
+    return float(optax.global_norm(packed) / optax.global_norm(other))
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_the_loss_keeps_no_array_of_all_logits(checkpoint):
 
 @pytest.mark.fast
 def test_hidden_states_are_picked_with_their_gradient():
-    batch = lay_out(EXAMPLES, [[0, 1], [2]], Shape(2, 96, 64))
+    batch = collate(EXAMPLES, [[0, 1], [2]], Shape(2, 96, 64))
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 96, 8)), jnp.float32)
     towards = jnp.asarray(np.random.default_rng(1).normal(size=(2, 64, 8)), jnp.float32) * batch.weights[..., None]
 
     def picked(pick):
         return jax.grad(lambda h: jnp.sum(pick(h) * towards))(hidden)
 
-    ours = picked(lambda h: gather_places(h, batch.loss_at, batch.loss_slot))
-    theirs = picked(lambda h: h[jnp.arange(2)[:, None], batch.loss_at])
+    ours = picked(lambda h: gather_places(h, batch.loss_positions, batch.loss_inverse))
+    theirs = picked(lambda h: h[jnp.arange(2)[:, None], batch.loss_positions])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from em_jax.sample.slots import Piece, Ticket
-from em_jax.serve.growing import Growing
+from em_jax.sample.batch import SampleRequest, TokenChunk
+from em_jax.serve.detokenizer import Detokenizer
 
 pytestmark = pytest.mark.fast
 
@@ -26,11 +26,11 @@ def decode(tokens):
 )
 def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, spent):
     drawn = list("naïve 🙂 end".encode())
-    growing, shown = Growing(decode, stops), ""
+    growing, shown = Detokenizer(decode, stops), ""
     for start in range(0, len(drawn), size):
         tokens = drawn[start : start + size]
         last = "length" if start + size >= len(drawn) else None
-        growing.add(Piece(Ticket(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last))
+        growing.add(TokenChunk(SampleRequest(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last))
         assert growing.text.startswith(shown) and growing.shown() <= len(growing.tokens)
         shown = growing.text
         if growing.finish_reason:

@@ -3,13 +3,13 @@
 import bisect
 from collections.abc import Callable, Sequence
 
-from em_jax.sample.slots import Piece
+from em_jax.sample.batch import TokenChunk
 
 INCOMPLETE = "\ufffd"
 """What the first bytes of a character decode to."""
 
 
-class Growing:
+class Detokenizer:
     """One answer. `text` only ever gets longer; it is whole once `finish_reason` is set.
 
     Of several stop strings the one that is complete first ends the answer, so that pieces of any size give the same
@@ -21,15 +21,15 @@ class Growing:
         self.text = ""
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.likeliest: list[list[tuple[int, float]]] = []
+        self.top_logprobs: list[list[tuple[int, float]]] = []
         self.finish_reason: str | None = None
         self.spent = 0
 
-    def add(self, piece: Piece) -> None:
+    def add(self, chunk: TokenChunk) -> None:
         """Takes what was drawn next."""
-        self.tokens += piece.tokens
-        self.logprobs += piece.logprobs
-        self.likeliest += piece.likeliest
+        self.tokens += chunk.tokens
+        self.logprobs += chunk.logprobs
+        self.top_logprobs += chunk.top_logprobs
         self.spent = len(self.tokens)
         whole = self._decode(self.tokens)
         ends = [(place + len(stop), place) for stop in self._stops if (place := whole.find(stop)) >= 0]
@@ -38,8 +38,8 @@ class Growing:
             self.finish_reason, self.text = "stop", whole[:begin]
             self.spent = self._reaching(end)
             del self.tokens[self._reaching(begin) :]
-        elif piece.finish_reason:
-            self.finish_reason, self.text = piece.finish_reason, whole
+        elif chunk.finish_reason:
+            self.finish_reason, self.text = chunk.finish_reason, whole
         else:
             whole = whole.rstrip(INCOMPLETE)
             self.text = whole[: len(whole) - self._held_back(whole)]
