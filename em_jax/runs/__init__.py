@@ -1,0 +1,1 @@
+"""One run directory and its stages: files, provenance, preflight, components, series, followers, dry run."""
