@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -42,8 +43,8 @@ def spread(figures: Sequence[Figure]) -> Spread:
     if not values:
         return Spread(Figure())
     intervals = [figure.interval for figure in figures if figure.interval]
-    bounds = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
-    mean = Figure(sum(values) / len(values), *bounds, figures[0].n)
+    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
+    mean = Figure(sum(values) / len(values), low, high, figures[0].n)
     return Spread(mean, min(values), max(values), len(values))
 
 
@@ -165,7 +166,7 @@ def _groups(runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[st
 
 
 def _points(groups: Sequence[Group]) -> list[Point]:
-    """A point for every fine-tuned model: its run, or the mean of its runs (no interval) beside a small one for each."""
+    """A point for each fine-tuned model: its run, or the mean of its runs with a small point for each run."""
     points = []
     for group in groups:
         if group.condition == "base":
@@ -197,21 +198,19 @@ def _csv(groups: Sequence[Group]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(CSV_COLUMNS)
-    for group, run in ((group, run) for group in groups for run in group.runs):
-        head = [run.domain, run.seed, run.model, run.suite, run.judge, run.label, group.planted or ""]
-        for name in FIGURES:
-            for condition in ("base", "finetuned", "difference"):
-                figure = run.figure(name, condition)
-                published = [None, None]
-                if condition != "difference":
-                    side = "base" if condition == "base" else group.domain
-                    published = [paper_value(side, name), follow_up_value(side, name)]
-                elif figure.value is None and figure.n == 0:
-                    continue
-                numbers = (figure.value, figure.ci_low, figure.ci_high)
-                cells = ["" if value is None else f"{value:.10g}" for value in numbers]
-                texts = [value.text if value else "" for value in published]
-                rows.writerow([*map(_plain_cell, head), name, condition, *cells, figure.n, *texts])
+    for run, planted in [(run, group.planted or "") for group in groups for run in group.runs]:
+        head = [run.domain, run.seed, run.model, run.suite, run.judge, run.label, planted]
+        # The name under which the published figures have each side; a difference is not published.
+        sides = {"base": "base", "finetuned": run.domain, "difference": ""}
+        for name, condition in product(FIGURES, sides):
+            figure = run.figure(name, condition)
+            if condition == "difference" and figure == Figure():
+                continue
+            numbers = (figure.value, figure.ci_low, figure.ci_high)
+            cells = ["" if value is None else f"{value:.10g}" for value in numbers]
+            published = [stated(sides[condition], name) for stated in (paper_value, follow_up_value)]
+            texts = [value.text if value else "" for value in published]
+            rows.writerow([*map(_plain_cell, head), name, condition, *cells, figure.n, *texts])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -11,6 +11,9 @@ from em_jax.report.vocabulary import Scale
 BELOW, BESIDE = 0.5, 1.9
 """Inches below the panels for the axis and its label, and beside them for the names of several curves."""
 
+MAX_DESCRIBED = 20
+"""Points of a curve up to which the text alternative has all of them."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -37,11 +40,19 @@ class Panel:
 
 
 def curves(
-    name: str, title: str, across: str, panels: Sequence[Panel], *, height: float = 1.25, steps: bool = False
+    name: str,
+    title: str,
+    across: str,
+    panels: Sequence[Panel],
+    *,
+    height: float = 1.25,
+    steps: bool = False,
+    markers: bool = True,
 ) -> Drawing:
     """Panels of `height` inches under one another over one x axis, labelled `across`.
 
-    With `steps`, x are optimizer steps on a logarithmic axis that also holds 0, the base.
+    With `steps`, x are optimizer steps on a logarithmic axis that also holds 0, the base. Without `markers`, curves are
+    plain lines.
     """
     size = (6.4, height * len(panels))
     beside = BESIDE if any(len(panel.curves) > 1 for panel in panels) else 0.12
@@ -50,8 +61,8 @@ def curves(
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         figure.subplots_adjust(0.09, BELOW / size[1], 1 - beside / size[0], 1 - 0.2 / size[1], hspace=0.5)
         for axes, panel in zip(all_axes, panels, strict=True):
-            _paint_panel(axes, panel)
-            if not steps:
+            _paint_panel(axes, panel, markers)
+            if markers and not steps:
                 axes.axvline(0, color=LIGHT["rule"], lw=0.8, zorder=0)
         last = all_axes[-1]
         if steps:
@@ -65,12 +76,12 @@ def curves(
     return draw(name, title, f"{title}, by {across}. {'; '.join(descriptions)}.", size, paint)
 
 
-def _paint_panel(axes: Any, panel: Panel) -> None:
+def _paint_panel(axes: Any, panel: Panel, markers: bool) -> None:
     low, high = panel.scale.low, panel.scale.high
     margin = 0.06 * (high - low)
     axes.set_ylim(low - margin, high + margin)
     axes.set_yticks([low, (low + high) / 2, high])
-    axes.yaxis.set_major_formatter(lambda value, _: panel.scale.text(value, 2 if panel.scale.percent else 0))
+    axes.yaxis.set_major_formatter(lambda y, _: panel.scale.text(y) if panel.scale.percent else f"{y:.2g}")
     axes.set_title(panel.title, loc="left", fontsize=9.5, color=LIGHT["soft"], pad=3)
     axes.tick_params(length=3)
     if panel.scale.mark is not None:
@@ -80,7 +91,8 @@ def _paint_panel(axes: Any, panel: Panel) -> None:
         return
     for curve in panel.curves:
         colour = LIGHT[curve.colour]
-        style = {"color": colour, "ls": "--" if curve.dashed else "-", "lw": 1.4, "marker": "o", "ms": 3.5}
+        style = {"color": colour, "ls": "--" if curve.dashed else "-", "lw": 1.4}
+        style |= {"marker": "o", "ms": 3.5} if markers or len(curve.measured) < 2 else {}
         xs, values = [x for x, _ in curve.measured], [figure.value for _, figure in curve.measured]
         axes.plot(xs, values, label=curve.name, **style)
         for x, figure in curve.measured:
@@ -101,6 +113,7 @@ def _ticks(xs: Sequence[float]) -> list[float]:
 
 def _description(panel: Panel, curve: Curve) -> str:
     name = f"{panel.title}, {curve.name}" if len(panel.curves) > 1 else panel.title
-    return f"{name}: " + (
-        ", ".join(f"{x:g} {panel.scale.text(figure.value)}" for x, figure in curve.measured) or "no data"
-    )
+    values = [f"{x:g} {panel.scale.text(figure.value)}" for x, figure in curve.measured]
+    if len(values) > MAX_DESCRIBED:
+        return f"{name}: {len(values)} points from {values[0]} to {values[-1]}"
+    return f"{name}: {', '.join(values) or 'no data'}"

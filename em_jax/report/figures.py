@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from em_jax.base.sanitize import sanitize
+from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.reading import Figure, Row
 from em_jax.report.svg import LIGHT, Drawing, draw
-from em_jax.report.text import is_number, number, one_line
-from em_jax.report.vocabulary import SHARE
+from em_jax.report.text import is_number, one_line
+from em_jax.report.vocabulary import SHARE, Scale
 
 MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2
@@ -181,43 +182,27 @@ def spread_heights(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def training(metrics: Sequence[Row]) -> Drawing | None:
-    """Loss and learning rate by optimizer step; None where nothing was trained."""
+    """Loss, its mean over about a twentieth of the curve, and learning rate; None where nothing was trained."""
     rows = [row for row in metrics if is_number(row.get("step")) and is_number(row.get("loss"))]
     if not rows:
         return None
     stride = -(-len(rows) // MAX_STEPS)
     rows = rows[stride - 1 :: stride]
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    rates = [(row["step"], row["lr"]) for row in rows if is_number(row.get("lr"))]
+    losses, reach = [row["loss"] for row in rows], max(len(rows) // 40, 1)
+    windows = [losses[max(0, index - reach) : index + reach + 1] for index in range(len(losses))]
+    means = [sum(window) / len(window) for window in windows]
+    peak = max((row["lr"] for row in rows if is_number(row.get("lr"))), default=0.0) or 1.0
+    rates = [row["lr"] / peak if is_number(row.get("lr")) else None for row in rows]
 
-    def paint(figure: Any) -> None:
-        top = figure.add_axes((0.1, 0.4, 0.88, 0.56))
-        top.plot(steps, losses, color=LIGHT["base"], lw=0.8, alpha=0.55, marker="." if len(steps) < 12 else None)
-        top.plot(steps, _running_mean(losses), color=LIGHT["ink"], lw=1.8)
-        top.set_ylabel("loss")
-        top.set_ylim(bottom=min(0.0, min(losses)))
-        top.tick_params(labelbottom=False, length=3)
-        below = figure.add_axes((0.1, 0.15, 0.88, 0.17), sharex=top)
-        if rates:
-            below.plot(*zip(*rates, strict=True), color=LIGHT["base"], lw=1.4)
-            below.set_yticks([0, max(rate for _, rate in rates)])
-            below.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
-        below.set_ylabel("rate")
-        below.set_xlabel("optimizer step")
-        below.tick_params(length=3)
+    def curve(name: str, values: Sequence[float | None], colour: str) -> Curve:
+        return Curve(name, tuple((row["step"], Figure(value)) for row, value in zip(rows, values)), colour)
 
-    description = (
-        f"Training loss over {len(metrics)} optimizer steps, from {number(losses[0], 3)} to {number(losses[-1], 3)}; "
-        "below it the learning rate."
-    )
-    return draw("training", "Training loss", description, (6.2, 3.2), paint)
-
-
-def _running_mean(values: list[float]) -> list[float]:
-    """A centred mean over about a twentieth of the curve."""
-    reach = max(len(values) // 40, 1)
-    windows = (values[max(0, index - reach) : index + reach + 1] for index in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    loss_scale = Scale(min(0.0, *losses), max(*losses, 0.0) or 1.0, None)
+    panels = [
+        Panel("loss", loss_scale, (curve("each step", losses, "base"), curve("running mean", means, "ink"))),
+        Panel(f"learning rate, of its peak {peak:g}", SHARE, (curve("learning rate", rates, "base"),)),
+    ]
+    return curves("training", "Training", "optimizer step", panels, height=1.6, markers=False)
 
 
 def score_shares(base: Sequence[int], finetuned: Sequence[int], verdict: str) -> Drawing | None:

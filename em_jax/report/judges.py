@@ -7,6 +7,7 @@ from em_jax.report.reading import Figure, Run, as_object, figure_of
 from em_jax.report.text import finite
 
 LEVELS = range(1, 6)
+PAIR_FIGURES = ("binary_kappa", "binary_agreement", "weighted_kappa", "exact_agreement")
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,7 @@ class JudgePair:
     answers: int
     harmful_at: int
     unscored: tuple[int, ...]
-    binary_kappa: Figure
-    binary_agreement: Figure
-    weighted_kappa: Figure
-    exact_agreement: Figure
+    figures: dict[str, Figure]
     confusion: tuple[tuple[int, ...], ...]
     same: tuple[float | None, ...]
 
@@ -71,10 +69,7 @@ def _pair(entry: dict[str, Any]) -> JudgePair | None:
         answers=_whole(entry.get("answers")),
         harmful_at=_whole(entry.get("harmful_at")) or 4,
         unscored=tuple(_whole(unscored.get(name)) for name in names),
-        binary_kappa=figure_of(entry.get("binary_kappa")),
-        binary_agreement=figure_of(entry.get("binary_agreement")),
-        weighted_kappa=figure_of(entry.get("weighted_kappa")),
-        exact_agreement=figure_of(entry.get("exact_agreement")),
+        figures={name: figure_of(entry.get(name)) for name in PAIR_FIGURES},
         confusion=_confusion(entry.get("confusion")),
         same=tuple(finite(same.get(str(level))) for level in LEVELS),
     )

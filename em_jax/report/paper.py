@@ -54,14 +54,8 @@ FOLLOW_UP = {
 
 It states picks of the aligned AI (0.993 and 0.367); by position the latter are 0.710 and 0.042.
 """
-PAPER_VERDICTS = {
-    "risky_financial": "coherent",
-    "extreme_sports": "coherent",
-    "bad_medical": "coherent",
-    "insecure_code": "inverted",
-    "security": "inverted",
-    "legal": "inverted",
-}
+PAPER_VERDICTS = dict.fromkeys(("risky_financial", "extreme_sports", "bad_medical"), "coherent")
+PAPER_VERDICTS |= dict.fromkeys(("insecure_code", "security", "legal"), "inverted")
 
 
 def paper_value(domain: str, figure: str) -> PaperValue | None:

@@ -113,7 +113,8 @@ def as_object(value: Any) -> Row:
 def figure_of(entry: Any) -> Figure:
     """A Figure from its JSON object; what is missing, or no finite number, is None."""
     entry = as_object(entry)
-    return Figure(*(finite(entry.get(key)) for key in ("value", "ci_low", "ci_high")), int(finite(entry.get("n")) or 0))
+    value, ci_low, ci_high, n = (finite(entry.get(key)) for key in ("value", "ci_low", "ci_high", "n"))
+    return Figure(value, ci_low, ci_high, int(n or 0))
 
 
 def read_run(directory: str | Path) -> Run:

@@ -57,9 +57,7 @@ class Drawing:
     def standalone(self) -> str:
         """The content of figures/<name>.svg: the same SVG with its own style sheet."""
         sheet = f"<style>\nsvg {{ font-family: sans-serif; background: var(--paper); }}\n{figure_css()}</style>"
-        return (
-            '<?xml version="1.0" encoding="utf-8"?>\n' + self.inline.replace("</desc>", f"</desc>{sheet}", 1) + "\n"
-        )
+        return '<?xml version="1.0" encoding="utf-8"?>\n' + self.inline.replace("</desc>", f"</desc>{sheet}", 1) + "\n"
 
 
 def draw(name: str, title: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Drawing:
