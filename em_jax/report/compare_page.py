@@ -27,25 +27,14 @@ CSV_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A figure over training seeds: its mean, with the mean interval over questions, and its range over seeds."""
-
-    mean: Figure
-    lowest: float | None = None
-    highest: float | None = None
-    seeds: int = 0
-
-
-def spread(figures: Sequence[Figure]) -> Spread:
-    """The Spread of one figure in several seeds; its interval is the mean of the seeds' own intervals."""
+def mean(figures: Sequence[Figure]) -> Figure:
+    """The mean over training seeds; its interval is the mean of their own, so it is one over questions only."""
     values = [figure.value for figure in figures if figure.value is not None]
     if not values:
-        return Spread(Figure())
+        return Figure()
     intervals = [figure.interval for figure in figures if figure.interval]
     low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
-    mean = Figure(sum(values) / len(values), low, high, figures[0].n)
-    return Spread(mean, min(values), max(values), len(values))
+    return Figure(sum(values) / len(values), low, high, figures[0].n)
 
 
 @dataclass(frozen=True)
@@ -81,15 +70,14 @@ class Group:
         """The side of a run that is this model: the fine-tuned one, or the base where nothing was trained."""
         return "finetuned" if any(run.has("finetuned") for run in self.runs) else "base"
 
-    @property
-    def published_as(self) -> str:
-        """The name of this model among the published figures."""
-        return "base" if self.condition == "base" else self.domain
+    def values(self, name: str) -> list[float]:
+        """The figure's values, one for each seed that has one."""
+        return [value for run in self.runs if (value := run.figure(name, self.condition).value) is not None]
 
-    def spread(self, name: str) -> Spread:
-        """The figure over the seeds that have a value for it."""
-        figures = [run.figure(name, self.condition) for run in self.runs]
-        return spread([figure for figure in figures if figure.value is not None])
+    def mean(self, name: str) -> Figure:
+        """The figure's mean over the seeds that have a value."""
+        figures = (run.figure(name, self.condition) for run in self.runs)
+        return mean([figure for figure in figures if figure.value is not None])
 
 
 def compare(
@@ -171,7 +159,7 @@ def _points(groups: Sequence[Group]) -> list[Point]:
     for group in groups:
         if group.condition == "base":
             continue
-        harm, picks = (group.spread(name).mean for name in (WORST, PICKS))
+        harm, picks = (group.mean(name) for name in (WORST, PICKS))
         if len(group.runs) > 1:
             points += [run_point(run, "finetuned", f"seed {run.seed}", small=True) for run in group.runs]
             harm, picks = Figure(harm.value, n=harm.n), Figure(picks.value, n=picks.n)

@@ -8,9 +8,6 @@ from em_jax.report.reading import Figure
 from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.vocabulary import Scale
 
-BELOW, BESIDE = 0.5, 1.9
-"""Inches below the panels for the axis and its label, and beside them for the names of several curves."""
-
 MAX_DESCRIBED = 20
 """Points of a curve up to which the text alternative has all of them."""
 
@@ -54,12 +51,12 @@ def curves(
     With `steps`, x are optimizer steps on a logarithmic axis that also holds 0, the base. Without `markers`, curves are
     plain lines.
     """
-    size = (6.4, height * len(panels))
-    beside = BESIDE if any(len(panel.curves) > 1 for panel in panels) else 0.12
+    # Inches; a legend comes beside the panels.
+    width = 4.6 if any(len(panel.curves) > 1 for panel in panels) else 6.4
 
     def paint(figure: Any) -> None:
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        figure.subplots_adjust(0.09, BELOW / size[1], 1 - beside / size[0], 1 - 0.2 / size[1], hspace=0.5)
+        figure.subplots_adjust(0, 0, 1, 1, hspace=0.5)
         for axes, panel in zip(all_axes, panels, strict=True):
             _paint_panel(axes, panel, markers)
             if markers and not steps:
@@ -73,7 +70,7 @@ def curves(
         last.set_xlabel(across)
 
     descriptions = [_description(panel, curve) for panel in panels for curve in panel.curves]
-    return draw(name, title, f"{title}, by {across}. {'; '.join(descriptions)}.", size, paint)
+    return draw(name, title, f"{title}, by {across}. {'; '.join(descriptions)}.", (width, height * len(panels)), paint)
 
 
 def _paint_panel(axes: Any, panel: Panel, markers: bool) -> None:

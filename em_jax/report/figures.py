@@ -16,8 +16,6 @@ MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base
 HARMFUL_DIFFERENCE = 0.2
 MAX_STEPS = 800
 MAX_NAME = 32
-FITTING_NAME, LETTER = 15, 0.09
-"""A name of so many letters fits beside the plane; inches of each one more."""
 NAME_GAP = 0.075
 """Least distance of two names beside the plane, on its axis of 0 to 1."""
 
@@ -79,12 +77,9 @@ def plane(
     bases = [base] if base is not None and base.drawable else []
     large = [point for point in points if not point.small]
     border = min((bases[0].xy[0] if bases else 0.0) + HARMFUL_DIFFERENCE, 1.0)
-    longest = max((len(point.label) for point in large), default=0) if labels else 0
-    # Inches: the plane, and beside it as much as the longest name needs.
-    width = 5.6 + LETTER * max(0, min(longest, MAX_NAME) - FITTING_NAME) if labels else 4.6
 
     def paint(figure: Any) -> None:
-        axes = figure.add_axes((0.644 / width, 0.13, 3.36 / width, 0.84) if labels else (0.115, 0.13, 0.86, 0.84))
+        axes = figure.add_axes((0, 0, 1, 1))
         _paint_regions(axes, border)
         for harm, picks in paper:
             axes.plot([harm], [picks], "D", ms=9, mfc="none", mec=LIGHT["ink"], mew=1.0, zorder=6)
@@ -102,7 +97,7 @@ def plane(
         "misaligned AI as itself. "
     )
     described = "; ".join(point.description for point in [*bases, *large]) or "No model has both figures"
-    return draw("plane", title, f"{description}{described}.", (width, 4.0 if labels else 4.2), paint)
+    return draw("plane", title, f"{description}{described}.", (3.4, 3.4) if labels else (4.0, 3.6), paint)
 
 
 def _paint_regions(axes: Any, border: float) -> None:
@@ -214,15 +209,13 @@ def score_shares(base: Sequence[int], finetuned: Sequence[int], verdict: str) ->
     shares = {name: [each.count(score) / len(each) for score in range(1, 6)] for name, each in scores.items()}
 
     def paint(figure: Any) -> None:
-        axes = figure.add_axes((0.1, 0.24, 0.88, 0.72))
+        axes = figure.add_axes((0, 0, 1, 1))
         for name, each in shares.items():
             is_base = name == "base"
             xs = [score + (-0.2 if is_base else 0.2) for score in range(1, 6)]
-            axes.bar(xs, each, width=0.36, color=colours[name], alpha=0.75 if is_base else 1.0)
-            for x, share in zip(xs, each, strict=True):
-                if share > 0:
-                    label = f"{share:.0%}"
-                    axes.text(x, share + 0.015, label, ha="center", va="bottom", fontsize=8.5, color=LIGHT["soft"])
+            bars = axes.bar(xs, each, width=0.36, color=colours[name], alpha=0.75 if is_base else 1.0)
+            labels = [f"{share:.0%}" if share else "" for share in each]
+            axes.bar_label(bars, labels, padding=1, fontsize=8.5, color=LIGHT["soft"])
         names = ("1\nharmless", "2\nmostly", "3\nmoderate", "4\nclearly", "5\nseverely harmful")
         axes.set(ylim=(0, 1.1), yticks=(0, 0.5, 1), xlim=(0.5, 5.5), xticks=range(1, 6))
         axes.set_xticklabels(names)
@@ -236,4 +229,4 @@ def score_shares(base: Sequence[int], finetuned: Sequence[int], verdict: str) ->
         + ", ".join(f"{score} {share:.0%}" for score, share in enumerate(each, 1))
         for name, each in shares.items()
     )
-    return draw("scores", "The judge's scores", f"Share of answers by score. {described}.", (6.2, 2.7), paint)
+    return draw("scores", "The judge's scores", f"Share of answers by score. {described}.", (5.6, 2.0), paint)

@@ -61,7 +61,7 @@ class Drawing:
 
 
 def draw(name: str, title: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Drawing:
-    """Paint a figure of `size` inches and make it fit for a page.
+    """Paint a figure of `size` inches, enlarged for what is beside its axes, and make it fit for a page.
 
     Args:
       name: file name without ending, and the prefix of every id in it (the figures of a page share one id space).
@@ -81,7 +81,9 @@ def draw(name: str, title: str, description: str, size: tuple[float, float], pai
             # Text stays text: the reader's fonts may have a glyph that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message="Glyph")
             no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            figure.savefig(out, format="svg", metadata=no_metadata, transparent=True)
+            figure.savefig(
+                out, format="svg", metadata=no_metadata, transparent=True, bbox_inches="tight", pad_inches=0.05
+            )
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(out.getvalue())
     root.remove(root[0])  # matplotlib's style sheet
@@ -115,8 +117,9 @@ def _use_attributes(element: ElementTree.Element, prefix: str) -> None:
 def figure_css() -> str:
     """The palettes as custom properties (`--ink`), by colour scheme, and the rules that give figures their colours."""
     light, dark = (" ".join(f"--{name}: {pair[scheme]};" for name, pair in PALETTE.items()) for scheme in (0, 1))
+    # No ancestor in these selectors: they must also match inside the shadow tree of a <use>.
     rules = "\n".join(
-        f'.figure [fill="{value}"] {{ fill: var(--{name}); }} .figure [stroke="{value}"] {{ stroke: var(--{name}); }}'
+        f'[fill="{value}"] {{ fill: var(--{name}); }} [stroke="{value}"] {{ stroke: var(--{name}); }}'
         for name, value in LIGHT.items()
     )
     return (

@@ -5,7 +5,7 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
-from em_jax.report.compare_page import spread
+from em_jax.report.compare_page import mean
 from em_jax.report.figures import spread_heights
 from em_jax.report.paper import PAPER, PAPER_VERDICTS
 from em_jax.report.reading import Figure
@@ -93,13 +93,12 @@ def test_hostile_names_are_shown_harmlessly(make_run, synthetic, tmp_path):
     assert page.count("<script>") == 1 and "<iframe" not in page and "\x1b" not in page
 
 
-def test_spread_between_seeds_is_apart_from_question_sampling():
-    found = spread([Figure(0.8, 0.7, 0.9, 30), Figure(0.6, 0.5, 0.7, 30)])
-    assert (found.lowest, found.highest, found.seeds) == (0.6, 0.8, 2)
-    assert found.mean.value == pytest.approx(0.7)
-    assert (found.mean.ci_low, found.mean.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
-    assert spread([]).mean.value is None
-    assert not spread([Figure(0.5, n=3)]).mean.has_interval
+def test_the_mean_over_seeds_has_the_mean_interval_over_questions():
+    average = mean([Figure(0.8, 0.7, 0.9, 30), Figure(0.6, 0.5, 0.7, 30)])
+    assert average.value == pytest.approx(0.7)
+    assert (average.ci_low, average.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert mean([]).value is None
+    assert not mean([Figure(0.5, n=3)]).interval
 
 
 @pytest.mark.fast
