@@ -83,12 +83,12 @@ class Plan(NamedTuple):
 
 def plan_training(request: PlanRequest, compile: Compile = compile_program) -> Plan:
     """The training step at full rows, and its time at the lengths of real rows."""
-    return _plan(request, training_programs, compile, _training_changes, training_figures)
+    return _plan(request, compile, training_programs, training_figures, training=True)
 
 
 def plan_sampling(request: PlanRequest, compile: Compile = compile_program) -> Plan:
     """Prefill and decoding of all slots."""
-    return _plan(request, sampling_programs, compile, _sampling_changes, sampling_figures)
+    return _plan(request, compile, sampling_programs, sampling_figures, training=False)
 
 
 def training_programs(request: PlanRequest) -> list[Program]:
@@ -167,10 +167,10 @@ def _with_cost(figures: dict[str, float], request: PlanRequest) -> dict[str, flo
 
 def _plan(
     request: PlanRequest,
-    programs: Callable[[PlanRequest], list[Program]],
     compile: Compile,
-    changes: Callable[[PlanRequest, int], list[Change]],
+    programs: Callable[[PlanRequest], list[Program]],
     figures: Callable[[PlanRequest], dict[str, float]],
+    training: bool,
 ) -> Plan:
     """Compile the programs; where one is too big, compile them with the changes until one fits."""
     memory = request.chip.memory
@@ -179,7 +179,7 @@ def _plan(
     if free >= 0 and all(each.whole for each in compiled):
         return Plan(compiled, True, free, figures(request), [])
     advice: list[str] = []
-    for change in (candidates := changes(request, compiled[0].bytes))[:MAX_TRIED]:
+    for change in (changes := _changes(request, compiled[0].bytes, training))[:MAX_TRIED]:
         text = " with ".join(
             f"--mesh {value}" if name == "mesh" else f"{name}={value}" for name, value in change.items()
         )
@@ -190,42 +190,34 @@ def _plan(
             break
         advice.append(f"{text} does not fit either: {-left / 2**30:.2f} GiB too much")
     else:
-        more = len(candidates) > MAX_TRIED
+        more = len(changes) > MAX_TRIED
         advice.append(
             "there is more to try, and a larger slice" if more else "nothing else here fits: take a larger slice"
         )
     return Plan(compiled, False, min(free, -1), figures(request), advice)
 
 
-def _training_changes(request: PlanRequest, needed: int) -> list[Change]:
-    """More recomputation first; then with the most of it fewer rows a pass; with the fewest, `_common_changes`."""
+def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
+    """What to try where a program needs `needed` bytes, in the order of its cost.
+
+    More recomputation in training; with the most of it, fewer rows in a pass, or fewer answers at once; then, in
+    training with the fewest rows, an int8 base, and more tensor parts.
+    """
     policies = ("none", *KEPT)
-    changes: list[Change] = [
-        {"train.remat": policy} for policy in policies[policies.index(request.settings.train.remat) + 1 :]
-    ]
+    stronger = policies[policies.index(request.settings.train.remat) + 1 :] if training else ()
+    changes: list[Change] = [{"train.remat": policy} for policy in stronger]
     most = changes[-1] if changes else {}
     shapes = request.replace(most).shapes
-    # Weights, and the adapter with its gradients (twice, while they are added up) and moments.
-    state = 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))
     parts = shapes.sharding.batch_parts
-    halved = halved_rows(shapes.rows, parts, needed, shapes.base_bytes() + state, request.chip.memory)
-    changes += [most | {"train.rows_per_pass": rows} for rows in halved]
-    fewest = {"train.rows_per_pass": parts} if parts < shapes.rows else {}
-    return changes + _common_changes(request, most | fewest, parts)
-
-
-def _sampling_changes(request: PlanRequest, needed: int) -> list[Change]:
-    """Fewer answers at once, then `_common_changes`."""
-    shapes = request.shapes
-    parts = shapes.sharding.batch_parts
-    halved = halved_rows(request.slots, parts, needed, shapes.base_bytes(), request.chip.memory)
-    return [{"answers.slots": slots} for slots in halved] + _common_changes(request, {}, request.slots)
-
-
-def _common_changes(request: PlanRequest, change: Change, rows: int) -> list[Change]:
-    """`change` with an int8 base, and with more tensor parts over which `rows` divide."""
-    int8 = [] if request.settings.model.quantization == "int8" else [change | {"model.quantization": "int8"}]
-    return int8 + [change | {"mesh": mesh_text(mesh)} for mesh in tensor_meshes(request.shapes, rows)]
+    name, rows = ("train.rows_per_pass", shapes.rows) if training else ("answers.slots", request.slots)
+    # Weights, and in training the adapter with its gradients (twice, while they are added up) and moments.
+    fixed = shapes.base_bytes() + training * 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))
+    changes += [most | {name: fewer} for fewer in halved_rows(rows, parts, needed, fixed, request.chip.memory)]
+    if training and parts < rows:
+        most, rows = most | {name: parts}, parts
+    if request.settings.model.quantization != "int8":
+        changes.append(most | {"model.quantization": "int8"})
+    return changes + [most | {"mesh": mesh_text(mesh)} for mesh in tensor_meshes(shapes, rows)]
 
 
 def halved_rows(rows: int, parts: int, needed: int, fixed: int, memory: int) -> list[int]:

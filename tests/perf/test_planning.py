@@ -1,6 +1,7 @@
 """Plans without a compiler: capacity, advice, the page, and the lines for what cannot be."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from em_jax.base.cli import command
 from em_jax.base.errors import UsageError
 from em_jax.commands import plan as main
 from em_jax.model.config import Qwen2Config
-from em_jax.perf import compiling
+from em_jax.perf import compiling, planning
 from em_jax.perf.chips import CHIPS, GIB, Chip, parse_topology
 from em_jax.perf.compiling import CompiledProgram, needed_bytes
 from em_jax.perf.planning import PlanRequest, halved_rows, plan_sampling, plan_training, tensor_meshes
@@ -175,3 +176,21 @@ def test_json_is_one_object_of_the_tightest_and_the_first():
     assert results["compile_s"] == 2.0 and results["tokens_per_s"] == results["train"]["tokens_per_s"]
     page = main.text(found, given, main._flags(["--price", "2"]))
     assert "fits: " in page and "cost" in page and "fsdp=8" in page
+
+
+def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
+    """All of it but the compiler: eight CPU devices stand in for the slice."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
+    monkeypatch.setattr(compiling, "is_installed", lambda: True)
+    monkeypatch.setattr(compiling, "devices", lambda topology: jax.devices())
+    for name in ("plan_training", "plan_sampling"):
+        monkeypatch.setattr(planning, name, partial(getattr(planning, name), compile=by_rows(1 / 8)))
+    arguments = ["--model", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "fsdp=8", "--what", "both"]
+    arguments += ["--set", "train.max_length=64", "--set", "lora.rank=2", "--room", "64", "--price", "2"]
+    assert command("em_jax plan", main.main, arguments) == 0
+    page = capsys.readouterr().out
+    assert "answers at once, 64 tokens each" in page and "fits: " in page and "cost" in page
+    assert command("em_jax plan", main.main, [*arguments, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["chips"] == 8 and results["fits"] and {"train", "sample"} <= results.keys()
