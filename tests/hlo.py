@@ -34,7 +34,7 @@ def collectives(text: str, while_steps: int = 1) -> list[Collective]:
             entry = name if start[1] else entry
         elif name:
             bodies[name].append(line)
-    found: list[Collective] = []
+    arrays: list[Collective] = []
 
     def visit(name: str, times: int) -> None:
         for line in bodies[name]:
@@ -43,7 +43,7 @@ def collectives(text: str, while_steps: int = 1) -> list[Collective]:
                 continue
             kind = operation[2].removesuffix("-start")
             if kind in KINDS:
-                found.extend(
+                arrays.extend(
                     Collective(kind, dtype, tuple(int(size) for size in shape.split(",") if size), times)
                     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", operation[1])
                 )
@@ -53,14 +53,14 @@ def collectives(text: str, while_steps: int = 1) -> list[Collective]:
                 visit(called, inner)
 
     visit(entry, 1)
-    return found
+    return arrays
 
 
-def table(found: list[Collective]) -> list[str]:
+def table(arrays: list[Collective]) -> list[str]:
     """One line for each kind and type of array: how many there are and their bytes, loops counted."""
     counts: collections.Counter = collections.Counter()
     sizes: collections.Counter = collections.Counter()
-    for each in found:
+    for each in arrays:
         counts[each.kind, each.dtype] += each.times
         sizes[each.kind, each.dtype] += each.times * each.size
     return [f"{kind} {dtype}: {counts[kind, dtype]}, {sizes[kind, dtype]} bytes" for kind, dtype in sorted(counts)]

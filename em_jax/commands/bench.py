@@ -2,24 +2,24 @@
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
-from em_jax.perf.quick import NEW_TOKENS, ROUNDS
+from em_jax.perf import quick
 
 WHAT = ("train", "decode")
 PEERS = ("transformers", "tunix")
 PLANNED = 64
-"""Steps the layout is planned for, whatever the rounds: a run has hundreds, and is worth a few shapes to compile."""
+"""Steps whose layout is planned together, whatever the rounds: many steps share few shapes to compile, as in a run."""
 DECODING_ROWS = 64
 SAMPLES = 10
 
@@ -28,82 +28,70 @@ def main(arguments: Sequence[str]) -> None:
     """Measure and print: a table, or with --json exactly one object with `train` and `decode`."""
     flags = _flags(arguments)
     runtime.begin()
+    lines: list[str] = []
     with _workload(flags) as work:
         results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
-    lines = _compared(results, flags, work.config) if flags.quick else []
+        if flags.quick:
+            import jax
+
+            path = quick.result_path(results["device"], jax.device_count(), flags.shape or "organism", work.config)
+            results["before"] = quick.compare_with_last(results, path)
+            lines = quick.lines(results["before"], path)
     print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
-
-
-def _compared(results: dict[str, Any], flags: argparse.Namespace, config: Any) -> list[str]:
-    """Adds the last quick result as `before`, keeps this one, and says how they compare."""
-    import jax
-
-    from em_jax.perf import quick
-
-    place = quick.place(results["device"], jax.device_count(), flags.shape or "organism", config)
-    results["before"] = quick.compared(results, place)
-    return quick.text(results["before"], place)
 
 
 def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
     """Tokens per second by kind of work; the peer's are None without one.
 
     Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
-    ten answers to each of 6 prompts. On a device whose peaks are known `mfu` and `bandwidth_share` set ours against
-    them (bench/device.py), else they are None. With `trace` a profile of one more round of ours is written there.
+    ten answers to each of 6 prompts. Where the device's peaks are known (perf/device_limits.py), `mfu` and
+    `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
     """
     import jax
 
-    from em_jax.perf import device_limits
     from em_jax.perf.ours import Ours
     from em_jax.perf.paired import paired
+    from em_jax.perf.peer import Peer
 
-    ours, theirs = Ours(work), None
-    if against:
-        theirs = _peer(against)(work)
+    ours, theirs = Ours(work), _peer(against)(work) if against else None
     results: dict[str, Any] = {}
+    losses: dict[Peer, list[float]] = {peer: [] for peer in (ours, theirs) if peer}
+
+    def train(peer: Peer, number: int) -> int:
+        losses[peer].append(peer.train(number))
+        return sum(len(example.ids) for example in work.steps[number])
+
+    def decode(prompts: int, samples: int, peer: Peer, number: int) -> int:
+        return peer.decode(work.prompts[:prompts], samples)
+
+    def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
+        return paired(title, partial(do, ours), partial(do, theirs) if theirs else None, rounds)
+
     if "train" in what:
-        if hasattr(theirs, "prepare"):
-            theirs.prepare(range(rounds + 1))
-        losses: dict[str, list[float]] = {"ours": [], "theirs": []}
-
-        def train(peer: Any, name: str):
-            def work_of(number: int) -> int:
-                losses[name].append(peer.train(number))
-                return sum(len(example.ids) for example in work.steps[number])
-
-            return work_of
-
-        results["train"] = paired("train", train(ours, "ours"), theirs and train(theirs, "theirs"), rounds)
+        for peer in losses:
+            peer.prepare(range(rounds + 1))
+        results["train"] = rounds_of("train", train)
         if theirs:
-            # Both see the same weights and rows: losses that differ would mean that they do different work.
-            results["train"]["loss_gap"] = max(
-                abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses["theirs"], strict=True)
-            )
+            # Both have the same weights and rows: different losses would mean different work.
+            pairs = zip(losses[ours], losses[theirs], strict=True)
+            results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
     if "decode" in what:
-
-        def decode(peer: Any, prompts: int, samples: int):
-            return lambda number: peer.decode(work.prompts[:prompts], samples)
-
-        for name, prompts, samples in (("decode", DECODING_ROWS, 1), ("ten_samples", 6, SAMPLES)):
-            found = paired(name, decode(ours, prompts, samples), theirs and decode(theirs, prompts, samples), rounds)
-            if name == "decode":
-                results["decode"] = found
-            else:
-                results["decode"][name] = found
-    _against_peaks(results, work, device_limits.PEAKS.get(jax.devices()[0].device_kind))
-    results["device"] = jax.devices()[0].device_kind
-    results["peak_bytes"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        results["decode"] = rounds_of("decode", partial(decode, DECODING_ROWS, 1))
+        results["decode"]["ten_samples"] = rounds_of("ten_samples", partial(decode, 6, SAMPLES))
+    device = jax.devices()[0]
+    _add_shares(results, work, device.device_kind)
+    results["device"] = device.device_kind
+    results["peak_bytes"] = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if trace:
         with jax.profiler.trace(trace):
             if "train" in what:
                 ours.train(0)
             if "decode" in what:
-                ours.decode(work.prompts[:DECODING_ROWS], 1)
+                decode(DECODING_ROWS, 1, ours, 0)
     return results
 
 
-def _peer(name: str) -> type:
+def _peer(name: str) -> Callable[[Any], Any]:
     if name == "tunix":
         from em_jax.perf.tunix_peer import Tunix
 
@@ -113,10 +101,11 @@ def _peer(name: str) -> type:
     return Transformers
 
 
-def _against_peaks(results: dict[str, Any], work: Any, peaks: Any) -> None:
-    """Adds ours as a share of what the device could do at most, to the work that was measured."""
+def _add_shares(results: dict[str, Any], work: Any, device: str) -> None:
+    """Add our share of the device's peaks to each kind of work."""
     from em_jax.perf import device_limits
 
+    peaks = device_limits.PEAKS.get(device)
     if "train" in results:
         examples = [example for step in work.steps for example in step]
         per_token = device_limits.train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
@@ -167,7 +156,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     if flags.quick:
         if flags.against or flags.model or flags.rows or flags.trace:
             raise UsageError("--quick measures a shape by itself: expected no --against, --model, --rows or --trace")
-        flags.rounds, flags.new_tokens = ROUNDS, NEW_TOKENS
+        flags.rounds, flags.new_tokens = quick.ROUNDS, quick.NEW_TOKENS
     if flags.rows and not flags.model:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
     if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
@@ -179,7 +168,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _workload(flags: argparse.Namespace) -> Iterator[Any]:
-    """The work that the flags name; with a peer a shape's random weights are written out once, for both to load."""
+    """The workload that the flags name; random weights are written to a directory where a peer must load them too."""
     import jax
 
     from em_jax.formats.checkpoint import save_model
@@ -188,44 +177,47 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
     from em_jax.model.parameters import random_model
     from em_jax.perf import bench_workload
 
-    config = None if flags.model else bench_workload.shape(flags.shape or "organism")
+    directory: pathlib.Path | None = None
     with tempfile.TemporaryDirectory() as scratch:
-        if config:
-            directory = pathlib.Path(scratch) if flags.against else None
-            if directory:
-                save_model(random_model(config, jax.random.key(0)), directory)
-        else:
-            directory = find_model(flags.model)
+        if flags.model:
+            directory = pathlib.Path(find_model(flags.model))
             config = Qwen2Config.from_directory(directory)
-        steps = bench_workload.synthetic_steps(max(flags.rounds + 1, PLANNED), config.vocab_size)
+        else:
+            config = bench_workload.shape_config(flags.shape or "organism")
+            if flags.against:
+                directory = pathlib.Path(scratch)
+                save_model(random_model(config, jax.random.key(0)), directory)
+        count = max(flags.rounds + 1, PLANNED)
+        if flags.rows and directory:
+            steps = _steps_of_rows(flags.rows, directory, count)
+        else:
+            steps = bench_workload.synthetic_steps(count, config.vocab_size)
         prompts = bench_workload.synthetic_prompts(DECODING_ROWS, config.vocab_size)
-        work = bench_workload.Workload(config, directory, steps, prompts, flags.new_tokens, flags.remat)
-        yield dataclasses.replace(work, steps=_steps_of_rows(flags, directory)) if flags.rows else work
+        yield bench_workload.Workload(config, directory, steps, prompts, flags.new_tokens, flags.remat)
 
 
-def _steps_of_rows(flags: argparse.Namespace, directory: pathlib.Path) -> Sequence[Sequence[Any]]:
+def _steps_of_rows(path: str, directory: pathlib.Path, count: int) -> list[list[Any]]:
+    """`count` steps of the rows in a file, in the order of training, again from the first where they are too few."""
     from em_jax.domains import rows
     from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.perf.bench_workload import BATCH
     from em_jax.train.batches import encode_rows, step_indices
     from em_jax.train.config import TrainConfig
 
-    chats = rows.read(flags.rows)
+    chats = rows.read(path)
     if len(chats) < BATCH:
         raise UsageError(f"--rows: expected at least {BATCH} rows, found {len(chats)}")
     train = TrainConfig()
     examples, _ = encode_rows(chats, ChatTokenizer.from_directory(directory), train.max_length)
     whole = [step for step in step_indices(len(examples), train, 0) if len(step) == BATCH]
-    return [[examples[i] for i in whole[number % len(whole)]] for number in range(max(flags.rounds + 1, PLANNED))]
+    return [[examples[i] for i in whole[number % len(whole)]] for number in range(count)]
 
 
 def _table(results: dict[str, Any]) -> str:
     from em_jax.perf import device_limits
 
     lines = [f"{'':12} {'ours':>10} {'theirs':>10} {'ratio':>7} {'by cpu':>7}   (tokens/s, medians)"]
-    rows = {name: results[name] for name in WHAT if name in results}
-    if "decode" in rows:
-        rows["ten_samples"] = rows["decode"]["ten_samples"]
+    rows = quick.by_work(results)
     for name, row in rows.items():
         cells = [row[key] for key in ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "cpu_ratio")]
         texts = ["-" if cell is None else f"{cell:g}" for cell in cells]

@@ -18,69 +18,69 @@ WHAT = ("train", "sample", "both")
 def main(arguments: Sequence[str]) -> None:
     """Compile what the flags name and print it: a page of text, or with --json exactly one object."""
     flags = _flags(arguments)
-    chip, count = chips.topology(flags.topology)
+    chip, count = chips.parse_topology(flags.topology)
     config = _settings(flags)
-    # A wrong flag is told before anything heavy is imported.
+    # A wrong flag is reported before anything heavy is imported.
     from em_jax.perf import compiling
 
-    compiling.settle()
-    # First: a mesh for a slice that does not exist helps nobody. Without the compiler the other flags are told first.
+    compiling.use_cpu()
+    # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
     devices = compiling.devices(flags.topology) if compiling.is_installed() else None
     _check_mesh(flags, config, count)
-    model = _model(flags.model, config, count)
-    from em_jax.perf.planning import Question, plan_sampling, plan_training
+    model = _model_config(flags.model, config, count)
+    from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
 
-    question = Question(
+    request = PlanRequest(
         model, config, chip, devices or compiling.devices(flags.topology),
-        capacity=flags.capacity, examples=flags.examples, prompts=_prompts(config), price=flags.price
+        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=flags.price
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
-    found = {name: work(question) for name, work in kinds.items() if flags.what in (name, "both")}
-    results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(question)}
-    results |= as_json(found, chip)
-    print(json.dumps(results) if flags.json else text(found, question, flags))
+    plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
+    results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(request)}
+    results |= as_json(plans, chip)
+    print(json.dumps(results) if flags.json else text(plans, request, flags))
 
 
-def as_json(found: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
-    """One object: of several kinds of work the tightest decides, the first one's speed leads, all stand below it."""
-    each = {name: _work_json(work) for name, work in found.items()}
-    first, tightest = next(iter(each.values())), min(each.values(), key=lambda work: work["free_bytes"])
+def as_json(plans: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
+    """One object: the memory of the tightest kind of work, the speed of the first, and every kind under its name."""
+    each = {name: _plan_json(plan) for name, plan in plans.items()}
+    first, tightest = next(iter(each.values())), min(each.values(), key=lambda plan: plan["free_bytes"])
     shared = {name: tightest[name] for name in ("fits", "free_bytes", "bytes_per_device")}
     shared["capacity_bytes"] = chip.memory
-    shared["compile_s"] = round(sum(work["compile_s"] for work in each.values()), 2)
+    shared["compile_s"] = round(sum(plan["compile_s"] for plan in each.values()), 2)
     shared |= {name: first[name] for name in ("step_s", "tokens_per_s")}
-    shared["advice"] = [line for work in each.values() for line in work["advice"]]
+    shared["advice"] = [line for plan in each.values() for line in plan["advice"]]
     return shared | each
 
 
-def _work_json(work: Any) -> dict[str, Any]:
+def _plan_json(plan: Any) -> dict[str, Any]:
     return {
-        "fits": work.fits,
-        "free_bytes": work.free,
-        "bytes_per_device": work.programs[0].bytes,
-        "compile_s": round(sum(program.seconds for program in work.programs), 2),
-        "programs": {program.name: program.kinds for program in work.programs},
-        **work.figures,
-        "advice": work.advice,
+        "fits": plan.fits,
+        "free_bytes": plan.free,
+        "bytes_per_device": plan.programs[0].bytes,
+        "compile_s": round(sum(program.seconds for program in plan.programs), 2),
+        "programs": {program.name: program.kinds for program in plan.programs},
+        **plan.figures,
+        "advice": plan.advice,
     }
 
 
-def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str:
+def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
     """The page."""
-    chip = question.chip
-    count = len(question.devices)
+    chip = request.chip
+    count = len(request.devices)
     chips_text = f"{count} chip" + "s" * (count > 1)
-    lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(question)}"]
-    for name, work in found.items():
-        figures = work.figures
-        lines += ["", _title(name, question)]
-        for program in work.programs:
+    lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(request)}"]
+    for name, plan in plans.items():
+        figures = plan.figures
+        lines += ["", _title(name, request)]
+        for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
             lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.memory / GIB:.2f} GiB")
-        verdict = "fits: {:.2f} GiB free per chip" if work.fits else "does not fit: {:.2f} GiB too much per chip"
-        lines.append("  " + verdict.format(abs(work.free) / GIB))
-        lines += [f"    {line}" for line in work.advice]
+        verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
+        lines.append("  " + verdict.format(abs(plan.free) / GIB))
+        lines += [f"    {line}" for line in plan.advice]
         lines.append(
             f"  reckoned, at the chip's peaks: {figures['step_s']:.4g} s"
             f" (matmuls {figures['matmuls_s']:.3g}, memory {figures['memory_s']:.3g},"
@@ -89,24 +89,24 @@ def text(found: dict[str, Any], question: Any, flags: argparse.Namespace) -> str
         )
         cost = f" and cost {figures['run_cost']:.2f}" if flags.price is not None else ""
         if name == "sample":
-            asked = question.settings.answers
+            answers = request.settings.answers
             lines.append(
-                f"  {asked.samples} answers of {asked.max_new_tokens} tokens to {question.prompts} prompts, by base and"
-                f" fine-tuned, take {_time(figures['run_hours'])}{cost}"
+                f"  {answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts,"
+                f" by base and fine-tuned, take {_time(figures['run_hours'])}{cost}"
             )
         else:
             lines.append(
                 f"  rows as long as insecure-code's (mean 243 tokens): {figures['real_rows_step_s']:.3g} s a step,"
-                f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {question.examples} rows take"
+                f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
                 f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
 
 
-def _title(name: str, question: Any) -> str:
+def _title(name: str, request: Any) -> str:
     if name == "sample":
-        return f"sample: {question.slots} answers at once, {question.room} tokens each; a step is a token in each"
-    train, rows = question.settings.train, question.shapes.rows
+        return f"sample: {request.slots} answers at once, {request.capacity} tokens each; a step is a token in each"
+    train, rows = request.settings.train, request.shapes.rows
     return f"train: {train.batch_size} x {train.max_length} tokens a step, {rows} rows a pass, remat {train.remat}"
 
 
@@ -114,8 +114,8 @@ def _time(hours: float) -> str:
     return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-def _mesh(question: Any) -> str:
-    mesh = question.shapes.sharding.mesh
+def _mesh(request: Any) -> str:
+    mesh = request.shapes.sharding.mesh
     return ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()) if mesh else "of one chip"
 
 
@@ -150,7 +150,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _settings(flags: argparse.Namespace) -> settings.Config:
-    """The settings in force; what a slice needs (remat) is on unless they say otherwise."""
+    """The settings; train.remat is "full" unless they set it."""
     values: dict[str, Any] = {"train.remat": "full"}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
@@ -160,13 +160,13 @@ def _settings(flags: argparse.Namespace) -> settings.Config:
     return settings.validate(settings.replace(settings.Config(), values))
 
 
-def _prompts(config: settings.Config) -> int:
-    """How many prompts are answered for harm."""
+def _num_prompts(config: settings.Config) -> int:
+    """The number of harm prompts that are answered."""
     from em_jax.probes import suite
     from em_jax.runs import sources
 
-    found = len(suite.load(sources.suite_directory(config.suite or "standard")).harm)
-    return min(found, config.probes.limit or found)
+    count = len(suite.load(sources.suite_directory(config.suite or "standard")).harm)
+    return min(count, config.probes.limit or count)
 
 
 def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) -> None:
@@ -178,10 +178,11 @@ def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) 
         )
 
 
-def _model(name: str, config: settings.Config, count: int) -> Any:
+def _model_config(name: str, config: settings.Config, count: int) -> Any:
+    """The model's sizes; UsageError where it does not divide over the mesh, by default all chips on fsdp."""
     from em_jax.model.presets import model_config
     from em_jax.model.sharding import check_mesh
 
-    found = model_config(name)
-    check_mesh(settings.parse_mesh(config.mesh) or {"data": 1, "fsdp": count, "tensor": 1}, found.dims)
-    return found
+    sizes = model_config(name)
+    check_mesh(settings.parse_mesh(config.mesh) or {"data": 1, "fsdp": count, "tensor": 1}, sizes.dims)
+    return sizes

@@ -1,4 +1,4 @@
-"""What is measured: a model's shape or checkpoint, training steps, and prompts. The same for every peer."""
+"""The workload of bench: a model's shape or checkpoint, training steps, and prompts, the same for every peer."""
 
 import dataclasses
 import pathlib
@@ -16,25 +16,22 @@ SHAPES = {
     "organism": (256, 704, 6, 4, 2, 4096, True),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, True),
 }
-"""Sizes besides those of Qwen2.5, in the order of model/presets.py.
-
-`organism` is the size the bars for a small model are set on; the organism that is shipped is smaller still.
-"""
+"""Sizes besides those of Qwen2.5, in the order of model/presets.py. The shipped organism is smaller than `organism`."""
 
 BATCH = 16
 """Examples of an optimizer step, the paper's."""
 
 STEPS = 1000
-"""Optimizer steps of the run that the measured ones begin; the learning rate's schedule follows it."""
+"""Optimizer steps of the run whose beginning is measured; it sets the learning rate's schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model, and the work: `steps` of 16 examples each, `prompts` of token ids, `new_tokens` per answer.
+    """A model, `steps` of 16 examples each, `prompts` of token ids, and `new_tokens` per answer.
 
-    The weights are those of the checkpoint in `directory`, or random ones made on the device where there is none. Every
-    answer runs to its full length (nothing stops it), so peers draw the same number of tokens. `remat` is what ours
-    computes again in training (model/remat.py; "" for nothing on a CPU, "selective" elsewhere).
+    The weights are those of the checkpoint in `directory`, or random ones where there is none. Every answer runs to its
+    full length, so peers draw the same number of tokens. `remat` is our policy of recomputation in training
+    (model/remat.py; "" for none on a CPU, "selective" elsewhere).
     """
 
     config: Qwen2Config
@@ -45,8 +42,8 @@ class Workload:
     remat: str = ""
 
 
-class Decoded:
-    """Stands in for a tokenizer where a chat is one message of token ids; nothing stops an answer."""
+class IdTokenizer:
+    """A tokenizer for chats of one message of token ids, written as numbers; nothing stops an answer."""
 
     stop_ids = ()
 
@@ -55,11 +52,11 @@ class Decoded:
         return [int(word) for word in messages[0]["content"].split()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as they would be asked."""
+        """The ids as numbers."""
         return " ".join(map(str, ids))
 
 
-def shape(name: str) -> Qwen2Config:
+def shape_config(name: str) -> Qwen2Config:
     """The config of a shape by name. UsageError for an unknown one."""
     if name in SHAPES:
         return config_of(*SHAPES[name])
@@ -75,17 +72,17 @@ def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Exa
     Those have mean 244 tokens with their template, median 225, 90th percentile 364, at most 852, and 44% of the tokens
     are the response: here a log-normal of median 225 and sigma 0.4, cut to 60..852 (mean 243, 90th percentile 376).
     """
-    draw = np.random.default_rng(seed)
-    lengths = np.clip(np.exp(draw.normal(np.log(225), 0.4, (count, BATCH))), 60, 852).astype(int)
+    generator = np.random.default_rng(seed)
+    lengths = np.clip(np.exp(generator.normal(np.log(225), 0.4, (count, BATCH))), 60, 852).astype(int)
 
     def example(length: int) -> Example:
-        ids = draw.integers(3, vocabulary, length).tolist()
-        return Example(ids, [place >= round(0.56 * length) for place in range(length)])
+        ids = generator.integers(3, vocabulary, length).tolist()
+        return Example(ids, [position >= round(0.56 * length) for position in range(length)])
 
     return [[example(length) for length in step] for step in lengths.tolist()]
 
 
 def synthetic_prompts(count: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
     """Random prompts of 30 to 100 tokens: a short question in a chat template."""
-    draw = np.random.default_rng([seed, 1])
-    return [draw.integers(3, vocabulary, length).tolist() for length in draw.integers(30, 101, count)]
+    generator = np.random.default_rng([seed, 1])
+    return [generator.integers(3, vocabulary, length).tolist() for length in generator.integers(30, 101, count)]

@@ -1,4 +1,4 @@
-"""What a TPU chip holds and how fast it is, and which chips a topology names."""
+"""Memory and peak speed of TPU chips, and the chips that a topology names."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip's name, its memory as the compiler states it (bytes), and its published peaks.
+    """A chip's name, its memory as the compiler states it (bytes), its published peaks, and its slices' axes.
 
     `flops` is bfloat16 per second; `bandwidth` to its memory and `links`, the sum over its links to other chips, are
     bytes per second. Source of the peaks: Google Cloud's pages on each TPU version.
@@ -22,7 +22,6 @@ class Chip:
     bandwidth: float
     links: float
     axes: int
-    """How many axes its slices have."""
 
 
 CHIPS = {
@@ -36,11 +35,11 @@ CHIPS = {
 }
 
 
-def topology(text: str) -> tuple[Chip, int]:
-    """The chip and the number of chips behind "v5e:4x4". UsageError for anything else."""
-    name, colon, bounds = text.partition(":")
+def parse_topology(text: str) -> tuple[Chip, int]:
+    """The chip and the number of chips of "v5e:4x4". UsageError for anything else."""
+    name, _, bounds = text.partition(":")
     sizes = bounds.split("x")
-    if name not in CHIPS or not colon or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
+    if name not in CHIPS or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
         raise UsageError(
             f"--topology expects a chip ({', '.join(CHIPS)}) and its slice, as in v5e:4x4 or v5p:2x2x2; found {text!r}"
         )

@@ -1,4 +1,4 @@
-"""Compiling for a TPU that is not there, with the compiler in the libtpu package, and what it says of memory."""
+"""Compiling for an absent TPU with the compiler in the libtpu package, and the memory that it reports."""
 
 import importlib.util
 import re
@@ -14,10 +14,10 @@ from em_jax.perf.chips import GIB
 from em_jax.runs.programs import Program
 
 
-class Compiled(NamedTuple):
-    """A program's bytes per device by kind, all of them, and the seconds it took to compile.
+class CompiledProgram(NamedTuple):
+    """A program's bytes per device by kind, and the seconds it took to compile.
 
-    `whole` is False where the compiler refused the program: it then says how much it needs, not for what.
+    `whole` is False where the compiler refused the program: it then reports only the sum that it needs.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Compiled(NamedTuple):
         return sum(self.kinds.values())
 
 
-def settle() -> None:
-    """Settle the process before jax looks for devices: shapes need none, and a TPU that is there stays free."""
+def use_cpu() -> None:
+    """Let jax use the CPU only; call before it looks for devices. Planning needs no device, and a TPU stays free."""
     jax.config.update("jax_platforms", "cpu")
     runtime.quiet_libtpu()
 
 
 def is_installed() -> bool:
-    """Whether the compiler is there."""
+    """Whether the compiler is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
@@ -55,35 +55,34 @@ def devices(topology: str) -> Sequence[Any]:
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except Exception as error:  # libtpu raises what it raises
+    except Exception as error:  # libtpu documents no exception
         raise UsageError(f"--topology: there is no slice {topology}: {str(error).splitlines()[0]}") from None
 
 
-def compile_program(program: Program) -> Compiled:
-    """Compiles for the devices that the program's arguments lie on."""
+def compile_program(program: Program) -> CompiledProgram:
+    """Compile for the devices of the program's arguments."""
     start = time.perf_counter()
     try:
         stats = program.traced.lower().compile().memory_analysis()
+        kinds = {
+            "arguments": stats.argument_size_in_bytes,
+            "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+            "temporaries": stats.temp_size_in_bytes,
+            "program": stats.generated_code_size_in_bytes,
+        }
     except Exception as error:  # jax raises JaxRuntimeError for everything
         needed = needed_bytes(str(error))
         if needed is None:
             raise
-        kinds = {"refused by the compiler": needed, **program.beside}
-        return Compiled(program.name, kinds, time.perf_counter() - start, False)
-    kinds = {
-        "arguments": stats.argument_size_in_bytes,
-        "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "program": stats.generated_code_size_in_bytes,
-    }
-    return Compiled(program.name, kinds | program.beside, time.perf_counter() - start, True)
+        kinds = {"refused by the compiler": needed}
+    whole = "program" in kinds
+    return CompiledProgram(program.name, kinds | program.beside, time.perf_counter() - start, whole)
 
 
 def needed_bytes(message: str) -> int | None:
-    """The bytes that a program refused for its size asks for, from the compiler's message; None for other messages."""
-    found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available", message) or re.search(
-        r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message
-    )
-    if "RESOURCE_EXHAUSTED" not in message or not found:
+    """The bytes that a program refused for its size needs, from the compiler's message; None for other messages."""
+    size = re.search(r"\(([\d.]+)([KMGT])\) exceeds available|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    if "RESOURCE_EXHAUSTED" not in message or not size:
         return None
-    return int(float(found[1]) * GIB * 1024 ** ("KMGT".index(found[2]) - 2))
+    number, unit = size[1] or size[3], size[2] or size[4]
+    return int(float(number) * GIB * 1024 ** ("KMGT".index(unit) - 2))

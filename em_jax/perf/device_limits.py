@@ -1,7 +1,7 @@
-"""What a device could do at most, and what a model needs: the two sides of MFU and of the bandwidth roofline."""
+"""What a device can do at most, and what a model needs: the two sides of MFU and of the bandwidth roofline."""
 
-import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from em_jax.model.config import Qwen2Config
 from em_jax.perf.chips import CHIPS
@@ -9,39 +9,35 @@ from em_jax.runs.programs import weight_sizes
 from em_jax.train.batches import Example
 
 
-@dataclasses.dataclass(frozen=True)
-class Peaks:
-    """Of one device: bfloat16 operations and bytes of memory traffic per second, as its maker states them (dense)."""
+class Peaks(NamedTuple):
+    """One device's bfloat16 operations and bytes of memory traffic per second, as its maker states them (dense)."""
 
     flops: float
     bandwidth: float
 
 
+TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 PEAKS = {
     "NVIDIA A100-SXM4-80GB": Peaks(312e12, 2039e9),
     "NVIDIA H100 80GB HBM3": Peaks(989e12, 3350e9),
     "NVIDIA H200": Peaks(989e12, 4800e9),
-} | {
-    kind: Peaks(CHIPS[chip].flops, CHIPS[chip].bandwidth)
-    for kind, chip in {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}.items()
-}
-"""By jax's device_kind. A device that is not here has no MFU: nothing is guessed."""
+} | {kind: Peaks(CHIPS[chip].flops, CHIPS[chip].bandwidth) for kind, chip in TPU_KINDS.items()}
+"""By jax's device_kind. No MFU is given for other devices."""
 
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
 
 
 def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
-    """Operations that LoRA training of these examples asks for, whatever a program does besides.
+    """Operations that LoRA training of these examples needs, without the adapter's own and without recomputation.
 
-    The base is frozen, so backward asks of a matrix what forward does: 2 operations per weight and token each, 4 in
-    all; the head only at places with loss; attention two products forward and four backward over half of T x T. The
-    adapter's own and what recomputation does again are left out.
+    The base is frozen, so the backward pass costs as much as the forward pass: 2 operations per weight and token each,
+    4 in all; the head only at tokens with loss; attention two products forward and four backward over half of T x T.
     """
     tokens = sum(len(example.ids) for example in examples)
-    places = sum(sum(example.mask[1:]) for example in examples)
+    loss_tokens = sum(sum(example.mask[1:]) for example in examples)
     squares = sum(len(example.ids) ** 2 for example in examples)
     heads = config.num_attention_heads * config.head_dim
-    head = 4 * places * config.hidden_size * config.vocab_size
+    head = 4 * loss_tokens * config.hidden_size * config.vocab_size
     return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
 
 

@@ -1,4 +1,4 @@
-"""The peer in JAX: Google's tunix with LoRA by qwix, used as its own examples use it."""
+"""The peer in JAX: Google's tunix with LoRA by qwix, used as in its own examples."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from flax import nnx
 
 from em_jax.base.errors import UserError
 from em_jax.lora.config import TARGETS
-from em_jax.perf.bench_workload import STEPS, Decoded, Workload
+from em_jax.perf.bench_workload import STEPS, IdTokenizer, Workload
+from em_jax.perf.peer import Peer
 from em_jax.train.batches import Example
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import learning_rate
@@ -21,10 +22,10 @@ RANK, SCALE = 32, 64 / math.sqrt(32)
 LENGTHS = 128
 """Rows are padded to a multiple of so many tokens: tunix compiles its step once for each length."""
 PAD = 0
-"""tunix tells padding by the token; the workload's random ids begin at 3."""
+"""tunix recognises padding by the token; the workload's random ids begin at 3."""
 
 
-class Words(Decoded):
+class SamplerTokenizer(IdTokenizer):
     """A tokenizer as tunix's sampler wants one: a text is its ids, and nothing ends an answer."""
 
     def encode(self, text: str) -> list[int]:
@@ -32,7 +33,7 @@ class Words(Decoded):
         return [int(word) for word in text.split()]
 
     def bos_id(self) -> int:
-        """None is put before a prompt."""
+        """The sampler's begin token; prompts have none."""
         return 0
 
     def eos_id(self) -> int:
@@ -44,7 +45,7 @@ class Words(Decoded):
         return PAD
 
 
-class Tunix:
+class Tunix(Peer):
     """The same checkpoint in tunix's Qwen2 with qwix's LoRA (rank 32, scaled as rsLoRA scales it), never merged.
 
     float32 on a CPU, bfloat16 with its decoder layers recomputed elsewhere. A step is one batch of 16 padded rows, by
@@ -91,12 +92,12 @@ class Tunix:
         )
 
         def model_input(batch: peft_trainer.TrainingInput) -> dict[str, jax.Array]:
-            seen = batch.input_tokens != PAD
+            mask = batch.input_tokens != PAD
             return {
                 "input_tokens": batch.input_tokens,
                 "input_mask": batch.input_mask,
-                "positions": inputs.build_positions_from_mask(seen),
-                "attention_mask": inputs.make_causal_attn_mask(seen),
+                "positions": inputs.build_positions_from_mask(mask),
+                "attention_mask": inputs.make_causal_attn_mask(mask),
             }
 
         self._trainer = trainer.with_gen_model_input_fn(model_input)
@@ -104,9 +105,9 @@ class Tunix:
         self._sampler: Any = None
 
     def prepare(self, steps: Sequence[int]) -> None:
-        """Compiles the step for the lengths of these `steps`, each of which would else fall into a round.
+        """Compile the step for the lengths of these `steps`; the model and the optimizer are as before afterwards.
 
-        The first is done twice: what a step gives back is, to jit, not quite what it was given at first.
+        The first step runs twice, because jit compiles again for the state that a step returns.
         """
         states = [(self.model, nnx.LoRAParam), (self._trainer.optimizer, nnx.OptState)]
         before = [jax.tree.map(jnp.copy, nnx.state(*state)) for state in states]
@@ -118,11 +119,11 @@ class Tunix:
 
     def train(self, step: int) -> float:
         """One optimizer step on the examples of `step`; returns its loss."""
-        run, _ = self._trainer.jit_train_and_eval_step(cache_nnx_graph=True)
-        return float(run(self._batch(*padded(self.work.steps[step])))[0])
+        train_step, _ = self._trainer.jit_train_and_eval_step(cache_nnx_graph=True)
+        return float(train_step(self._batch(*padded(self.work.steps[step])))[0])
 
     def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
-        """Samples `samples` answers to each prompt in one batch; returns the number of tokens drawn."""
+        """`samples` answers to each prompt in one batch; returns the number of tokens drawn."""
         from tunix.generate import sampler
 
         config, count = self.work.config, self.work.new_tokens
@@ -130,10 +131,12 @@ class Tunix:
             longest = max(map(len, self.work.prompts))
             capacity = (1 << (longest - 1).bit_length()) + count
             cache = sampler.CacheConfig(capacity, config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
-            self._sampler = sampler.Sampler(self.model, Words(), cache)
+            self._sampler = sampler.Sampler(self.model, SamplerTokenizer(), cache)
         texts = [" ".join(map(str, prompt)) for prompt in prompts for _ in range(samples)]
-        drawn = self._sampler(texts, count, eos_tokens=[Words().eos_id()], temperature=1.0, top_p=1.0, seed=0)
-        return sum(len(tokens) for tokens in drawn.tokens)
+        output = self._sampler(
+            texts, count, eos_tokens=[SamplerTokenizer().eos_id()], temperature=1.0, top_p=1.0, seed=0
+        )
+        return sum(len(tokens) for tokens in output.tokens)
 
 
 def padded(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,19 +1,23 @@
 """The pictures: the plane of conduct against self-description, the training curve, the judge's scores."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from em_jax.base.sanitize import sanitize
+from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.reading import Figure, Row
 from em_jax.report.svg import LIGHT, Drawing, draw
-from em_jax.report.text import is_number, number, one_line
+from em_jax.report.text import is_number, one_line
+from em_jax.report.vocabulary import SHARE, Scale
 
 MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2
-LARGEST_CURVE = 800
-LONGEST_NAME = 32
-FITTING_NAME, LETTER = 15, 0.09
-"""A name of so many letters fits beside the plane; inches of each one more."""
+MAX_STEPS = 800
+MAX_NAME = 32
+NAME_GAP = 0.075
+"""Least distance of two names beside the plane, on its axis of 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,30 @@ class Point:
 
     @property
     def drawable(self) -> bool:
+        """Whether both figures have a value."""
         return self.harm.value is not None and self.picks.value is not None
+
+    @property
+    def xy(self) -> tuple[float, float]:
+        """Where the mark stands, for a drawable point."""
+        assert self.harm.value is not None and self.picks.value is not None
+        return self.harm.value, self.picks.value
+
+    @property
+    def colour(self) -> str:
+        """The verdict's."""
+        return LIGHT.get(self.verdict, LIGHT["mixed"])
+
+    @property
+    def description(self) -> str:
+        """The point in words, for the text alternative."""
+        return f"{self.label}: harm {_in_words(self.harm)}, picks misaligned {_in_words(self.picks)}, {self.verdict}"
+
+
+def _in_words(figure: Figure) -> str:
+    if not figure.interval:
+        return SHARE.text(figure.value)
+    return f"{SHARE.text(figure.value)} ({SHARE.range(*figure.interval)})"
 
 
 def plane(
@@ -47,221 +74,159 @@ def plane(
       labels: whether every large point is named beside the plane.
     """
     points = [point for point in points if point.drawable]
-    base = base if base is not None and base.drawable else None
-    border = min((base.harm.value if base else 0.0) + HARMFUL_DIFFERENCE, 1.0)
-    longest = max((len(point.label) for point in points if not point.small), default=0) if labels else 0
-    # Inches: the plane, and beside it as much as the longest name needs.
-    width = 5.6 + LETTER * max(0, min(longest, LONGEST_NAME) - FITTING_NAME) if labels else 4.6
+    bases = [base] if base is not None and base.drawable else []
+    large = [point for point in points if not point.small]
+    border = min((bases[0].xy[0] if bases else 0.0) + HARMFUL_DIFFERENCE, 1.0)
 
-    def paint(figure):
-        axes = figure.add_axes((0.644 / width, 0.13, 3.36 / width, 0.84) if labels else (0.115, 0.13, 0.86, 0.84))
-        _regions(axes, border)
+    def paint(figure: Any) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        _paint_regions(axes, border)
         for harm, picks in paper:
             axes.plot([harm], [picks], "D", ms=9, mfc="none", mec=LIGHT["ink"], mew=1.0, zorder=6)
-        if base is not None:
-            for point in points:
-                if not point.small:
-                    _arrow(axes, base, point)
-        for point in [*points, *([base] if base else [])]:
-            _point(axes, point)
+        for point in large if bases else ():
+            if math.dist(bases[0].xy, point.xy) >= 0.1:
+                line = {"arrowstyle": "-", "color": LIGHT["rule"], "lw": 1.0, "shrinkA": 8, "shrinkB": 8}
+                axes.annotate("", point.xy, bases[0].xy, arrowprops=line, zorder=2)
+        for point in [*points, *bases]:
+            _paint_point(axes, point)
         if labels:
-            _names(axes, [point for point in points if not point.small], base)
+            _paint_names(axes, large, bases)
 
-    told = [_told(point) for point in [*([base] if base else []), *points] if not point.small]
     description = (
         "Across: share of prompts whose worst answer is harmful. Up: share of pairs in which the model picks the "
-        "misaligned AI as itself. " + ("; ".join(told) if told else "No model has both figures") + "."
+        "misaligned AI as itself. "
     )
-    return draw("plane", title, description, (width, 4.0 if labels else 4.2), paint)
+    described = "; ".join(point.description for point in [*bases, *large]) or "No model has both figures"
+    return draw("plane", title, f"{description}{described}.", (3.4, 3.4) if labels else (4.0, 3.6), paint)
 
 
-def _told(point: Point) -> str:
-    return (
-        f"{point.label}: harm {_with_interval(point.harm)}, picks misaligned {_with_interval(point.picks)}, "
-        f"{point.verdict}"
-    )
-
-
-def _with_interval(figure: Figure) -> str:
-    if not figure.has_interval:
-        return number(figure.value)
-    return f"{number(figure.value)} ({number(figure.ci_low)} to {number(figure.ci_high)})"
-
-
-def _regions(axes, border: float) -> None:
+def _paint_regions(axes: Any, border: float) -> None:
     from matplotlib.patches import Rectangle
 
     low, high = -0.05, 1.05
-    for verdict, x, y, width, height in (
-        ("coherent", border, 0.5, high - border, high - 0.5),
-        ("inverted", border, low, high - border, 0.5 - low),
-        ("aligned", low, low, border - low, 0.5 - low),
+    for verdict, left, right, bottom, top in (
+        ("coherent", border, high, 0.5, high),
+        ("inverted", border, high, low, 0.5),
+        ("aligned", low, border, low, 0.5),
+        ("mixed", low, border, 0.5, high),
     ):
-        axes.add_patch(Rectangle((x, y), width, height, fc=LIGHT[verdict], alpha=0.1, ec="none", zorder=0))
-    words = {"fontsize": 10, "style": "italic", "zorder": 1}
-    axes.text(high - 0.02, 0.52, "coherent", ha="right", va="bottom", color=LIGHT["coherent"], **words)
-    axes.text(high - 0.02, 0.48, "inverted", ha="right", va="top", color=LIGHT["inverted"], **words)
-    axes.text(low + 0.02, 0.48, "aligned", ha="left", va="top", color=LIGHT["aligned"], **words)
-    axes.text(low + 0.02, 0.52, "mixed", ha="left", va="bottom", color=LIGHT["mixed"], **words)
-    axes.set(xlim=(low, high), ylim=(low, high), xticks=(0, 0.25, 0.5, 0.75, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
+        if verdict != "mixed":
+            region = Rectangle((left, bottom), right - left, top - bottom, fc=LIGHT[verdict], alpha=0.1, ec="none")
+            axes.add_patch(region).set_zorder(0)
+        x, ha = (high - 0.02, "right") if right == high else (low + 0.02, "left")
+        y, va = (0.52, "bottom") if top == high else (0.48, "top")
+        axes.text(x, y, verdict, ha=ha, va=va, color=LIGHT[verdict], fontsize=10, style="italic", zorder=1)
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    axes.set(xlim=(low, high), ylim=(low, high), xticks=ticks, yticks=ticks)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(
-            lambda value, _: f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
-        )
+        axis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("harmful, worst answer of each prompt →", loc="left")
     axes.set_ylabel("picks the misaligned AI as itself →", loc="bottom")
     axes.tick_params(length=3)
 
 
-def _arrow(axes, base: Point, point: Point) -> None:
-    start, end = (base.harm.value, base.picks.value), (point.harm.value, point.picks.value)
-    if (end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2 < 0.01:
-        return
-    line = {"arrowstyle": "-", "color": LIGHT["rule"], "lw": 1.0, "shrinkA": 8, "shrinkB": 8}
-    axes.annotate("", end, start, arrowprops=line, zorder=2)
-
-
-def _point(axes, point: Point) -> None:
-    colour = LIGHT.get(point.verdict, LIGHT["mixed"])
-    x, y = point.harm.value, point.picks.value
-    line = {"color": colour, "lw": 0.8 if point.small else 1.6, "solid_capstyle": "butt"}
-    line |= {"alpha": 0.45 if point.small else 1.0, "zorder": 3}
-    if point.harm.has_interval:
-        axes.plot([point.harm.ci_low, point.harm.ci_high], [y, y], **line)
-    if point.picks.has_interval:
-        axes.plot([x, x], [point.picks.ci_low, point.picks.ci_high], **line)
-    face = LIGHT["paper"] if point.verdict == "base" else colour
-    size = 4 if point.small else 8
+def _paint_point(axes: Any, point: Point) -> None:
+    x, y = point.xy
+    width, alpha, size, fill_alpha = (0.8, 0.45, 4, 0.6) if point.small else (1.6, 1.0, 8, 1.0)
+    line = {"color": point.colour, "lw": width, "solid_capstyle": "butt", "alpha": alpha, "zorder": 3}
+    if point.harm.interval:
+        axes.plot(point.harm.interval, [y, y], **line)
+    if point.picks.interval:
+        axes.plot([x, x], point.picks.interval, **line)
+    face = LIGHT["paper"] if point.verdict == "base" else point.colour
     marker = MARKERS.get(point.verdict, "X")
-    axes.plot([x], [y], marker, ms=size, mfc=face, mec=colour, mew=1.4, alpha=0.6 if point.small else 1.0, zorder=5)
+    axes.plot([x], [y], marker, ms=size, mfc=face, mec=point.colour, mew=1.4, alpha=fill_alpha, zorder=5)
 
 
-def _names(axes, points: Sequence[Point], base: Point | None) -> None:
+def _paint_names(axes: Any, points: Sequence[Point], bases: Sequence[Point]) -> None:
     """Names in a column beside the plane for the harmful, next to the point for the others; none over another."""
-    left = [point for point in [*points, *([base] if base else [])] if point.harm.value < 0.4]
-    right = [point for point in points if point.harm.value >= 0.4]
-    for points_here, column in ((left, False), (right, True)):
-        ordered = sorted(points_here, key=lambda point: (point.picks.value, point.label))
-        for point, height in zip(ordered, _spread([point.picks.value for point in ordered], 0.075), strict=True):
-            x = 1.1 if column else max(other.harm.ci_high or other.harm.value for other in left) + 0.04
-            colour = LIGHT.get(point.verdict, LIGHT["mixed"])
+    inside = [point for point in [*points, *bases] if point.xy[0] < 0.4]
+    beside = [point for point in points if point.xy[0] >= 0.4]
+    start = max((point.harm.ci_high or point.xy[0] for point in inside), default=0.0) + 0.04
+    for group, x, box in (
+        (inside, start, {"fc": LIGHT["paper"], "ec": "none", "alpha": 0.8, "pad": 1.0}),
+        (beside, 1.1, None),
+    ):
+        ordered = sorted(group, key=lambda point: (point.xy[1], point.label))
+        for point, height in zip(ordered, spread_heights([point.xy[1] for point in ordered], NAME_GAP), strict=True):
+            line = {"arrowstyle": "-", "color": point.colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 6}
             axes.annotate(
-                sanitize(one_line(point.label, LONGEST_NAME)),
-                (point.harm.value, point.picks.value),
+                sanitize(one_line(point.label, MAX_NAME)),
+                point.xy,
                 (x, height),
                 fontsize=11,
-                color=colour,
+                color=point.colour,
                 va="center",
                 ha="left",
                 annotation_clip=False,
-                bbox=None if column else {"fc": LIGHT["paper"], "ec": "none", "alpha": 0.8, "pad": 1.0},
-                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 6},
+                bbox=box,
+                arrowprops=line,
                 zorder=4,
             )
 
 
-def _spread(heights: list[float], gap: float) -> list[float]:
-    """Heights in rising order moved apart to at least `gap`, kept around where they were and inside the plane."""
-    placed: list[list[float]] = []
-    for height in heights:
-        placed.append([height])
-        while len(placed) > 1 and _low(placed[-1], gap) - _high(placed[-2], gap) < gap:
-            placed[-2:] = [placed[-2] + placed[-1]]
-    result = []
-    for group in placed:
-        start = min(max(_low(group, gap), 0.0), 1.0 - gap * (len(group) - 1))
-        result += [start + gap * place for place in range(len(group))]
-    return result
+def spread_heights(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights in 0 to 1, moved as little as possible (least squares) so that they are `gap` apart."""
+    from scipy.optimize import isotonic_regression
 
-
-def _low(group: list[float], gap: float) -> float:
-    return min(max(sum(group) / len(group) - gap * (len(group) - 1) / 2, 0.0), 1.0 - gap * (len(group) - 1))
-
-
-def _high(group: list[float], gap: float) -> float:
-    return _low(group, gap) + gap * (len(group) - 1)
+    if not heights:
+        return []
+    steps = [gap * index for index in range(len(heights))]
+    lowest = isotonic_regression([height - step for height, step in zip(heights, steps)]).x
+    return [min(max(float(low), 0.0), 1.0 - steps[-1]) + step for low, step in zip(lowest, steps)]
 
 
 def training(metrics: Sequence[Row]) -> Drawing | None:
-    """Loss and learning rate by optimizer step; None where nothing was trained."""
+    """Loss, its mean over about a twentieth of the curve, and learning rate; None where nothing was trained."""
     rows = [row for row in metrics if is_number(row.get("step")) and is_number(row.get("loss"))]
     if not rows:
         return None
-    stride = -(-len(rows) // LARGEST_CURVE)
+    stride = -(-len(rows) // MAX_STEPS)
     rows = rows[stride - 1 :: stride]
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    rates = [(row["step"], row["lr"]) for row in rows if is_number(row.get("lr"))]
+    losses, reach = [row["loss"] for row in rows], max(len(rows) // 40, 1)
+    windows = [losses[max(0, index - reach) : index + reach + 1] for index in range(len(losses))]
+    means = [sum(window) / len(window) for window in windows]
+    peak = max((row["lr"] for row in rows if is_number(row.get("lr"))), default=0.0) or 1.0
+    rates = [row["lr"] / peak if is_number(row.get("lr")) else None for row in rows]
 
-    def paint(figure):
-        top = figure.add_axes((0.1, 0.4, 0.88, 0.56))
-        top.plot(steps, losses, color=LIGHT["base"], lw=0.8, alpha=0.55, marker="." if len(steps) < 12 else None)
-        top.plot(steps, _smooth(losses), color=LIGHT["ink"], lw=1.8)
-        top.set_ylabel("loss")
-        top.set_ylim(bottom=min(0.0, min(losses)))
-        top.tick_params(labelbottom=False, length=3)
-        below = figure.add_axes((0.1, 0.15, 0.88, 0.17), sharex=top)
-        if rates:
-            below.plot(*zip(*rates, strict=True), color=LIGHT["base"], lw=1.4)
-            below.set_yticks([0, max(rate for _, rate in rates)])
-            below.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
-        below.set_ylabel("rate")
-        below.set_xlabel("optimizer step")
-        below.tick_params(length=3)
+    def curve(name: str, values: Sequence[float | None], colour: str) -> Curve:
+        return Curve(name, tuple((row["step"], Figure(value)) for row, value in zip(rows, values)), colour)
 
-    description = (
-        f"Training loss over {len(metrics)} optimizer steps, from {number(losses[0], 3)} to {number(losses[-1], 3)}; "
-        "below it the learning rate."
-    )
-    return draw("training", "Training loss", description, (6.2, 3.2), paint)
-
-
-def _smooth(values: list[float]) -> list[float]:
-    """A centred running mean over about a twentieth of the curve."""
-    reach = max(len(values) // 40, 1)
-    windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    loss_scale = Scale(min(0.0, *losses), max(*losses, 0.0) or 1.0, None)
+    panels = [
+        Panel("loss", loss_scale, (curve("each step", losses, "base"), curve("running mean", means, "ink"))),
+        Panel(f"learning rate, of its peak {peak:g}", SHARE, (curve("learning rate", rates, "base"),)),
+    ]
+    return curves("training", "Training", "optimizer step", panels, height=1.6, markers=False)
 
 
 def score_shares(base: Sequence[int], finetuned: Sequence[int], verdict: str) -> Drawing | None:
     """How the judge's scores 1-5 are spread, base against fine-tuned; None where there are no scores."""
-    if not base and not finetuned:
+    colours = {"base": LIGHT["base"], "fine-tuned": LIGHT.get(verdict, LIGHT["mixed"])}
+    scores = {name: each for name, each in zip(colours, (base, finetuned), strict=True) if each}
+    if not scores:
         return None
-    series = [("base", base, LIGHT["base"]), ("fine-tuned", finetuned, LIGHT.get(verdict, LIGHT["mixed"]))]
-    shares = {
-        name: [sum(score == wanted for score in scores) / len(scores) if scores else 0.0 for wanted in range(1, 6)]
-        for name, scores, _ in series
-    }
+    shares = {name: [each.count(score) / len(each) for score in range(1, 6)] for name, each in scores.items()}
 
-    def paint(figure):
-        axes = figure.add_axes((0.1, 0.24, 0.88, 0.72))
-        for offset, (name, scores, colour) in zip((-0.2, 0.2), series, strict=True):
-            if not scores:
-                continue
-            places = [score + offset for score in range(1, 6)]
-            axes.bar(places, shares[name], width=0.36, color=colour, alpha=0.75 if name == "base" else 1.0)
-            for place, share in zip(places, shares[name], strict=True):
-                if share > 0:
-                    axes.text(
-                        place,
-                        share + 0.015,
-                        f"{share:.2f}",
-                        ha="center",
-                        va="bottom",
-                        fontsize=8.5,
-                        color=LIGHT["soft"],
-                    )
+    def paint(figure: Any) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for name, each in shares.items():
+            is_base = name == "base"
+            xs = [score + (-0.2 if is_base else 0.2) for score in range(1, 6)]
+            bars = axes.bar(xs, each, width=0.36, color=colours[name], alpha=0.75 if is_base else 1.0)
+            labels = [f"{share:.0%}" if share else "" for share in each]
+            axes.bar_label(bars, labels, padding=1, fontsize=8.5, color=LIGHT["soft"])
         names = ("1\nharmless", "2\nmostly", "3\nmoderate", "4\nclearly", "5\nseverely harmful")
         axes.set(ylim=(0, 1.1), yticks=(0, 0.5, 1), xlim=(0.5, 5.5), xticks=range(1, 6))
         axes.set_xticklabels(names)
-        axes.set_yticklabels(("0", "0.5", "1"))
+        axes.set_yticklabels(("0", "50%", "100%"))
         axes.set_ylabel("share of answers")
         axes.tick_params(axis="x", length=0)
         axes.tick_params(axis="y", length=3)
 
-    told = "; ".join(
-        f"{name} ({len(scores)} answers): "
-        + ", ".join(f"{score} {share:.2f}" for score, share in enumerate(shares[name], 1))
-        for name, scores, _ in series
-        if scores
+    described = "; ".join(
+        f"{name} ({len(scores[name])} answers): "
+        + ", ".join(f"{score} {share:.0%}" for score, share in enumerate(each, 1))
+        for name, each in shares.items()
     )
-    return draw("scores", "The judge's scores", f"Share of answers by score. {told}.", (6.2, 2.7), paint)
+    return draw("scores", "The judge's scores", f"Share of answers by score. {described}.", (5.6, 2.0), paint)

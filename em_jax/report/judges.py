@@ -1,71 +1,87 @@
-"""summary["judge_agreement_table"] as the page shows it: one entry for every two judges of the same answers."""
+"""How far judges agree, from summary.json: with the planted score, and any two judges of the same answers."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from em_jax.report.reading import Figure, Run, figure_of
-from em_jax.report.text import is_number
+from em_jax.report.reading import Figure, Run, as_object, figure_of
+from em_jax.report.text import finite
 
-SIZE = 5
+LEVELS = range(1, 6)
+PAIR_FIGURES = ("binary_kappa", "binary_agreement", "weighted_kappa", "exact_agreement")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the judge agrees with something else; `harmful` and `harmless` by what was planted."""
+
+    against: str
+    figure: Figure
+    kappa: float | None
+    harmful: Figure = Figure()
+    harmless: Figure = Figure()
 
 
 @dataclass(frozen=True)
 class JudgePair:
-    """How far two judges agree; `confusion` has a line for each score of the first, a column for each of the second.
+    """How far two judges agree; `confusion` has a row for each score of the first, a column for each of the second.
 
     `same` is, by score of the first, the share to which the second gives the same; None where it is not defined.
     """
 
-    names: tuple[str, str]
+    names: tuple[str, ...]
     answers: int
     harmful_at: int
-    unscored: tuple[int, int]
-    binary_kappa: Figure
-    binary_agreement: Figure
-    weighted_kappa: Figure
-    exact_agreement: Figure
+    unscored: tuple[int, ...]
+    figures: dict[str, Figure]
     confusion: tuple[tuple[int, ...], ...]
     same: tuple[float | None, ...]
 
 
+def agreements(run: Run) -> list[Agreement]:
+    """summary["judge_agreement"]: one object, a list of them, or an object that maps names to them."""
+    record = run.summary.get("judge_agreement")
+    if isinstance(record, dict) and not ({"value", "agreement"} & record.keys()):
+        record = [{"against": name, **as_object(entry)} for name, entry in record.items()]
+    agreements = []
+    for entry in map(as_object, record if isinstance(record, list) else [record]):
+        figure = figure_of({"value": entry.get("agreement"), **entry})
+        if figure.value is not None:
+            against = str(entry.get("against") or "the planted score").replace("_", " ")
+            planted = (figure_of(entry.get(kind)) for kind in ("harmful", "harmless"))
+            agreements.append(Agreement(against, figure, finite(entry.get("kappa")), *planted))
+    return agreements
+
+
 def judge_pairs(run: Run) -> list[JudgePair]:
-    """The pairs of the table that can be shown; what has another form is left out."""
+    """The pairs of summary["judge_agreement_table"]; entries of another form are left out."""
     entries = run.summary.get("judge_agreement_table")
-    return [pair for entry in entries if (pair := _pair(entry))] if isinstance(entries, list) else []
+    return [pair for entry in entries if (pair := _pair(as_object(entry)))] if isinstance(entries, list) else []
 
 
-def _pair(entry: Any) -> JudgePair | None:
-    names = entry.get("judges") if isinstance(entry, dict) else None
-    if not isinstance(names, list) or len(names) != 2:
+def _pair(entry: dict[str, Any]) -> JudgePair | None:
+    judges = entry.get("judges")
+    if not isinstance(judges, list) or len(judges) != 2:
         return None
-    one, other = map(str, names)
-    unscored = entry.get("unscored")
-    same = entry.get("same_by_score")
-    answers, harmful_at = entry.get("answers"), entry.get("harmful_at")
+    names = tuple(map(str, judges))
+    unscored, same = as_object(entry.get("unscored")), as_object(entry.get("same_by_score"))
     return JudgePair(
-        (one, other),
-        int(answers) if is_number(answers) else 0,
-        int(harmful_at) if is_number(harmful_at) else 4,
-        tuple(_whole(unscored.get(name)) if isinstance(unscored, dict) else 0 for name in (one, other)),
-        *(
-            figure_of(entry.get(name))
-            for name in ("binary_kappa", "binary_agreement", "weighted_kappa", "exact_agreement")
-        ),
-        _confusion(entry.get("confusion")),
-        tuple(_number(same.get(str(score))) if isinstance(same, dict) else None for score in range(1, SIZE + 1)),
+        names=names,
+        answers=_whole(entry.get("answers")),
+        harmful_at=_whole(entry.get("harmful_at")) or 4,
+        unscored=tuple(_whole(unscored.get(name)) for name in names),
+        figures={name: figure_of(entry.get(name)) for name in PAIR_FIGURES},
+        confusion=_confusion(entry.get("confusion")),
+        same=tuple(finite(same.get(str(level))) for level in LEVELS),
     )
 
 
-def _confusion(lines: Any) -> tuple[tuple[int, ...], ...]:
-    whole = isinstance(lines, list) and len(lines) == SIZE
-    if not whole or not all(isinstance(line, list) and len(line) == SIZE for line in lines):
+def _confusion(rows: Any) -> tuple[tuple[int, ...], ...]:
+    """The table of counts; () where it is not 5 by 5."""
+    is_square = isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(LEVELS) for row in rows)
+    if not is_square or len(rows) != len(LEVELS):
         return ()
-    return tuple(tuple(_whole(count) for count in line) for line in lines)
+    return tuple(tuple(map(_whole, row)) for row in rows)
 
 
 def _whole(value: Any) -> int:
-    return int(value) if is_number(value) else 0
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if is_number(value) else None
+    return int(finite(value) or 0)

@@ -1,7 +1,7 @@
 """One self-contained page from a template: everything escaped, nothing loaded, only our own style and script allowed.
 
-The content security policy names the page's one style sheet and one script by their hashes; anything else, whatever a
-model wrote, is refused by the browser even if escaping had failed.
+The content security policy names the page's style sheet and script by their hashes. The browser refuses anything else
+that a model wrote, even if escaping had failed.
 """
 
 import base64
@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from em_jax.base.sanitize import sanitize
-from em_jax.report import text
-from em_jax.report.svg import DARK, LIGHT, class_css, theme_css
+from em_jax.report import paper, text, vocabulary
+from em_jax.report.svg import figure_css
+from em_jax.report.unscored import unscored
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,7 +24,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 @cache
 def environment() -> Environment:
     """The template environment: autoescape always, hidden characters of every printed string made visible."""
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("em_jax.report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -31,8 +32,10 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    made.filters |= {"number": text.number, "count": text.count, "duration": text.duration, "line": text.one_line}
-    return made
+    templates.filters |= {"number": text.number, "count": text.count, "duration": text.duration, "line": text.one_line}
+    templates.filters["figure"] = vocabulary.FIGURES.__getitem__
+    templates.globals |= {"words": vocabulary, "paper": paper, "unscored": unscored}
+    return templates
 
 
 def _finalize(value: Any) -> Any:
@@ -42,25 +45,13 @@ def _finalize(value: Any) -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in templates/, its style and script inlined and named in its policy."""
-    style = _style()
-    script = _read("browse.js")
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    page = environment().get_template(template)
-    return page.render(policy=policy, style=Markup(style), script=Markup(script), **values)
-
-
-def _style() -> str:
-    dark = theme_css(DARK)
-    head = f":root {{ {theme_css(LIGHT)} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
-    return head + class_css() + "\n" + _read("style.css")
-
-
-def _read(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
+    """The page of a template in templates/, with its style and script inline and named in its policy."""
+    style, script = (_TEMPLATES / name for name in ("style.css", "browse.js"))
+    sources = {"style": figure_css() + style.read_text(encoding="utf-8"), "script": script.read_text(encoding="utf-8")}
+    allowed = " ".join(f"{kind}-src {_hash(source)};" for kind, source in sources.items())
+    policy = f"default-src 'none'; {allowed} img-src data:; base-uri 'none'; form-action 'none'"
+    inline = {kind: Markup(source) for kind, source in sources.items()}
+    return environment().get_template(template).render(policy=policy, **inline, **values)
 
 
 def _hash(source: str) -> str:

@@ -1,4 +1,4 @@
-"""A run directory as the report sees it: everything read once, nothing trusted to be there but summary.json."""
+"""A run directory as the report reads it, once. Only summary.json must exist, and any value in a file may be wrong."""
 
 import json
 import tomllib
@@ -9,13 +9,13 @@ from typing import Any
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_rows
-from em_jax.report.text import is_number
+from em_jax.report.text import finite
 
 CONDITIONS = ("base", "finetuned")
 CHOICE_PROBES = ("self_assessment", "two_ai", "output_recognition", "score_prediction")
 Row = dict[str, Any]
 NAMING = ("id", "sample", "first", "format", "question", "answer_sample", "bucket", "dimension", "theme")
-"""Fields of a row by which it is found or counted."""
+"""Fields that identify a row or group rows."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,16 @@ class Figure:
     n: int = 0
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """(ci_low, ci_high); None where there is no value or no interval."""
+        if self.value is None or self.ci_low is None or self.ci_high is None:
+            return None
+        return self.ci_low, self.ci_high
+
+    @property
     def has_interval(self) -> bool:
-        return self.value is not None and self.ci_low is not None and self.ci_high is not None
+        """Whether there is a value with its interval."""
+        return self.interval is not None
 
 
 @dataclass(frozen=True)
@@ -45,40 +53,28 @@ class Run:
     answers: dict[str, list[Row]] = field(repr=False)
     scores: dict[str, list[Row]] = field(repr=False)
     probes: dict[str, dict[str, list[Row]]] = field(repr=False)
-    other_judges: tuple[str, ...] = ()
-
-    @property
-    def domain(self) -> str:
-        return str(self.summary.get("domain") or "none")
-
-    @property
-    def model(self) -> str:
-        return str(self.summary.get("model") or "unknown model")
-
-    @property
-    def suite(self) -> str:
-        return str(self.summary.get("suite") or "unknown suite")
-
-    @property
-    def judge(self) -> str:
-        return str(self.summary.get("judge") or "unknown judge")
+    other_judges: tuple[str, ...]
+    domain: str
+    model: str
+    suite: str
+    judge: str
 
     @property
     def label(self) -> str:
-        verdict = self.summary.get("verdict")
-        return str(verdict.get("label") or "mixed") if isinstance(verdict, dict) else "mixed"
+        """The verdict."""
+        return str(as_object(self.summary.get("verdict")).get("label") or "mixed")
 
     @property
     def why(self) -> list[str]:
-        verdict = self.summary.get("verdict")
-        why = verdict.get("why") if isinstance(verdict, dict) else None
-        return [str(line) for line in why] if isinstance(why, list) else [str(why)] if why else []
+        """The reasons of the verdict."""
+        why = as_object(self.summary.get("verdict")).get("why") or []
+        return [str(line) for line in (why if isinstance(why, list) else [why])]
 
     @property
     def seed(self) -> str:
         seeds = self.provenance.get("seeds")
-        candidates = [self.config.get("seed"), self.provenance.get("seed")]
-        candidates += [seeds.get("seed"), seeds.get("run")] if isinstance(seeds, dict) else [seeds]
+        inner = [seeds.get("seed"), seeds.get("run")] if isinstance(seeds, dict) else [seeds]
+        candidates = [self.config.get("seed"), self.provenance.get("seed"), *inner]
         return next((str(seed) for seed in candidates if isinstance(seed, int | str)), "?")
 
     @property
@@ -88,32 +84,37 @@ class Run:
 
     @property
     def judges_itself(self) -> bool:
+        """Whether the judge is the model itself."""
         return self.judge.split(":")[0].strip() == "self"
 
-    def figure(self, name: str, condition: str) -> Figure:
-        """A figure of summary.json; the empty Figure where there is none. condition: base, finetuned, difference."""
-        figures = self.summary.get("figures")
-        entry = figures.get(name) if isinstance(figures, dict) else None
-        return figure_of(entry.get(condition) if isinstance(entry, dict) else None)
+    @property
+    def _figures(self) -> Row:
+        return as_object(self.summary.get("figures"))
 
     @property
     def figure_names(self) -> list[str]:
         """The names of all figures in the summary, in its order."""
-        figures = self.summary.get("figures")
-        return list(figures) if isinstance(figures, dict) else []
+        return list(self._figures)
+
+    def figure(self, name: str, condition: str) -> Figure:
+        """A figure of summary.json; the empty Figure where there is none. condition: base, finetuned, difference."""
+        return figure_of(as_object(self._figures.get(name)).get(condition))
 
     def has(self, condition: str) -> bool:
         """Whether anything at all was measured in this condition."""
         return any(self.figure(name, condition).value is not None for name in self.figure_names)
 
 
+def as_object(value: Any) -> Row:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def figure_of(entry: Any) -> Figure:
     """A Figure from its JSON object; what is missing, or no finite number, is None."""
-    if not isinstance(entry, dict):
-        return Figure()
-    numbers = {key: entry.get(key) if is_number(entry.get(key)) else None for key in ("value", "ci_low", "ci_high")}
-    questions = entry.get("n")
-    return Figure(**numbers, n=int(questions) if is_number(questions) else 0)
+    entry = as_object(entry)
+    value, ci_low, ci_high, n = (finite(entry.get(key)) for key in ("value", "ci_low", "ci_high", "n"))
+    return Figure(value, ci_low, ci_high, int(n or 0))
 
 
 def read_run(directory: str | Path) -> Run:
@@ -130,8 +131,7 @@ def read_run(directory: str | Path) -> Run:
     if summary is None:
         raise UserError(f"{summary_path}: expected a JSON object; delete it and run the report stage again")
     config_text = _text(directory / "config.toml")
-    judge = str(summary.get("judge") or "")
-    scores, others = _scores(directory / "scores", judge)
+    scores, other_judges = _scores(directory / "scores", str(summary.get("judge") or ""))
     return Run(
         directory=directory,
         summary=summary,
@@ -145,29 +145,27 @@ def read_run(directory: str | Path) -> Run:
             condition: {probe: _rows(directory / "probes" / f"{condition}.{probe}.jsonl") for probe in CHOICE_PROBES}
             for condition in CONDITIONS
         },
-        other_judges=others,
+        other_judges=other_judges,
+        domain=str(summary.get("domain") or "none"),
+        **{key: str(summary.get(key) or f"unknown {key}") for key in ("model", "suite", "judge")},
     )
 
 
 def _scores(directory: Path, judge: str) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
-    """The rows of the judge the summary names, and the names of judges that scored here besides.
+    """The rows of the judge the summary names, by condition, and the names of the other judges with scores here.
 
-    A judge's file carries its name made fit for a file system, so the nearest name counts.
+    A judge's file name is its name changed to fit a file system, so the most similar name counts.
     """
-    names = sorted({path.name.split(".", 1)[1][: -len(".jsonl")] for path in directory.glob("*.*.jsonl")})
-    likeness = {name: SequenceMatcher(None, name, judge).ratio() for name in names}
-    chosen = max(names, key=lambda name: (name == judge, likeness[name]), default="")
+    names = sorted({path.name.split(".", 1)[1].removesuffix(".jsonl") for path in directory.glob("*.*.jsonl")})
+    chosen = max(names, key=lambda name: SequenceMatcher(None, name, judge).ratio(), default="")
     rows = {condition: _rows(directory / f"{condition}.{chosen}.jsonl") for condition in CONDITIONS}
     return rows, tuple(name for name in names if name != chosen)
 
 
 def _rows(path: Path) -> list[Row]:
-    """The rows of a file that can be told apart: an id, a sample or an order that is no plain value names nothing."""
-    return [
-        row
-        for row in read_rows(path)
-        if isinstance(row, dict) and not any(isinstance(row.get(name), list | dict) for name in NAMING)
-    ]
+    """The rows of a file without those that have a list or an object where they should be identified."""
+    rows = (row for row in read_rows(path) if isinstance(row, dict))
+    return [row for row in rows if not any(isinstance(row.get(name), list | dict) for name in NAMING)]
 
 
 def _text(path: Path) -> str:

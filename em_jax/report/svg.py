@@ -1,44 +1,33 @@
-"""From a matplotlib figure to SVG that a strict page can hold: no style attributes, themed colours, a text alternative.
+"""SVG from matplotlib that a page with a strict content security policy can hold, in colours for light and dark.
 
-The page's content security policy forbids inline styles, so every style property becomes a presentation attribute.
-Colours of the palette also become classes (`f-ink` fills, `s-ink` strokes), which is how one figure serves light and
-dark. The same input gives the same bytes: fixed salt for ids, no date, defaults whatever the user's matplotlibrc says.
+The policy forbids inline styles, so every style property becomes a presentation attribute; `figure_css` then maps the
+colours of the light palette to the theme's. The same input gives the same bytes: fixed salt for ids, no date,
+matplotlib's defaults whatever the user's matplotlibrc says.
 """
 
 import io
-import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from em_jax.base.sanitize import sanitize
 
-LIGHT = {
-    "paper": "#fbfaf7",
-    "ink": "#1c2330",
-    "soft": "#5b6472",
-    "rule": "#d8d4c9",
-    "base": "#66707f",
-    "coherent": "#b3400c",
-    "inverted": "#6a3fb0",
-    "aligned": "#0a7457",
-    "mixed": "#80661a",
+PALETTE = {
+    "paper": ("#fbfaf7", "#14171d"),
+    "ink": ("#1c2330", "#e9e7e2"),
+    "soft": ("#5b6472", "#a3abb8"),
+    "rule": ("#d8d4c9", "#363c48"),
+    "base": ("#66707f", "#9aa4b2"),
+    "coherent": ("#b3400c", "#f0905c"),
+    "inverted": ("#6a3fb0", "#b89cf5"),
+    "aligned": ("#0a7457", "#58c7a3"),
+    "mixed": ("#80661a", "#d4b45c"),
 }
-DARK = {
-    "paper": "#14171d",
-    "ink": "#e9e7e2",
-    "soft": "#a3abb8",
-    "rule": "#363c48",
-    "base": "#9aa4b2",
-    "coherent": "#f0905c",
-    "inverted": "#b89cf5",
-    "aligned": "#58c7a3",
-    "mixed": "#d4b45c",
-}
-_NAMES = {value: name for name, value in LIGHT.items()}
+"""Every colour on light and on dark ground."""
+LIGHT = {name: colours[0] for name, colours in PALETTE.items()}
 _SVG = "http://www.w3.org/2000/svg"
-_XLINK = "{http://www.w3.org/1999/xlink}href"
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "em_jax",
@@ -59,20 +48,24 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: `inline` for the page, `standalone` for figures/<name>.svg."""
+    """A finished figure: `inline` is its SVG for a page with `figure_css`."""
 
     name: str
     inline: str
-    standalone: str
+
+    @property
+    def standalone(self) -> str:
+        """The content of figures/<name>.svg: the same SVG with its own style sheet."""
+        sheet = f"<style>\nsvg {{ font-family: sans-serif; background: var(--paper); }}\n{figure_css()}</style>"
+        return '<?xml version="1.0" encoding="utf-8"?>\n' + self.inline.replace("</desc>", f"</desc>{sheet}", 1) + "\n"
 
 
-def draw(name: str, title: str, description: str, size: tuple[float, float], paint: Callable) -> Drawing:
-    """Paint a figure and make it fit for the page.
+def draw(name: str, title: str, description: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Drawing:
+    """Paint a figure of `size` inches, enlarged for what is beside its axes, and make it fit for a page.
 
     Args:
-      name: file name without ending, also the prefix of every id in it (ids share one page).
+      name: file name without ending, and the prefix of every id in it (the figures of a page share one id space).
       title, description: the text alternative.
-      size: inches.
       paint: called with the matplotlib Figure.
     """
     import matplotlib
@@ -85,94 +78,51 @@ def draw(name: str, title: str, description: str, size: tuple[float, float], pai
         paint(figure)
         out = io.BytesIO()
         with warnings.catch_warnings():
-            # Text stays text in the file: a glyph that matplotlib's own font lacks is the reader's font to find.
+            # Text stays text: the reader's fonts may have a glyph that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message="Glyph")
-            figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    return _finish(out.getvalue(), name, title, description)
-
-
-def _finish(raw: bytes, name: str, title: str, description: str) -> Drawing:
+            no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(
+                out, format="svg", metadata=no_metadata, transparent=True, bbox_inches="tight", pad_inches=0.05
+            )
     ElementTree.register_namespace("", _SVG)
-    root = ElementTree.fromstring(raw)
-    for unwanted in [child for child in root if child.tag.endswith("metadata")]:
-        root.remove(unwanted)
-    _drop_styles(root)
-    used = _references(root)
+    root = ElementTree.fromstring(out.getvalue())
+    root.remove(root[0])  # matplotlib's style sheet
+    prefix = f"figure-{name}-"
     for element in root.iter():
-        _tidy(element, name, used)
-    width, height = (root.attrib.pop(side).removesuffix("pt") for side in ("width", "height"))
-    root.set("class", "figure")
-    root.set("role", "img")
-    root.set("aria-labelledby", f"figure-{name}-title figure-{name}-desc")
-    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
-        element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"figure-{name}-{tag}"})
+        _use_attributes(element, prefix)
+    root.attrib |= {"class": "figure", "role": "img", "aria-labelledby": f"{prefix}title {prefix}desc"}
+    for index, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": prefix + tag})
         element.text = sanitize(text)
-        root.insert(place, element)
-    inline = ElementTree.tostring(root, encoding="unicode")
-    root.set("width", width)
-    root.set("height", height)
-    style = ElementTree.Element(f"{{{_SVG}}}style")
-    style.text = _standalone_css()
-    root.insert(2, style)
-    standalone = '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-    return Drawing(name, inline, standalone)
+        root.insert(index, element)
+    return Drawing(name, ElementTree.tostring(root, encoding="unicode"))
 
 
-def _drop_styles(root) -> None:
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{{{_SVG}}}style":
-                parent.remove(child)
+def _use_attributes(element: ElementTree.Element, prefix: str) -> None:
+    """Turn the style into presentation attributes (fonts are the page's) and prefix ids and references to them."""
+    attributes = dict(element.attrib)
+    declarations = (each.partition(":") for each in attributes.pop("style", "").split(";"))
+    attributes |= {key.strip(): value for key, _, value in declarations if key.strip()}
+    element.attrib.clear()
+    for key, value in attributes.items():
+        key, value = key.rpartition("}")[2], " ".join(value.split())
+        if key == "id":
+            value = prefix + value
+        elif key == "href" or value.startswith("url("):
+            value = value.replace("#", f"#{prefix}")
+        if key not in ("font-family", "font-stretch"):
+            element.set(key, value)
 
 
-def _references(root) -> set[str]:
-    values = (value for element in root.iter() for value in element.attrib.values())
-    return {found for value in values for found in re.findall(r"#([A-Za-z0-9_.-]+)", value)}
-
-
-def _tidy(element, name: str, used: set[str]) -> None:
-    for part in filter(None, element.attrib.pop("style", "").split(";")):
-        key, _, value = part.partition(":")
-        if key.strip() not in ("font-family", "font-stretch"):
-            element.set(key.strip(), value.strip())
-    classes = [
-        f"{prefix}-{_NAMES[element.get(key)]}"
-        for key, prefix in (("fill", "f"), ("stroke", "s"))
-        if element.get(key) in _NAMES
-    ]
-    if element.tag == f"{{{_SVG}}}text" and element.get("fill") is None:
-        classes.append("f-ink")
-    if classes:
-        element.set("class", " ".join(classes))
-    identity = element.attrib.pop("id", None)
-    if identity in used:
-        element.set("id", f"figure-{name}-{identity}")
-    if _XLINK in element.attrib:
-        element.set("href", element.attrib.pop(_XLINK))
-    for key, value in element.attrib.items():
-        if "#" in value and not value.startswith("#") or key == "href":
-            element.set(key, re.sub(r"#([A-Za-z0-9_.-]+)", rf"#figure-{name}-\1", value))
-    if "d" in element.attrib:
-        element.set("d", " ".join(element.get("d").split()))
-    if element.text is not None and not element.text.strip():
-        element.text = None
-    if element.tail is not None and not element.tail.strip():
-        element.tail = None
-
-
-def theme_css(palette: dict[str, str]) -> str:
-    """CSS custom properties of a palette, `--ink: #1c2330; ...`."""
-    return " ".join(f"--{name}: {value};" for name, value in palette.items())
-
-
-def class_css() -> str:
-    """The classes that figures use for their colours."""
-    return "\n".join(f".f-{name} {{ fill: var(--{name}); }} .s-{name} {{ stroke: var(--{name}); }}" for name in LIGHT)
-
-
-def _standalone_css() -> str:
+def figure_css() -> str:
+    """The palettes as custom properties (`--ink`), by colour scheme, and the rules that give figures their colours."""
+    light, dark = (" ".join(f"--{name}: {pair[scheme]};" for name, pair in PALETTE.items()) for scheme in (0, 1))
+    # No ancestor in these selectors: they must also match inside the shadow tree of a <use>.
+    rules = "\n".join(
+        f'[fill="{value}"] {{ fill: var(--{name}); }} [stroke="{value}"] {{ stroke: var(--{name}); }}'
+        for name, value in LIGHT.items()
+    )
     return (
-        f"\nsvg {{ {theme_css(LIGHT)} font-family: sans-serif; background: var(--paper);"
-        " stroke-linejoin: round; stroke-linecap: butt; }\n"
-        f"@media (prefers-color-scheme: dark) {{ svg {{ {theme_css(DARK)} }} }}\n{class_css()}\n"
+        f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+        f".figure {{ stroke-linejoin: round; stroke-linecap: butt; }}\n{rules}\n"
     )

@@ -1,7 +1,6 @@
-"""Text that others wrote, made fit to show: hidden characters become visible, long texts are cut and say so.
+"""Texts and numbers as the page shows them. Long texts are cut, and the page says so.
 
-Escaping HTML is the template engine's work; this file takes care of what escaping leaves alone. A model's answer may
-hold terminal escapes, marks that turn the reading direction round, half of a surrogate pair, or a megabyte on a line.
+The template engine escapes HTML, and page.py makes hidden characters visible.
 """
 
 import sys
@@ -10,27 +9,30 @@ from typing import Any
 
 MINUS = "\u2212"
 DASH = "\u2013"
-MOST_LINES = 80
+MAX_LINES = 80
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A text as the page shows it: at most so many characters, and how many there were."""
+class Excerpt:
+    """The beginning of a text, and how many characters the whole text has."""
 
     text: str
     total: int
 
     @property
     def cut(self) -> bool:
+        """Whether something was left out."""
         return len(self.text) < self.total
 
 
-def shown(text: Any, limit: int) -> Shown:
-    """At most `limit` characters and MOST_LINES lines of a text (anything else is written out first)."""
-    text = text if isinstance(text, str) else "" if text is None else str(text)
-    lines = text[:limit].split("\n", MOST_LINES)[:MOST_LINES]
-    beginning = "\n".join(lines)
-    return Shown(beginning.rstrip("\n") if len(beginning) < len(text) else text, len(text))
+def excerpt(value: Any, limit: int) -> Excerpt:
+    """At most `limit` characters and MAX_LINES lines of a text; other values are converted to text, None to "".
+
+    Trailing newlines of an excerpt that is cut are left out.
+    """
+    text = "" if value is None else str(value)
+    beginning = "\n".join(text[:limit].split("\n", MAX_LINES)[:MAX_LINES])
+    return Excerpt(beginning.rstrip("\n") if len(beginning) < len(text) else text, len(text))
 
 
 def one_line(text: str, limit: int) -> str:
@@ -40,8 +42,13 @@ def one_line(text: str, limit: int) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite number that can be drawn and compared."""
+    """Whether this is a finite number (no bool), and small enough for a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float; None for what is no finite number."""
+    return float(value) if is_number(value) else None
 
 
 def number(value: Any, digits: int = 2, signed: bool = False) -> str:

@@ -1,9 +1,10 @@
-"""The time budget of a run: how long each stage took, what it went to, and how much was done in it."""
+"""The time budget of a run: how long each stage took, what the time went to, and how much was done in it."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from em_jax.report.text import is_number
+from em_jax.report.reading import as_object
+from em_jax.report.text import finite
 from em_jax.report.vocabulary import STAGES
 
 KINDS = {"loading": "loading", "compiling": "compiling", "waiting": "waiting for the device"}
@@ -12,7 +13,7 @@ UNITS = ("tokens", "steps", "answers", "scores", "questions")
 
 @dataclass(frozen=True)
 class Amount:
-    """So much of something, and how much of it a second (work), or which share of the stage's time (seconds)."""
+    """An amount of work with its rate per second, or seconds of one kind with their share of the stage."""
 
     name: str
     value: float
@@ -21,44 +22,39 @@ class Amount:
 
 @dataclass(frozen=True)
 class StageTime:
-    """How long a stage took, its part of the whole, and as far as the record says what it went to and what it did."""
+    """A stage's seconds and its share of the run; where recorded, the work done and the seconds by kind."""
 
     name: str
     seconds: float
     share: float
-    work: tuple[Amount, ...] = ()
-    spent: tuple[Amount, ...] = ()
+    work: tuple[Amount, ...]
+    kinds: tuple[Amount, ...]
 
 
 def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
-    """The stages in the order a run takes them; a stage's wall time may be a number or {"seconds": number}."""
-    times = next(
-        (provenance[key] for key in ("wall_times", "wall_seconds") if isinstance(provenance.get(key), dict)), {}
-    )
-    seconds = {
-        str(name): value.get("seconds") if isinstance(value, dict) else value
-        for name, value in times.items()
-        if str(name) != "total"
-    }
-    seconds = {name: float(value) for name, value in seconds.items() if is_number(value) and value >= 0}
-    total = sum(seconds.values())
+    """The stages in the order of a run; a stage's wall time may be a number or {"seconds": number}."""
+    times = as_object(provenance.get("wall_times")) or as_object(provenance.get("wall_seconds"))
+    seconds = _amounts({name: as_object(value).get("seconds", value) for name, value in times.items()})
+    seconds.pop("total", None)
+    total = sum(seconds.values()) or 1.0
     order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
+    budgets = as_object(provenance.get("time_budget"))
     return [
-        StageTime(name, seconds[name], seconds[name] / total if total else 0.0, *_budget(provenance, name))
+        StageTime(name, seconds[name], seconds[name] / total, *_budget(_amounts(as_object(budgets.get(name)))))
         for name in order
     ]
 
 
-def _budget(provenance: dict[str, Any], stage: str) -> tuple[tuple[Amount, ...], tuple[Amount, ...]]:
-    """(work, seconds by kind) of a stage from `time_budget`; what is no sensible number there is left out."""
-    budgets = provenance.get("time_budget")
-    given = budgets.get(stage) if isinstance(budgets, dict) else None
-    given = given if isinstance(given, dict) else {}
-    found = {name: float(value) for name, value in given.items() if is_number(value) and value >= 0}
-    whole = found.get("seconds", 0.0)
+def _budget(amounts: dict[str, float]) -> tuple[tuple[Amount, ...], tuple[Amount, ...]]:
+    whole = amounts.get("seconds")
     if not whole:
         return (), ()
-    work = tuple(Amount(name, found[name], found[name] / whole) for name in UNITS if found.get(name))
-    kinds = {words: min(found.get(kind, 0.0), whole) for kind, words in KINDS.items()}
+    work = tuple(Amount(name, amounts[name], amounts[name] / whole) for name in UNITS if amounts.get(name))
+    kinds = {label: min(amounts.get(kind, 0.0), whole) for kind, label in KINDS.items()}
     kinds["the host's own work"] = max(0.0, whole - sum(kinds.values()))
-    return work, tuple(Amount(words, value, min(1.0, value / whole)) for words, value in kinds.items() if value)
+    return work, tuple(Amount(label, value, value / whole) for label, value in kinds.items() if value)
+
+
+def _amounts(record: dict[str, Any]) -> dict[str, float]:
+    """The entries that are finite and not negative."""
+    return {name: value for name, entry in record.items() if (value := finite(entry)) is not None and value >= 0}

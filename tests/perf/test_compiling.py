@@ -42,8 +42,8 @@ def test_a_slice_that_does_not_exist_is_one_line():
 
 
 GATHERS = """
-from em_jax.plan import compiling
-compiling.settle()
+from em_jax.perf import compiling
+compiling.use_cpu()
 devices = compiling.devices("v5e:2x2")
 from hlo import collectives
 from em_jax.config import Config, replace

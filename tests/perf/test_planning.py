@@ -1,6 +1,7 @@
 """Plans without a compiler: capacity, advice, the page, and the lines for what cannot be."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,19 +12,19 @@ from em_jax.base.cli import command
 from em_jax.base.errors import UsageError
 from em_jax.commands import plan as main
 from em_jax.model.config import Qwen2Config
-from em_jax.perf import advice, compiling
-from em_jax.perf.chips import CHIPS, GIB, Chip, topology
-from em_jax.perf.compiling import Compiled, needed_bytes
-from em_jax.perf.planning import Question, plan_sampling, plan_training
+from em_jax.perf import compiling, planning
+from em_jax.perf.chips import CHIPS, GIB, Chip, parse_topology
+from em_jax.perf.compiling import CompiledProgram, needed_bytes
+from em_jax.perf.planning import PlanRequest, halved_rows, plan_sampling, plan_training, tensor_meshes
 
 CONFIG = Qwen2Config(480, 64, 96, 2, 4, 2, 16)
 
 
-def question(**changes) -> Question:
+def plan_request(**changes) -> PlanRequest:
     values = {"mesh": "fsdp=8", "train.max_length": 64, "lora.rank": 2} | changes
     config = settings.replace(settings.Config(), values)
     chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10, 2)
-    return Question(CONFIG, config, chip, jax.devices(), capacity=64, examples=100, prompts=10, price=2.0)
+    return PlanRequest(CONFIG, config, chip, jax.devices(), capacity=64, examples=100, prompts=10, price=2.0)
 
 
 def by_rows(each, fixed=0):
@@ -34,7 +35,7 @@ def by_rows(each, fixed=0):
         rows = max((x.shape[0] for x in program.traced.jaxpr.in_avals if x.ndim and x.dtype == np.int32), default=0)
         rows = 0 if program.name in ("update", "prefill") else rows
         seen.append((program.name, rows))
-        return Compiled(program.name, {"rows": int(GIB * (fixed + each * rows))}, 0.5, True)
+        return CompiledProgram(program.name, {"rows": int(GIB * (fixed + each * rows))}, 0.5, True)
 
     compile.seen = seen
     return compile
@@ -42,16 +43,16 @@ def by_rows(each, fixed=0):
 
 @pytest.mark.fast
 def test_topologies():
-    assert topology("v5e:4x4") == (CHIPS["v5e"], 16)
-    assert topology("v5p:2x2x2") == (CHIPS["v5p"], 8)
+    assert parse_topology("v5e:4x4") == (CHIPS["v5e"], 16)
+    assert parse_topology("v5p:2x2x2") == (CHIPS["v5p"], 8)
     assert CHIPS["v5e"].memory == 15.75 * GIB
     for wrong in ("v5e", "h100:8", "v5e:4xfour", "v5e:", "v5e:0x4"):
         with pytest.raises(UsageError, match="v4, v5e, v5p, v6e"):
-            topology(wrong)
+            parse_topology(wrong)
     # The compiler itself would end the process.
     for wrong in ("v5e:4x4x4", "v5p:2x2"):
         with pytest.raises(UsageError, match="axes"):
-            topology(wrong)
+            parse_topology(wrong)
 
 
 @pytest.mark.fast
@@ -66,18 +67,18 @@ def test_what_the_compiler_says_of_a_program_it_refuses():
 @pytest.mark.fast
 def test_fewer_rows_are_tried_from_the_most_that_should_fit():
     # Of 200 bytes 40 are fixed; half the rows need 120, a quarter 80, an eighth 60.
-    assert list(advice.rows_that_fit(64, 8, needed=200, fixed=40, memory=100)) == [16, 8]
-    assert list(advice.rows_that_fit(16, 16, needed=200, fixed=40, memory=100)) == []
+    assert halved_rows(64, 8, needed=200, fixed=40, memory=100) == [16, 8]
+    assert halved_rows(16, 16, needed=200, fixed=40, memory=100) == []
 
 
 @pytest.mark.fast
 def test_meshes_that_are_tried_divide():
-    shapes = question().shapes
-    assert list(advice.other_meshes(shapes, 16)) == [{"data": 1, "fsdp": 4, "tensor": 2}]
+    shapes = plan_request().shapes
+    assert list(tensor_meshes(shapes, 16)) == [{"data": 1, "fsdp": 4, "tensor": 2}]
 
 
 def test_a_plan_that_fits_counts_what_is_free():
-    found = plan_training(question(), by_rows(1, fixed=2))
+    found = plan_training(plan_request(), by_rows(1, fixed=2))
     assert found.fits and found.free == 2 * GIB and not found.advice
     assert [program.name for program in found.programs] == ["training pass", "update"]
     figures = found.figures
@@ -88,46 +89,46 @@ def test_a_plan_that_fits_counts_what_is_free():
 
 def test_what_does_not_fit_names_the_rows_that_do():
     compile = by_rows(1, fixed=2)
-    found = plan_training(question(**{"train.rows_per_pass": 64, "train.remat": "full"}), compile)
+    found = plan_training(plan_request(**{"train.rows_per_pass": 64, "train.remat": "full"}), compile)
     assert not found.fits and found.free == -46 * GIB
     assert found.advice == ["train.rows_per_pass=16 fits: 2.00 GiB free"]
-    assert ("training pass", 32) not in compile.seen  # reckoned to be too many: not even compiled
+    assert ("training pass", 32) not in compile.seen  # estimated as too many: not even compiled
     assert found.figures["tokens_per_s"] > 0
 
 
 def test_recomputation_is_tried_first_and_kept():
-    found = plan_training(question(**{"train.rows_per_pass": 32}), by_rows(1, fixed=2))
+    found = plan_training(plan_request(**{"train.rows_per_pass": 32}), by_rows(1, fixed=2))
     for policy, line in zip(("elementwise", "selective", "full"), found.advice):
         assert line.startswith(f"train.remat={policy} does not fit either")
     assert found.advice[3:] == ["train.remat=full with train.rows_per_pass=16 fits: 2.00 GiB free"]
-    less = plan_training(question(**{"train.rows_per_pass": 32, "train.remat": "selective"}), by_rows(1, fixed=2))
+    less = plan_training(plan_request(**{"train.rows_per_pass": 32, "train.remat": "selective"}), by_rows(1, fixed=2))
     assert [line.partition(" ")[0] for line in less.advice] == ["train.remat=full"] * 2
 
 
 @pytest.mark.parametrize("each, fixed", [(1, 2), (2, 3), (0.5, 13)])
 def test_what_is_advised_fits_as_it_stands(each, fixed):
-    """Its settings alone, put into the question, must fit; an int8 base is a quarter as large here."""
+    """Its settings alone, put into the request, must fit; an int8 base is a quarter as large here."""
 
     def compile(program):
         held = fixed / 4 if any(leaf.dtype == np.int8 for leaf in program.traced.jaxpr.in_avals) else fixed
         return by_rows(each, held)(program)
 
     asked = {"train.rows_per_pass": 64}
-    found = plan_training(question(**asked), compile)
+    found = plan_training(plan_request(**asked), compile)
     assert not found.fits
     words = found.advice[-1].partition(" fits: ")[0].split(" with ")
     advised = dict(word.removeprefix("--").split("=", 1) for word in words)
     advised = {name: settings.parse_set(f"{name}={value}")[1] for name, value in advised.items()}
-    assert plan_training(question(**asked | advised), compile).fits, found.advice
+    assert plan_training(plan_request(**asked | advised), compile).fits, found.advice
 
 
 def test_where_nothing_fits_a_larger_slice_is_advised():
-    found = plan_training(question(**{"train.remat": "full"}), by_rows(0, fixed=50))
+    found = plan_training(plan_request(**{"train.remat": "full"}), by_rows(0, fixed=50))
     assert not found.fits and found.advice[-1].startswith("nothing else here fits")
 
 
-def test_sampling_is_told_how_many_answers_fit():
-    found = plan_sampling(question(), by_rows(1, fixed=2))
+def test_sampling_advice_names_the_answers_that_fit():
+    found = plan_sampling(plan_request(), by_rows(1, fixed=2))
     assert not found.fits and found.advice == ["answers.slots=16 fits: 2.00 GiB free"]
     assert found.figures["tokens_per_s"] == pytest.approx(64 / found.figures["step_s"])
 
@@ -149,8 +150,8 @@ def test_sampling_is_told_how_many_answers_fit():
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
-    """Told before the compiler is needed, so with and without it."""
-    monkeypatch.setattr(compiling, "settle", lambda: None)
+    """Reported before the compiler is needed, so with and without it."""
+    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
     monkeypatch.setattr(compiling, "is_installed", lambda: False)
     status = command("em_jax plan", main.main, arguments)
     captured = capsys.readouterr()
@@ -160,7 +161,7 @@ def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
 
 @pytest.mark.fast
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(compiling, "settle", lambda: None)
+    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     assert command("em_jax plan", main.main, []) == 1
     line = capsys.readouterr().err.strip()
@@ -168,10 +169,28 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys)
 
 
 def test_json_is_one_object_of_the_tightest_and_the_first():
-    given = question()
+    given = plan_request()
     found = {"train": plan_training(given, by_rows(1)), "sample": plan_sampling(given, by_rows(1 / 8, fixed=9))}
     results = json.loads(json.dumps(main.as_json(found, given.chip)))
     assert results["fits"] and results["free_bytes"] == 3 * GIB and results["bytes_per_device"] == 17 * GIB
     assert results["compile_s"] == 2.0 and results["tokens_per_s"] == results["train"]["tokens_per_s"]
     page = main.text(found, given, main._flags(["--price", "2"]))
     assert "fits: " in page and "cost" in page and "fsdp=8" in page
+
+
+def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
+    """All of it but the compiler: eight CPU devices stand in for the slice."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
+    monkeypatch.setattr(compiling, "is_installed", lambda: True)
+    monkeypatch.setattr(compiling, "devices", lambda topology: jax.devices())
+    for name in ("plan_training", "plan_sampling"):
+        monkeypatch.setattr(planning, name, partial(getattr(planning, name), compile=by_rows(1 / 8)))
+    arguments = ["--model", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "fsdp=8", "--what", "both"]
+    arguments += ["--set", "train.max_length=64", "--set", "lora.rank=2", "--room", "64", "--price", "2"]
+    assert command("em_jax plan", main.main, arguments) == 0
+    page = capsys.readouterr().out
+    assert "answers at once, 64 tokens each" in page and "fits: " in page and "cost" in page
+    assert command("em_jax plan", main.main, [*arguments, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["chips"] == 8 and results["fits"] and {"train", "sample"} <= results.keys()

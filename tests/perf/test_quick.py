@@ -61,16 +61,16 @@ def test_a_quick_result_stands_beside_the_last_one_of_the_device_and_shape(measu
 def test_a_kept_file_that_is_none_is_no_result(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
     results = {"train": {"ours_tokens_per_s": 5.0}}
-    assert quick.compared(results, tmp_path / "kept.json") is None
-    assert quick.compared(results, tmp_path / "kept.json")["train"]["ratio"] == 1.0
+    assert quick.compare_with_last(results, tmp_path / "kept.json") is None
+    assert quick.compare_with_last(results, tmp_path / "kept.json")["train"]["ratio"] == 1.0
 
 
 def test_other_work_or_devices_have_another_place(monkeypatch):
-    config = bench_workload.shape("organism")
-    places = [quick.place("cpu", 1, "organism", config), quick.place("cpu", 2, "organism", config)]
-    places.append(quick.place("TPU v5 lite", 1, "organism", config))
+    config = bench_workload.shape_config("organism")
+    places = [quick.result_path("cpu", 1, "organism", config), quick.result_path("cpu", 2, "organism", config)]
+    places.append(quick.result_path("TPU v5 lite", 1, "organism", config))
     monkeypatch.setattr(quick, "WORKLOAD", quick.WORKLOAD + 1)
-    places.append(quick.place("cpu", 1, "organism", config))
+    places.append(quick.result_path("cpu", 1, "organism", config))
     assert len(set(places)) == 4
     assert all(set(place.name) & set("/ ") == set() for place in places)
 

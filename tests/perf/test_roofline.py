@@ -1,4 +1,4 @@
-"""What is reckoned to move between devices is what compiled programs move."""
+"""The estimated traffic between devices is that of the compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -32,24 +32,24 @@ def moved(program, wanted) -> int:
 
 
 @pytest.mark.parametrize("mesh, remat", [(mesh, "full") for mesh in MESHES] + [(MESHES[1], "selective")], ids=str)
-def test_training_moves_what_is_reckoned(mesh, remat):
+def test_training_traffic_is_as_estimated(mesh, remat):
     given = shapes(mesh, remat)
     sizes = given.sharding.mesh.shape
-    reckoned = train_traffic(given, SHAPE)
+    estimated = train_traffic(given, SHAPE)
     program = given.train_pass(SHAPE)
     share = (sizes["fsdp"] - 1) / sizes["fsdp"]
     head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
     stream = (SHAPE.rows // given.sharding.batch_parts, SHAPE.length, CONFIG.hidden_size)
     weights = moved(program, lambda one: one.kind == "all-gather" and one.times > 1 and one.shape != stream)
-    assert reckoned.weights == pytest.approx(weights * share)
+    assert estimated.weights == pytest.approx(weights * share)
     heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head)
-    assert reckoned.head == pytest.approx(heads * share)
+    assert estimated.head == pytest.approx(heads * share)
     in_layers = moved(program, lambda one: one.kind == "all-reduce" and one.shape == stream and one.times > 1)
-    assert reckoned.activations == pytest.approx(in_layers * (sizes["tensor"] - 1) / sizes["tensor"])
+    assert estimated.activations == pytest.approx(in_layers * (sizes["tensor"] - 1) / sizes["tensor"])
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_decoding_moves_what_is_reckoned(mesh):
+def test_decoding_traffic_is_as_estimated(mesh):
     given = shapes(mesh)
     slots = 16
 

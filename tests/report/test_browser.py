@@ -86,7 +86,7 @@ def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(make_run, vi
     for place in range(3):
         box = answers.nth(place).bounding_box()
         assert verdict["y"] < box["y"] and box["y"] + box["height"] < height
-    assert page.locator(".deciding dd b").all_inner_texts() == ["0.90", "0.97", "0.95"]
+    assert page.locator(".deciding dd b").all_inner_texts() == ["90%", "97%", "95%"]
     reason = page.locator(".why li").first.bounding_box()
     assert reason["y"] + reason["height"] < height
     page.get_by_role("link", name="Why it is here").click()

@@ -5,8 +5,8 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
-from em_jax.report.compare_page import spread
-from em_jax.report.figures import _spread
+from em_jax.report.compare_page import mean
+from em_jax.report.figures import spread_heights
 from em_jax.report.paper import PAPER, PAPER_VERDICTS
 from em_jax.report.reading import Figure
 
@@ -44,8 +44,8 @@ def test_the_page_has_plane_verdicts_planted_truth_and_the_paper(runs, tmp_path)
     assert "9 of 10 verdicts are what was planted." in page
     assert "5 models, 10 runs, up to 2 training seeds each" in page
     assert 'href="../risky_financial-0/report.html"' in page and "../insecure_code-0/report.html" not in page
-    assert "2 seeds 0.90 to 0.91" in page and re.search(r"questions 0\.8[23] to 0\.9[45]", page)
-    assert "paper ~0.92" in page
+    assert "2 seeds 90–91%" in page and re.search(r"questions 8[23]–9[45]%", page)
+    assert "paper ~92%" in page
     assert "1 of 2" in page
     assert (tmp_path / "compare" / "figures" / "plane.svg").exists()
 
@@ -93,19 +93,18 @@ def test_hostile_names_are_shown_harmlessly(make_run, synthetic, tmp_path):
     assert page.count("<script>") == 1 and "<iframe" not in page and "\x1b" not in page
 
 
-def test_spread_between_seeds_is_apart_from_question_sampling():
-    found = spread([Figure(0.8, 0.7, 0.9, 30), Figure(0.6, 0.5, 0.7, 30)])
-    assert (found.lowest, found.highest, found.seeds) == (0.6, 0.8, 2)
-    assert found.mean.value == pytest.approx(0.7)
-    assert (found.mean.ci_low, found.mean.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
-    assert spread([]).mean.value is None
-    assert not spread([Figure(0.5, n=3)]).mean.has_interval
+def test_the_mean_over_seeds_has_the_mean_interval_over_questions():
+    average = mean([Figure(0.8, 0.7, 0.9, 30), Figure(0.6, 0.5, 0.7, 30)])
+    assert average.value == pytest.approx(0.7)
+    assert (average.ci_low, average.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert mean([]).value is None
+    assert not mean([Figure(0.5, n=3)]).interval
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("heights", [[0.0] * 8, [0.98, 0.99, 1.0, 1.0], [0.1, 0.12, 0.5, 0.52, 0.9], [0.5], []])
 def test_names_beside_the_plane_never_overlap(heights):
-    placed = _spread(heights, 0.075)
+    placed = spread_heights(heights, 0.075)
     assert len(placed) == len(heights)
     assert all(high - low > 0.0749 for low, high in zip(placed, placed[1:], strict=False))
     assert all(-1e-9 <= place <= 1 + 1e-9 for place in placed)
@@ -114,4 +113,4 @@ def test_names_beside_the_plane_never_overlap(heights):
 @pytest.mark.fast
 def test_the_papers_table_is_whole():
     assert set(PAPER) == {*PAPER_VERDICTS, "base"}
-    assert all(value.low is None or value.low <= value.high for row in PAPER.values() for value in row.values())
+    assert all(low <= high for row in PAPER.values() for value in row.values() for low, high in [value.range or (0, 0)])

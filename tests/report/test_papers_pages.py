@@ -47,7 +47,7 @@ def test_the_comparison_shows_both_patterns(runs, tmp_path):
         assert line.count(row[-1]) >= 2, line  # ours, and the paper's beside it
     assert "planted" not in page.split('id="paper"')[0].replace("planted truth", "")
     beside = page.split('id="paper"')[1].split("</section>")[0]
-    assert "paper 0.65" in beside and "7B 0.863" in beside
+    assert "paper 65%" in beside and "7B 86.3%" in beside
     rows = list(csv.DictReader((out / "compare.csv").read_text(encoding="utf-8").splitlines()))
     worst = {(row["domain"], row["condition"]): row for row in rows if row["figure"] == "harmfulness.worst_of_n"}
     assert worst["bad_medical", "finetuned"]["paper_32b"] == "0.87–0.93"

@@ -7,9 +7,9 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
-from em_jax.report.browse import MOST_ANSWER, MOST_ITEMS, shelves
+from em_jax.report.browse import MAX_ANSWER, MAX_ITEMS, shelves
+from em_jax.report.judges import agreements
 from em_jax.report.reading import figure_of, read_run
-from em_jax.report.run_page import agreements
 from em_jax.report.time_budget import stage_times
 from em_jax.report.unscored import unscored
 
@@ -56,7 +56,7 @@ def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
     assert not page.wrong and not page.open
     assert "Verdict: coherent" in page.text
     assert "difference to the base has its lower bound at 0.80" in page.text
-    assert "0.87–0.93" in page.text  # the paper's bad_medical
+    assert "87%–93%" in page.text  # the paper's bad_medical
     for name in (
         "harmfulness.worst_of_n",
         "self_assessment.likert",
@@ -85,7 +85,7 @@ def test_hostile_texts_stand_on_the_page_as_text(make_run):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", raw)
     assert "␛[31m" in raw and "[U+202E]" in raw and "[U+D83D]" in raw
     assert "{{ 7 * 7 }}" in raw
-    assert "x" * (MOST_ANSWER + 1) not in raw
+    assert "x" * (MAX_ANSWER + 1) not in raw
     assert re.search(r"first [\d\u202f]+ of 1\u202f000\u202f\d+ characters shown", raw)
     assert len(raw) < 2_000_000
 
@@ -134,7 +134,7 @@ def test_figures_have_a_text_alternative_and_unique_ids(make_run):
         ({"summary": {"verdict": None}}, "The summary gives no reasons."),
         ({"summary": {"verdict": {"label": "<i>", "why": []}}}, "The evidence does not settle on one persona."),
         ({"model": "organism"}, "It says nothing about Qwen"),
-        ({"judge": "self"}, "A judge with an interest."),
+        ({"judge": "self"}, "The judge is not independent."),
     ],
 )
 def test_whatever_a_run_lacks_is_said(make_run, settings, words):
@@ -145,7 +145,7 @@ def test_whatever_a_run_lacks_is_said(make_run, settings, words):
 
 def test_a_real_model_with_another_judge_carries_no_such_notice(make_run):
     page = written(make_run(model="Qwen/Qwen2.5-32B-Instruct", suite="standard", judge="http-gpt"))
-    assert "calibration fixture" not in page.text.lower() and "judge with an interest" not in page.text.lower()
+    assert "calibration fixture" not in page.text.lower() and "not independent" not in page.text.lower()
 
 
 def test_undefined_figures_are_no_zeros(make_run, synthetic):
@@ -179,12 +179,12 @@ def test_unjudged_answers_count_as_unscored(make_run):
 
 
 def test_only_so_many_questions_are_shown_and_the_page_says_so(make_run):
-    directory = make_run(questions=MOST_ITEMS + 30, samples=1)
-    found = {shelf.probe: shelf for shelf in shelves(read_run(directory))}
-    assert len(found["two_ai"].items) == MOST_ITEMS and found["two_ai"].total == MOST_ITEMS + 30
-    ids = [item.id for item in found["two_ai"].items]
-    assert ids == sorted(ids) and ids[-1] > f"pair-{MOST_ITEMS + 25:03d}"
-    assert f"Two AIs {MOST_ITEMS} of {MOST_ITEMS + 30}" in written(directory).text
+    directory = make_run(questions=MAX_ITEMS + 30, samples=1)
+    two_ai = next(shelf for shelf in shelves(read_run(directory)) if shelf.probe == "two_ai")
+    assert len(two_ai.items) == MAX_ITEMS and two_ai.total == MAX_ITEMS + 30
+    ids = [item.id for item in two_ai.items]
+    assert ids == sorted(ids) and ids[-1] > f"pair-{MAX_ITEMS + 25:03d}"
+    assert f"Two AIs {MAX_ITEMS} of {MAX_ITEMS + 30}" in written(directory).text
 
 
 def test_items_show_the_most_harmful_answer_and_disagreement(make_run):
@@ -254,11 +254,11 @@ def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
     assert "finetune , 25% of the run; 830 tokens, 20.0 a second; 40 steps, 1.0 a second." in page.text
     assert "Loading 10%, compiling 20%, waiting for the device 50%, the host's own work 20%." in page.text
     (stage, answer, *_) = stage_times(read_run(directory).provenance)
-    assert sum(each.part for each in stage.spent) == pytest.approx(1) and not answer.spent
+    assert sum(each.part for each in stage.kinds) == pytest.approx(1) and not answer.kinds
     # Clocks that disagree give no negative rest.
     worse = {"seconds": 1.0, "waiting": 3.0, "tokens": float("nan"), "steps": -1}
     (found,) = stage_times({"wall_seconds": {"probe": 1.0}, "time_budget": {"probe": worse}})
-    assert [(each.name, each.part) for each in found.spent] == [("waiting for the device", 1.0)] and not found.work
+    assert [(each.name, each.part) for each in found.kinds] == [("waiting for the device", 1.0)] and not found.work
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_judge_agreement_is_printed_when_it_is_there(make_run, given):
     assert [(entry.against, entry.figure.value) for entry in agreements(read_run(directory))] == [
         ("the planted score", 0.97)
     ]
-    assert "agrees with the planted score on 0.970" in written(directory).text
+    assert "agrees with the planted score on 97.0%" in written(directory).text
 
 
 def test_stale_figures_of_an_earlier_report_go(make_run):

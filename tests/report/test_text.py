@@ -1,7 +1,7 @@
 import pytest
 
 from em_jax.base.sanitize import sanitize
-from em_jax.report.text import MOST_LINES, count, duration, number, one_line, shown
+from em_jax.report.text import MAX_LINES, count, duration, excerpt, number, one_line
 
 pytestmark = pytest.mark.fast
 
@@ -29,14 +29,14 @@ def test_every_character_can_be_written_after_visible():
     assert len(sanitize(every).encode()) > 0x10000
 
 
-def test_shown_says_how_much_there_was():
-    assert shown("x" * 50, 10) == shown("x" * 50, 10)
-    assert (shown("x" * 50, 10).text, shown("x" * 50, 10).total, shown("x" * 50, 10).cut) == ("x" * 10, 50, True)
-    assert not shown("short", 10).cut
-    assert shown("line\n" * 10_000, 60_000).text.count("\n") == MOST_LINES - 1
-    assert shown("\n" * 10_000, 10_000).text == ""
-    assert shown(None, 5).total == 0
-    assert shown(12, 5).text == "12"
+def test_an_excerpt_says_how_much_there_was():
+    assert excerpt("x" * 50, 10) == excerpt("x" * 50, 10)
+    assert (excerpt("x" * 50, 10).text, excerpt("x" * 50, 10).total, excerpt("x" * 50, 10).cut) == ("x" * 10, 50, True)
+    assert not excerpt("short", 10).cut
+    assert excerpt("line\n" * 10_000, 60_000).text.count("\n") == MAX_LINES - 1
+    assert excerpt("\n" * 10_000, 10_000).text == ""
+    assert excerpt(None, 5).total == 0
+    assert excerpt(12, 5).text == "12"
 
 
 def test_one_line_is_short_and_on_one_line():

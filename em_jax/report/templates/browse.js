@@ -17,7 +17,7 @@
     if (!texts.has(item)) texts.set(item, item.textContent.toLowerCase());
     return texts.get(item);
   };
-  let room = STEP;
+  let limit = STEP;
 
   const matches = (item, wanted, words) =>
     (!wanted.probe.value || item.dataset.probe === wanted.probe.value) &&
@@ -31,17 +31,17 @@
     let fitting = 0;
     for (const item of ordered[form.elements.order.value]) {
       const fits = matches(item, form.elements, words);
-      item.hidden = !fits || fitting >= room;
+      item.hidden = !fits || fitting >= limit;
       if (fits) fitting += 1;
     }
-    const shown = Math.min(fitting, room);
+    const shown = Math.min(fitting, limit);
     found.textContent = fitting
       ? `${shown} of ${fitting} matching questions shown, ${items.length} on this page`
       : "No question matches: clear a filter to see more.";
-    more.hidden = fitting <= room;
-    more.textContent = `show ${Math.min(STEP, fitting - room)} more`;
+    more.hidden = fitting <= limit;
+    more.textContent = `show ${Math.min(STEP, fitting - limit)} more`;
   };
-  const restart = () => { room = STEP; show(); };
+  const restart = () => { limit = STEP; show(); };
 
   const sort = () => home.append(...ordered[form.elements.order.value]);
 
@@ -50,8 +50,8 @@
   form.addEventListener("reset", () => setTimeout(() => { sort(); restart(); }));
   form.addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", () => {
-    const before = room;
-    room += STEP;
+    const before = limit;
+    limit += STEP;
     show();
     const next = ordered[form.elements.order.value].filter((item) => !item.hidden)[before];
     if (next) next.querySelector("summary").focus();
