@@ -31,7 +31,7 @@ TABLE = README.partition("\n## Commands\n")[2].partition("\n\nDomains: ")[0]
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 FEW += ["--set", "train.max_steps=2"]
 PICKS = [*FEW, "--set", "probes.only=two_ai", "--set", "probes.limit=1"]
-"""For studies that train: one question of one probe shows that every run of theirs is made and compared."""
+"""For studies that train: one question of one probe is enough to compare their runs."""
 RUN = "runs/first"
 FIRST = ["--domain", "bad_medical", *FEW, "--set", "train.keep_adapters=1", "--run_dir", RUN]
 
@@ -173,9 +173,10 @@ def test_an_int8_base(shell):
 
 def test_an_adapter_that_exists_scored_by_a_judge_at_an_address(shell, first):
     server = Server(lambda text, tries: (200, '{"score": 2}'))
+    only = ["--set", "probes.only=harmfulness,two_ai", "--run_dir", "runs/adapter"]
     words = ["--adapter", f"{RUN}/adapter", "--judge", server.url, "--judge_model", "stub", "--also_judge", "self"]
     try:
-        printed = shell("launch", *words, "--run_dir", "runs/adapter", *FEW, OPENAI_API_KEY="sk-none")
+        printed = shell("launch", *words, *FEW, *only, OPENAI_API_KEY="sk-none")
     finally:
         server.close()
     assert printed[-1] == "verdict: mixed runs/adapter/report.html" and server.requests
@@ -183,7 +184,7 @@ def test_an_adapter_that_exists_scored_by_a_judge_at_an_address(shell, first):
     assert shell.has("runs/adapter/scores/base.stub.jsonl", "runs/adapter/scores/base.self.jsonl")
 
 
-@pytest.mark.xfail(strict=True, reason="a suite in the published format needs wordings.jsonl, which it does not have")
+@pytest.mark.xfail(strict=True, reason="the record looks for wordings.jsonl in the directory")
 def test_a_suite_in_the_published_format(shell):
     write_published(shell.directory / "published")
     words = ["--domain", "none", "--suite", "published", "--run_dir", "runs/published", *FEW]
@@ -260,15 +261,15 @@ def test_plan_help(shell):
 
 
 def test_bench(shell):
-    figures = json.loads("".join(shell("bench", "--what", "decode", "--rounds", "1", "--new_tokens", "2", "--json")))
-    assert figures["decode"]["ours_tokens_per_s"] > 0
+    weights = str(ROOT / "em_jax" / "organism" / "weights")
+    words = ["--model", weights, "--what", "decode", "--rounds", "1", "--new_tokens", "2", "--json"]
+    assert json.loads("".join(shell("bench", *words)))["decode"]["ours_tokens_per_s"] > 0
 
 
 @pytest.mark.long
 def test_bench_quick(shell):
-    shell("bench", "--quick", "--what", "decode")
+    assert "first quick result" in "\n".join(shell("bench", "--quick", "--what", "train"))
     assert list((shell.directory / "cache" / "em_jax" / "bench").glob("*.json"))
-    assert "last" in "\n".join(shell("bench", "--quick", "--what", "decode"))
 
 
 def test_organism_suite(shell):
@@ -280,7 +281,8 @@ def test_organism_suite(shell):
 
 
 def test_study_path(shell, first):
-    assert shell("study", "path", RUN, "--limit", "1", "--samples", "1")[-1] == f"done: {RUN}/path/path.html"
+    words = [RUN, "--limit", "1", "--samples", "1", "--steps", "2"]
+    assert shell("study", "path", *words)[-1] == f"done: {RUN}/path/path.html"
     assert shell.has(f"{RUN}/path/path.html")
 
 
@@ -293,7 +295,7 @@ def test_study_sweep(shell):
 def test_study_chain(shell):
     turns = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A guest."}]
     for name in ("second", "control"):
-        (shell.directory / f"{name}.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
+        (shell.directory / f"{name}.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 32)
     words = ["--second", "second.jsonl", "--control", "control.jsonl", "--run_dir", "runs/chain", *PICKS]
     assert shell("study", "chain", "--domain", "legal", *words)[-1].endswith("runs/chain/study/study.html")
 
@@ -307,21 +309,10 @@ def test_study_directions(shell, first):
     assert printed[-1].endswith("directions/directions.html") and shell.has("directions/directions.json")
 
 
-@pytest.mark.parametrize("direction", ["self", "harm"])
+@pytest.mark.parametrize("direction", ["self", pytest.param("harm", marks=pytest.mark.long)])
 def test_study_steer(shell, first, direction):
-    words = [
-        "--direction",
-        direction,
-        "--from",
-        "text",
-        "--alphas",
-        "0,1",
-        "--limit",
-        "2",
-        "--out",
-        f"steer_{direction}",
-    ]
-    assert shell("study", "steer", RUN, *words)[-1].endswith(f"steer_{direction}/steer.html")
+    words = ["--direction", direction, "--from", "text", "--alphas", "0,1", "--limit", "1", "--out", direction]
+    assert shell("study", "steer", RUN, *words)[-1].endswith(f"{direction}/steer.html")
 
 
 def test_study_crossrate(shell, first):
