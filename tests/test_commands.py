@@ -57,7 +57,7 @@ class Shell:
 
     def __call__(self, *words: str, lines: str = "", **environment: str) -> list[str]:
         """The lines that a command prints to stdout; it has to succeed."""
-        done = subprocess.run(
+        result = subprocess.run(
             self.command(*words),
             cwd=self.directory,
             env=self.environment | environment,
@@ -66,9 +66,9 @@ class Shell:
             text=True,
             timeout=540,
         )
-        assert done.returncode == 0 and "Traceback" not in done.stderr, f"{words}\n{done.stdout}\n{done.stderr}"
-        self.stderr = done.stderr
-        return done.stdout.splitlines()
+        assert result.returncode == 0 and "Traceback" not in result.stderr, f"{words}\n{result.stdout}\n{result.stderr}"
+        self.stderr = result.stderr
+        return result.stdout.splitlines()
 
     def has(self, *paths: str) -> bool:
         """Whether all these files are there."""
@@ -233,8 +233,8 @@ def test_serve(shell, first):
         reply = httpx.post(f"{address[1]}/chat/completions", json=chat, timeout=300).json()
         assert reply["choices"][0]["message"]["content"] and reply["usage"]["completion_tokens"] <= 4
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0 and said.endswith("stopped\n") and "Traceback" not in said
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0 and stderr.endswith("stopped\n") and "Traceback" not in stderr
     finally:
         process.kill()
 
