@@ -311,7 +311,7 @@ def test_study_directions(shell, first):
 
 @pytest.mark.parametrize("direction", ["self", pytest.param("harm", marks=pytest.mark.long)])
 def test_study_steer(shell, first, direction):
-    words = ["--direction", direction, "--from", "text", "--alphas", "0,1", "--limit", "1", "--out", direction]
+    words = ["--direction", direction, "--from", "text", "--alphas", "0,1", "--limit", "2", "--out", direction]
     assert shell("study", "steer", RUN, *words)[-1].endswith(f"{direction}/steer.html")
 
 
