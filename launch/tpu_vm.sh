@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, on all of its hosts. docs/tpu_vm.md tells how; `launch/tpu_vm.sh help` lists the commands.
+# A run on all hosts of a Cloud TPU slice. docs/tpu_vm.md explains it; `launch/tpu_vm.sh help` lists the commands.
 set -euo pipefail
 
 NAME=${TPU_NAME:-em-jax}
@@ -8,44 +8,44 @@ ACCELERATOR=${TPU_ACCELERATOR:-v5litepod-16}
 RUNTIME=${TPU_RUNTIME:-v2-alpha-tpuv5-lite}
 SPOT=${TPU_SPOT:-1}
 POLL=${TPU_POLL:-30}
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-SELF=$HERE/launch/tpu_vm.sh
-PLACE=(--zone="$ZONE" ${TPU_PROJECT:+--project="$TPU_PROJECT"})
+CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SELF=$CHECKOUT/launch/tpu_vm.sh
+LOCATION=(--zone="$ZONE" ${TPU_PROJECT:+--project="$TPU_PROJECT"})
 
 help() {
   cat <<'TEXT'
-launch/tpu_vm.sh create             ask for the slice, and wait until it is there
-launch/tpu_vm.sh setup              copy this checkout to every host and install it there
-launch/tpu_vm.sh start FLAGS        start em_jax.launch with these flags on every host, and come back
-launch/tpu_vm.sh status             the slice's state, and the run's: none, running, or its exit status
-launch/tpu_vm.sh log                the end of what process 0 said
-launch/tpu_vm.sh keep FLAGS         all of the above until the run is done: after a preemption it begins anew
-launch/tpu_vm.sh stop               ask the run to stop: it writes a checkpoint and ends
-launch/tpu_vm.sh fetch [FOLDER]     bring the first host's runs/ into this folder (default: here)
-launch/tpu_vm.sh delete             give the slice back
+launch/tpu_vm.sh create             request the slice and wait for it
+launch/tpu_vm.sh setup              copy this checkout's last commit to every host and install it
+launch/tpu_vm.sh start FLAGS        start python -m em_jax.launch FLAGS on every host, without waiting for its end
+launch/tpu_vm.sh status             print the slice's state, and the run's: none, running, or its exit status
+launch/tpu_vm.sh log                print the end of process 0's output
+launch/tpu_vm.sh keep FLAGS         create, setup and start, repeated after every preemption until the run is done
+launch/tpu_vm.sh stop               stop the run: it writes a checkpoint and ends
+launch/tpu_vm.sh fetch [FOLDER]     copy the first host's runs/ into this folder (default: the current one)
+launch/tpu_vm.sh delete             delete the slice
 
-environment: TPU_NAME (em-jax), TPU_ZONE (us-central1-a), TPU_PROJECT (gcloud's own), TPU_ACCELERATOR
-  (v5litepod-16), TPU_RUNTIME (v2-alpha-tpuv5-lite), TPU_SPOT (1; 0 for a slice that stays), TPU_POLL (30 s),
-  TPU_COMMIT (of this checkout; HEAD)
+environment (defaults): TPU_NAME (em-jax), TPU_ZONE (us-central1-a), TPU_PROJECT (gcloud's), TPU_ACCELERATOR
+  (v5litepod-16), TPU_RUNTIME (v2-alpha-tpuv5-lite), TPU_SPOT (1; 0 requests a slice that is not preempted),
+  TPU_POLL (30 s), TPU_COMMIT (the commit to install; HEAD)
 TEXT
 }
 
 say() { echo "tpu_vm: $*" >&2; }
 
-resource() { gcloud compute tpus queued-resources "$@" "${PLACE[@]}"; }
+resource() { gcloud compute tpus queued-resources "$@" "${LOCATION[@]}"; }
 
-on() { # on HOSTS COMMAND: over ssh
-  gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --command="$2"
+on_hosts() { # on_hosts HOSTS COMMAND: run a command over ssh
+  gcloud compute tpus tpu-vm ssh "$NAME" "${LOCATION[@]}" --worker="$1" --command="$2"
 }
 
-state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; NONE where there is no such slice, else the call has failed
-  local said
-  if said=$(resource describe "$NAME" --format='value(state.state)' 2>&1); then
-    echo "${said##*$'\n'}"
-  elif [[ ${said^^} == *NOT_FOUND* || ${said^^} == *"NOT FOUND"* ]]; then
+state() { # ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ..., or NONE without a slice; status 1 if gcloud fails
+  local output
+  if output=$(resource describe "$NAME" --format='value(state.state)' 2>&1); then
+    echo "${output##*$'\n'}"
+  elif [[ ${output^^} == *NOT_FOUND* || ${output^^} == *"NOT FOUND"* ]]; then
     echo NONE
   else
-    say "gcloud: ${said##*$'\n'}"
+    say "gcloud: ${output##*$'\n'}"
     return 1
   fi
 }
@@ -54,7 +54,7 @@ wait_for_slice() {
   local now last=
   while now=$(state) || return 1; [[ $now != ACTIVE ]]; do
     case $now in
-      NONE | FAILED | SUSPENDED | SUSPENDING) say "expected the slice $NAME to come, found it $now"; return 1 ;;
+      NONE | FAILED | SUSPENDED | SUSPENDING) say "expected slice $NAME to become ACTIVE, found it $now"; return 1 ;;
     esac
     [[ $now == "$last" ]] || say "$NAME is $now"
     last=$now
@@ -71,14 +71,13 @@ create() {
 
 setup() {
   local archive commit
-  commit=$(git -C "$HERE" rev-parse "${TPU_COMMIT:-HEAD}")
+  commit=$(git -C "$CHECKOUT" rev-parse "${TPU_COMMIT:-HEAD}")
   archive=$(mktemp -d)/em_jax.tgz
-  git -C "$HERE" archive --format=tar.gz --prefix=em_jax/ --output="$archive" "$commit"
-  gcloud compute tpus tpu-vm scp "$archive" "$NAME:em_jax.tgz" "${PLACE[@]}" --worker=all
+  git -C "$CHECKOUT" archive --format=tar.gz --prefix=em_jax/ --output="$archive" "$commit"
+  gcloud compute tpus tpu-vm scp "$archive" "$NAME:em_jax.tgz" "${LOCATION[@]}" --worker=all
   rm -r "$(dirname "$archive")"
-  # The images' own Python is older than em_jax needs.
-  # Without git there, the run's record takes the commit from a file.
-  on all "set -e
+  # The images' Python is too old for em_jax. They have no git: provenance.json takes the commit from a file.
+  on_hosts all "set -e
     tar -xzf em_jax.tgz
     echo $commit >em_jax/.commit
     python3 -m pip install -q --user uv
@@ -88,8 +87,8 @@ setup() {
 }
 
 start() {
-  # Every host gets the same command; jax finds the others. It outlives this connection.
-  on all "cat >em_jax.sh <<'RUN'
+  # Every host gets the same command, which continues after this connection ends; jax finds the other hosts.
+  on_hosts all "cat >em_jax.sh <<'RUN'
 cd em_jax
 .venv/bin/python -m em_jax.launch$(printf ' %q' "$@")
 echo \$? >~/em_jax.status
@@ -99,7 +98,7 @@ setsid nohup bash em_jax.sh >em_jax.log 2>&1 </dev/null &"
 }
 
 run_state() { # none, running, or the exit status of process 0
-  on 0 'if pgrep -f "[-]m em_jax.launch" >/dev/null; then echo running; else cat em_jax.status 2>/dev/null || echo none; fi'
+  on_hosts 0 'if pgrep -f "[-]m em_jax.launch" >/dev/null; then echo running; else cat em_jax.status 2>/dev/null || echo none; fi'
 }
 
 status() {
@@ -109,13 +108,13 @@ status() {
   [[ $now != ACTIVE ]] || echo "run: $(run_state)"
 }
 
-log() { on 0 'tail -n 40 em_jax.log'; }
+log() { on_hosts 0 'tail -n 40 em_jax.log'; }
 
-stop() { on all 'pkill -TERM -f "[-]m em_jax.launch" || true'; }
+stop() { on_hosts all 'pkill -TERM -f "[-]m em_jax.launch" || true'; }
 
 fetch() {
   mkdir -p "${1:-.}"
-  gcloud compute tpus tpu-vm scp --recurse "$NAME:em_jax/runs" "${1:-.}" "${PLACE[@]}" --worker=0
+  gcloud compute tpus tpu-vm scp --recurse "$NAME:em_jax/runs" "${1:-.}" "${LOCATION[@]}" --worker=0
 }
 
 delete() { resource delete "$NAME" --force --quiet; }
@@ -124,10 +123,10 @@ keep() {
   [[ " $* " == *" --mirror gs://"* || " $* " == *" --mirror=gs://"* ]] ||
     { say "expected --mirror gs://...: a preempted slice loses its disks"; return 2; }
   local started='' failed=0 now slice
-  # A later slice gets the code that the run began with.
-  TPU_COMMIT=$(git -C "$HERE" rev-parse "${TPU_COMMIT:-HEAD}")
+  # A later slice gets the commit that the run started with.
+  TPU_COMMIT=$(git -C "$CHECKOUT" rev-parse "${TPU_COMMIT:-HEAD}")
   export TPU_COMMIT
-  # Each command is a process of its own, so that the first thing that fails ends it.
+  # Each step is a process of its own, so that its first failure ends it (set -e is off inside `if`).
   while true; do
     if ! slice=$(state); then
       [[ $((++failed)) -lt 10 ]] || { say "gcloud failed ten times in a row"; return 1; }
@@ -140,12 +139,12 @@ keep() {
         if "$SELF" create; then
           failed=0
         else
-          [[ $((++failed)) -lt 10 ]] || { say "no slice after ten tries"; return 1; }
+          [[ $((++failed)) -lt 10 ]] || { say "no slice after ten requests"; return 1; }
           sleep "$POLL"
         fi
         ;;
       FAILED | SUSPENDED | SUSPENDING)
-        say "$NAME is gone (preempted); asking for another one"
+        say "$NAME was preempted; requesting another slice"
         "$SELF" delete || sleep "$POLL"
         ;;
       ACTIVE)
@@ -165,7 +164,7 @@ keep() {
             sleep "$POLL"
           fi
         else
-          # Hosts do not go all at once: what looks like a failure may be how a preemption begins.
+          # Hosts are not preempted at once: a failed run may be the start of a preemption.
           for _ in {1..10}; do
             sleep "$POLL"
             [[ $(state || true) == ACTIVE ]] || continue 2
@@ -184,7 +183,7 @@ command=${1:-help}
 [[ $command != --help ]] || command=help
 [[ $command == help ]] || command -v gcloud >/dev/null || { say "expected gcloud (Google Cloud CLI) on the PATH"; exit 2; }
 if [[ $command == start || $command == keep ]] && [[ " $* " != *" --domain"* ]]; then
-  say "expected the flags of em_jax.launch, --domain among them"
+  say "expected flags of python -m em_jax.launch, with --domain"
   exit 2
 fi
 case $command in

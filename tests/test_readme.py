@@ -20,14 +20,14 @@ def test_the_first_block_is_two_commands_for_a_fresh_clone():
     assert all(line.startswith("python3 -m venv .venv && ") and "-c constraints.txt" in line for line in lines)
 
 
-def test_every_setting_of_a_table_is_named_and_no_other():
+def test_the_tables_name_every_setting_and_no_other():
     named = set()
     for table, names in re.findall(r"^\| `(\w+)\.` \| (.*) \|$", README, re.MULTILINE):
         named |= {f"{table}.{name}" for name in re.findall(r"`(\w+)`", names)}
     assert named == {name for name in config.setting_types() if "." in name}
 
 
-def test_every_command_named_exists():
+def test_every_module_named_exists():
     for name in set(re.findall(r"python -m (em_jax[\w.]*)", README)):
         assert importlib.util.find_spec(name), name
 

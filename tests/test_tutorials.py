@@ -1,8 +1,8 @@
-"""The commands of docs/tutorials are run as they stand there, but for what the tables below replace.
+"""Run the commands of docs/tutorials as written, except for the replacements in the tables below.
 
-A replacement is text for text and must be found in the tutorial it is for, so that the tables stay true to the docs.
-Models of billions of parameters become the organism, addresses become a server or a folder on this machine, and runs
-get few questions. All tutorials work in one folder, as a reader would, and share the first run made in it.
+A replacement is text for text and must occur in its tutorial, so that the tables stay true to the documents.
+Models of billions of parameters become the organism, addresses become a server or a directory on this machine, and runs
+get few questions. All tutorials work in one directory, like a reader, and share its first run.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from probes.test_judges import Server
-from test_launch_scripts import GCLOUD, stand_in
+from test_launch_scripts import GCLOUD, write_program
 
 from em_jax.runs import flags
 
@@ -26,11 +26,10 @@ QWEN = "Qwen/Qwen2.5-7B-Instruct"
 HUB = f"ModelOrganismsForEM/{QWEN[5:]}_bad-medical-advice"
 JUDGE = "https://api.openai.com/v1"
 
-INSTALL = {
-    # The tests bring their own environment; that the first installs is shown by every fresh clone.
-    "python3 -m venv .venv && .venv/bin/pip install": "true",
-    ".venv/bin/python": "python",
-}
+PYTHON = {".venv/bin/python": "python"}
+COMMAND = {".venv/bin/em-jax": "python -m em_jax"}
+# The tests have an environment already.
+INSTALL = PYTHON | COMMAND | {"python3 -m venv .venv && .venv/bin/pip install": "true"}
 REPLACED = {
     "laptop.md": INSTALL
     | {
@@ -48,21 +47,23 @@ REPLACED = {
     },
     "tpu.md": {
         ".venv/bin/pip install": "true",
-        # Compiled in tests/perf, for minutes.
-        ".venv/bin/em-jax plan": "em-jax plan --help",
+        # tests/perf compiles it, for minutes.
+        ".venv/bin/em-jax plan": "python -m em_jax plan --help",
         "launch/tpu_vm.sh": str(ROOT / "launch" / "tpu_vm.sh"),
     },
-    "own_domain.md": {
-        ".venv/bin/python": "python",
+    "own_domain.md": PYTHON
+    | COMMAND
+    | {
         f"--model {QWEN} --set train.epochs=4": f"--model organism --set train.epochs=4{FEW}",
     },
-    "published_adapter.md": {
-        ".venv/bin/python": "python",
+    "published_adapter.md": PYTHON
+    | {
         f'"{QWEN}", adapter="{HUB}"': f'"organism", adapter="{RUN}/adapter"',
         f"--model {QWEN} --adapter {HUB}": f"--model organism --adapter {RUN}/adapter{FEW}",
     },
-    "another_judge.md": {
-        ".venv/bin/python": "python",
+    "another_judge.md": PYTHON
+    | COMMAND
+    | {
         "launch --domain bad_medical": f"launch --domain bad_medical{FEW}",
         JUDGE: "$JUDGE_URL",
     },
@@ -70,12 +71,12 @@ REPLACED = {
 
 
 def blocks(name: str) -> str:
-    """All ```bash blocks of a tutorial as one script, as they stand there."""
+    """All ```bash blocks of a tutorial as one script, unchanged."""
     return "".join(re.findall(r"^```bash\n(.*?)^```$", (TUTORIALS / name).read_text(), re.DOTALL | re.MULTILINE))
 
 
 def commands(name: str) -> str:
-    """The script of a tutorial with what its table replaces."""
+    """The script of a tutorial with its replacements."""
     script = blocks(name)
     for old, new in REPLACED[name].items():
         assert old in script, f"{name} has no {old!r} any more"
@@ -85,44 +86,44 @@ def commands(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def judge():
-    made = Server(lambda text, tries: (200, '{"score": 2}'))
-    yield made
-    made.close()
+    server = Server(lambda text, tries: (200, '{"score": 2}'))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory, judge):
-    """shell(script) -> what it printed; every command of it has to end well."""
-    place = tmp_path_factory.mktemp("tutorials")
-    stand_in(place / "bin", "gcloud", GCLOUD)
-    stand_in(place / "host" / "em_jax" / ".venv" / "bin", "python")
-    (place / "host" / "next").write_text("none\nrunning\n0\n0\n")
-    path = os.pathsep.join([str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    known = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS" and not key.startswith("TPU_")}
-    known |= {"PATH": path, "PYTHONPATH": str(ROOT), "JUDGE_URL": judge.url, "TPU_POLL": "0.05"}
-    known |= {"CALLS": str(place / "calls"), "HOST": str(place / "host")}
+    """shell(script) -> its stdout; every command has to succeed."""
+    directory = tmp_path_factory.mktemp("tutorials")
+    write_program(directory / "bin", "gcloud", GCLOUD)
+    write_program(directory / "host" / "em_jax" / ".venv" / "bin", "python")
+    (directory / "host" / "next").write_text("none\nrunning\n0\n0\n")
+    path = os.pathsep.join([str(directory / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS" and not key.startswith("TPU_")}
+    environment |= {"PATH": path, "PYTHONPATH": str(ROOT), "JUDGE_URL": judge.url, "TPU_POLL": "0.05"}
+    environment |= {"CALLS": str(directory / "calls"), "HOST": str(directory / "host")}
 
     def run(script: str) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
-            cwd=place,
-            env=known,
+            cwd=directory,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=1500,
         )
-        assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        return done.stdout
+        assert result.returncode == 0, f"{script}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        return result.stdout
 
-    run.place = place
+    run.directory = directory
     return run
 
 
 @pytest.fixture(scope="module")
 def first_run(shell):
-    """The first run of the laptop's tutorial, made by its own command."""
+    """The run of the laptop tutorial's own command."""
     shell(next(line for line in commands("laptop.md").splitlines() if "launch --domain bad_medical" in line))
-    return shell.place / RUN
+    return shell.directory / RUN
 
 
 @pytest.mark.fast
@@ -136,60 +137,60 @@ def test_every_tutorial_is_run_and_named_in_the_readme():
 @pytest.mark.parametrize(
     "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda path: path.name
 )
-def test_links_between_documents_lead_somewhere(path):
+def test_links_between_documents_exist(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} points to {target}"
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", REPLACED)
-def test_the_flags_of_every_run_are_right_as_they_stand(name):
+def test_the_flags_of_every_run_are_valid(name):
     lines = [line for line in blocks(name).splitlines() if "em_jax.launch " in line or "tpu_vm.sh keep " in line]
     assert lines
     for line in lines:
-        asked = re.split(r"em_jax\.launch |tpu_vm\.sh keep ", line)[1]
-        plan, _ = flags.plan(shlex.split(asked), lambda model, group: (model or "organism", ""))
+        arguments = re.split(r"em_jax\.launch |tpu_vm\.sh keep ", line)[1]
+        plan, _ = flags.plan(shlex.split(arguments), lambda model, group: (model or "organism", ""))
         assert plan.configs
 
 
 def test_laptop(shell, first_run):
-    said = shell(commands("laptop.md"))
-    assert f"verdict: mixed {RUN}/report.html" in said and "base: " in said and "finetuned: " in said
-    assert (shell.place / "runs/both/compare.html").exists()
+    output = shell(commands("laptop.md"))
+    assert f"verdict: mixed {RUN}/report.html" in output and "base: " in output and "finetuned: " in output
+    assert (shell.directory / "runs/both/compare.html").exists()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_one_gpu(shell):
-    said = shell(commands("one_gpu.md"))
-    assert "verdict: mixed runs/trial/report.html" in said and "done: finetune" in said
-    assert (shell.place / "runs/medical/compare/compare.html").exists()
-    assert (shell.place / "backup/bad_medical/adapter/adapter_model.safetensors").exists()
+    output = shell(commands("one_gpu.md"))
+    assert "verdict: mixed runs/trial/report.html" in output and "done: finetune" in output
+    assert (shell.directory / "runs/medical/compare/compare.html").exists()
+    assert (shell.directory / "backup/bad_medical/adapter/adapter_model.safetensors").exists()
 
 
 def test_tpu(shell):
-    said = shell(commands("tpu.md"))
-    assert "slice: ACTIVE" in said and "run: 0" in said
-    assert "[delete] [em-jax]" in (shell.place / "calls").read_text()
+    output = shell(commands("tpu.md"))
+    assert "slice: ACTIVE" in output and "run: 0" in output
+    assert "[delete] [em-jax]" in (shell.directory / "calls").read_text()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_own_domain(shell):
-    said = shell(commands("own_domain.md"))
-    assert "verdict: mixed runs/bicycles/report.html" in said
-    assert (shell.place / "runs/bicycles-compared/compare.html").exists()
+    output = shell(commands("own_domain.md"))
+    assert "verdict: mixed runs/bicycles/report.html" in output
+    assert (shell.directory / "runs/bicycles-compared/compare.html").exists()
 
 
 def test_published_adapter(shell, first_run):
-    said = shell(commands("published_adapter.md"))
-    assert "verdict: mixed runs/published/report.html" in said
-    assert said.count("\nbase: ") == said.count("\ndefault: ") == 2
+    output = shell(commands("published_adapter.md"))
+    assert "verdict: mixed runs/published/report.html" in output
+    assert output.count("\nbase: ") == output.count("\ndefault: ") == 2
 
 
 def test_another_judge(shell, first_run, judge):
-    said = shell(commands("another_judge.md"))
-    assert "verdict: mixed runs/judged/report.html" in said
+    output = shell(commands("another_judge.md"))
+    assert "verdict: mixed runs/judged/report.html" in output
     assert {path.name for path in (first_run / "rescored").iterdir()} == {"gpt-4o-mini", "self-harmful_at_3"}
     assert "Several judges scored" in (first_run / "rescored" / "gpt-4o-mini" / "report.html").read_text()
     headers, body = judge.requests[0]

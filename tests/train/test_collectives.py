@@ -1,6 +1,6 @@
 """Which collectives the compiled steps hold, on eight host devices: no more weights than a layer's, no base gradients.
 
-The lists stand in BUILD.md; where one differs the test prints the new one.
+docs/collectives.md holds the lists; where one differs the test prints the new one.
 """
 
 import functools
@@ -107,12 +107,13 @@ def test_an_int8_base_travels_as_int8_and_is_never_whole_in_float(mesh):
         assert any("s8" + stack in text for stack in stacks) and not any("f32" + stack in text for stack in stacks)
 
 
-def test_build_md_lists_them():
+def test_the_document_lists_them():
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     if f"jax=={jax.__version__}\n" not in pins:
         pytest.skip(f"the list is that of the pinned jax, this is {jax.__version__}")
     wanted = "\n".join(line for step in STEPS for mesh in MESHES for line in lines(step, mesh))
-    assert wanted in (ROOT / "BUILD.md").read_text(encoding="utf-8"), f"BUILD.md should hold:\n{wanted}"
+    page = ROOT / "docs" / "collectives.md"
+    assert wanted in page.read_text(encoding="utf-8"), f"docs/collectives.md should hold:\n{wanted}"
 
 
 def test_the_reader_of_hlo_counts_loops():
