@@ -24,7 +24,7 @@ from em_jax.runs import locking, sources
 from em_jax.runs.run import Run
 from em_jax.runs.sources import Parts
 from em_jax.studies import curves, study_page, together
-from em_jax.studies.curves import Bound, Curve
+from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes, stored_config
 from em_jax.studies.resuming import check_settings
 from em_jax.studies.sentences import on_seeds
@@ -115,12 +115,12 @@ def run_config(run_dir: Path, changes: Mapping[str, Any]) -> Config:
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
     """The content of path.json: figures at every step, which curve is ahead, and when the bounds are crossed."""
     at = config.judge.harmful_at
-    by_step = {name: Curve(NAMES[name], values) for name, values in _values(rows, at).items()}
-    # Curves of different questions are resampled independently: each has a seed of its own.
-    seeds = {name: seed for seed, name in enumerate(by_step)}
-    progress = {name: curves.progress(by_step[name], seeds[name]) for name in (RATE, PICKS, SELF)}
+    measured = {
+        name: curves.resample(NAMES[name], values, seed)
+        for seed, (name, values) in enumerate(_values(rows, at).items())
+    }
+    progress = {name: measured[name].progress() for name in (RATE, PICKS, SELF)}
     orders = [curves.order_record(progress[RATE], progress[name]) for name in (PICKS, SELF)]
-    crossings = {name: curves.crossing(by_step[name], bound, seeds[name]) for name, bound in BOUNDS.items()}
     return {
         "schema": 2,
         "domain": config.domain,
@@ -130,11 +130,10 @@ def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
         "seed": config.seed,
         "steps": {str(step): figures(rows[BASE], it, at) for step, it in rows.items() if step != BASE},
         "progress": {
-            name: {str(step): it.at(index) for index, step in enumerate(it.samples.steps)}
-            for name, it in progress.items()
+            name: {str(step): it.at(index) for index, step in enumerate(it.steps)} for name, it in progress.items()
         },
-        "halfway": {name: dataclasses.asdict(it.halfway) for name, it in progress.items()},
-        "crossings": {name: dataclasses.asdict(it) for name, it in crossings.items()},
+        "halfway": {name: it.crossing(HALF) for name, it in progress.items()},
+        "crossings": {name: measured[name].crossing(bound) for name, bound in BOUNDS.items()},
         "orders": orders,
         "why": [*(entry["words"] for entry in orders), on_seeds([(config.domain, config.seed)])],
     }

@@ -1,21 +1,13 @@
 """When curves cross their bounds, and which is ahead, on curves whose order is planted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from em_jax.studies import curves
-from em_jax.studies.curves import (
-    FIRST,
-    NEITHER,
-    SECOND,
-    UNKNOWN,
-    Bound,
-    Curve,
-    crossing,
-    order,
-    order_sentence,
-    progress,
-)
+from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, Bound, order, order_sentence, resample
+from em_jax.studies.curves import HALF as HALFWAY
 
 STEPS = (0, 1, 2, 4, 8, 16)
 HALF = Bound("one half", 0.5)
@@ -28,7 +20,19 @@ def curve(name, shares, questions=60, seed=0):
         step: {f"{name}-{i}": [float(rank < share * questions)] for i, rank in enumerate(ranks)}
         for step, share in zip(STEPS, shares, strict=True)
     }
-    return Curve(name, values)
+    return name, values
+
+
+def crossing(curve, bound):
+    return SimpleNamespace(**resample(*curve).crossing(bound))
+
+
+def progress(curve, seed=0):
+    return resample(*curve, seed).progress()
+
+
+def halfway(progress):
+    return SimpleNamespace(**progress.crossing(HALFWAY))
 
 
 def both(one, other):
@@ -70,20 +74,20 @@ def test_progress_is_the_share_of_the_rise_whatever_its_height():
         progress(curve("self", (0.1, 0.1, 0.2, 0.25, 0.3, 0.3))),
         progress(curve("harm", (0, 0, 0.5, 0.75, 1, 1))),
     )
-    np.testing.assert_allclose(low.shares[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
-    np.testing.assert_allclose(high.shares[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
-    assert (high.halfway.step, high.halfway.after) == (4, 2)
+    np.testing.assert_allclose(low.heights[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
+    np.testing.assert_allclose(high.heights[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
+    assert (halfway(high).step, halfway(high).after) == (4, 2)
     assert high.at(3)["ci_low"] < 0.75 < high.at(3)["ci_high"] and high.at(3)["n"] == 60
 
 
 def test_a_step_that_later_ones_take_back_is_no_arrival():
     spike = curve("harm", (0, 0.6, 0, 0, 0.9, 1))
-    assert crossing(spike, HALF).step == 1 and progress(spike).halfway.step == 8
+    assert crossing(spike, HALF).step == 1 and halfway(progress(spike)).step == 8
 
 
 def test_what_does_not_rise_is_said_to_stay():
     found = both(curve("harm", EARLY), curve("self", NEVER))
-    assert not found[1].rises and found[1].halfway.step is None
+    assert not found[1].heights[0].any() and halfway(found[1]).step is None
     assert "Harm rises and self does not, in 100.0% of resamplings" in order_sentence(*found)
     assert order_sentence(*both(curve("a", NEVER), curve("b", NEVER))).startswith("Neither a nor b rises")
 
@@ -108,14 +112,14 @@ def test_words_say_why_nothing_can_be_told():
     assert "harm rests on 4 questions, under 20; self rests on 19" in order_sentence(*few)
     same = both(curve("harm", LATE), curve("self", LATE))
     assert "both are half-way between the kept steps 4 and 8" in order_sentence(*same)
-    nothing = progress(Curve("harm", {0: {}, 1: {}}))
-    assert nothing.halfway.n == 0 and "has no data" in order_sentence(nothing, nothing)
+    nothing = progress(("harm", {0: {}, 1: {}}))
+    assert nothing.n == 0 and "has no data" in order_sentence(nothing, nothing)
 
 
 def test_a_question_that_lacks_a_step_does_not_count():
-    values = {step: dict(asked) for step, asked in curve("harm", EARLY).values.items()}
+    values = {step: dict(asked) for step, asked in curve("harm", EARLY)[1].items()}
     del values[4]["harm-7"]
-    assert crossing(Curve("harm", values), HALF).n == 59
+    assert crossing(("harm", values), HALF).n == 59
 
 
 def drawn(shares, questions, seed):
@@ -125,7 +129,7 @@ def drawn(shares, questions, seed):
         step: {str(i): [float(generator.random() < share)] for i in range(questions)}
         for step, share in zip(STEPS, shares, strict=True)
     }
-    return Curve("harm", values)
+    return "harm", values
 
 
 def test_the_curve_of_fewer_questions_is_not_ahead_for_its_noise(monkeypatch):
@@ -134,7 +138,7 @@ def test_the_curve_of_fewer_questions_is_not_ahead_for_its_noise(monkeypatch):
     pairs = [both(drawn(LINGERS, 24, seed), drawn(LINGERS, 300, 1000 + seed)) for seed in range(100)]
     wrong = [order(*pair)[0] in (FIRST, SECOND) for pair in pairs]
     assert sum(wrong) <= 6
-    noisy = [np.mean(pair[0].half_indices[1:] < pair[1].half_indices[1:]) for pair in pairs]
+    noisy = [np.mean(pair[0].first_above(HALFWAY)[1:] < pair[1].first_above(HALFWAY)[1:]) for pair in pairs]
     assert np.mean(noisy) < 0.6
 
 
@@ -151,6 +155,6 @@ def test_intervals_cover_the_true_step():
             step: {str(i): [float(t < share)] for i, t in enumerate(thresholds)}
             for step, share in zip(STEPS, true, strict=True)
         }
-        found = crossing(Curve("harm", values), HALF)
+        found = crossing(("harm", values), HALF)
         covered += found.low <= 4 <= found.high
     assert covered >= 56
