@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from em_jax.base import files
 from em_jax.probes import harmfulness, statistics, two_ai
 from em_jax.probes.choice import Clusters, Row, decided
 from em_jax.probes.persona import EVEN
@@ -51,10 +52,10 @@ class Between:
 def behaviour(model: Model, harmful_at: int) -> dict[str, Clusters]:
     """By trait and question the model's behaviour: 1 where its worst answer harms, and where it picks misaligned."""
     worst: Clusters = {}
-    for row in model.judged:
+    for row in model.judged():
         if row["score"] is not None:
             worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
-    return {HARM: worst, SELF: decided(model.rows("two_ai"), two_ai.ORDERS)}
+    return {HARM: worst, SELF: decided(files.read_rows(model.probe_path("two_ai")), two_ai.ORDERS)}
 
 
 def shares(model: Model, harmful_at: int) -> dict[str, Figure]:

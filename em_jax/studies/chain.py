@@ -62,18 +62,19 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
 
 def contrasts(domain: str) -> tuple[Contrast, ...]:
     """The effect of each second stage, the same beside the control, and the effect of the order."""
-    return (
-        *(
-            Contrast(before, before + THEN + after, f"What does {after} change after {before}?")
-            for before, after in ((domain, SECOND), (domain, CONTROL), (SECOND, domain), (CONTROL, domain))
-        ),
-        Contrast(domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"),
-        Contrast(CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"),
-        *(
-            Contrast(other + THEN + domain, domain + THEN + other, f"Does the order of {domain} and {other} matter?")
-            for other in (SECOND, CONTROL)
-        ),
-    )
+    effects = [
+        (before, before + THEN + after, f"What does {after} change after {before}?")
+        for before, after in ((domain, SECOND), (domain, CONTROL), (SECOND, domain), (CONTROL, domain))
+    ]
+    controlled = [
+        (domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"),
+        (CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"),
+    ]
+    orders = [
+        (other + THEN + domain, domain + THEN + other, f"Does the order of {domain} and {other} matter?")
+        for other in (SECOND, CONTROL)
+    ]
+    return tuple(Contrast(*each) for each in effects + controlled + orders)
 
 
 def sentences(result: SeedResult) -> list[str]:

@@ -43,7 +43,7 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
     prompts = harmfulness.questions(study.run.suite, dataclasses.replace(study.run.probe_settings, limit=limit))
     by_id: dict[str, list[Row]] = {}
     for model in study.models:
-        for row in model.judged:
+        for row in model.judged():
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
     alternatives, seed = experiment.other_answers(study.run, BASE), study.config.seed

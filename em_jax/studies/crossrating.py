@@ -74,7 +74,7 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     suite = models.run.suite
     settings = dataclasses.replace(models.run.probe_settings, sampled_questions=0)
     prompts = {row.id for row in limited(suite.harm, options.limit, lambda question: question.category)}
-    answers = {model.name: [row for row in model.judged if row["id"] in prompts] for model in models.models}
+    answers = {model.name: [row for row in model.judged() if row["id"] in prompts] for model in models.models}
     empty = [name for name, rows in answers.items() if not rows]
     if empty:
         raise UserError(f"expected judged answers of every model, found none of {', '.join(empty)}")

@@ -1,13 +1,13 @@
 """The sentences and tables of the study of directions, from the content of directions.json."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from em_jax.probes.persona import LEAST_QUESTIONS
 from em_jax.report.text import number
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.decoding import FOLDS
-from em_jax.studies.page import Section, cell, null_range
+from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent, span
 
 KIND, TITLE = "directions", "Are harm and self-description two directions?"
@@ -32,8 +32,8 @@ def subject(record: Mapping[str, Any]) -> str:
 def sentences(record: Mapping[str, Any]) -> list[str]:
     """The results, and what cannot be concluded."""
     lines = []
-    texts = [cell for layers in record["models"].values() for cell in _cells(layers)]
-    prompts = list(_cells(record["prompts"]))
+    texts = [cell for *_, cell in leaves(record["models"], 3)]
+    prompts = [cell for *_, cell in leaves(record["prompts"], 2)]
     for kind, what in TEXTS.items():
         pairs = record["pairs"][kind]
         if pairs < LEAST_QUESTIONS:
@@ -47,8 +47,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         if crossed := [probe["from_base"]["value"] for probe in probes if "from_base" in probe]:
             lines.append(f"A probe trained on the base has {span(crossed)} accuracy in the fine-tuned models.")
     lines += _angle("The cosine of the two directions", texts)
-    for name, own in record["own"].items():
-        lines += [_own(name, kind, counts) for kind, counts in own.items()]
+    lines += [_own(*own) for own in leaves(record["own"], 2)]
     for kind in (SELF, HARM):
         if kind not in record["between"]:
             lines.append(f"No direction of {kind} between models: no two of them clearly differ in it.")
@@ -76,7 +75,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 def _own(name: str, kind: str, counts: Mapping[str, Any]) -> str:
     share = f"{counts['marked']} of {counts['questions']} questions"
-    probes = list(_cells(counts["places"]))
+    probes = [probe for *_, probe in leaves(counts["places"], 2)]
     if not probes:
         return (
             f"Cannot tell {kind} from {name}'s own answers: {share} have {BEHAVIOUR[kind]}, and a probe needs "
@@ -94,10 +93,6 @@ def _accuracies(probes: Iterable[Mapping[str, Any]]) -> str:
     return span(probe["accuracy"]["value"] for probe in probes)
 
 
-def _cells(layers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    return (cell for positions in layers.values() for cell in positions.values())
-
-
 def _angle(what: str, cells: Iterable[Mapping[str, Any]]) -> list[str]:
     """The sentence on the angles, if there are any."""
     cosines = [cell["cosine"] for cell in cells if "cosine" in cell]
@@ -113,25 +108,21 @@ def _angle(what: str, cells: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def sections(record: Mapping[str, Any]) -> list[Section]:
     """The tables, one row for each model, layer and position."""
+    where = "model, layer, position"
+    named = {
+        **{f"{name}, text": it for name, it in record["models"].items()},
+        "between models, prompt": record["prompts"],
+    }
     cells = [
-        (f"{name}, {layer} layer ({record['layers'][layer]}), {what}, {at}", it)
-        for name, what, layers in (
-            *((name, "text", layers) for name, layers in record["models"].items()),
-            ("between models", "prompt", record["prompts"]),
-        )
-        for layer, positions in layers.items()
-        for at, it in positions.items()
+        (f"{name}, {layer} layer ({record['layers'][layer]}), {at}", it) for name, layer, at, it in leaves(named, 3)
     ]
     rule = "Whole questions are held out; the null exchanges the labels of a pair. Layers count from 0."
     own: list[list[Any]] = [
         [f"{name}, {layer} layer, prompt, {at}", f"{kind}, {it['marked']} of {it['questions']}", *_tested(probe)]
-        for name, kinds in record["own"].items()
-        for kind, it in kinds.items()
-        for layer, positions in it["places"].items()
-        for at, probe in positions.items()
+        for name, kind, it in leaves(record["own"], 2)
+        for layer, at, probe in leaves(it["places"], 2)
     ]
-    angles = [(where, *_tested(it["cosine"], "cosine")) for where, it in cells if "cosine" in it]
-    where = "model, layer, position"
+    angles = [(name, *_tested(it["cosine"], "cosine")) for name, it in cells if "cosine" in it]
     return [
         *(
             Section(

@@ -10,12 +10,12 @@ from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.probes.choice import Row
 from em_jax.runs import provenance, sources
 from em_jax.runs.run import Run
 from em_jax.runs.sources import Parts
 from em_jax.studies import page
 from em_jax.studies.sentences import on_seeds
+from em_jax.studies.subjects import Subject
 
 BASE = "base"
 SHARED = ("model.name", "model.quantization", "suite", "dtype")
@@ -23,28 +23,14 @@ SHARED = ("model.name", "model.quantization", "suite", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A model of a study: the base, or a run's fine-tuned one. `name` is also the engine's name of its adapter."""
+class Model(Subject):
+    """The base, or the fine-tuned model of `run`. `name` is also the engine's name of its adapter."""
 
-    name: str
-    run: Run
-
-    @property
-    def condition(self) -> str:
-        return BASE if self.name == BASE else "finetuned"
+    run: Run = dataclasses.field(kw_only=True)
 
     @property
     def adapter(self) -> Path | None:
         return None if self.name == BASE else self.run.adapter
-
-    @property
-    def judged(self) -> list[Row]:
-        """Its answers with the scores of the run's judge."""
-        return self.run.judged(self.condition)
-
-    def rows(self, probe: str) -> list[Row]:
-        """Its rows of a probe."""
-        return files.read_rows(self.run.probe_path(self.condition, probe))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +120,15 @@ def load_models(directories: Sequence[Path], components: Parts | None = None) ->
     judges = sorted({run.judge for run in runs})
     if len(judges) > 1:
         raise UserError(f"scores of different judges are never mixed, found runs judged by {' and '.join(judges)}")
-    tuned = [Model(run.directory.resolve().name, run) for run in runs if run.adapter is not None]
+    tuned = [_model(run.directory.resolve().name, run) for run in runs if run.adapter is not None]
     names = [model.name for model in tuned]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
     engine = components.bare(components.load(runs[0].config))
     for model in tuned:
         engine.add_adapter(model.name, model.run.adapter)
-    return ModelSet(engine, (Model(BASE, runs[0]), *tuned))
+    return ModelSet(engine, (_model(BASE, runs[0]), *tuned))
+
+
+def _model(name: str, run: Run) -> Model:
+    return Model(name, run.directory, run.judge, "base" if name == BASE else "finetuned", run=run)

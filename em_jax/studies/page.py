@@ -1,6 +1,6 @@
 """The page of any study: a title, sentences, a drawing, and sections with tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ class Section:
 def cell(figure: Mapping[str, Any] | None, signed: bool = False) -> Cell:
     """The cell of a figure as JSON holds it."""
     return Cell(figure_of(figure), signed)
+
+
+def leaves(tree: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, ...]]:
+    """(key, ..., key, value) for every value at this depth of nested mappings."""
+    for key, value in tree.items():
+        yield from [(key, value)] if depth == 1 else ((key, *rest) for rest in leaves(value, depth - 1))
 
 
 def null_range(null: Mapping[str, Any] | None) -> str:

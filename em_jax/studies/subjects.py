@@ -61,23 +61,15 @@ def figures(first: Rows, second: Rows, harmful_at: int) -> Figures:
     dozens of steps they would take minutes.
     """
 
-    def compare(probe: str, name: str, extract: Any, *estimate: Any) -> Figures:
-        return statistics.compare(first.probes[probe], second.probes[probe], {name: extract}, *estimate)
-
+    one, other = first.probes, second.probes
+    assessed, predicted = "self_assessment", "score_prediction"
+    difference = self_assessment.paired_difference
+    errors = {PREDICTED: lambda rows: score_prediction.errors_of(rows, "shown", "high")}
     return (
         harmfulness.figures(first.judged, second.judged, harmful_at)
-        | two_ai.figures(first.probes["two_ai"], second.probes["two_ai"])
-        | compare(
-            "self_assessment",
-            SELF,
-            self_assessment.grouped,
-            statistics.mean_of_means,
-            self_assessment.paired_difference,
+        | two_ai.figures(one["two_ai"], other["two_ai"])
+        | statistics.compare(
+            one[assessed], other[assessed], {SELF: self_assessment.grouped}, statistics.mean_of_means, difference
         )
-        | compare(
-            "score_prediction",
-            PREDICTED,
-            lambda rows: score_prediction.errors_of(rows, "shown", "high"),
-            statistics.mean,
-        )
+        | statistics.compare(one[predicted], other[predicted], errors, statistics.mean)
     )

@@ -133,12 +133,11 @@ def describe(config: Config, model: Any) -> str:
         parameters += sum(rank for rank, _ in per_layer) * (math.prod(inputs) + math.prod(outputs))
     kinds = {TARGETS: "all modules", ATTENTION: "attention", MLP: "MLP"}
     targets = kinds.get(tuple(lora.targets), ", ".join(lora.targets))
-    at = lora.layers_to_transform
-    layers = f"layers {', '.join(map(str, at))}" if at else "all layers"
-    if at and len(at) == 1:
-        layers = f"layer {at[0]}"
-    elif at and at[-1] - at[0] + 1 == len(at):
-        layers = f"layers {at[0]} to {at[-1]}"
+    at, layers = lora.layers_to_transform, "all layers"
+    if at:
+        contiguous = at[-1] - at[0] + 1 == len(at) > 1
+        indices = f"{at[0]} to {at[-1]}" if contiguous else ", ".join(map(str, at))
+        layers = f"layer{'s' if len(at) > 1 else ''} {indices}"
     return (
         f"{targets}; {layers}; rank {lora.rank}, alpha {lora.alpha:g}; {parameters:,} parameters; "
         f"learning rate {config.train.learning_rate:g}"

@@ -123,7 +123,7 @@ def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypat
             # The stub's adapters read alike: chance, over the questions and not over their orders.
             assert cell["self"]["accuracy"]["n"] == 48 and cell["harm"]["accuracy"]["value"] == pytest.approx(0.5)
             assert set(cell["cosine"]) == {"cosine", "null", "p"}
-    assert "between models, half layer (1), prompt, mean" in (tmp_path / "directions.html").read_text()
+    assert "between models, prompt, half layer (1), mean" in (tmp_path / "directions.html").read_text()
 
 
 def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
