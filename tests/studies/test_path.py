@@ -147,6 +147,14 @@ def test_wrong_usage_is_status_2_and_one_line(capsys, words, said):
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("name", ["path", "sweep", "chain", "confound", "directions", "steer", "crossrate"])
+def test_every_study_has_help(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", name, "--help"])
+    assert ended.value.code == 0 and f"usage: em-jax study {name}" in capsys.readouterr().out
+
+
+@pytest.mark.fast
 def test_a_run_without_kept_adapters_is_status_1(capsys, tmp_path):
     assert main(["study", "path", str(tmp_path)]) == 1
     assert "train.keep_adapters" in capsys.readouterr().err
