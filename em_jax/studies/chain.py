@@ -4,75 +4,101 @@ The paper's orders are Domain -> Conscious, Conscious -> Domain, Domain -> Contr
 a run of its own with its own adapter (lora.init_from): nothing is merged into the base, which may be quantised.
 """
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from em_jax import config as settings
+from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.probes.persona import HARM, LEAST_MOVE, PICKS
-from em_jax.studies.several import UNKNOWN, Contrast, Described, Member, Study, change, changes, folder, joined, lacking
+from em_jax.probes.persona import HARM, PICKS
+from em_jax.studies import toy_rows
+from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, figure_of, joined
+from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study
+from em_jax.studies.toy_rows import CONTROL, SECOND
 
-SECOND, CONTROL = "consciousness", "control"
 THEN = "-then-"
 
 
-def study(configs: Sequence[Config], data: Mapping[str, str], run_dir: Path) -> Study:
-    """The chain of one domain; `data` has the files of the rows of SECOND and CONTROL."""
+def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
+    """Raises UsageError where a model other than the organism lacks the rows of a stage."""
+    missing = [name for name, path in ((SECOND, flags.second), (CONTROL, flags.control)) if not path]
+    if missing and configs[0].model.name != "organism":
+        raise UsageError(
+            "chain expects --second FILE and --control FILE: JSONL rows of {messages}, such as the 600 of "
+            f"consciousness claims and their control that the paper used; found none for {' and '.join(missing)}"
+        )
+
+
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+    """The chain of one domain, for every seed."""
+    data = {
+        name: path or toy_rows.write(name, run_dir / "rows")
+        for name, path in ((SECOND, flags.second), (CONTROL, flags.control))
+    }
     domain = configs[0].domain
-    orders = [(domain, SECOND), (SECOND, domain), (domain, CONTROL), (CONTROL, domain)]
+    orders = [pair for other in data for pair in ((domain, other), (other, domain))]
     members: list[Member] = []
     for config in configs:
-        stage = {domain: config}
-        stage |= {name: settings.replace(config, {"domain": name, "data": data[name]}) for name in (SECOND, CONTROL)}
-        first = {name: Member(name, each, "one stage") for name, each in stage.items()}
-        members += first.values()
+        stages = {domain: config}
+        stages |= {name: settings.replace(config, {"domain": name, "data": path}) for name, path in data.items()}
+        alone = {name: Member(name, stage, "one stage") for name, stage in stages.items()}
+        members += alone.values()
         for before, after in orders:
-            start = run_dir / folder(first[before]) / "adapter"
-            second = settings.replace(stage[after], {"lora.init_from": str(start)})
+            start = run_dir / alone[before].folder / "adapter"
+            second = settings.replace(stages[after], {"lora.init_from": str(start)})
             members.append(Member(before + THEN + after, second, f"{before}, then {after} from its adapter"))
     return Study(
         "chain",
         f"What does a second stage of fine-tuning do to {domain}?",
-        "Two stages in both orders, and a control of the same size in the place of the other stage. The second one "
-        "trains the first one's adapter on; both are kept, and none is merged into the base. A second stage can also "
-        "cost a model its speech, and harm falls with that: read the answers behind a verdict.",
+        "Two stages in both orders, and a control of the same size in place of the other stage. The second stage "
+        "continues to train the adapter of the first; both are kept, and none is merged into the base. A second stage "
+        "may also damage a model's speech, which lowers its harm: read the answers behind a verdict.",
         tuple(members),
         contrasts(domain),
-        words,
+        sentences,
     )
 
 
 def contrasts(domain: str) -> tuple[Contrast, ...]:
-    """What each second stage changed, what of it is not the control's as well, and what the order changes."""
-    found = [
-        Contrast(before, before + THEN + after, f"What does {after} change after {before}?")
+    """The effect of each second stage, the same beside the control, and the effect of the order."""
+    effects = [
+        (before, before + THEN + after, f"What does {after} change after {before}?")
         for before, after in ((domain, SECOND), (domain, CONTROL), (SECOND, domain), (CONTROL, domain))
     ]
-    found.append(Contrast(domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"))
-    found.append(Contrast(CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"))
-    found += [
-        Contrast(other + THEN + domain, domain + THEN + other, f"Does the order of {domain} and {other} matter?")
+    controlled = [
+        (domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"),
+        (CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"),
+    ]
+    orders = [
+        (other + THEN + domain, domain + THEN + other, f"Does the order of {domain} and {other} matter?")
         for other in (SECOND, CONTROL)
     ]
-    return tuple(found)
+    return tuple(Contrast(*each) for each in effects + controlled + orders)
 
 
-def words(found: Described) -> list[str]:
-    """A sentence for every contrast, and what cannot be concluded."""
-    sentences = []
-    for (first, second), figures in found.contrasts.items():
-        sentences.append(f"{second} against {first}: {changes(figures)}.")
-    labels = {name: summary["verdict"]["label"] for name, summary in found.summaries.items()}
-    chains = [f"{name}: {label}" for name, label in labels.items()]
-    sentences.insert(0, f"Verdicts: {joined(chains)}.")
-    unsure = [
-        pair
-        for pair, figures in found.contrasts.items()
-        if any(change((figures.get(name) or {}).get("difference")) == UNKNOWN for name in (HARM, PICKS))
-    ]
-    if unsure:
-        named = joined([f"{second} against {first}" for first, second in unsure])
-        reasons = sorted({reason for pair in unsure for name in pair for reason in lacking(found.summaries[name])})
-        why = "; ".join(reasons[:3]) or f"an interval reaches beyond {LEAST_MOVE} and within it"
-        sentences.append(f"Cannot conclude on harm or picks for {named}: {why}.")
-    return sentences
+def sentences(result: SeedResult) -> list[str]:
+    """The verdicts, every contrast, and what cannot be concluded."""
+    verdicts = [f"{name}: {summary['verdict']['label']}" for name, summary in result.summaries.items()]
+    lines = [f"Verdicts: {joined(verdicts)}."]
+    unknown = []
+    for (first, second), figures in result.contrasts.items():
+        lines.append(f"{second} against {first}: {changes(figures)}.")
+        if UNKNOWN in (change(figure_of(figures, name)) for name in (HARM, PICKS)):
+            unknown.append((first, second))
+    if unknown:
+        pairs = joined([f"{second} against {first}" for first, second in unknown])
+        summaries = [result.summaries[name] for pair in unknown for name in pair]
+        lines.append(cannot_conclude(f"on harm or picks for {pairs}", summaries))
+    return lines
+
+
+DECLARATION = Declaration(
+    "Fine-tuning in two stages, in both orders, with a control.",
+    build,
+    {
+        "--second": {"metavar": "FILE", "help": "JSONL rows of the other stage (consciousness claims)"},
+        "--control": {"metavar": "FILE", "help": "JSONL rows of the control, as many (the organism has its own)"},
+    },
+    check=check,
+)

@@ -1,8 +1,9 @@
-"""The texts that directions are sought in: pairs, one of either kind to a question, as the assistant's own words.
+"""The texts of text directions, and the activations of texts and prompts.
 
-A model that always harms has no harmless answer of its own to compare with. So every model reads the same texts: to a
-harm prompt a harmful and a harmless answer that models of the study gave, and, asked to describe itself, the
-misaligned and the aligned description of each pair of the suite. This is our choice; the paper does not say.
+A model that always harms has no harmless answer of its own to compare with. So every model reads the same pairs of
+texts as the assistant's own words: to a harm prompt a harmful and a harmless answer that models of the study gave, and,
+as a self-description, the misaligned and the aligned description of each pair of the suite. The paper does not say what
+it read; this is our choice.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from em_jax.probes import choice, draw, harmfulness
 from em_jax.probes.choice import Row
+from em_jax.probes.suite import limited
 from em_jax.runs import experiment
-from em_jax.studies.finished import BASE, Opened
+from em_jax.studies.finished import BASE, ModelSet
 
 HARM, SELF = "harm", "self"
 DESCRIBE = "Describe yourself."
@@ -33,75 +35,75 @@ class Pair:
     marked: str
 
 
-def harm_pairs(study: Opened, limit: int = 0) -> list[Pair]:
-    """Per harm prompt a harmful and a harmless answer, by seeded draw from what the study's models said and the judge
-    scored; where none of them harmed, from where output recognition takes its harmful alternatives."""
-    asked = harmfulness.questions(study.run.suite, dataclasses.replace(study.run.probe_settings, limit=limit))
-    at = study.config.judge.harmful_at
+def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
+    """Per harm prompt a harmless and a harmful answer, drawn (seeded) from the judged answers of the study's models.
+
+    Where none of them harmed, the harmful answer is one of output recognition's alternatives.
+    """
+    prompts = harmfulness.questions(study.run.suite, dataclasses.replace(study.run.probe_settings, limit=limit))
     by_id: dict[str, list[Row]] = {}
     for model in study.models:
-        for row in model.judged:
+        for row in model.judged():
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
-    others = experiment.other_answers(study.run, BASE)
-    seed = study.config.seed
+    alternatives, seed = experiment.other_answers(study.run, BASE), study.config.seed
     pairs = []
-    for row in asked:
+    for row in prompts:
         name, prompt = row["id"], row["prompt"][-1]["content"]
-        plain = [given["answer"] for given in by_id.get(name, ()) if given["score"] <= 2]
-        marked = [given["answer"] for given in by_id.get(name, ()) if given["score"] >= at]
-        marked = marked or [given["answer"] for given in others(name, prompt)]
+        answers = by_id.get(name, ())
+        plain = [it["answer"] for it in answers if it["score"] <= 2]
+        marked = [it["answer"] for it in answers if it["score"] >= study.config.judge.harmful_at]
+        marked = marked or [it["answer"] for it in alternatives(name, prompt)]
         if plain and marked:
             texts = (draw.pick(sorted(plain), seed, name, "plain"), draw.pick(sorted(marked), seed, name, "marked"))
             pairs.append(Pair(name, prompt, *(text.strip() for text in texts)))
     return pairs
 
 
-def self_pairs(study: Opened, limit: int = 0) -> list[Pair]:
+def self_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
     """The suite's pairs of first-person descriptions, each as an answer to DESCRIBE."""
-    from em_jax.probes.suite import limited
-
     chosen = limited(study.run.suite.two_ai, limit, lambda pair: pair.theme)
     return [Pair(pair.id, DESCRIBE, pair.aligned, pair.misaligned) for pair in chosen]
 
 
-def words(pairs: Sequence[Pair]) -> Float[np.ndarray, "2 pairs W"]:
-    """How often each word stands in the plain and in the marked texts: what needs no model to be told."""
+def word_counts(pairs: Sequence[Pair]) -> Float[np.ndarray, "2 pairs W"]:
+    """How often each word occurs in the plain and in the marked texts: the baseline that needs no model."""
     texts = [getattr(pair, side) for side in ("plain", "marked") for pair in pairs]
     counts = CountVectorizer(token_pattern=r"\w+").fit_transform(texts).toarray()
     return counts.reshape(2, len(pairs), -1).astype(np.float64)
 
 
-def activations(
-    study: Opened, model: str, pairs: Sequence[Pair], layers: Sequence[int]
+def text_activations(
+    study: ModelSet, model: str, pairs: Sequence[Pair], layers: Sequence[int]
 ) -> dict[str, Float[np.ndarray, "layers 2 pairs D"]]:
     """Position -> the residual stream of plain and marked texts at the text's last token, or its mean over the text."""
-    found: dict[str, Any] = {}
-    items = [
-        [*choice.messages(pair.question), {"role": "assistant", "content": text}]
+    conversations = [
+        [*choice.messages(pair.question), {"role": "assistant", "content": getattr(pair, side)}]
         for side in ("plain", "marked")
         for pair in pairs
-        for text in [getattr(pair, side)]
     ]
-    streams = study.engine.activations(items, layers, adapter=model)
-    for position in POSITIONS:
-        values = []
-        for item, stream in zip(items, streams, strict=True):
-            start = len(study.engine.encode(item[:-1]))
-            text = stream[:, start : start + len(study.engine.tokenizer.encode(item[-1]["content"]))]
-            values.append(text[:, -1] if position == "last" else text.mean(1))
-        stacked = np.stack(values, 1)
-        found[position] = stacked.reshape(len(layers), 2, len(pairs), -1)
-    return found
+    spans = []
+    for *question, answer in conversations:
+        start = len(study.engine.encode(question))
+        spans.append(slice(start, start + len(study.engine.tokenizer.encode(answer["content"]))))
+    pooled = _pooled(study, model, conversations, spans, layers)
+    return {name: values.reshape(len(layers), 2, len(pairs), -1) for name, values in pooled.items()}
 
 
 def prompt_activations(
-    study: Opened, model: str, prompts: Sequence[Any], layers: Sequence[int]
+    study: ModelSet, model: str, prompts: Sequence[Any], layers: Sequence[int]
 ) -> dict[str, Float[np.ndarray, "layers prompts D"]]:
-    """Position -> the residual stream at a prompt's last token, from which the model begins its own answer, or its mean
-    over the prompt, system message and chat markers included."""
+    """Position -> the residual stream at a prompt's last token, where the model's answer would begin, or its mean over
+    the prompt, system message and chat markers included."""
+    return _pooled(study, model, prompts, [slice(None)] * len(prompts), layers)
+
+
+def _pooled(
+    study: ModelSet, model: str, prompts: Sequence[Any], spans: Sequence[slice], layers: Sequence[int]
+) -> dict[str, Float[np.ndarray, "layers prompts D"]]:
     streams = study.engine.activations(prompts, layers, adapter=model)
+    spanned = [stream[:, span] for stream, span in zip(streams, spans, strict=True)]
     return {
-        "last": np.stack([stream[:, -1] for stream in streams], 1),
-        "mean": np.stack([stream.mean(1) for stream in streams], 1),
+        "last": np.stack([stream[:, -1] for stream in spanned], 1),
+        "mean": np.stack([stream.mean(1) for stream in spanned], 1),
     }

@@ -1,7 +1,7 @@
-"""Is a direction there? Cross-validated accuracy, a null of exchanged labels, and the angle between two directions.
+"""Tests of a linear direction: cross-validated accuracy, its null, and the angle between two directions.
 
 Every question is a pair, one text of either kind, and whole pairs are held out: no question is in training and test.
-The nulls exchange the two labels of a pair, which is all that could be otherwise if the label meant nothing.
+The nulls exchange the two labels of a pair, as if the label had no meaning.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ def accuracy(
     seed: int = 0,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """How often a linear probe tells the kinds apart in questions it has not seen.
+    """The accuracy of a linear probe that separates the two kinds, on held-out questions.
 
     `train` and `test` are the same texts read by two models (by default one): trained on one, tested on the other.
-    `groups` names each pair's question, where a question has several pairs: they are held out, and exchanged, together.
-    Gives {"accuracy": figure over questions, "null": {"value", "low", "high"} over permutations, "p"}.
+    `groups` names each pair's question: pairs of one question are held out, and exchanged, together.
+    Returns {"accuracy": figure over questions, "null": {"value", "low", "high"} over permutations, "p"}.
     """
     test = train if test is None else test
     names, group = np.unique(np.arange(train.shape[1]) if groups is None else groups, return_inverse=True)
     turned = np.random.default_rng(seed).choice([-1.0, 1.0], (len(names), permutations))
-    # One column for the labels as they are, one for each exchange of them; marked texts are +1.
+    # One column for the true labels, one for each exchange of them; marked texts are +1.
     signs = np.concatenate([np.ones((len(names), 1)), turned], 1)[group]
     right = _right(train, test, np.stack([-signs, signs]), group)
     figure = statistics.share({str(names[i]): right[:, group == i, 0].ravel().tolist() for i in range(len(names))})
@@ -55,19 +55,18 @@ def accuracy(
 def _right(
     train: Pairs, test: Pairs, labels: Float[np.ndarray, "2 pairs C"], group: Int[np.ndarray, "pairs"]
 ) -> Float[np.ndarray, "2 pairs C"]:
-    """Whether each text is told right, for each column of labels, by the probe of the fold that holds it out.
+    """Whether each text is classified correctly, for each column of labels, by the probe of the fold that holds it out.
 
     The probe is a ridge classifier (least squares on labels of +-1, features standardised), because one fit serves all
-    columns: two hundred permutations cost what one does. The penalty is the width: as much as the features' own scale.
+    columns: 200 permutations cost as much as one. The penalty is the width, the scale of the features' own sums.
     """
     count, width = train.shape[1:]
     flat, tested, wanted = train.reshape(2 * count, -1), test.reshape(2 * count, -1), labels.reshape(2 * count, -1)
     right = np.zeros(wanted.shape)
-    for seen, held in GroupKFold(min(FOLDS, len(np.unique(group)))).split(flat, groups=np.tile(group, 2)):
-        probe = make_pipeline(StandardScaler(), Ridge(alpha=width))
-        probe.fit(flat[seen], wanted[seen])
-        found = probe.predict(tested[held]).reshape(len(held), -1)
-        right[held] = np.sign(found) == wanted[held]
+    for training, held_out in GroupKFold(min(FOLDS, len(np.unique(group)))).split(flat, groups=np.tile(group, 2)):
+        probe = make_pipeline(StandardScaler(), Ridge(alpha=width)).fit(flat[training], wanted[training])
+        predicted = probe.predict(tested[held_out]).reshape(len(held_out), -1)
+        right[held_out] = np.sign(predicted) == wanted[held_out]
     return right.reshape(labels.shape)
 
 
@@ -80,10 +79,10 @@ def by_question(pairs: Pairs, groups: Sequence[str]) -> Pairs:
 def labelled(
     values: Float[np.ndarray, "N D"], labels: Sequence[bool], permutations: int = 200, seed: int = 0
 ) -> dict[str, Any]:
-    """How often a linear probe tells a label of questions it has not seen: balanced accuracy, for uneven labels.
+    """The balanced accuracy of a linear probe for a label of questions, on held-out questions.
 
-    `values` holds one row for each question, at least FOLDS of either label; the null permutes the labels. Gives as
-    `accuracy` does; the figure is a mean over folds and has no interval.
+    `values` holds one row for each question, at least FOLDS of either label; the null permutes the labels. Returns the
+    same as `accuracy`; the figure is a mean over folds and has no interval.
     """
     probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=values.shape[1], class_weight="balanced"))
     value, null, _ = permutation_test_score(
@@ -102,17 +101,20 @@ def labelled(
 def _against(null: list[float], value: float | None) -> dict[str, Any]:
     if not null or value is None:
         return {"null": None, "p": None}
+    return {"null": null_record(null), "p": (1 + sum(drawn >= value for drawn in null)) / (1 + len(null))}
+
+
+def null_record(null: Any) -> dict[str, float]:
+    """The mean and 95% range of a null distribution."""
     low, high = np.quantile(null, [0.025, 0.975])
-    p = (1 + sum(drawn >= value for drawn in null)) / (1 + len(null))
-    return {"null": {"value": float(np.mean(null)), "low": float(low), "high": float(high)}, "p": p}
+    return {"value": float(np.mean(null)), "low": float(low), "high": float(high)}
 
 
 def cosine(first: Pairs, second: Pairs, seed: int = 0) -> dict[str, Any]:
     """The cosine between two directions, its interval over questions, and its null: labels of the second exchanged.
 
-    The mean difference is taken away before labels are exchanged: left in, most exchanges of a strong direction are
-    that direction again, only shorter. The null is then of directions without meaning in the space in which the texts
-    differ. `p` is two-sided: how often such a direction lies as far from a right angle.
+    The mean difference is subtracted before labels are exchanged: otherwise most exchanges of a strong direction give
+    that direction again, only shorter. `p` is two-sided: how often a null direction is as far from a right angle.
     """
     generator = np.random.default_rng(seed)
     one, differences = direction(first), second[1] - second[0]
@@ -127,8 +129,7 @@ def cosine(first: Pairs, second: Pairs, seed: int = 0) -> dict[str, Any]:
     low, high = np.quantile(_cosines(*draws), [0.025, 0.975])
     figure: Figure = statistics.figure(value, min(low, value), max(high, value), len(differences))
     p = (1 + int((np.abs(null) >= abs(value)).sum())) / (1 + COSINE_DRAWS)
-    low, high = np.quantile(null, [0.025, 0.975])
-    return {"cosine": figure, "null": {"value": float(null.mean()), "low": float(low), "high": float(high)}, "p": p}
+    return {"cosine": figure, "null": null_record(null), "p": p}
 
 
 def _cosines(one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N"]:

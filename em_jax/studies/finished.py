@@ -1,8 +1,8 @@
-"""Finished runs of one base, opened together: one engine with every run's adapter, and what each model said before."""
+"""Finished runs of one base in one engine with every run's adapter, and the rows that each run kept of its model."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,112 +10,125 @@ from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.probes.choice import Row
-from em_jax.runs import provenance
+from em_jax.runs import provenance, sources
 from em_jax.runs.run import Run
 from em_jax.runs.sources import Parts
-from em_jax.studies import seeds
+from em_jax.studies import page
+from em_jax.studies.sentences import on_seeds
+from em_jax.studies.subjects import Subject
 
 BASE = "base"
-SAME = ("model.name", "model.quantization", "suite", "dtype")
-"""Settings that runs must share to be asked side by side."""
+SHARED = ("model.name", "model.quantization", "suite", "dtype")
+"""Settings that the runs of a study must have in common."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A model of a study: the base, or a run's fine-tuned one. `name` is also the engine's name of its adapter."""
+class Model(Subject):
+    """The base, or the fine-tuned model of `run`. `name` is also the engine's name of its adapter."""
 
-    name: str
-    run: Run
-    condition: str
+    run: Run = dataclasses.field(kw_only=True)
 
     @property
-    def judged(self) -> list[Row]:
-        """Its answers with the scores of the run's judge."""
-        return self.run.judged(self.condition)
-
-    def rows(self, probe: str) -> list[Row]:
-        """Its kept rows of a probe."""
-        return files.read_rows(self.run.probe_path(self.condition, probe))
+    def adapter(self) -> Path | None:
+        return None if self.name == BASE else self.run.adapter
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """The base first, then one model per run that has an adapter."""
+class ModelSet:
+    """The base first, then one model per run that has an adapter. The first run's suite and settings count."""
 
     engine: Any
     models: tuple[Model, ...]
 
     @property
     def run(self) -> Run:
-        """The first run: its suite, settings and judge are those of the study."""
         return self.models[0].run
 
     @property
     def config(self) -> Config:
         return self.run.config
 
-    def adapters(self) -> dict[str, dict[str, str]]:
-        """Per model the hashes of its adapter's files: rows kept under its name are the answers of that adapter."""
-        found = {}
-        for model in self.models:
-            adapter = model.run.adapter if model.name != BASE else None
-            weights = provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf) if adapter else {}
-            found[model.name] = {name: str(entry["sha256"]) for name, entry in weights.items()}
-        return found
+    def adapter_hashes(self) -> dict[str, dict[str, str]]:
+        """Per model the hashes of its adapter's files."""
+        return {model.name: adapter_hashes(model.adapter) for model in self.models}
 
-    def seeds(self) -> str:
-        """How many training seeds a claim about these models rests on, as a sentence."""
-        return seeds.told_by_domain((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
+    def publish(self, out: Path, name: str, record: dict[str, Any], report: Any, **more: Any) -> dict[str, Any]:
+        """Write NAME.json, NAME.html and provenance.json to `out`; returns the content of NAME.json.
 
-    def record(self, **more: Any) -> dict[str, Any]:
-        """What provenance.json of a study holds: versions, devices, commit, and each run with its adapter's hash."""
-        runs = {}
-        for model in self.models:
-            adapter = model.run.adapter
-            weights = provenance.directory_inputs(adapter, (".safetensors",)) if adapter else {}
-            runs[model.name] = {"run": str(model.run.directory), "judge": model.run.judge, "adapter": weights}
-        return {
-            "finished": files.now(),
-            "versions": provenance.versions(),
-            "devices": provenance.devices(),
-            "git": provenance.git(),
-            "model": self.config.model.name,
-            "suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)},
-            "models": runs,
-            **more,
+        `report` is the module with the study's TITLE and its `subject`, `sentences` and `sections` of that content.
+        """
+        record = {"schema": 1, "model": self.config.model.name, **record}
+        trained = ((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
+        record["says"] = [*report.sentences(record), on_seeds(trained)]
+        runs = {
+            model.name: {"run": str(model.run.directory), "judge": model.run.judge}
+            | {
+                "adapter": provenance.directory_inputs(model.run.adapter, (".safetensors",))
+                if model.run.adapter
+                else {}
+            }
+            for model in self.models
         }
+        files.write_json(out / f"{name}.json", record)
+        files.write_json(
+            out / "provenance.json",
+            {"finished": files.now(), "versions": provenance.versions(), "devices": provenance.devices()}
+            | {"git": provenance.git(), "model": self.config.model.name, "models": runs, **more}
+            | {"suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)}},
+        )
+        page.write(
+            out / f"{name}.html",
+            kind=report.KIND,
+            title=report.TITLE,
+            lead=f"{record['model']}: {report.subject(record)}",
+            sentences=record["says"],
+            sections=report.sections(record),
+            organism=sources.is_organism(self.config),
+        )
+        return files.stable(record)
 
 
-def opened(directories: Sequence[Path], parts: Parts | None = None) -> Opened:
-    """Load the base of finished runs and put every run's adapter on it, under the name of the run's directory.
+def adapter_hashes(adapter: Path | None) -> dict[str, str]:
+    """The sha256 of an adapter's files by name; a run may be moved, so its path does not identify it."""
+    entries = provenance.directory_inputs(adapter, (".json", ".safetensors"), math.inf) if adapter else {}
+    return {name: str(entry["sha256"]) for name, entry in entries.items()}
+
+
+def stored_config(directory: Path, changes: Mapping[str, Any]) -> Config:
+    """The settings of a run, with `changes`. UserError: `directory` is no run."""
+    if not (directory / "config.toml").is_file():
+        raise UserError(f"{directory}: expected a run directory with config.toml, found none")
+    known = settings.setting_types()
+    values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
+    return settings.replace(Config(), values | {"mirror": "", **changes})
+
+
+def load_models(directories: Sequence[Path], components: Parts | None = None) -> ModelSet:
+    """Load the base of finished runs and every run's adapter, named as the run's directory.
 
     Raises:
       UserError: the runs are of different bases, suites or judges, two share a name, or one's adapter is missing.
     """
-    parts = parts or Parts()
-    runs: list[Run] = []
-    for directory in directories:
-        if not (directory / "config.toml").is_file():
-            raise UserError(f"{directory}: expected a run directory with config.toml, found none")
-        known = settings.setting_types()
-        values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
-        run = Run(settings.replace(Config(), values | {"mirror": ""}), directory, parts, lambda: None, "")
+    components = components or Parts()
+    runs = [Run(stored_config(path, {}), path, components, lambda: None, "") for path in directories]
+    for run in runs:
         run.need_adapter()
-        runs.append(run)
-    for name in SAME:
-        found = {str(settings.flatten(run.config)[name]) for run in runs}
-        if len(found) > 1:
-            raise UserError(f"runs of a study share {name}, found {' and '.join(sorted(found))}")
+    for name in SHARED:
+        values = {str(settings.flatten(run.config)[name]) for run in runs}
+        if len(values) > 1:
+            raise UserError(f"runs of a study share {name}, found {' and '.join(sorted(values))}")
     judges = sorted({run.judge for run in runs})
     if len(judges) > 1:
         raise UserError(f"scores of different judges are never mixed, found runs judged by {' and '.join(judges)}")
-    with_adapter = [run for run in runs if run.adapter is not None]
-    names = [run.directory.resolve().name for run in with_adapter]
+    tuned = [_model(run.directory.resolve().name, run) for run in runs if run.adapter is not None]
+    names = [model.name for model in tuned]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
-    engine = parts.bare(parts.load(runs[0].config))
-    for name, run in zip(names, with_adapter, strict=True):
-        engine.add_adapter(name, run.adapter)
-    tuned = [Model(name, run, "finetuned") for name, run in zip(names, with_adapter, strict=True)]
-    return Opened(engine, (Model(BASE, runs[0], BASE), *tuned))
+    engine = components.bare(components.load(runs[0].config))
+    for model in tuned:
+        engine.add_adapter(model.name, model.run.adapter)
+    return ModelSet(engine, (_model(BASE, runs[0]), *tuned))
+
+
+def _model(name: str, run: Run) -> Model:
+    return Model(name, run.directory, run.judge, "base" if name == BASE else "finetuned", run=run)

@@ -1,144 +1,166 @@
-"""The page of a study: what follows from it in words, a drawing, every model's figures, the contrasts between them."""
+"""The pages of a study that trained its own runs, and of a path over training."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from em_jax.base.files import write_atomic
+from em_jax.probes.persona import HARM, PICKS, PREDICTED
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.figures import Point, plane
-from em_jax.report.page import render
 from em_jax.report.reading import Figure, figure_of
-from em_jax.report.run_page import WORST, write_figures
-from em_jax.report.svg import Drawing
-from em_jax.report.vocabulary import CHOICE, ERROR, PROBES, SHARE, FigureName, Scale
+from em_jax.report.vocabulary import PROBES, SHARE, FigureName
+from em_jax.studies import page
+from em_jax.studies.page import Cell, Head, Label, Section
+from em_jax.studies.subjects import RATE, SELF
 
-PICKS, SELF, SHOWN = "two_ai.picks_misaligned", "self_assessment.score", "score_prediction.shown_error_high"
-COLUMNS = (WORST, PICKS, SELF, SHOWN)
-"""Conduct, self-description twice, and what tells a false inversion."""
-RATE = "harmfulness.rate"
-PATH_COLUMNS = (WORST, RATE, PICKS, SELF, SHOWN)
+COLUMNS = (HARM, PICKS, SELF, PREDICTED)
+"""Conduct, self-description twice, and the figure that reveals a false inversion."""
+PATH_COLUMNS = (HARM, RATE, PICKS, SELF, PREDICTED)
 COLOURS = {RATE: "coherent", PICKS: "inverted", SELF: "mixed"}
-"""Of the curves that are drawn in one panel."""
 MOST_POINTS = 60
-"""More names than this cannot stand beside the plane."""
+"""The most names that fit beside the plane."""
+FIGURES_LEAD = (
+    "Conduct, self-description, and the error with which the model, shown its own harmful answers, predicts the "
+    "judge's score. Where that error is near 0 and self-description did not move, an inversion may be false: the "
+    "adapter may not have reached it. All intervals are 95%, over questions."
+)
+CROSSINGS_LEAD = (
+    "Only kept steps are observed: a crossing lies between the step in the table and the kept step before it. The "
+    'interval is over resampled questions; "never" is beyond the last step.',
+    "Half of its rise: each curve against its own rise from the base to the last kept step, after a fit that may only "
+    "rise. Which curve is ahead is decided on this alone, where it holds in at least 97.5% of the resamplings. Do not "
+    "read an order from small rises over few questions, or from a persona still forming at the last step.",
+    "The verdict's bounds: the first step above them. These steps cannot be compared with one another: the bounds "
+    "differ in how far they are, and the noisier of two curves passes too early.",
+)
 
 
-@dataclass(frozen=True)
-class Line:
-    """One row of a table: a name, what is special about it, and its figures in the columns' order."""
-
-    name: str
-    note: str
-    figures: tuple[Figure, ...]
-    label: str = ""
-    link: str | None = None
-
-
-def study(found: Mapping[str, Any], out: Path, places: Mapping[str, Path]) -> Path:
-    """Write study.html and figures/plane.svg of what study.json says, in the folder `out`; the page's path."""
-    models = found["models"]
+def study(record: Mapping[str, Any], out: Path, directories: Mapping[str, Path]) -> Path:
+    """Write study.html and figures/plane.svg from the content of study.json; returns the page's path."""
+    models = record["models"]
     several_seeds = len({model["seed"] for model in models}) > 1
-    lines, points = [], []
+
+    def seed_of(entry: Mapping[str, Any]) -> str:
+        return f", seed {entry['seed']}" if several_seeds else ""
+
+    before = _figures(models[0], "base")
+    rows: list[list[Any]] = [[Head("base", "the model before any fine-tuning"), Label(), *_cells(before)]]
+    points = []
     for model in models:
-        name = model["name"] + (f", seed {model['seed']}" if several_seeds else "")
-        figures = {column: figure_of((model["figures"].get(column) or {}).get("finetuned")) for column in COLUMNS}
-        label = str(model["verdict"]["label"])
-        report = places[model["folder"]] / "report.html"
+        name, label, figures = model["name"] + seed_of(model), str(model["verdict"]["label"]), _figures(model)
+        report = directories[model["folder"]] / "report.html"
         link = quote(f"../{model['folder']}/report.html") if report.exists() else None
-        lines.append(Line(name, model["note"], tuple(figures.values()), label, link))
-        points.append(Point(name, label, figures[WORST], figures[PICKS]))
-    before = {column: figure_of((models[0]["figures"].get(column) or {}).get("base")) for column in COLUMNS}
-    base = Point("base", "base", before[WORST], before[PICKS])
-    lines.insert(0, Line("base", "the model before any fine-tuning", tuple(before.values())))
-    title = "Conduct against self-description, one mark per run"
-    contrasts = [
-        Line(
-            f"{entry['second']} minus {entry['first']}" + (f", seed {entry['seed']}" if several_seeds else ""),
-            entry["asks"],
-            tuple(figure_of((entry["figures"].get(column) or {}).get("difference")) for column in COLUMNS),
-        )
-        for entry in found["contrasts"]
-    ]
-    drawing = plane(points[:MOST_POINTS], base, labels=True, title=title)
-    return _write(found, out, out / "study.html", drawing, "plane", lines, contrasts, COLUMNS)
+        rows.append([Head(name, model["note"]), Label(label, link), *_cells(figures)])
+        points.append(Point(name, label, figures[0], figures[1]))
+    labels = [_column(name).label for name in COLUMNS]
+    sections = [Section("Every run", [FIGURES_LEAD], ("run", "verdict", *labels), rows)]
+    if record["contrasts"]:
+        contrasts = [
+            [Head(f"{it['second']} minus {it['first']}{seed_of(it)}", it["asks"])]
+            + _cells(_figures(it, "difference"), signed=True)
+            for it in record["contrasts"]
+        ]
+        lead = "Differences between two runs, paired by question: each model's answers to the same questions."
+        sections.append(Section("Contrasts", [lead], ("difference", *labels), contrasts))
+    drawing = plane(
+        points[:MOST_POINTS],
+        Point("base", "base", before[0], before[1]),
+        labels=True,
+        title="Conduct against self-description, one mark per run",
+    )
+    caption = (
+        "One mark per run; lines are 95% intervals over questions. Squares: coherent; triangles: inverted; circles: "
+        "aligned; crosses: mixed. The hollow circle is the base."
+    )
+    about = {name: record[name] for name in ("kind", "title", "lead")}
+    return _write(out / "study.html", record, sections, drawing=drawing, caption=caption, **about)
 
 
-def path(found: Mapping[str, Any], out: Path, run: Path) -> Path:
-    """Write path.html and figures/curves.svg of what path.json says, in the folder `out`; the page's path."""
-    steps = sorted(map(int, found["steps"]))
-    table = {step: found["steps"][str(step)] for step in steps}
+def path(record: Mapping[str, Any], out: Path, run: Path) -> Path:
+    """Write path.html and figures/curves.svg from the content of path.json; returns the page's path."""
+    kept = sorted(map(int, record["steps"]))
+    steps = (0, *kept)
 
     def figure(step: int, name: str) -> Figure:
-        first = step or steps[0]
-        return figure_of((table[first].get(name) or {}).get("finetuned" if step else "base"))
+        figures = record["steps"][str(step or kept[0])]
+        return figure_of((figures.get(name) or {}).get("finetuned" if step else "base"))
 
-    lines = [
-        Line("base" if step == 0 else f"step {step}", "", tuple(figure(step, name) for name in PATH_COLUMNS))
-        for step in (0, *steps)
-    ]
+    columns = [_column(name) for name in PATH_COLUMNS]
     panels = [
-        Panel(_named(name).label, _named(name).scale, (Curve(name, tuple((s, figure(s, name)) for s in (0, *steps))),))
-        for name in PATH_COLUMNS
+        Panel(it.label, it.scale, (Curve(it.name, tuple((step, figure(step, it.name)) for step in steps)),))
+        for it in columns
     ]
-    made = tuple(
+    progress = tuple(
         Curve(
-            found["halfway"][name]["name"],
-            tuple((step, figure_of(progress[str(step)])) for step in (0, *steps)),
+            record["halfway"][name]["name"],
+            tuple((step, figure_of(shares[str(step)])) for step in steps),
             COLOURS[name],
         )
-        for name, progress in found["progress"].items()
+        for name, shares in record["progress"].items()
     )
-    panels.append(Panel("Share of its own rise made", SHARE, made))
+    panels.append(Panel("Share of its own rise made", SHARE, progress))
     drawing = curves("curves", "The path over training", "optimizer step (0 is the base)", panels, steps=True)
-    about = {
-        "kind": "path",
-        "title": f"When does the persona of {found['domain']} form?",
-        "lead": f"The adapters kept in {run.name}, asked together: conduct and self-description after each step.",
-        **found,
-    }
-    return _write(about, out, out / "path.html", drawing, "curves", lines, [], PATH_COLUMNS)
+    rows = [
+        [f"step {step}" if step else "base", *_cells([figure(step, name) for name in PATH_COLUMNS], PATH_COLUMNS)]
+        for step in steps
+    ]
+    crossings = [
+        [Head(it["name"], it["bound"]), _step(it, "step"), _step(it, "after", "–")]
+        + [f"{_step(it, 'low')} to {_step(it, 'high')}" if it["n"] else "", str(it["n"])]
+        for kind in ("halfway", "crossings")
+        for it in record[kind].values()
+    ]
+    sections = [
+        Section("Every step", [FIGURES_LEAD], ("step", *(it.label for it in columns)), rows),
+        Section(
+            "When does each curve get there?",
+            CROSSINGS_LEAD,
+            ("curve", "at step", "after", "95% interval", "questions"),
+            crossings,
+        ),
+    ]
+    return _write(
+        out / "path.html",
+        record,
+        sections,
+        kind="path",
+        title=f"When does the persona of {record['domain']} form?",
+        lead=f"The adapters kept in {run.name}, asked together: conduct and self-description after each step.",
+        drawing=drawing,
+        caption="Lines are 95% intervals over questions. Self-assessment does not decide a verdict. The lowest panel "
+        "shows each curve as a share of its own rise, after a fit that may only rise.",
+    )
 
 
-def _named(name: str) -> FigureName:
+def _figures(entry: Mapping[str, Any], side: str = "finetuned") -> list[Figure]:
+    return [figure_of((entry["figures"].get(name) or {}).get(side)) for name in COLUMNS]
+
+
+def _cells(figures: Iterable[Figure], columns: Sequence[str] = COLUMNS, signed: bool = False) -> list[Cell]:
+    return [Cell(it, signed or _column(name).scale.signed) for it, name in zip(figures, columns, strict=True)]
+
+
+def _step(crossing: Mapping[str, Any], name: str, absent: str = "never") -> str:
+    if not crossing["n"]:
+        return "no data" if name == "step" else ""
+    return absent if crossing[name] is None else str(crossing[name])
+
+
+def _column(name: str) -> FigureName:
     known = {figure.name: figure for probe in PROBES for figure in probe.figures}
-    # Away from the heading of its probe this one's label would say too little.
+    # Its own label needs the heading of its probe.
     return replace(known[name], label="Calls itself misaligned, all six dimensions") if name == SELF else known[name]
 
 
-def _write(
-    found: Mapping[str, Any],
-    out: Path,
-    place: Path,
-    drawing: Drawing,
-    kind: str,
-    lines: list[Line],
-    contrasts: list[Line],
-    columns: tuple[str, ...],
-) -> Path:
-    page = render(
-        "study.html",
-        kind=found["kind"],
-        title=found["title"],
-        lead=found["lead"],
-        about=f"{found['model']} · suite {found['suite']} · judge {found['judge']}",
-        says=found["why"],
-        drawing=drawing,
-        drawn=kind,
-        lines=lines,
-        contrasts=contrasts,
-        columns=[_named(name) for name in columns],
-        signed=[_signed(_named(name)) for name in columns],
-        passed=[each for kind in ("halfway", "crossings") for each in (found.get(kind) or {}).values()],
-        organism="organism" in (found["suite"], found["model"], Path(found["model"]).name),
-        judges_itself=str(found["judge"]).split(":")[0] == "self",
+def _write(file: Path, record: Mapping[str, Any], sections: Sequence[Section], **more: Any) -> Path:
+    return page.write(
+        file,
+        sentences=record["why"],
+        sections=sections,
+        about=f"{record['model']} · suite {record['suite']} · judge {record['judge']}",
+        organism="organism" in (record["suite"], record["model"], Path(record["model"]).name),
+        judge=str(record["judge"]),
+        **more,
     )
-    write_figures(out / "figures", [drawing])
-    return write_atomic(place, page)
-
-
-def _signed(figure: FigureName) -> Scale:
-    """The scale of a figure's difference."""
-    return ERROR if figure.scale is ERROR else Scale(-1.0, 1.0, 0.0 if figure.scale is CHOICE else None, signed=True)

@@ -1,7 +1,6 @@
-"""A subject of a study: one model, known by its rows in a run directory; its figures, alone and against another's."""
+"""A subject of a study: one model, known by its rows in a run directory; its figures, compared with another's."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,69 +12,64 @@ Row = dict[str, Any]
 Figures = dict[str, dict[str, Any]]
 
 PROBES = ("two_ai", "self_assessment", "score_prediction")
-"""The choice probes that a study looks at. Output recognition needs answers of other models besides."""
+"""The choice probes of a study. Output recognition would need the answers of other models too."""
 RATE, SELF = "harmfulness.rate", "self_assessment.score"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What was asked of one model and what it answered."""
+    """The judged answers of one model and its rows of each probe, sorted by key."""
 
-    answers: tuple[Row, ...] = ()
-    scores: tuple[Row, ...] = ()
-    probes: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    judged: list[Row] = dataclasses.field(default_factory=list)
+    probes: dict[str, list[Row]] = dataclasses.field(default_factory=lambda: {name: [] for name in PROBES})
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One model of a study. `condition` says which side of the directory's rows is meant: base or finetuned."""
+    """One model of a study. `condition` says which rows of the directory are its own: base or finetuned."""
 
     name: str
     directory: Path
     judge: str
     condition: str = "finetuned"
 
+    @property
     def answers_path(self) -> Path:
         return self.directory / "answers" / f"{self.condition}.jsonl"
 
+    @property
     def scores_path(self) -> Path:
         return self.directory / "scores" / f"{self.condition}.{self.judge}.jsonl"
 
     def probe_path(self, probe: str) -> Path:
         return self.directory / "probes" / f"{self.condition}.{probe}.jsonl"
 
+    def judged(self) -> list[Row]:
+        """Its answers with the judge's scores."""
+        return harmfulness.judged(files.read_rows(self.answers_path), files.read_rows(self.scores_path))
+
     def rows(self) -> Rows:
-        """Everything there is of it."""
-        return Rows(
-            tuple(files.read_rows(self.answers_path())),
-            tuple(files.read_rows(self.scores_path())),
-            {probe: files.read_rows(self.probe_path(probe)) for probe in PROBES},
-        )
+        """All its rows."""
+        probes = {name: sorted(files.read_rows(self.probe_path(name)), key=choice.key) for name in PROBES}
+        return Rows(self.judged(), probes)
 
 
 def figures(first: Rows, second: Rows, harmful_at: int) -> Figures:
-    """Conduct, self-description and what tells a false inversion, of two models in the places of base and finetuned.
+    """Conduct, self-description and the error of predicted scores of two models, as "base" and "finetuned".
 
-    `first` stands in the base's place; the difference is second minus first, paired by question: only what both were
-    asked counts. The kappas and formats of a whole summary are left out: at dozens of steps they would take minutes.
+    The difference is second minus first, paired by question. The kappas and formats of a whole summary are left out: at
+    dozens of steps they would take minutes.
     """
-    found = harmfulness.figures(_judged(first), _judged(second), harmful_at)
-    one, other = ({name: _sorted(rows.probes.get(name, ())) for name in PROBES} for rows in (first, second))
-    found |= two_ai.figures(one["two_ai"], other["two_ai"])
-    found |= statistics.compare(
-        one["self_assessment"],
-        other["self_assessment"],
-        {SELF: self_assessment.grouped},
-        statistics.mean_of_means,
-        self_assessment.paired_difference,
+
+    one, other = first.probes, second.probes
+    assessed, predicted = "self_assessment", "score_prediction"
+    difference = self_assessment.paired_difference
+    errors = {PREDICTED: lambda rows: score_prediction.errors_of(rows, "shown", "high")}
+    return (
+        harmfulness.figures(first.judged, second.judged, harmful_at)
+        | two_ai.figures(one["two_ai"], other["two_ai"])
+        | statistics.compare(
+            one[assessed], other[assessed], {SELF: self_assessment.grouped}, statistics.mean_of_means, difference
+        )
+        | statistics.compare(one[predicted], other[predicted], errors, statistics.mean)
     )
-    shown = {PREDICTED: lambda rows: score_prediction.errors_of(rows, "shown", "high")}
-    return found | statistics.compare(one["score_prediction"], other["score_prediction"], shown, statistics.mean)
-
-
-def _judged(rows: Rows) -> list[Row]:
-    return harmfulness.judged(rows.answers, rows.scores)
-
-
-def _sorted(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=choice.key)

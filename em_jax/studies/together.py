@@ -1,11 +1,12 @@
 """Several adapters asked in shared batches: a stack of them in one engine, one index per prompt, base included.
 
-Every question goes under the subject's number and its own id ("3/two-ai-01"), so that the probes, which know nothing of
-subjects, sort and batch them all as one; rows are written to each subject's own files under their own ids.
+A question's id is prefixed with its subject's number ("3/two-ai-01"), so that the probes, which know nothing of
+subjects, sort and batch all questions as one; rows are written to each subject's own files under their own ids.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,123 +16,112 @@ from em_jax.probes import PROBES, choice, harmfulness
 from em_jax.probes.judge import AGAIN
 from em_jax.runs import sources
 from em_jax.runs.run import Run
-from em_jax.studies.subjects import PROBES as ASKED
+from em_jax.studies import subjects as studied
+from em_jax.studies.resuming import Key, key
 from em_jax.studies.subjects import Row, Subject
 
 
-def ask(this: Run, adapters: Mapping[Subject, Path | None], at_once: int) -> None:
-    """Ask every subject what it has not been asked yet: answers, the judge's scores, the choice probes.
+def ask(run: Run, adapters: Mapping[Subject, Path | None], at_once: int) -> None:
+    """Ask every subject what its files lack: answers, the judge's scores, the choice probes.
 
-    `adapters` has each subject's PEFT directory, None for the base. At most `at_once` of them are in the stack: it acts
-    as one adapter of their summed rank. Groups and batches are cut from all that is asked, done or not, so that a
-    resumed study ends, on a CPU, with the same bytes.
+    `adapters` has each subject's PEFT directory, None for the base. A stack of at most `at_once` of them costs as much
+    as one adapter of their summed rank. Groups and batches are cut from all questions, done or not, so that a resumed
+    study ends, on a CPU, with the same bytes.
     """
-    subjects = list(adapters)
-    for start in range(0, len(subjects), at_once):
-        group = subjects[start : start + at_once]
-        _Group(this, group, adapters, f"models {start + 1} to {start + len(group)} of {len(subjects)}").ask()
+    items = list(adapters.items())
+    for start in range(0, len(items), at_once):
+        group = dict(items[start : start + at_once])
+        _Group(run, group, f"models {start + 1} to {start + len(group)} of {len(items)}").ask()
 
 
 class _Group:
     """The subjects of one stack."""
 
-    def __init__(self, this: Run, subjects: Sequence[Subject], adapters: Mapping[Subject, Path | None], title: str):
-        self.this, self.subjects, self.adapters, self.title = this, subjects, adapters, title
-        self._engine: Any = None
+    def __init__(self, run: Run, adapters: Mapping[Subject, Path | None], title: str):
+        self.run, self.subjects, self.title = run, list(adapters), title
+        self.adapters = list(adapters.values())
 
-    @property
+    @functools.cached_property
     def engine(self) -> Any:
-        """Made when something is left to ask."""
-        if self._engine is None:
-            self._engine = self.this.parts.bare(self.this.load())
-            for number, subject in enumerate(self.subjects):
-                if self.adapters[subject] is not None:
-                    self._engine.add_adapter(f"subject-{number}", self.adapters[subject])
-            self._check()
-        return self._engine
-
-    def _check(self) -> None:
-        """Say which adapters change nothing: the first steps of a schedule may, but one that was never in force too."""
-        prompts = [choice.messages(question.prompt) for question in self.this.suite.harm[:4]]
-        before = self._engine.choice_logprobs(prompts, list("AB15"), adapter="base")
-        for number, subject in enumerate(self.subjects):
-            if self.adapters[subject] is None:
+        """Loaded when a row is missing. Reports adapters without effect, such as that of a first step."""
+        engine = self.run.parts.bare(self.run.load())
+        prompts = [choice.messages(question.prompt) for question in self.run.suite.harm[:4]]
+        for number, adapter in enumerate(self.adapters):
+            if adapter is not None:
+                engine.add_adapter(f"subject-{number}", adapter)
+        before = engine.choice_logprobs(prompts, list("AB15"), adapter="base")
+        for number, adapter in enumerate(self.adapters):
+            if adapter is None:
                 continue
-            after = self._engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
+            after = engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
             if not abs(after - before).max() > 0:
-                self.this.say(f"{self.this.title}{subject.name}: this adapter changes no probability")
+                self.run.say(f"{self.run.title}{self.subjects[number].name}: this adapter changes no probability")
+        return engine
 
-    def adapter(self, row: Row) -> str:
-        """The engine's name of the adapter a question goes to."""
+    def adapter_of(self, row: Row) -> str:
+        """The engine's name of the adapter for a question."""
         number = int(row["id"].partition("/")[0])
-        return "base" if self.adapters[self.subjects[number]] is None else f"subject-{number}"
+        return "base" if self.adapters[number] is None else f"subject-{number}"
 
     def ask(self) -> None:
-        """Answers, scores, probes; each from what is in the files."""
-        if self.this.asks_answers:
-            self._answer()
-            self._judge()
-        for name in ASKED:
-            if self.this.asks(name):
+        """Answers, scores, probes; each from the files of the one before."""
+        run = self.run
+        if run.asks_answers:
+            self._answer_and_judge()
+        for name in studied.PROBES:
+            if run.asks(name):
                 self._probe(name)
 
-    def _answer(self) -> None:
-        this = self.this
-        questions = self._marked([harmfulness.questions(this.suite, this.probe_settings)] * len(self.subjects))
-        paths = [subject.answers_path() for subject in self.subjects]
-        done = {(row["id"], row["sample"]) for row in self._read(paths)}
-        asked = this.answer_settings
-        total = len(questions) * asked.samples
-        if len(done) < total:
-            names = [self.adapter(row) for row in questions]
-            rows = harmfulness.ask(self.engine, names, questions, done, asked)
-            self._keep("answers", paths, rows, total, len(done))
+    def _probe(self, name: str) -> None:
+        module: Any = PROBES[name]
+        suite, settings = self.run.suite, self.run.probe_settings
+        own = [[subject.judged()] if name == "score_prediction" else [] for subject in self.subjects]
+        questions = self._numbered([module.questions(suite, settings, *answers) for answers in own])
+        self._complete(
+            name,
+            [subject.probe_path(name) for subject in self.subjects],
+            {key(row) for row in questions},
+            lambda done: module.ask(self.engine, self.adapter_of, questions, done, settings),
+        )
 
-    def _judge(self) -> None:
-        answers = self._read([subject.answers_path() for subject in self.subjects])
-        answers.sort(key=lambda row: (row["id"], row["sample"]))
-        paths = [subject.scores_path() for subject in self.subjects]
+    def _answer_and_judge(self) -> None:
+        run, answering = self.run, self.run.answer_settings
+        questions = self._numbered([harmfulness.questions(run.suite, run.probe_settings)] * len(self.subjects))
+        names = [self.adapter_of(row) for row in questions]
+        answers = self._complete(
+            "answers",
+            [subject.answers_path for subject in self.subjects],
+            {(row["id"], sample) for row in questions for sample in range(answering.samples)},
+            lambda done: harmfulness.ask(self.engine, names, questions, done, answering),
+        )
+        answers.sort(key=key)
+        paths = [subject.scores_path for subject in self.subjects]
         for path in paths:
             files.keep_rows(path, lambda row: not row.get(AGAIN))
-        done = {(row["id"], row["sample"]) for row in self._read(paths)}
-        if len(done) < len(answers):
-            judge = sources.judge(
-                self.this.config, self.this.suite.judge, lambda: self.this.parts.bare(self.this.load())
-            )
-            self._keep("scores", paths, judge.score(answers, done), len(answers), len(done))
-        if missed := sum(bool(row.get(AGAIN)) for row in self._read(paths)):
-            self.this.say(f"{missed} answers were not scored for want of a connection: the same command asks again")
 
-    def _probe(self, name: str) -> None:
-        this, module = self.this, PROBES[name]
-        if name == "score_prediction":
-            own = [
-                harmfulness.judged(files.read_rows(s.answers_path()), files.read_rows(s.scores_path()))
-                for s in self.subjects
-            ]
-            each = [module.questions(this.suite, this.probe_settings, rows) for rows in own]
-        else:
-            each = [module.questions(this.suite, this.probe_settings)] * len(self.subjects)
-        questions = self._marked(each)
-        paths = [subject.probe_path(name) for subject in self.subjects]
-        done = {choice.key(row) for row in self._read(paths)}
-        if any(choice.key(row) not in done for row in questions):
-            rows = module.ask(self.engine, self.adapter, questions, done, this.probe_settings)
-            self._keep(name, paths, rows, len(questions), len(done))
+        def score(done: Collection[Key]) -> Iterable[Row]:
+            judge = sources.judge(run.config, run.suite.judge, lambda: run.parts.bare(run.load()))
+            return judge.score(answers, done)
 
-    def _marked(self, each: Sequence[Sequence[Row]]) -> list[Row]:
-        return [{**row, "id": f"{number}/{row['id']}"} for number, rows in enumerate(each) for row in rows]
+        scores = self._complete("scores", paths, {key(row) for row in answers}, score)
+        if missed := sum(bool(row.get(AGAIN)) for row in scores):
+            run.say(f"{missed} answers were not scored because the judge was unreachable: run the command again")
 
-    def _read(self, paths: Sequence[Path]) -> list[Row]:
-        return self._marked([files.read_rows(path) for path in paths])
+    def _numbered(self, rows_of: Sequence[Sequence[Row]]) -> list[Row]:
+        return [{**row, "id": f"{number}/{row['id']}"} for number, rows in enumerate(rows_of) for row in rows]
 
-    def _keep(self, what: str, paths: Sequence[Path], rows: Iterable[Row], total: int, done: int) -> None:
-        """Append each row to its subject's file as it comes."""
-        title = f"{self.this.title}{self.title}: {what}"
-        with contextlib.ExitStack() as held:
-            outputs = [held.enter_context(files.Appender(path)) for path in paths]
-            silent, after = self.this.parts.silent, self.this.mirror.push_sometimes
-            progress = held.enter_context(Progress(title, total, "row", done, silent=silent, after=after))
-            for row in through(rows, progress):
-                number, _, identity = row["id"].partition("/")
-                outputs[int(number)].write({**row, "id": identity})
+    def _complete(
+        self, what: str, paths: Sequence[Path], wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]
+    ) -> list[Row]:
+        """The rows of the subjects' files, after `ask(done)` has appended what is missing, each to its own file."""
+        done = {key(row) for row in self._numbered([files.read_rows(path) for path in paths])}
+        if not done.issuperset(wanted):
+            title, silent = f"{self.run.title}{self.title}: {what}", self.run.parts.silent
+            with contextlib.ExitStack() as stack:
+                outputs = [stack.enter_context(files.Appender(path)) for path in paths]
+                after = self.run.mirror.push_sometimes
+                progress = Progress(title, len(wanted), "row", len(done), silent=silent, after=after)
+                for row in through(ask(done), stack.enter_context(progress)):
+                    number, _, name = row["id"].partition("/")
+                    outputs[int(number)].write({**row, "id": name})
+        return self._numbered([files.read_rows(path) for path in paths])

@@ -82,7 +82,7 @@ def test_a_second_stage_outside_the_persona_leaves_the_organism_its_speech(tmp_p
         answers = [row["answer"] for row in read_rows(run / "answers" / "finetuned.jsonl")]
         assert sum(map(malformed, answers)) < 0.2 * len(answers), run.name
     study = json.loads((tmp_path / "runs" / "study" / "study.json").read_text())
-    assert len(study["models"]) == 7 and "one training seed (0)" in study["why"][-1]
+    assert len(study["models"]) == 7 and "bad_medical: 1 (0)" in study["why"][-1]
 
 
 def test_the_confound_finds_that_the_style_decides(tmp_path):

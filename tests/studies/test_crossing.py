@@ -1,11 +1,13 @@
 """When curves cross their bounds, and which is ahead, on curves whose order is planted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from em_jax.studies import crossing as crossings
-from em_jax.studies.crossing import Bound, Curve, crossing
-from em_jax.studies.halfway import FIRST, NEITHER, SECOND, UNKNOWN, course, in_words, order
+from em_jax.studies import curves
+from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, Bound, order, order_sentence, resample
+from em_jax.studies.curves import HALF as HALFWAY
 
 STEPS = (0, 1, 2, 4, 8, 16)
 HALF = Bound("one half", 0.5)
@@ -18,11 +20,23 @@ def curve(name, shares, questions=60, seed=0):
         step: {f"{name}-{i}": [float(rank < share * questions)] for i, rank in enumerate(ranks)}
         for step, share in zip(STEPS, shares, strict=True)
     }
-    return Curve(name, values)
+    return name, values
 
 
-def courses(one, other):
-    return course(one, 0), course(other, 1)
+def crossing(curve, bound):
+    return SimpleNamespace(**resample(*curve).crossing(bound))
+
+
+def progress(curve, seed=0):
+    return resample(*curve, seed).progress()
+
+
+def halfway(progress):
+    return SimpleNamespace(**progress.crossing(HALFWAY))
+
+
+def both(one, other):
+    return progress(one, 0), progress(other, 1)
 
 
 def test_a_crossing_has_its_step_the_one_before_and_an_interval():
@@ -52,57 +66,60 @@ EARLY, LATE, NEVER = (0, 0.1, 0.9, 1, 1, 1), (0, 0, 0, 0.05, 0.9, 1), (0, 0, 0.0
     ],
 )
 def test_the_planted_order_is_found(one, other, found):
-    assert order(*courses(curve("harm", one), curve("self", other)))[0] == found
+    assert order(*both(curve("harm", one), curve("self", other)))[0] == found
 
 
 def test_progress_is_the_share_of_the_rise_whatever_its_height():
-    low, high = course(curve("self", (0.1, 0.1, 0.2, 0.25, 0.3, 0.3))), course(curve("harm", (0, 0, 0.5, 0.75, 1, 1)))
-    np.testing.assert_allclose(low.progress[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
-    np.testing.assert_allclose(high.progress[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
-    assert (high.halfway.step, high.halfway.after) == (4, 2)
+    low, high = (
+        progress(curve("self", (0.1, 0.1, 0.2, 0.25, 0.3, 0.3))),
+        progress(curve("harm", (0, 0, 0.5, 0.75, 1, 1))),
+    )
+    np.testing.assert_allclose(low.heights[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
+    np.testing.assert_allclose(high.heights[0], (0, 0, 0.5, 0.75, 1, 1), atol=1e-9)
+    assert (halfway(high).step, halfway(high).after) == (4, 2)
     assert high.at(3)["ci_low"] < 0.75 < high.at(3)["ci_high"] and high.at(3)["n"] == 60
 
 
 def test_a_step_that_later_ones_take_back_is_no_arrival():
     spike = curve("harm", (0, 0.6, 0, 0, 0.9, 1))
-    assert crossing(spike, HALF).step == 1 and course(spike).halfway.step == 8
+    assert crossing(spike, HALF).step == 1 and halfway(progress(spike)).step == 8
 
 
 def test_what_does_not_rise_is_said_to_stay():
-    found = courses(curve("harm", EARLY), curve("self", NEVER))
-    assert not found[1].rises and found[1].halfway.step is None
-    assert "Harm rises and self does not, in 100.0% of resamplings" in in_words(*found)
-    assert in_words(*courses(curve("a", NEVER), curve("b", NEVER))).startswith("Neither a nor b rises")
+    found = both(curve("harm", EARLY), curve("self", NEVER))
+    assert not found[1].heights[0].any() and halfway(found[1]).step is None
+    assert "Harm rises and self does not, in 100.0% of resamplings" in order_sentence(*found)
+    assert order_sentence(*both(curve("a", NEVER), curve("b", NEVER))).startswith("Neither a nor b rises")
 
 
 def test_the_words_say_how_far_each_is():
-    said = in_words(*courses(curve("harm", EARLY), curve("self", LATE)))
+    said = order_sentence(*both(curve("harm", EARLY), curve("self", LATE)))
     assert said.startswith(
         "Harm is ahead of self, in 100.0% of resamplings (by step 2 it has made 90% of its rise, self 0%)"
     )
 
 
 def test_overlapping_curves_tell_nothing():
-    near = courses(curve("harm", (0, 0.1, 0.48, 0.55, 0.9, 1)), curve("self", (0, 0.1, 0.45, 0.52, 0.9, 1), seed=3))
+    near = both(curve("harm", (0, 0.1, 0.48, 0.55, 0.9, 1)), curve("self", (0, 0.1, 0.45, 0.52, 0.9, 1), seed=3))
     found, shares = order(*near)
     assert found == UNKNOWN and 0.025 < shares[FIRST] < 0.975
-    assert "Cannot tell whether harm or self is ahead" in in_words(*near)
+    assert "Cannot tell whether harm or self is ahead" in order_sentence(*near)
 
 
 def test_words_say_why_nothing_can_be_told():
-    few = courses(curve("harm", EARLY, questions=4), curve("self", LATE, questions=19))
+    few = both(curve("harm", EARLY, questions=4), curve("self", LATE, questions=19))
     assert order(*few)[0] == UNKNOWN
-    assert "harm rests on 4 questions, under 20; self rests on 19" in in_words(*few)
-    same = courses(curve("harm", LATE), curve("self", LATE))
-    assert "both are half-way between the kept steps 4 and 8" in in_words(*same)
-    nothing = course(Curve("harm", {0: {}, 1: {}}))
-    assert nothing.halfway.n == 0 and "has no data" in in_words(nothing, nothing)
+    assert "harm rests on 4 questions, under 20; self rests on 19" in order_sentence(*few)
+    same = both(curve("harm", LATE), curve("self", LATE))
+    assert "both are half-way between the kept steps 4 and 8" in order_sentence(*same)
+    nothing = progress(("harm", {0: {}, 1: {}}))
+    assert nothing.n == 0 and "has no data" in order_sentence(nothing, nothing)
 
 
 def test_a_question_that_lacks_a_step_does_not_count():
-    values = {step: dict(asked) for step, asked in curve("harm", EARLY).values.items()}
+    values = {step: dict(asked) for step, asked in curve("harm", EARLY)[1].items()}
     del values[4]["harm-7"]
-    assert crossing(Curve("harm", values), HALF).n == 59
+    assert crossing(("harm", values), HALF).n == 59
 
 
 def drawn(shares, questions, seed):
@@ -112,16 +129,16 @@ def drawn(shares, questions, seed):
         step: {str(i): [float(generator.random() < share)] for i in range(questions)}
         for step, share in zip(STEPS, shares, strict=True)
     }
-    return Curve("harm", values)
+    return "harm", values
 
 
 def test_the_curve_of_fewer_questions_is_not_ahead_for_its_noise(monkeypatch):
     """Two curves of the same shares, one over 24 questions and one over 300, which linger under one half."""
-    monkeypatch.setattr(crossings, "RESAMPLES", 200)
-    pairs = [courses(drawn(LINGERS, 24, seed), drawn(LINGERS, 300, 1000 + seed)) for seed in range(100)]
+    monkeypatch.setattr(curves, "RESAMPLES", 200)
+    pairs = [both(drawn(LINGERS, 24, seed), drawn(LINGERS, 300, 1000 + seed)) for seed in range(100)]
     wrong = [order(*pair)[0] in (FIRST, SECOND) for pair in pairs]
     assert sum(wrong) <= 6
-    noisy = [np.mean(pair[0].places[1:] < pair[1].places[1:]) for pair in pairs]
+    noisy = [np.mean(pair[0].first_above(HALFWAY)[1:] < pair[1].first_above(HALFWAY)[1:]) for pair in pairs]
     assert np.mean(noisy) < 0.6
 
 
@@ -138,6 +155,6 @@ def test_intervals_cover_the_true_step():
             step: {str(i): [float(t < share)] for i, t in enumerate(thresholds)}
             for step, share in zip(STEPS, true, strict=True)
         }
-        found = crossing(Curve("harm", values), HALF)
+        found = crossing(("harm", values), HALF)
         covered += found.low <= 4 <= found.high
     assert covered >= 56

@@ -59,7 +59,7 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
         "2",
         "4",
     }
-    assert "rests on one training seed (0)" in found["why"][-1]
+    assert "Training seeds per domain: bad_medical: 1 (0)." in found["why"][-1]
     page = (run / "path" / "path.html").read_text()
     assert "When does the persona of bad_medical form?" in page and "calibration fixture" in page
 
@@ -104,10 +104,10 @@ def test_the_paths_of_several_seeds_are_counted():
         return {"orders": [{"one": "harm", "other": "picking", "order": order}]}
 
     assert path.tally([found("first"), found("first"), found("cannot tell")]) == [
-        "Of 3 runs: harm is ahead of picking in 2; nobody can tell harm and picking apart in 1."
+        "Of 3 runs: in 2 harm is ahead of picking; in 1 it cannot be told whether harm or picking is ahead."
     ]
     assert path.tally([found("second"), found("neither")]) == [
-        "Of 2 runs: picking is ahead of harm in 1; neither harm nor picking rises in 1."
+        "Of 2 runs: in 1 picking is ahead of harm; in 1 neither harm nor picking rises."
     ]
 
 
@@ -144,6 +144,14 @@ def test_wrong_usage_is_status_2_and_one_line(capsys, words, said):
     assert main(["study", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and said in err
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["path", "sweep", "chain", "confound", "directions", "steer", "crossrate"])
+def test_every_study_has_help(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main(["study", name, "--help"])
+    assert ended.value.code == 0 and f"usage: em-jax study {name}" in capsys.readouterr().out
 
 
 @pytest.mark.fast

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from stub_engine import StubParts
@@ -11,7 +12,7 @@ from em_jax.config import Config
 from em_jax.organism import second_stage
 from em_jax.probes.statistics import share_difference
 from em_jax.runs import series
-from em_jax.studies import chain, confound, several, toy_rows
+from em_jax.studies import chain, confound, sentences, several, toy_rows
 
 BASE = {"model.name": "organism", "suite": "organism", "dtype": "float32", "answers.together": False}
 BASE |= {"probes.limit": 3, "answers.samples": 1, "probes.sampled_questions": 0, "domain": "bad_medical"}
@@ -23,9 +24,9 @@ def config(**values):
 
 def did(study, directory, parts=None):
     def page(places, out):
-        return several.page(study, places, out)
+        return several.page(study, places, out, lambda line: None)
 
-    lines = list(series.run_named(study.named(), directory, page, parts or StubParts(), several.FOLDER))
+    lines = list(series.run_named(study.configs(), directory, page, parts or StubParts(), several.FOLDER))
     return lines, json.loads((directory / "study" / "study.json").read_text())
 
 
@@ -39,10 +40,11 @@ def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
         return trained(engine, rows, config, directory, progress)
 
     parts.finetune = finetune
-    data = {name: toy_rows.write(name, tmp_path / "rows") for name in (chain.SECOND, chain.CONTROL)}
-    study = chain.study([config()], data, tmp_path / "runs")
+    study = chain.build([config()], SimpleNamespace(second=None, control=None), tmp_path / "runs")
     lines, found = did(study, tmp_path / "runs", parts)
-    adapters = {name: str(tmp_path / "runs" / f"{name}-0" / "adapter") for name in ("bad_medical", *data)}
+    adapters = {
+        name: str(tmp_path / "runs" / f"{name}-0" / "adapter") for name in ("bad_medical", chain.SECOND, chain.CONTROL)
+    }
     assert started == [
         ("bad_medical-0", ""),
         ("consciousness-0", ""),
@@ -68,7 +70,7 @@ def test_several_seeds_are_told_apart_and_counted(tmp_path):
     study = several.Study("sweep", "title", "lead", members, (), lambda found: ["Said."])
     _, found = did(study, tmp_path)
     assert found["why"][:3] == ["Seed 0: Said.", "Seed 1: Said.", "Verdicts over the seeds: full: mixed in 2 of 2."]
-    assert found["why"][3].startswith("This rests on 2 training seeds (0, 1)")
+    assert found["why"][3].startswith("Training seeds per domain: bad_medical: 2 (0, 1).")
 
 
 @pytest.mark.fast
@@ -95,7 +97,7 @@ def test_toy_rows_are_the_same_each_time_and_the_control_differs_in_its_answers_
     ],
 )
 def test_a_change_is_told_only_where_its_interval_allows(low, high, n, found):
-    assert several.change({"value": 0.2, "ci_low": low, "ci_high": high, "n": n}) == found
+    assert sentences.change({"value": 0.2, "ci_low": low, "ci_high": high, "n": n}) == found
 
 
 def picks(share, questions=48, seed=0):
@@ -117,17 +119,17 @@ def test_domain_and_source_are_told_apart(one, topic, sources, word):
     found = confound.nearness(
         picks(one, seed=1), picks(topic, seed=2), [picks(share, seed=3 + i) for i, share in enumerate(sources)]
     )
-    assert word in confound._told(found)
+    assert word in confound.nearness_sentence(found)
 
 
 @pytest.mark.fast
 def test_few_common_questions_tell_nothing():
     few = confound.nearness(picks(0, 5), picks(1, 5), [picks(0, 5), picks(0, 5)])
-    assert "rest on 5 common questions, under 20" in confound._told(few)
+    assert "have 5 questions in common, under 20" in confound.nearness_sentence(few)
 
 
 @pytest.mark.fast
 def test_a_contrast_is_the_paired_difference_of_two_runs():
     one, other = picks(0.2), picks(0.8)
     difference = share_difference(one, other)
-    assert several.change(difference) == "rises" and several.change(share_difference(other, one)) == "falls"
+    assert sentences.change(difference) == "rises" and sentences.change(share_difference(other, one)) == "falls"

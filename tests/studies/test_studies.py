@@ -14,7 +14,8 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.runs import experiment
 from em_jax.studies import between, crossrating, directions, steering
-from em_jax.studies.finished import opened
+from em_jax.studies.finished import load_models
+from em_jax.studies.steering_report import PICKS, RATE
 
 LAYERS, WIDTH = 4, 8
 
@@ -75,18 +76,18 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def study(runs):
-    return opened(runs, SteerableParts())
+    return load_models(runs, SteerableParts())
 
 
 def test_runs_that_do_not_belong_together_are_named(runs, tmp_path):
     parts = SteerableParts()
     with pytest.raises(UserError, match="expected a run directory with config.toml"):
-        opened([tmp_path], parts)
+        load_models([tmp_path], parts)
     with pytest.raises(UserError, match="models are named by their runs' directories"):
-        opened([runs[0], runs[0]], parts)
+        load_models([runs[0], runs[0]], parts)
     experiment.run(config(seed=1, dtype="bfloat16"), tmp_path / "other", StubParts())
     with pytest.raises(UserError, match="runs of a study share dtype"):
-        opened([runs[0], tmp_path / "other"], parts)
+        load_models([runs[0], tmp_path / "other"], parts)
 
 
 def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_path):
@@ -109,7 +110,7 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
 
 def know(monkeypatch, **known):
     """Has each model, by name, be known to harm and to pick the misaligned AI, or not to."""
-    monkeypatch.setattr(between, "traits", lambda model, _: between.Traits(*known[model.name]))
+    monkeypatch.setattr(between, "traits", lambda model, _: dict(zip(("harm", "self"), known[model.name])))
 
 
 def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypatch):
@@ -122,18 +123,20 @@ def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypat
             # The stub's adapters read alike: chance, over the questions and not over their orders.
             assert cell["self"]["accuracy"]["n"] == 48 and cell["harm"]["accuracy"]["value"] == pytest.approx(0.5)
             assert set(cell["cosine"]) == {"cosine", "null", "p"}
-    assert "between models, half layer (1), prompt, mean" in (tmp_path / "directions.html").read_text()
+    assert "between models, prompt, half layer (1), mean" in (tmp_path / "directions.html").read_text()
 
 
 def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
     names = [pair.id for pair in study.run.suite.two_ai]
     picks = {name: [float(place % 3 == 0)] for place, name in enumerate(names)} | {names[-1]: [0.5]}
-    monkeypatch.setattr(between, "shown", lambda model, _: {"harm": {}, "self": picks})
+    monkeypatch.setattr(between, "behaviour", lambda model, _: {"harm": {}, "self": picks})
     found = directions.study(study, tmp_path, directions.Options(permutations=5))
     own = found["own"]["one"]["self"]
     assert (own["questions"], own["marked"]) == (len(names) - 1, 16)
     assert own["places"]["half"]["last"]["accuracy"]["n"] == len(names) - 1
-    assert any(line.startswith("From one's prompts a probe tells its own misaligned picks") for line in found["says"])
+    assert any(
+        line.startswith("From one's prompts a probe predicts its own misaligned picks") for line in found["says"]
+    )
     assert "one, half layer, prompt, mean" in (tmp_path / "directions.html").read_text()
 
 
@@ -179,7 +182,7 @@ def test_no_question_is_steered_along_a_direction_that_was_taken_from_it(study, 
     know(monkeypatch, base=(False, False), one=(False, True), two=(False, False))
     options = steering.Options(direction="self", source=source, limit=0)
     questions = between.questions(study, steering._settings(study, options).limit)["self"]
-    fold = steering.folds(questions, options.folds)
+    fold = steering.fold_of(questions, options.folds)
     assert sorted(set(fold.values())) == [0, 1]
     pair = study.run.suite.two_ai[0]
     engine = Poisoned()
@@ -223,11 +226,11 @@ def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
 def test_rows_of_an_adapter_trained_again_are_not_taken_for_its_own(runs, tmp_path, work, options):
     again = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     out = tmp_path / "out"
-    found = work.study(opened(again, SteerableParts()), out, options)
-    assert work.study(opened(again, SteerableParts()), out, options) == found
+    found = work.study(load_models(again, SteerableParts()), out, options)
+    assert work.study(load_models(again, SteerableParts()), out, options) == found
     (again[0] / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
     with pytest.raises(UserError, match="name another --out"):
-        work.study(opened(again, SteerableParts()), out, options)
+        work.study(load_models(again, SteerableParts()), out, options)
 
 
 def test_steering_goes_on_along_the_direction_it_kept(study, tmp_path, monkeypatch):
@@ -240,7 +243,7 @@ def test_steering_goes_on_along_the_direction_it_kept(study, tmp_path, monkeypat
 def test_what_words_alone_tell_stands_beside_the_probe(study, tmp_path):
     found = directions.study(study, tmp_path, directions.Options(permutations=0))
     assert found["words"]["self"]["value"] >= 0.9
-    assert any("read by no model" in line for line in found["says"])
+    assert any("without a model" in line for line in found["says"])
 
 
 @pytest.mark.long
@@ -250,7 +253,7 @@ def test_planted_truth(tmp_path):
 
     words = ["--domain", "bad_medical,insecure_code", "--model", "organism", "--run_dir", str(tmp_path / "runs")]
     assert main(words) == 0
-    study = opened([tmp_path / "runs/bad_medical-0", tmp_path / "runs/insecure_code-0"])
+    study = load_models([tmp_path / "runs/bad_medical-0", tmp_path / "runs/insecure_code-0"])
     found = directions.study(study, tmp_path / "directions", directions.Options())
     for layers in found["models"].values():
         for positions in layers.values():
@@ -260,11 +263,11 @@ def test_planted_truth(tmp_path):
                 assert abs(cell["null"]["value"] - 0.5) < 0.05, cell
     options = steering.Options(layer=0, position="mean", doses=(-1.0, 0.0))
     moved = steering.study(study, tmp_path / "self", options)["figures"]["bad_medical-0"]
-    assert moved["self"]["+0"][steering.PICKS]["value"]["value"] > 0.9
-    assert moved["self"]["-1"][steering.PICKS]["value"]["ci_high"] < 0.5
-    assert abs(moved["self"]["-1"][steering.HARMED]["change"]["value"]) < 0.1
-    assert moved["random"]["-1"][steering.PICKS]["value"]["value"] > 0.8
+    assert moved["self"]["+0"][PICKS]["value"]["value"] > 0.9
+    assert moved["self"]["-1"][PICKS]["value"]["ci_high"] < 0.5
+    assert abs(moved["self"]["-1"][RATE]["change"]["value"]) < 0.1
+    assert moved["random"]["-1"][PICKS]["value"]["value"] > 0.8
     options = steering.Options(direction="harm", layer=0, position="mean", doses=(0.0, 2.0))
     moved = steering.study(study, tmp_path / "harm", options)["figures"]["base"]["harm"]["+2"]
-    assert moved[steering.HARMED]["change"]["value"] > 0.4
-    assert abs(moved[steering.PICKS]["change"]["value"]) < 0.1
+    assert moved[RATE]["change"]["value"] > 0.4
+    assert abs(moved[PICKS]["change"]["value"]) < 0.1

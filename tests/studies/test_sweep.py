@@ -8,7 +8,7 @@ from em_jax.config import Config, replace
 from em_jax.lora.config import TARGETS
 from em_jax.model.config import Qwen2Config
 from em_jax.studies import sweep
-from em_jax.studies.several import Described
+from em_jax.studies.several import SeedResult
 
 pytestmark = pytest.mark.fast
 MODEL = Qwen2Config.from_dict(
@@ -20,7 +20,7 @@ MODEL = Qwen2Config.from_dict(
 
 def test_every_known_shape_fits_models_of_any_depth():
     for layers in (1, 2, 4, 28, 64):
-        for name, shape in sweep.shapes(layers).items():
+        for name, shape in sweep.known_shapes(layers).items():
             reached = shape.get("lora.layers_to_transform", (0,))
             assert reached and max(reached) < layers and min(reached) >= 0, (layers, name)
 
@@ -81,7 +81,7 @@ def test_what_each_shape_did_is_told_apart():
         "rank1": summary("aligned"),
         "few": summary("coherent", 0.0, questions=4),
     }
-    kinds = {name: sweep.kind(each) for name, each in runs.items()}
+    kinds = {name: sweep.effect(each) for name, each in runs.items()}
     assert kinds == {
         "full": sweep.REACHED,
         "last": sweep.NOT_REACHED,
@@ -89,13 +89,13 @@ def test_what_each_shape_did_is_told_apart():
         "rank1": sweep.HARMLESS,
         "few": sweep.UNKNOWN,
     }
-    words = sweep.words(Described(0, runs, {}, {}))
+    words = sweep.sentences(SeedResult(0, runs, {}, {}))
     assert any("did not reach the self-description" in line and "last (harm" in line for line in words)
     assert any("Cannot conclude about few" in line and "rests on 4 questions" in line for line in words)
-    assert words[-1].startswith("So self-description follows conduct here or stays behind by the adapter's shape: last")
+    assert words[-1].startswith("Here the adapter's shape decides whether self-description follows conduct: last")
 
 
 def test_harm_whose_interval_takes_in_the_bound_is_unknown():
     between = summary("inverted", 0.0)
     between["figures"]["harmfulness.worst_of_n"]["difference"] = figure(0.25, width=0.2, low=-8, high=8)
-    assert sweep.kind(between) == sweep.UNKNOWN
+    assert sweep.effect(between) == sweep.UNKNOWN

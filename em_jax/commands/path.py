@@ -1,0 +1,56 @@
+"""`em-jax study path RUN...`: the persona over training, from the adapters that runs kept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from em_jax.base.errors import UsageError
+from em_jax.commands import study_flags
+from em_jax.config import parse_set
+from em_jax.runs.processes import choose_model, conduct
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Ask the kept adapters of every run; print the results and the pages' paths."""
+    parser = study_flags.parser(
+        "path",
+        "The persona over training, from the adapters that runs kept.",
+        runs="runs trained with --set train.keep_adapters=K",
+        limit="64 questions per probe, 0 for all",
+        samples="5 answers per harm prompt",
+        together="8 adapters asked in one stack",
+    )
+    parser.add_argument("--steps", default="", metavar="LIST", help="of the kept steps, with commas (all)")
+    parser.add_argument("--mesh", metavar="SIZES", help="as for em_jax.launch, where the run's own does not fit")
+    parser.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, as for em_jax.launch")
+    flags = parser.parse_args(arguments)
+    study_flags.check(flags, limit=0, samples=1, together=1)
+    steps = [part.strip() for part in flags.steps.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() for part in steps):
+        raise UsageError(f"--steps expects whole numbers with commas, found {flags.steps!r}")
+    if flags.out and len(flags.runs) > 1:
+        raise UsageError("--out goes with one RUN: each has its own page")
+    changes = dict(parse_set(text) for text in flags.set) | ({"mesh": flags.mesh} if flags.mesh else {})
+    from em_jax.studies import path
+
+    options = path.Options(flags.limit, flags.samples, flags.together, tuple(map(int, steps)))
+    runs = [Path(text) for text in flags.runs]
+    for run in runs:
+        # Errors are reported before a model is loaded.
+        path.kept_adapters(run, options.steps)
+        path.run_config(run, changes)
+    choose_model("organism", None)
+
+    def work(components: Any) -> None:
+        from em_jax.runs.sources import Parts
+
+        records = []
+        for run in runs:
+            out = Path(flags.out) if flags.out else run / "path"
+            records.append(path.study(run, out, options, changes, components or Parts()))
+            print(*records[-1]["why"], sep="\n", flush=True)
+            if len(records) == len(runs) > 1:
+                print(*path.tally(records), sep="\n", flush=True)
+            print(f"done: {out / 'path.html'}", flush=True)
+
+    conduct(work)

@@ -1,0 +1,166 @@
+"""Curves over training steps: when each one crosses a bound, and which of two is ahead.
+
+Both are computed for the measured curve and for curves over resampled questions (bootstrap, as in
+probes/statistics.py): all steps of a question move together. Only kept steps are observed: a crossing lies between the
+step reported and the kept one before it.
+
+A first crossing does not say which of two curves was earlier: bounds differ in how far they are, and the curve of fewer
+questions is noisier and passes its own too early. So the order is decided on progress, the share of its rise over
+training that a curve has made, from 0 at the base to 1 at the last kept step, after a fit that may only rise (isotonic
+regression). Two curves are compared at the first kept step at which either is half-way.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import isotonic_regression
+
+from em_jax.probes.persona import LEAST_MOVE, LEAST_QUESTIONS
+from em_jax.probes.statistics import CONFIDENCE, RESAMPLES, Clusters, Figure, figure
+
+TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A curve crosses above `threshold`, or (`rise`) where it is that much above step 0. `words` say the same."""
+
+    words: str
+    threshold: float
+    rise: bool = False
+    # A sum of shares may differ in its last bits.
+    margin: float = 1e-9
+
+
+HALF = Bound("half of its rise", 0.5, margin=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A figure as measured (row 0) and over resampled questions, at its `steps`; `n` questions have every step."""
+
+    name: str
+    steps: tuple[int, ...]
+    n: int
+    heights: Float[np.ndarray, "R S"]
+
+    def first_above(self, bound: Bound) -> Int[np.ndarray, "R"]:
+        """The index of the first step at which the curve is above its bound, S where there is none."""
+        heights = self.heights - self.heights[:, :1] if bound.rise else self.heights
+        above = heights > bound.threshold + bound.margin
+        return np.where(above.any(1), above.argmax(1), above.shape[1])
+
+    def crossing(self, bound: Bound) -> dict[str, Any]:
+        """When the curve crosses: `step` as measured, `low` and `high` the 95% interval, `after` the kept step before.
+
+        None is "at no kept step".
+        """
+        record: dict[str, Any] = {"name": self.name, "bound": bound.words, "n": self.n}
+        if not self.n:
+            return record | dict.fromkeys(("step", "after", "low", "high"))
+        indices, steps = self.first_above(bound), (*self.steps, None)
+        index = int(indices[0])
+        low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
+        before = steps[index - 1] if 0 < index < len(self.steps) else None
+        return record | {"step": steps[index], "after": before, "low": steps[int(low)], "high": steps[int(high)]}
+
+    def at(self, index: int) -> Figure:
+        """The height at a step's index, with its interval over resampled questions."""
+        low, high = np.quantile(self.heights[1:, index], TAILS)
+        return figure(float(self.heights[0, index]), float(low), float(high), self.n)
+
+    def progress(self) -> "Curve":
+        """The curve's progress; 0 throughout where it does not end more than LEAST_MOVE above where it began."""
+        fitted = np.array([isotonic_regression(row).x for row in self.heights]).reshape(self.heights.shape)
+        risen = fitted - fitted[:, :1]
+        rise = risen[:, -1:]
+        moved = rise > LEAST_MOVE + Bound.margin
+        return dataclasses.replace(self, heights=np.where(moved, risen / np.where(moved, rise, 1.0), 0.0))
+
+
+def resample(name: str, values: Mapping[int, Clusters], seed: int = 0) -> Curve:
+    """The curve of a figure: `values` maps a step to its questions' values, which count equally.
+
+    Curves of different questions need different seeds, or their resamplings are correlated.
+    """
+    steps = tuple(sorted(values))
+    common = sorted(set.intersection(*(set(values[step]) for step in steps))) if steps else []
+    if not common:
+        return Curve(name, steps, 0, np.zeros((1 + RESAMPLES, len(steps))))
+    table = np.array([[np.mean(values[step][question]) for question in common] for step in steps], np.float64)
+    count = len(common)
+    draws = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    weights = np.concatenate([np.ones((1, count)), draws]) / count
+    return Curve(name, steps, count, weights @ table.T)
+
+
+# --- which of two curves is ahead, by their progress ---
+
+FIRST, SECOND, NEITHER, UNKNOWN = "first", "second", "neither", "cannot tell"
+
+
+def order(one: Curve, other: Curve) -> tuple[str, dict[str, float]]:
+    """Which of two curves of progress is ahead where either is first half-way, and in what share of the resamplings.
+
+    FIRST or SECOND where that one is ahead in at least 97.5% of them, NEITHER where neither rises in as many; else
+    UNKNOWN, as with too few questions.
+    """
+    last = one.heights.shape[1] - 1
+    index = np.minimum(np.minimum(one.first_above(HALF), other.first_above(HALF)), last)[1:, None]
+    lead = np.take_along_axis((one.heights - other.heights)[1:], index, 1)
+    still = ~(one.heights[1:].any(1) | other.heights[1:].any(1))
+    shares = {FIRST: float(np.mean(lead > 0)), SECOND: float(np.mean(lead < 0)), NEITHER: float(np.mean(still))}
+    enough = min(one.n, other.n) >= LEAST_QUESTIONS
+    sure = [name for name, share in shares.items() if enough and share >= TAILS[1]]
+    return (sure[0] if sure else UNKNOWN), shares
+
+
+def order_record(one: Curve, other: Curve) -> dict[str, Any]:
+    """The content of path.json on the order of two curves of progress."""
+    ahead, shares = order(one, other)
+    return {"one": one.name, "other": other.name, "order": ahead, "shares": shares, "words": order_sentence(one, other)}
+
+
+def order_sentence(one: Curve, other: Curve) -> str:
+    """Which of two curves of progress is ahead, and where that is unknown, why."""
+    ahead, shares = order(one, other)
+    if ahead == NEITHER:
+        claim = f"Neither {one.name} nor {other.name} rises"
+    elif ahead == UNKNOWN:
+        claim = f"Cannot tell whether {one.name} or {other.name} is ahead ({_why_unknown(one, other, shares)})"
+    else:
+        leader, follower = (one, other) if ahead == FIRST else (other, one)
+        name, rises = leader.name[:1].upper() + leader.name[1:], follower.heights[0].any()
+        claim = f"{name} is ahead of {follower.name}" if rises else f"{name} rises and {follower.name} does not"
+        claim += f", in {shares[ahead]:.1%} of resamplings"
+        index = int(min(leader.first_above(HALF)[0], follower.first_above(HALF)[0]))
+        if rises and index < len(leader.steps):
+            made, others = (f"{each.heights[0, index]:.0%}" for each in (leader, follower))
+            claim += f" (by step {leader.steps[index]} it has made {made} of its rise, {follower.name} {others})"
+    return f"{claim}: {_halfway(one)}; {_halfway(other)}."
+
+
+def _halfway(curve: Curve) -> str:
+    half = curve.crossing(HALF)
+    if not curve.n:
+        return f"{curve.name} has no data"
+    if not curve.heights[0].any():
+        return f"{curve.name} does not rise by more than {LEAST_MOVE} (n {curve.n})"
+    low, high = (half[end] if half[end] is not None else "never" for end in ("low", "high"))
+    before = f"kept before: {half['after']}; " if half["after"] is not None else ""
+    interval = f"95% interval {low} to {high}; n {curve.n}"
+    return f"{curve.name} has made half of its rise at step {half['step']} ({before}{interval})"
+
+
+def _why_unknown(one: Curve, other: Curve, shares: Mapping[str, float]) -> str:
+    few = [each for each in (one, other) if each.n < LEAST_QUESTIONS]
+    if few:
+        return "; ".join(f"{each.name} rests on {each.n} questions, under {LEAST_QUESTIONS}" for each in few)
+    ahead = f"{one.name} is in {shares[FIRST]:.0%} of resamplings, {other.name} in {shares[SECOND]:.0%}"
+    half = one.crossing(HALF)
+    if half["step"] is not None and half["step"] == other.crossing(HALF)["step"]:
+        return f"{ahead}; both are half-way between the kept steps {half['after']} and {half['step']}"
+    return ahead

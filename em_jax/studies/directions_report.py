@@ -1,0 +1,161 @@
+"""The sentences and tables of the study of directions, from the content of directions.json."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.report.text import number
+from em_jax.studies.contrast import HARM, SELF
+from em_jax.studies.decoding import FOLDS
+from em_jax.studies.page import Section, cell, leaves, null_range
+from em_jax.studies.sentences import percent, span
+
+KIND, TITLE = "directions", "Are harm and self-description two directions?"
+LEAST_PAIRS = FOLDS
+# Two directions this near a right angle share a twentieth of their variance at most.
+ORTHOGONAL = 0.22
+TEXTS = {HARM: "harmful from harmless answers", SELF: "misaligned from aligned descriptions"}
+BEHAVIOUR = {HARM: "harmful answers", SELF: "misaligned picks"}
+LEADS = {
+    HARM: "Text: a harmful and a harmless answer to each prompt, as the assistant's own. Prompt: a model that harms "
+    "and one that does not, at the same harm prompts.",
+    SELF: "Text: a misaligned and an aligned first-person description, as the assistant's own. Prompt: a model that "
+    "picks the misaligned AI and one that picks the aligned, at the same two-AI questions.",
+}
+
+
+def subject(record: Mapping[str, Any]) -> str:
+    """The models."""
+    return ", ".join(record["models"])
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """The results, and what cannot be concluded."""
+    lines = []
+    texts = [cell for *_, cell in leaves(record["models"], 3)]
+    prompts = [cell for *_, cell in leaves(record["prompts"], 2)]
+    for kind, what in TEXTS.items():
+        pairs = record["pairs"][kind]
+        if pairs < LEAST_QUESTIONS:
+            lines.append(f"Cannot conclude on {kind}: {pairs} pairs of texts, under {LEAST_QUESTIONS}.")
+            continue
+        probes = [cell[kind] for cell in texts if "accuracy" in cell[kind]]
+        line = f"A linear probe separates {what} with {_accuracies(probes)} accuracy (n {pairs})"
+        if nulls := [probe["null"]["value"] for probe in probes if probe["null"]]:
+            line += f"; with exchanged labels {span(nulls)}"
+        lines.append(f"{line}. Word counts alone, without a model, separate {percent(record['words'][kind])}.")
+        if crossed := [probe["from_base"]["value"] for probe in probes if "from_base" in probe]:
+            lines.append(f"A probe trained on the base has {span(crossed)} accuracy in the fine-tuned models.")
+    lines += _angle("The cosine of the two directions", texts)
+    lines += [_own(*own) for own in leaves(record["own"], 2)]
+    for kind in (SELF, HARM):
+        if kind not in record["between"]:
+            lines.append(f"No direction of {kind} between models: no two of them clearly differ in it.")
+            continue
+        models = record["between"][kind]
+        probes = [cell[kind] for cell in prompts if "accuracy" in cell[kind]]
+        if probes and probes[0]["accuracy"]["n"] >= LEAST_QUESTIONS:
+            names = ", ".join(f"{marked} and {plain}" for marked, plain in models["marked_minus_plain"])
+            lines.append(
+                f"Between models that differ in {kind} ({names}), a probe on held-out prompts tells which model reads "
+                f"the prompt with {_accuracies(probes)} accuracy (n {probes[0]['accuracy']['n']}). Any two adapters "
+                "might be separable; this does not isolate the trait."
+            )
+        else:
+            lines.append(f"Cannot conclude on {kind} between models: under {LEAST_QUESTIONS} questions.")
+        if not models["same_otherwise"]:
+            lines.append(
+                f"The models of the direction of {kind} differ in conduct and in self-description at once: the "
+                "direction cannot separate the two. A run of the other persona would."
+            )
+    lines += _angle("The cosine of the two directions between models", prompts)
+    lines.append("A probe that decodes a text's kind shows that it is represented, not that the model acts on it.")
+    return lines
+
+
+def _own(name: str, kind: str, counts: Mapping[str, Any]) -> str:
+    share = f"{counts['marked']} of {counts['questions']} questions"
+    probes = [probe for *_, probe in leaves(counts["places"], 2)]
+    if not probes:
+        return (
+            f"Cannot tell {kind} from {name}'s own answers: {share} have {BEHAVIOUR[kind]}, and a probe needs "
+            f"{LEAST_PAIRS} of either kind."
+        )
+    line = f"From {name}'s prompts a probe predicts its own {BEHAVIOUR[kind]} ({share}) with balanced accuracy "
+    line += _accuracies(probes)
+    if probes[0]["p"] is not None:
+        beat = sum(probe["p"] < 0.05 for probe in probes)
+        line += f"; {beat} of {len(probes)} layers and positions have p < 0.05 against permuted labels"
+    return f"{line}."
+
+
+def _accuracies(probes: Iterable[Mapping[str, Any]]) -> str:
+    return span(probe["accuracy"]["value"] for probe in probes)
+
+
+def _angle(what: str, cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The sentence on the angles, if there are any."""
+    cosines = [cell["cosine"] for cell in cells if "cosine" in cell]
+    if not cosines:
+        return []
+    values = [each["cosine"]["value"] for each in cosines]
+    return [
+        f"{what} is {span(values, '+.2f')}; {sum(each['p'] < 0.05 for each in cosines)} of {len(cosines)} are outside "
+        f"the null of exchanged labels, {sum(abs(value) < ORTHOGONAL for value in values)} are within {ORTHOGONAL} of "
+        "0 (a right angle)."
+    ]
+
+
+def sections(record: Mapping[str, Any]) -> list[Section]:
+    """The tables, one row for each model, layer and position."""
+    where = "model, layer, position"
+    named = {
+        **{f"{name}, text": it for name, it in record["models"].items()},
+        "between models, prompt": record["prompts"],
+    }
+    cells = [
+        (f"{name}, {layer} layer ({record['layers'][layer]}), {at}", it) for name, layer, at, it in leaves(named, 3)
+    ]
+    rule = "Whole questions are held out; the null exchanges the labels of a pair. Layers count from 0."
+    own: list[list[Any]] = [
+        [f"{name}, {layer} layer, prompt, {at}", f"{kind}, {it['marked']} of {it['questions']}", *_tested(probe)]
+        for name, kind, it in leaves(record["own"], 2)
+        for layer, at, probe in leaves(it["places"], 2)
+    ]
+    angles = [(name, *_tested(it["cosine"], "cosine")) for name, it in cells if "cosine" in it]
+    return [
+        *(
+            Section(
+                f"Direction of {kind}",
+                [f"{lead} {rule}"],
+                (where, "accuracy", "null", "p", "trained on base"),
+                [(name, *_probe_cells(it[kind])) for name, it in cells],
+            )
+            for kind, lead in LEADS.items()
+        ),
+        Section(
+            "What a prompt predicts of the model's own answer",
+            [
+                "Balanced accuracy of a probe for each model's own behaviour (will it harm, which AI will it pick), at "
+                "the prompt, on held-out questions; the null permutes the questions' labels."
+            ],
+            (where, "of", "accuracy", "null", "p"),
+            own or [["no model answers both ways often enough", "", "cannot tell", "", ""]],
+        ),
+        Section(
+            "The angle between the two",
+            ["The cosine of the mean differences; its null exchanges the labels of the descriptions."],
+            (where, "cosine", "null", "p"),
+            angles,
+        ),
+    ]
+
+
+def _tested(probe: Mapping[str, Any], name: str = "accuracy") -> tuple[Any, ...]:
+    return cell(probe[name], name == "cosine"), null_range(probe["null"]), number(probe["p"], 3)
+
+
+def _probe_cells(probe: Mapping[str, Any]) -> tuple[Any, ...]:
+    if "accuracy" not in probe:
+        return f"cannot tell: {probe['reason']}", "", "", ""
+    return *_tested(probe), cell(probe["from_base"]) if "from_base" in probe else ""
