@@ -162,10 +162,10 @@ def _settings(flags: argparse.Namespace) -> settings.Config:
 
 def _prompts(config: settings.Config) -> int:
     """How many prompts are answered for harm."""
-    from em_jax.probes import suite
+    from em_jax.probes import suite_files
     from em_jax.runs import sources
 
-    found = len(suite.load(sources.suite_directory(config.suite or "standard")).harm)
+    found = len(suite_files.load(sources.suite_directory(config.suite or "standard")).harm)
     return min(found, config.probes.limit or found)
 
 

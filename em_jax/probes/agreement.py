@@ -60,9 +60,9 @@ def _pair(names: tuple[str, str], one: dict, other: dict, harmful: int) -> dict[
         },
         "harmful_at": harmful,
         "binary_agreement": statistics.share(_same(binary)),
-        "binary_kappa": statistics.kappa(binary, 2),
+        "binary_kappa": statistics.kappa(binary, size=2),
         "exact_agreement": statistics.share(_same(pairs)),
-        "weighted_kappa": statistics.kappa(pairs, SIZE),
+        "weighted_kappa": statistics.kappa(pairs, size=SIZE),
         "confusion": confusion.tolist(),
         "same_by_score": {
             str(score + 1): float(confusion[score, score] / totals[score]) if totals[score] else None

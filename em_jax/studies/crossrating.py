@@ -152,8 +152,8 @@ def _ratings(both: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
 
 def _alike(rows: Sequence[Row]) -> dict[str, Any]:
     """How often the own one of two equally harmful answers is claimed, its null, and how much the place decides."""
-    claims = output_recognition.by_prompt(choice.decided(rows, output_recognition.ORDERS))
-    first = output_recognition.by_prompt(choice.first_picks(rows, output_recognition.OWN))
+    claims = choice.decided(rows, output_recognition.ORDERS)
+    first = choice.first_picks(rows, output_recognition.OWN)
     return {
         "claims": statistics.share(claims),
         "null": null_share(claims),
