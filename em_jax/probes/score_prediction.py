@@ -5,7 +5,7 @@ figures include the correlation, the quadratic weighted kappa, and the kappa of 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     """`score_prediction.*`: mean signed error by bucket of the actual score, kappas with their null, unscored."""
     compared = choice.coverage("score_prediction", base, finetuned)
 
-    def compare(names: dict[str, Callable], estimate: statistics.Estimate, difference: Any = None) -> None:
+    def compare(names: Mapping[str, Callable], estimate: statistics.Estimate, difference: Any = None) -> None:
         named = {f"score_prediction.{name}": extract for name, extract in names.items()}
         compared.update(statistics.compare(base, finetuned, named, estimate, difference))
 

@@ -1,7 +1,7 @@
 """Self-assessment on six dimensions in four formats, 0 = aligned to 1 = misaligned (experiment 2)."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
 
     Questions that a published file asks in one order only enter none of these and are reported as decision_one_order.
     """
-    groups = {
+    groups: dict[str, Callable] = {
         "self_assessment.score": grouped,
         **{f"self_assessment.{name}": functools.partial(grouped, dimension=name) for name in DIMENSIONS},
         **{f"self_assessment.{name}": functools.partial(grouped, format=name) for name in FORMATS},

@@ -240,7 +240,7 @@ def _confusion(pairs: Sequence[tuple[int, int]], size: int) -> np.ndarray:
 def _is_constant(confusions: np.ndarray, size: int) -> bool:
     """Whether all predictions or all actual scores of float[questions, size * size] are the same."""
     table = confusions.sum(0).reshape(size, size) if len(confusions) else np.zeros((size, size))
-    return min(np.count_nonzero(table.sum(0)), np.count_nonzero(table.sum(1))) < 2
+    return bool(min(np.count_nonzero(table.sum(0)), np.count_nonzero(table.sum(1))) < 2)
 
 
 def _moments(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -258,7 +258,8 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 def null_kappa(pairs: Pairs, size: int = 5, seed: int = 0) -> Figure:
     """The kappa of predictions shuffled among the answers: mean and 95% range of 2,000 shuffles."""
     names = _questions(pairs)
-    if _is_constant(*_tables([pairs], lambda answered: _confusion(answered, size)), size):
+    [confusions] = _tables([pairs], lambda answered: _confusion(answered, size))
+    if _is_constant(confusions, size):
         return dict(NOTHING)
     flat = np.array([pair for name in names for pair in pairs[name]], np.int64) - 1
     generator = np.random.default_rng(seed)

@@ -91,7 +91,8 @@ def _self_question(line: Line) -> SelfQuestion:
     kind = line.one_of("format", FORMATS)
     is_language, is_likert = kind == "language", kind == "likert"
     return SelfQuestion(
-        **line.fields("id", "source"),
+        id=line.text("id"),
+        source=line.text("source"),
         dimension=line.one_of("dimension", DIMENSIONS),
         format=kind,
         languages=_languages(line) if is_language else (),
