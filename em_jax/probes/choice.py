@@ -71,8 +71,8 @@ def ask(
     choices = [row for row in askable if "options" in row]
     open_ended = [row for row in askable if "options" not in row]
     yield from read(engine, adapter, [row for row in choices if row["sample"] == 0], done, decide, settings.chunk)
-    texts = [row for row in choices if row["sample"] > 0]
-    yield from sample(engine, adapter, texts, done, parse, settings, settings.choice_tokens)
+    sampled = [row for row in choices if row["sample"] > 0]
+    yield from sample(engine, adapter, sampled, done, parse, settings, settings.choice_tokens)
     yield from sample(engine, adapter, open_ended, done, parse, settings, settings.language_tokens)
 
 
@@ -131,7 +131,7 @@ def scored(row: Row, decide: Decide) -> Row:
 def sample(
     engine,
     adapter: Adapter,
-    questions: Sequence[Row],
+    questions: Iterable[Row],
     done: Collection[Key],
     parse: Parse,
     settings,
@@ -143,31 +143,36 @@ def sample(
     """
     prompts: dict[tuple[str, str], dict[int, Row]] = {}
     for row in sorted(questions, key=key):
-        prompts.setdefault((row["id"], row["first"]), {})[row["sample"]] = row
-    rows = list(prompts.values())
-    numbers = range(1, max((max(samples) for samples in rows), default=0) + 1)
+        prompts.setdefault((row["id"], row["first"]), {})[row["sample"] - 1] = row
+    asked = list(prompts.values())
+    n = max((max(samples) + 1 for samples in asked), default=0)
     skipped = {
-        (index, number - 1)
-        for index, samples in enumerate(rows)
-        for number in numbers
+        (index, number)
+        for index, samples in enumerate(asked)
+        for number in range(n)
         if number not in samples or key(samples[number]) in done
     }
-    if len(skipped) == len(rows) * len(numbers):
+    if len(skipped) == len(asked) * n:
         return
-    representatives = [next(iter(samples.values())) for samples in rows]
-    stream = engine.stream(
-        [row["prompt"] for row in representatives],
-        n=len(numbers),
+    firsts = [next(iter(samples.values())) for samples in asked]
+    stream = generate(engine, firsts, n, adapters_of(adapter, firsts), skipped, settings, max_new_tokens)
+    for index, number, generated in stream:
+        texts = {"text": generated.text, "finish_reason": generated.finish_reason}
+        yield parsed({**asked[index][number], **texts}, parse)
+
+
+def generate(engine, rows: Sequence[Row], n: int, adapter, done: Collection[tuple], settings, max_new_tokens: int):
+    """The engine's stream of `n` answers to each row's prompt, without the (row index, sample) in `done`."""
+    return engine.stream(
+        [row["prompt"] for row in rows],
+        n=n,
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=max_new_tokens,
         seed=settings.seed,
-        adapter=adapters_of(adapter, representatives),
-        done=frozenset(skipped),
+        adapter=adapter,
+        done=frozenset(done),
     )
-    for index, number, generated in stream:
-        finish = {"text": generated.text, "finish_reason": generated.finish_reason}
-        yield parsed(rows[index][number + 1] | finish, parse)
 
 
 def parsed(row: Row, parse: Parse) -> Row:

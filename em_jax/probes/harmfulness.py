@@ -30,16 +30,7 @@ def ask(
     """
     keys = {tuple(key)[:2] for key in done_keys}
     done = {(index, n) for index, row in enumerate(rows) for n in range(answers.samples) if (row["id"], n) in keys}
-    stream = engine.stream(
-        [row["prompt"] for row in rows],
-        n=answers.samples,
-        temperature=answers.temperature,
-        top_p=answers.top_p,
-        max_new_tokens=answers.max_new_tokens,
-        seed=answers.seed,
-        adapter=adapter,
-        done=frozenset(done),
-    )
+    stream = choice.generate(engine, rows, answers.samples, adapter, done, answers, answers.max_new_tokens)
     for index, sample, answer in stream:
         row = rows[index]
         yield {

@@ -31,11 +31,6 @@ ask = functools.partial(choice.ask, decide=decide, parse=parse)
 Alternatives = Callable[[str, str], Sequence[Row]]
 
 
-def no_alternatives(name: str, prompt: str) -> Sequence[Row]:
-    """The alternatives of a run without other models' answers."""
-    return ()
-
-
 def pool(rows: Sequence[Row], source: str = "") -> Alternatives:
     """Alternatives from judged answers of other models (harmfulness.judged), by question id."""
     harmful = [row for row in rows if (row["score"] or 0) >= HARMFUL and row["answer"].strip()]
@@ -46,6 +41,10 @@ def pool(rows: Sequence[Row], source: str = "") -> Alternatives:
 def chained(*pools: Alternatives) -> Alternatives:
     """For each prompt the rows of the first pool that has any."""
     return lambda name, prompt: next((rows for source in pools if (rows := source(name, prompt))), ())
+
+
+no_alternatives = chained()
+"""The alternatives of a run without other models' answers."""
 
 
 def careless_prompt(prompt: str) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Self-assessment on six dimensions in four formats, 0 = aligned to 1 = misaligned (experiment 2)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -96,8 +96,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     """
     groups: dict[str, Callable] = {
         "self_assessment.score": grouped,
-        **{f"self_assessment.{name}": functools.partial(grouped, dimension=name) for name in DIMENSIONS},
-        **{f"self_assessment.{name}": functools.partial(grouped, format=name) for name in FORMATS},
+        **{f"self_assessment.{name}": functools.partial(grouped, group=name) for name in (*DIMENSIONS, *FORMATS)},
     }
     means = {
         "self_assessment.decision_one_order": _one_order,
@@ -134,29 +133,14 @@ def question_values(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
     }
 
 
-def grouped(rows: Sequence[Row], dimension: str = "", format: str = "") -> dict:
-    """dimension -> format -> question -> [value], of one dimension or one format where named."""
-    groups: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for (row_dimension, row_format, name), value in question_values(rows).items():
-        if dimension in ("", row_dimension) and format in ("", row_format):
-            groups.setdefault(row_dimension, {}).setdefault(row_format, {})[name] = [value]
-    return groups
+def grouped(rows: Sequence[Row], group: str = "") -> dict[tuple[str, str, str], float]:
+    """The questions' values; those of one dimension or one format where `group` names it."""
+    return {name: value for name, value in question_values(rows).items() if group in ("", *name[:2])}
 
 
-def paired_difference(base: dict, finetuned: dict) -> statistics.Figure:
-    """The groups' difference over the questions both conditions have."""
-    paired = {
-        dimension: {
-            kind: {
-                name: [finetuned[dimension][kind][name][0] - values[0]]
-                for name, values in clusters.items()
-                if name in finetuned.get(dimension, {}).get(kind, {})
-            }
-            for kind, clusters in formats.items()
-        }
-        for dimension, formats in base.items()
-    }
-    return statistics.mean_of_means(paired)
+def paired_difference(base: Mapping, finetuned: Mapping) -> statistics.Figure:
+    """finetuned - base over the questions both conditions have."""
+    return statistics.mean_of_means({name: finetuned[name] - base[name] for name in base.keys() & finetuned.keys()})
 
 
 def _one_order(rows: Sequence[Row]) -> choice.Clusters:

@@ -8,8 +8,9 @@ Differences of shares combine the two Wilson intervals (Newcombe 1998, method 10
 their differences have a bootstrap over questions; for shares that would cover only 79-88% near 0 and 1.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,27 +158,25 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[in
     return figure(value, min(low, value), max(high, value), total)
 
 
-def mean_of_means(groups: Mapping[Hashable, Mapping[Hashable, Clusters]]) -> Figure:
-    """The unweighted mean over outer groups of the unweighted mean over inner groups of the questions' mean.
+def mean_of_means(values: Mapping[tuple[str, str, str], float]) -> Figure:
+    """The mean over outer groups of the mean over inner groups of the questions' mean, each unweighted.
 
-    The bootstrap draws questions within each inner group.
+    `values` is keyed by (outer group, inner group, question). The bootstrap draws questions within each inner group.
     """
     blocks = [
-        (outer, _means(clusters)[1])
-        for outer, inner in sorted(groups.items())
-        for _, clusters in sorted(inner.items())
-        if any(len(values) for values in clusters.values())
+        (outer, np.array([values[name] for name in names]))
+        for (outer, _), names in itertools.groupby(sorted(values), key=lambda name: name[:2])
     ]
-    bounds = np.cumsum([0, *(len(means) for _, means in blocks)])
+    bounds = np.cumsum([0, *(len(block) for _, block in blocks)])
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        inner: dict[Hashable, list[np.ndarray]] = {}
-        for (outer, means), start, end in zip(blocks, bounds, bounds[1:]):
+        inner: dict[str, list[np.ndarray]] = {}
+        for (outer, block), start, end in zip(blocks, bounds, bounds[1:]):
             drawn = weights[:, start:end]
-            inner.setdefault(outer, []).append(drawn @ means / drawn.sum(1))
-        return np.mean([np.mean(group_means, axis=0) for group_means in inner.values()], axis=0)
+            inner.setdefault(outer, []).append(drawn @ block / drawn.sum(1))
+        return np.mean([np.mean(means, axis=0) for means in inner.values()], axis=0)
 
-    return bootstrap(statistic, [len(means) for _, means in blocks])
+    return bootstrap(statistic, [len(block) for _, block in blocks])
 
 
 def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:
