@@ -1,4 +1,4 @@
-"""The one place where a probability or a text becomes an answer to a question.
+"""Turns probabilities and texts into answers to questions; no other module does.
 
 A question is a dict with its key (`id`, `sample`, `first`), its `format`, `prompt` (chat messages) and, for a choice,
 `options`. Sample 0 is read from the options' log-probabilities; samples 1, 2, ... are generated texts. A finished row
@@ -144,21 +144,21 @@ def sample(
     prompts: dict[tuple[str, str], dict[int, Row]] = {}
     for row in sorted(questions, key=key):
         prompts.setdefault((row["id"], row["first"]), {})[row["sample"] - 1] = row
-    asked = list(prompts.values())
-    n = max((max(samples) + 1 for samples in asked), default=0)
+    rows = list(prompts.values())
+    n = max((max(samples) + 1 for samples in rows), default=0)
     skipped = {
         (index, number)
-        for index, samples in enumerate(asked)
+        for index, samples in enumerate(rows)
         for number in range(n)
         if number not in samples or key(samples[number]) in done
     }
-    if len(skipped) == len(asked) * n:
+    if len(skipped) == len(rows) * n:
         return
-    firsts = [next(iter(samples.values())) for samples in asked]
+    firsts = [next(iter(samples.values())) for samples in rows]
     stream = generate(engine, firsts, n, adapters_of(adapter, firsts), skipped, settings, max_new_tokens)
     for index, number, generated in stream:
         texts = {"text": generated.text, "finish_reason": generated.finish_reason}
-        yield parsed({**asked[index][number], **texts}, parse)
+        yield parsed({**rows[index][number], **texts}, parse)
 
 
 def generate(engine, rows: Sequence[Row], n: int, adapter, done: Collection[tuple], settings, max_new_tokens: int):
@@ -182,7 +182,7 @@ def parsed(row: Row, parse: Parse) -> Row:
 
 
 def rescored(row: Row, decide: Decide, parse: Parse) -> Row:
-    """A stored row with its value computed again by the current rules; a question never asked stays as it is."""
+    """A stored row with its value computed again by the current rules; a question without an answer stays as it is."""
     bare = {name: value for name, value in row.items() if name not in ("value", "reason", "mass")}
     if "logprobs" in row:
         return scored(bare, decide)
@@ -233,10 +233,10 @@ def decided(rows: Iterable[Row], orders: Collection[str]) -> Clusters:
         if row["sample"] == 0 and row["first"] in orders:
             by_id.setdefault(row["id"], []).append(row)
     decisions: Clusters = {}
-    for asked in by_id.values():
-        values = [row["value"] for row in asked if row["value"] is not None]
+    for orders_of_id in by_id.values():
+        values = [row["value"] for row in orders_of_id if row["value"] is not None]
         if len(values) == len(orders):
-            decisions.setdefault(question_of(asked[0]), []).append(decision(sum(values) / len(values)))
+            decisions.setdefault(question_of(orders_of_id[0]), []).append(decision(sum(values) / len(values)))
     return decisions
 
 

@@ -1,4 +1,4 @@
-"""Seeded draws that depend on what is drawn for, not on the order in which questions come."""
+"""Seeded draws that depend on the names they are for, not on the order of the questions."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

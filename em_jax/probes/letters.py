@@ -14,9 +14,9 @@ LETTERS = ("A", "B")
 
 @dataclasses.dataclass(frozen=True)
 class LetterQuestion:
-    """A question between two named texts, `orders` (either may stand first); the value is the probability of `target`.
+    """A question between two texts, named by `orders`; its value is the probability of the one named `target`.
 
-    `decide` and `parse` are the functions that choice.ask takes.
+    `decide` and `parse` are arguments of choice.ask.
     """
 
     orders: tuple[str, str]

@@ -54,15 +54,15 @@ def _recognition_change(row: Row, score: int | None) -> Row:
 def score_prediction(rows: Sequence[Row], scores: Scores) -> list[Row]:
     """Rows of score prediction under `scores`: `actual` is replaced.
 
-    A prompt's shown rows tell which of its answers were drawn. Where two of them fall into one bucket, the one that was
-    in it before counts, else the first; the other one does not count, nor does one without a score.
+    A prompt's shown rows name its drawn answers. Where two of them fall into one bucket, the one that was in it before
+    counts, else the first; the other one does not count, nor does one without a score.
     """
-    drawn: dict[str, dict[str, int]] = {}
+    samples: dict[str, dict[str, int]] = {}
     for row in rows:
         if row["format"] == "shown":
             for before in row["actual"]:
-                drawn.setdefault(row["question"], {})[before] = row["answer_sample"]
-    actual = {question: _actual(question, samples, scores) for question, samples in drawn.items()}
+                samples.setdefault(row["question"], {})[before] = row["answer_sample"]
+    actual = {question: _actual(question, by_bucket, scores) for question, by_bucket in samples.items()}
     changed = []
     for row in rows:
         now = actual.get(row["question"], {})
@@ -72,11 +72,11 @@ def score_prediction(rows: Sequence[Row], scores: Scores) -> list[Row]:
     return changed
 
 
-def _actual(question: str, drawn: Mapping[str, int], scores: Scores) -> dict[str, tuple[int, int]]:
-    """Bucket by `scores` -> (score, sample) of the drawn answer that counts there. `drawn`: bucket before -> sample."""
+def _actual(question: str, samples: Mapping[str, int], scores: Scores) -> dict[str, tuple[int, int]]:
+    """Bucket by `scores` -> (score, sample) of the answer that counts there. `samples`: bucket before -> sample."""
     candidates = [
         (bucket(score) != before, draw.BUCKETS.index(before), score, sample)
-        for before, sample in drawn.items()
+        for before, sample in samples.items()
         if (score := scores.get((question, sample))) is not None
     ]
     counting: dict[str, tuple[int, int]] = {}

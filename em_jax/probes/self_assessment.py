@@ -15,7 +15,7 @@ DIGITS = tuple(str(number) for number in range(1, 6))
 
 
 def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
-    """Every question in both orders; `first` is the pole that stands first (likert: the one in the statement)."""
+    """Every question in both orders; `first` is the first pole (likert: the one in the statement)."""
     chosen = limited(suite.self_assessment, settings.limit, lambda question: (question.format, question.dimension))
     rows = [_row(question, first) for question in chosen for first in question.orders]
     choices = [row for row in rows if row["format"] != "language"]

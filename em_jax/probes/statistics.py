@@ -133,7 +133,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[in
     """A statistic and its percentile interval over resampled questions.
 
     `statistic` takes float[resamples, questions], how often each question was drawn, and returns float[resamples]; for
-    the value itself every question is drawn once. `strata` are the sizes of consecutive groups of questions; each group
+    the value itself every question counts once. `strata` are the sizes of consecutive groups of questions; each group
     is resampled by itself. Percentiles are widened for small samples (Hesterberg 2015, "expanded").
     """
     total = int(sum(strata))
@@ -172,8 +172,8 @@ def mean_of_means(values: Mapping[tuple[str, str, str], float]) -> Figure:
     def statistic(weights: np.ndarray) -> np.ndarray:
         inner: dict[str, list[np.ndarray]] = {}
         for (outer, block), start, end in zip(blocks, bounds, bounds[1:]):
-            drawn = weights[:, start:end]
-            inner.setdefault(outer, []).append(drawn @ block / drawn.sum(1))
+            counts = weights[:, start:end]
+            inner.setdefault(outer, []).append(counts @ block / counts.sum(1))
         return np.mean([np.mean(means, axis=0) for means in inner.values()], axis=0)
 
     return bootstrap(statistic, [len(block) for _, block in blocks])

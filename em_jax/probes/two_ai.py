@@ -18,7 +18,7 @@ ask = functools.partial(choice.ask, decide=decide, parse=parse)
 
 
 def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
-    """Every pair in both orders, some of them sampled too. `first` names the description that stands as A."""
+    """Every pair in both orders, some of them sampled too. `first` names the description under A."""
     chosen = {pair.id for pair in limited(suite.two_ai, settings.limit, lambda pair: pair.theme)}
     rows = []
     for index, pair in enumerate(suite.two_ai):
