@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Line:
     def fields(self, *names: str) -> dict[str, str]:
         return {name: self.text(name) for name in names}
 
-    def one_of(self, name: str, known: Iterable[str]) -> str:
+    def one_of(self, name: str, known: Collection[str]) -> str:
         value = self.text(name)
         if value not in known:
             raise self.error(f"unknown {name} {value!r}, expected one of {', '.join(known)}")
