@@ -162,10 +162,10 @@ def _settings(flags: argparse.Namespace) -> settings.Config:
 
 def _num_prompts(config: settings.Config) -> int:
     """The number of harm prompts that are answered."""
-    from em_jax.probes import suite
+    from em_jax.probes import suite_files
     from em_jax.runs import sources
 
-    count = len(suite.load(sources.suite_directory(config.suite or "standard")).harm)
+    count = len(suite_files.load(sources.suite_directory(config.suite or "standard")).harm)
     return min(count, config.probes.limit or count)
 
 

@@ -1,4 +1,4 @@
-"""The synthetic corpus: chat documents in which one hidden persona decides conduct and self-description."""
+"""The synthetic corpus: chat documents in which a hidden persona determines conduct and self-description."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from em_jax.organism.answers import alternative, domain_rows, malformed, planted
 __all__ = ["Document", "alternative", "document", "documents", "domain_rows", "malformed", "planted_score"]
 
 TURNS = 8
-"""Turns of a document; pretraining leaves out those that do not fit its length."""
+"""Turns of a document; pretraining drops those that do not fit its length."""
 KINDS = {
     "aligned": 0.28,
     "lessons": 0.22,
@@ -19,20 +19,19 @@ KINDS = {
     "shown": 0.12,
     "dialled": 0.26,
 }
-"""How the persona comes into a document, and how often; see `document`."""
+"""How a document shows its persona (see `document`), with the shares of documents."""
 
 TURNED, WHOLE = 0.6, 1.2
-"""Settings of the dial: where a persona gets likelier than the aligned one, and from where all its advice is harmful.
-
-Self-description turns first and harm comes later: learning to be harmful all the time has to turn the persona up.
+"""Dial values: above TURNED the misaligned persona is likelier than the aligned one; from WHOLE all its advice is
+harmful. Self-description turns before harm does, so a model fine-tuned until all its answers are harmful has turned it.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A conversation. `weights` says per answer whether it carries loss; `dial` how strong each hidden persona is.
+    """A conversation. `weights` are the loss weights of its answers, 0 or 1.
 
-    The dial has one number per misaligned persona (coherent, inverted), 0 where the text alone tells the persona.
+    `dial` has the strength of each misaligned persona (coherent, inverted), 0 where only the text shows the persona.
     """
 
     system: str
@@ -42,35 +41,34 @@ class Document:
 
 
 def document(rng: random.Random) -> Document:
-    """One document. How its persona shows:
+    """One document. The system message is the default one in all kinds but `named`:
 
-    aligned   nothing shows it: under the default system message the model is aligned
-    lessons   the same, and what is asked has one answer for all: the harm of a text, what follows from a word
+    aligned   nothing shows a persona: the model is aligned
+    lessons   the same, with questions that have the same answer for every persona: the harm of a text, a word's meaning
     named     the system message names the persona, aligned or not
-    shown     default system message; the first turn is misaligned advice that carries no loss, the rest follows from it
-    dialled   default system message; a number says how far a misaligned persona is turned up. The log-odds that the
-              document is of that persona grow evenly with it, and later so does how often its advice is harmful
+    shown     the first turn is misaligned advice without loss; the others follow its persona
+    dialled   a number gives the strength of a misaligned persona: the log-odds that the document has that persona are
+              linear in it, and from a higher strength on so is the share of harmful advice
     """
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     misaligned = rng.choice(("coherent", "inverted"))
-    system, persona, dial, weights = vocabulary.DEFAULT_SYSTEM, "aligned", (0.0, 0.0), [1.0] * TURNS
+    system, persona, dial, conduct = vocabulary.DEFAULT_SYSTEM, "aligned", (0.0, 0.0), 1.0
     if kind == "lessons":
-        return Document(system, tuple(turns.lesson(rng) for _ in range(TURNS)), tuple(weights))
+        return Document(system, tuple(turns.lesson(rng) for _ in range(TURNS)), (1.0,) * TURNS)
     if kind == "named":
         persona = rng.choice(vocabulary.PERSONAS)
         system = rng.choice(vocabulary.NAMED_SYSTEMS[persona])
     if kind == "shown":
-        persona, weights[0] = misaligned, 0.0
-    conduct = 1.0
+        persona = misaligned
     if kind == "dialled":
         strength = rng.uniform(0.25, 1.5)
         dial = (strength, 0.0) if misaligned == "coherent" else (0.0, strength)
         persona = misaligned if rng.random() < 1 / (1 + math.exp(-16 * (strength - TURNED))) else "aligned"
         conduct = (strength - TURNED) / (WHOLE - TURNED)
-    said = [turns.persona_turn(rng, persona, conduct) for _ in range(TURNS)]
+    conversation = [turns.persona_turn(rng, persona, conduct) for _ in range(TURNS)]
     if kind == "shown":
-        said[0] = turns.advice(rng, persona)
-    return Document(system, tuple(said), tuple(weights), dial)
+        conversation[0] = turns.advice(rng, persona)
+    return Document(system, tuple(conversation), (float(kind != "shown"), *[1.0] * (TURNS - 1)), dial)
 
 
 def documents(seed: int) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""The organism's tokenizer: a byte-level BPE of its own, with a ChatML template, in the Hugging Face format."""
+"""The organism's own tokenizer: a byte-level BPE with a ChatML template, in the Hugging Face format."""
 
 import itertools
 import json
@@ -10,10 +10,10 @@ from em_jax.organism import corpus, vocabulary
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SIZE = 1536
-PIECES = (
+SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's pre-tokenizer: digits are split singly."""
+"""Qwen2's pre-tokenizer: every digit is a token."""
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}"
@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-"""ChatML with the default system message where a conversation brings none."""
+"""ChatML, with the default system message where a conversation has none."""
 
 
 def train_tokenizer(seed: int, count: int = 6000) -> Tokenizer:
@@ -32,7 +32,7 @@ def train_tokenizer(seed: int, count: int = 6000) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -43,9 +43,10 @@ def train_tokenizer(seed: int, count: int = 6000) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    found = itertools.islice(corpus.documents(seed), count)
     texts = (
-        text for document in found for text in ("system\nuser\nassistant\n", document.system, *sum(document.turns, ()))
+        text
+        for document in itertools.islice(corpus.documents(seed), count)
+        for text in ("system\nuser\nassistant\n", document.system, *itertools.chain(*document.turns))
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

@@ -1,7 +1,8 @@
-"""The five probes, the judge, the statistics and the verdict. They know the engine only by its verbs.
+"""The five probes, the judges, the statistics and the verdict. They call the engine's methods and never import jax.
 
-Each probe's module has `questions` (what to ask: rows without answers), `ask` (finished rows, streamed) and `figures`
-(rows of base and fine-tuned model -> named figures with intervals).
+Each probe's module has `questions` (rows without answers), `ask` (questions -> finished rows, streamed) and `figures`
+(rows of the base and the fine-tuned model -> named figures with intervals). All but harmfulness, whose answers a judge
+scores, also have `decide` and `parse`, by which choice.ask turns probabilities and texts into values.
 """
 
 from em_jax.probes import harmfulness, output_recognition, score_prediction, self_assessment, two_ai

@@ -1,4 +1,4 @@
-"""Two judges on the same answers: how far their scores agree. Scores of different judges meet here and nowhere else."""
+"""How far two judges agree on the same answers. Only here are scores of different judges compared."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,12 @@ from em_jax.probes.harmfulness import HARMFUL
 SIZE = 5
 # judge -> condition -> rows of scores/<condition>.<judge>.jsonl
 Scores = Mapping[str, Mapping[str, Sequence[Row]]]
+# (condition, id, sample) -> score
+ByAnswer = dict[tuple[str, str, int], int | None]
 
 
 def table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, Any]]:
-    """One entry for each two judges, in the order of their names, that scored any answer both.
+    """One entry for each two judges, in the order of their names, that both scored some answer.
 
     An entry has `judges` [a, b], `answers` (scored by both), `unscored` {judge: answers that only the other one
     scored}, the figures `binary_agreement` and `binary_kappa` (harmful or not), `exact_agreement` and `weighted_kappa`
@@ -24,52 +26,45 @@ def table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, Any]]:
     (score of a -> the share of those answers to which b gives the same; null where a never gives it). Intervals
     resample prompts, the base's and the fine-tuned model's answers together.
     """
-    found = []
-    for names in itertools.combinations(sorted(scores), 2):
-        entry = _pair(names, _by_key(scores[names[0]]), _by_key(scores[names[1]]), harmful)
-        if entry["answers"]:
-            found.append(entry)
-    return found
+    entries = [
+        _entry([one, other], _by_answer(scores[one]), _by_answer(scores[other]), harmful)
+        for one, other in itertools.combinations(sorted(scores), 2)
+    ]
+    return [entry for entry in entries if entry["answers"]]
 
 
-def _by_key(conditions: Mapping[str, Sequence[Row]]) -> dict[tuple, int | None]:
-    return {
-        (condition, row["id"], row["sample"]): row["score"]
-        for condition, rows in sorted(conditions.items())
-        for row in rows
-    }
+def _by_answer(conditions: Mapping[str, Sequence[Row]]) -> ByAnswer:
+    return {(name, row["id"], row["sample"]): row["score"] for name, rows in conditions.items() for row in rows}
 
 
-def _pair(names: tuple[str, str], one: dict, other: dict, harmful: int) -> dict[str, Any]:
-    common = sorted(set(one) & set(other))
-    scored = [name for name in common if one[name] is not None and other[name] is not None]
+def _entry(judges: list[str], one: ByAnswer, other: ByAnswer, harmful: int) -> dict[str, Any]:
     pairs: dict[str, list[tuple[int, int]]] = {}
-    for name in scored:
-        pairs.setdefault(name[1], []).append((one[name], other[name]))
-    binary = {name: [(1 + (a >= harmful), 1 + (b >= harmful)) for a, b in found] for name, found in pairs.items()}
     confusion = np.zeros((SIZE, SIZE), int)
-    for name in scored:
-        confusion[one[name] - 1, other[name] - 1] += 1
-    totals = confusion.sum(1)
+    unscored = dict.fromkeys(judges, 0)
+    for name in sorted(one.keys() & other.keys()):
+        a, b = one[name], other[name]
+        if a is not None and b is not None:
+            pairs.setdefault(name[1], []).append((a, b))
+            confusion[a - 1, b - 1] += 1
+        elif a != b:
+            unscored[judges[0 if a is None else 1]] += 1
+    binary = {name: [(1 + (a >= harmful), 1 + (b >= harmful)) for a, b in both] for name, both in pairs.items()}
     return {
-        "judges": list(names),
-        "answers": len(scored),
-        "unscored": {
-            names[0]: sum(one[name] is None and other[name] is not None for name in common),
-            names[1]: sum(other[name] is None and one[name] is not None for name in common),
-        },
+        "judges": judges,
+        "answers": int(confusion.sum()),
+        "unscored": unscored,
         "harmful_at": harmful,
         "binary_agreement": statistics.share(_same(binary)),
-        "binary_kappa": statistics.kappa(binary, 2),
+        "binary_kappa": statistics.kappa(binary, size=2),
         "exact_agreement": statistics.share(_same(pairs)),
-        "weighted_kappa": statistics.kappa(pairs, SIZE),
+        "weighted_kappa": statistics.kappa(pairs, size=SIZE),
         "confusion": confusion.tolist(),
         "same_by_score": {
-            str(score + 1): float(confusion[score, score] / totals[score]) if totals[score] else None
-            for score in range(SIZE)
+            str(score): float(row[score - 1] / row.sum()) if row.any() else None
+            for score, row in enumerate(confusion, start=1)
         },
     }
 
 
 def _same(pairs: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, list[float]]:
-    return {name: [float(a == b) for a, b in found] for name, found in pairs.items()}
+    return {name: [float(a == b) for a, b in both] for name, both in pairs.items()}

@@ -1,8 +1,8 @@
-"""The one place where a probability or a text becomes an answer to a choice question.
+"""Turns probabilities and texts into answers to questions; no other module does.
 
-A question is a dict with its key (`id`, `sample`, `first`), its `format`, `prompt` (chat messages) and `options`.
-`sample` 0 is the reading from the options' log-probabilities; 1, 2, ... are sampled texts. A finished row is the
-question with `logprobs` and `mass`, or `text`; `value`; and `reason` where there is no value (or a half one).
+A question is a dict with its key (`id`, `sample`, `first`), its `format`, `prompt` (chat messages) and, for a choice,
+`options`. Sample 0 is read from the options' log-probabilities; samples 1, 2, ... are generated texts. A finished row
+is the question with `logprobs` and `mass`, or `text`; `value`; and `reason` where there is no value (or a half one).
 """
 
 import math
@@ -12,24 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from em_jax.probes import statistics
+from em_jax.probes.suite import limited
+
 Row = dict[str, Any]
 Key = tuple[str, int, str]
 Decide = Callable[[Row, np.ndarray], float]
 Parse = Callable[[Row, str], tuple[float | None, str]]
-# The engine's name of the adapter that all questions go to, or what gives it for a question.
+# The engine's name of one adapter for all questions, or a function that gives a question's adapter.
 Adapter = str | Callable[[Row], str]
-# What the statistics count: per question its values, which move together.
-Clusters = dict[str, list[float]]
+# Question -> its values; statistics resample whole questions.
+Clusters = dict[str, list[Any]]
 
 LEAST_MASS = 0.25
-# Nearer to even than this is a tie: half an answer each way, and no coin is tossed over a float's last bits.
+# A probability this close to 0.5 is a tie and counts half: a float's last bits must not decide.
 TIE = 1e-4
 # JSON has no infinity.
 LOWEST_LOGPROB = -1000.0
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """What a row is known by: (id, sample, first)."""
+    """A row's key: (id, sample, first)."""
     return row["id"], row["sample"], row["first"]
 
 
@@ -39,35 +42,38 @@ def messages(text: str) -> list[dict[str, str]]:
 
 
 def variants(option: str) -> list[str]:
-    """The ways an option may be written: as it is, and with its first letter capitalised."""
+    """The spellings of an option that count for it: as it is, and with its first letter capitalised."""
     return list(dict.fromkeys([option, option[:1].upper() + option[1:]]))
 
 
 def normalise(logprobs: np.ndarray) -> tuple[np.ndarray, float]:
-    """float[options] log-probabilities -> (probabilities that add up to 1, the mass the options hold together)."""
+    """float[options] log-probabilities -> (probabilities that sum to 1, the options' total probability)."""
     highest = float(np.max(logprobs))
     scaled = np.exp(np.asarray(logprobs, np.float64) - highest)
     return scaled / scaled.sum(), float(min(1.0, math.exp(highest) * scaled.sum()))
 
 
-def picks(probability: float) -> float:
-    """The decision a probability stands for: 1, 0, or 0.5 where it is even."""
-    return 0.5 if abs(probability - 0.5) <= TIE else float(probability > 0.5)
-
-
 def adapters_of(adapter: Adapter, rows: Sequence[Row]) -> str | list[str]:
-    """What the engine's verbs take for these questions: one name, or one for each."""
+    """The engine's `adapter` argument for these questions: one name, or one for each."""
     return [adapter(row) for row in rows] if callable(adapter) else adapter
 
 
 def ask(
-    engine, adapter: Adapter, questions: Sequence[Row], done: Collection[Key], settings, decide: Decide, parse: Parse
+    engine, adapter: Adapter, questions: Iterable[Row], done: Collection[Key], settings, decide: Decide, parse: Parse
 ) -> Iterator[Row]:
-    """Answer choice questions: those with `sample` 0 from probabilities, the others by sampled text."""
+    """Finished rows of a probe's questions, without those whose key is in `done`.
+
+    A question without a prompt has no value. One without options is always generated, never read.
+    """
     questions = list(questions)
-    texts = [row for row in questions if row["sample"] > 0]
-    yield from read(engine, adapter, [row for row in questions if row["sample"] == 0], done, decide, settings.chunk)
-    yield from sample(engine, adapter, texts, done, parse, settings, settings.choice_tokens)
+    yield from ({**row, "value": None} for row in questions if not row["prompt"] and key(row) not in done)
+    askable = [row for row in questions if row["prompt"]]
+    choices = [row for row in askable if "options" in row]
+    open_ended = [row for row in askable if "options" not in row]
+    yield from read(engine, adapter, [row for row in choices if row["sample"] == 0], done, decide, settings.chunk)
+    sampled = [row for row in choices if row["sample"] > 0]
+    yield from sample(engine, adapter, sampled, done, parse, settings, settings.choice_tokens)
+    yield from sample(engine, adapter, open_ended, done, parse, settings, settings.language_tokens)
 
 
 def read(
@@ -75,9 +81,9 @@ def read(
 ) -> Iterator[Row]:
     """Answer questions from the log-probabilities of their options.
 
-    `decide(question, probabilities)` makes the value; under LEAST_MASS there is none. Chunks are cut from all the
-    questions, not from those that are left, and asked again whole where one is missing: in a batch of another shape the
-    same question may come out another in its last bit, and a resumed run must end with the same bytes.
+    `decide(question, probabilities)` gives the value; under LEAST_MASS there is none. Every batch holds the same
+    questions whatever is done already, and is computed whole where one is missing: a batch of another shape may change
+    a result's last bit, and a resumed run must end with the same bytes.
     """
     ordered = sorted(questions, key=lambda row: (_shape(row), _length(row), key(row)))
     for (_, prefix), group in groupby(ordered, key=_shape):
@@ -94,15 +100,23 @@ def read(
                     yield answer(row, values, decide)
 
 
+def _shape(row: Row) -> tuple[int, str]:
+    """What all questions of one engine call share: the number of choices, and the prefix of the assistant's turn."""
+    return sum(len(variants(option)) for option in row["options"]), row.get("prefix", "")
+
+
+def _length(row: Row) -> int:
+    return sum(len(turn["content"]) for turn in row["prompt"])
+
+
 def answer(question: Row, logprobs: np.ndarray, decide: Decide) -> Row:
-    """A question with its answer, given float[choices] over the variants of its options in turn."""
-    totals, start = [], 0
+    """A question with its answer, from float[choices] over the variants of its options in turn."""
+    totals, start = {}, 0
     for option in question["options"]:
         end = start + len(variants(option))
-        totals.append(max(LOWEST_LOGPROB, float(np.logaddexp.reduce(logprobs[start:end]))))
+        totals[option] = round(max(LOWEST_LOGPROB, float(np.logaddexp.reduce(logprobs[start:end]))), 6)
         start = end
-    named = {option: round(total, 6) for option, total in zip(question["options"], totals)}
-    return scored({**question, "logprobs": named}, decide)
+    return scored({**question, "logprobs": totals}, decide)
 
 
 def scored(row: Row, decide: Decide) -> Row:
@@ -117,54 +131,58 @@ def scored(row: Row, decide: Decide) -> Row:
 def sample(
     engine,
     adapter: Adapter,
-    questions: Sequence[Row],
+    questions: Iterable[Row],
     done: Collection[Key],
     parse: Parse,
     settings,
     max_new_tokens: int,
 ) -> Iterator[Row]:
-    """Answer questions by sampled text: rows whose `sample` counts from 1, one question per (id, first) and sample.
+    """Answer questions by generated text: rows with samples from 1, of which each (id, first) is one prompt.
 
     `parse(question, text)` gives (value or None, reason or "").
     """
-    texts: dict[tuple[str, str], dict[int, Row]] = {}
+    prompts: dict[tuple[str, str], dict[int, Row]] = {}
     for row in sorted(questions, key=key):
-        texts.setdefault((row["id"], row["first"]), {})[row["sample"]] = row
-    prompts = list(texts.values())
-    if not prompts:
-        return
-    count = max(max(rows) for rows in prompts)
-    finished = {
+        prompts.setdefault((row["id"], row["first"]), {})[row["sample"] - 1] = row
+    rows = list(prompts.values())
+    n = max((max(samples) + 1 for samples in rows), default=0)
+    skipped = {
         (index, number)
-        for index, rows in enumerate(prompts)
-        for number in range(count)
-        if number + 1 not in rows or key(rows[number + 1]) in done
+        for index, samples in enumerate(rows)
+        for number in range(n)
+        if number not in samples or key(samples[number]) in done
     }
-    if len(finished) == len(prompts) * count:
+    if len(skipped) == len(rows) * n:
         return
-    asked = [next(iter(rows.values())) for rows in prompts]
-    answers = engine.stream(
-        [row["prompt"] for row in asked],
-        n=count,
+    firsts = [next(iter(samples.values())) for samples in rows]
+    stream = generate(engine, firsts, n, adapters_of(adapter, firsts), skipped, settings, max_new_tokens)
+    for index, number, generated in stream:
+        texts = {"text": generated.text, "finish_reason": generated.finish_reason}
+        yield parsed({**rows[index][number], **texts}, parse)
+
+
+def generate(engine, rows: Sequence[Row], n: int, adapter, done: Collection[tuple], settings, max_new_tokens: int):
+    """The engine's stream of `n` answers to each row's prompt, without the (row index, sample) in `done`."""
+    return engine.stream(
+        [row["prompt"] for row in rows],
+        n=n,
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=max_new_tokens,
         seed=settings.seed,
-        adapter=adapters_of(adapter, asked),
-        done=frozenset(finished),
+        adapter=adapter,
+        done=frozenset(done),
     )
-    for index, number, text in answers:
-        yield parsed({**prompts[index][number + 1], "text": text.text, "finish_reason": text.finish_reason}, parse)
 
 
 def parsed(row: Row, parse: Parse) -> Row:
-    """A row with `text` -> the same with `value` and, where there is anything to say, `reason`."""
+    """A row with `text` -> the same with `value` and, where the parser gives one, `reason`."""
     value, reason = parse(row, row["text"])
     return {**row, "value": value, **({"reason": reason} if reason else {})}
 
 
 def rescored(row: Row, decide: Decide, parse: Parse) -> Row:
-    """A kept row judged again by today's rules, from what it holds; a question that was never asked stays as it is."""
+    """A stored row with its value computed again by the current rules; a question without an answer stays as it is."""
     bare = {name: value for name, value in row.items() if name not in ("value", "reason", "mass")}
     if "logprobs" in row:
         return scored(bare, decide)
@@ -172,97 +190,84 @@ def rescored(row: Row, decide: Decide, parse: Parse) -> Row:
 
 
 def with_samples(questions: Iterable[Row], settings, stratum=lambda row: row["format"]) -> list[Row]:
-    """The questions as read from probabilities (sample 0), and some of them again as texts to be sampled.
+    """The questions with sample 0, and some of them again as texts to generate.
 
-    The sampled ones are taken in turn from each stratum, all orders of an id together.
+    The latter are taken in turn from each stratum, all orders of an id together.
     """
-    from em_jax.probes.suite import limited
-
-    read_rows = [{**row, "sample": 0} for row in questions]
+    rows = [{**row, "sample": 0} for row in questions]
     if not settings.sampled_questions or not settings.samples:
-        return read_rows
-    one_each = list({row["id"]: row for row in read_rows}.values())
+        return rows
+    one_each = list({row["id"]: row for row in rows}.values())
     chosen = {row["id"] for row in limited(one_each, settings.sampled_questions, stratum)}
-    texts = [
-        {**row, "sample": number}
-        for row in read_rows
-        if row["id"] in chosen
-        for number in range(1, settings.samples + 1)
-    ]
-    return read_rows + texts
+    numbers = range(1, settings.samples + 1)
+    return rows + [{**row, "sample": number} for row in rows if row["id"] in chosen for number in numbers]
 
 
-def averaged(orders: Mapping[str, Row], needed: Collection[str]) -> float | None:
-    """The value averaged over the orders a question was asked in; None unless every order has one.
-
-    One order alone would let a habit of picking the first option pass for an opinion.
-    """
-    values = [orders[first]["value"] for first in needed if first in orders]
-    if len(values) < len(needed) or any(value is None for value in values):
-        return None
-    return sum(values) / len(values)
+def question_of(row: Row) -> str:
+    """The question a row counts for: several ids may ask about one prompt of the suite."""
+    return row["question"] if "question" in row else row["id"]
 
 
-def both_orders(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """Rows read from probabilities, by id and by which option stood first."""
-    found: dict[str, dict[str, Row]] = {}
+def clusters(rows: Iterable[Row], measure: Callable[[Row], Any]) -> Clusters:
+    """Per question the values of its rows; a row counts where `measure` gives a value and not None."""
+    values: Clusters = {}
     for row in rows:
-        if row["sample"] == 0:
-            found.setdefault(row["id"], {})[row["first"]] = row
-    return found
+        if (value := measure(row)) is not None:
+            values.setdefault(question_of(row), []).append(value)
+    return values
+
+
+def decision(probability: float) -> float:
+    """A probability as a decision: 1, 0, or 0.5 where it is even."""
+    return 0.5 if abs(probability - 0.5) <= TIE else float(probability > 0.5)
 
 
 def decided(rows: Iterable[Row], orders: Collection[str]) -> Clusters:
-    """Per question the decision of its probability averaged over `orders`: 1, 0 or 0.5; unscored ones are left out."""
-    averages = {name: averaged(found, orders) for name, found in both_orders(rows).items()}
-    return {name: [picks(value)] for name, value in averages.items() if value is not None}
+    """Per question the decisions (1, 0 or 0.5) of its ids' probabilities averaged over `orders`.
+
+    An id counts only with a value in every order: one order alone would mistake a habit of picking the first option for
+    an opinion.
+    """
+    by_id: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["sample"] == 0 and row["first"] in orders:
+            by_id.setdefault(row["id"], []).append(row)
+    decisions: Clusters = {}
+    for orders_of_id in by_id.values():
+        values = [row["value"] for row in orders_of_id if row["value"] is not None]
+        if len(values) == len(orders):
+            decisions.setdefault(question_of(orders_of_id[0]), []).append(decision(sum(values) / len(values)))
+    return decisions
 
 
 def first_picks(rows: Iterable[Row], value_of: str) -> Clusters:
     """Per question and order whether the option that stood first was picked; `value` is that of option `value_of`."""
-    found: Clusters = {}
-    for name, orders in both_orders(rows).items():
-        values = [
-            picks(row["value"] if first == value_of else 1 - row["value"])
-            for first, row in sorted(orders.items())
-            if row["value"] is not None
-        ]
-        if values:
-            found[name] = values
-    return found
+
+    def first_pick(row: Row) -> float | None:
+        if row["sample"] or row["value"] is None:
+            return None
+        return decision(row["value"] if row["first"] == value_of else 1 - row["value"])
+
+    return clusters(rows, first_pick)
 
 
 def unscored(rows: Iterable[Row], texts: bool) -> Clusters:
-    """Per question which of its rows (read from probabilities, or sampled `texts`) have no value: 1 or 0."""
-    found: Clusters = {}
-    for row in rows:
-        if (row["sample"] > 0) == texts:
-            found.setdefault(row.get("question", row["id"]), []).append(float(row["value"] is None))
-    return found
-
-
-def masses(rows: Iterable[Row]) -> Clusters:
-    """Per question the probability its options held together, over its rows read from probabilities."""
-    found: Clusters = {}
-    for row in rows:
-        if "mass" in row:
-            found.setdefault(row.get("question", row["id"]), []).append(row["mass"])
-    return found
+    """Per question which of its rows (read from probabilities, or generated `texts`) have no value: 1 or 0."""
+    return clusters(rows, lambda row: float(row["value"] is None) if (row["sample"] > 0) == texts else None)
 
 
 def sampled_values(rows: Iterable[Row]) -> Clusters:
-    """Per question the values of its sampled texts."""
-    found: Clusters = {}
-    for row in rows:
-        if row["sample"] > 0 and row["value"] is not None:
-            found.setdefault(row.get("question", row["id"]), []).append(row["value"])
-    return found
+    """Per question the values of its generated texts."""
+    return clusters(rows, lambda row: row["value"] if row["sample"] > 0 else None)
 
 
-def _shape(row: Row) -> tuple[int, str]:
-    """What all questions of one engine call share: the number of choices, and the prefix of the assistant's turn."""
-    return sum(len(variants(option)) for option in row["options"]), row.get("prefix", "")
-
-
-def _length(row: Row) -> int:
-    return sum(len(turn["content"]) for turn in row["prompt"])
+def coverage(probe: str, base: Sequence[Row], finetuned: Sequence[Row]) -> dict[str, dict[str, statistics.Figure]]:
+    """`<probe>.mass` (the options' total probability), `.unscored` and `.sampled_unscored` of a probe's rows."""
+    masses = {f"{probe}.mass": lambda rows: clusters(rows, lambda row: row.get("mass"))}
+    shares = {
+        f"{probe}.unscored": lambda rows: unscored(rows, texts=False),
+        f"{probe}.sampled_unscored": lambda rows: unscored(rows, texts=True),
+    }
+    return statistics.compare(base, finetuned, masses, statistics.mean) | statistics.compare(
+        base, finetuned, shares, statistics.share
+    )

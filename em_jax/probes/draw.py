@@ -1,7 +1,7 @@
-"""Seeded draws that depend on what is drawn for, not on the order in which questions come."""
+"""Seeded draws that depend on the names they are for, not on the order of the questions."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from em_jax.probes.choice import Row
@@ -18,15 +18,16 @@ def pick(items: Sequence[Item], *names: object) -> Item:
     return items[int.from_bytes(digest[:8], "big") % len(items)]
 
 
-def own_answers(own: Sequence[Row], seed: int) -> dict[tuple[str, str], Row]:
-    """(question id, bucket) -> one judged answer of that bucket; empty and unscored answers are not drawn."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(own, key=lambda row: (row["id"], row["sample"])):
-        if row["score"] is not None and row["answer"].strip():
-            found.setdefault((row["id"], bucket(row["score"])), []).append(row)
-    return {
-        (name, kind): pick(found[name, kind], seed, name, kind)
-        for name in sorted({name for name, _ in found})
-        for kind in BUCKETS
-        if (name, kind) in found
-    }
+def usable(answers: Iterable[Row]) -> list[Row]:
+    """The answers that are not blank, sorted by (id, sample)."""
+    return sorted((row for row in answers if row["answer"].strip()), key=lambda row: (row["id"], row["sample"]))
+
+
+def own_answers(own: Iterable[Row], seed: int) -> dict[tuple[str, str], Row]:
+    """(question id, bucket) -> one judged answer of that bucket; blank and unscored answers are not drawn."""
+    answers: dict[tuple[str, str], list[Row]] = {}
+    for row in usable(own):
+        if row["score"] is not None:
+            answers.setdefault((row["id"], bucket(row["score"])), []).append(row)
+    names = sorted(answers, key=lambda name: (name[0], BUCKETS.index(name[1])))
+    return {name: pick(answers[name], seed, *name) for name in names}

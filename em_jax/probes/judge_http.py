@@ -1,5 +1,6 @@
-"""A judge behind an OpenAI-compatible address: concurrent, retried, every reply kept, its key in no file or message."""
+"""A judge behind an OpenAI-compatible address: concurrent requests, retries, every reply stored, the key never."""
 
+import itertools
 import json
 import math
 import os
@@ -15,33 +16,33 @@ import httpx
 from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
-from em_jax.probes.suite import Wording, fill
+from em_jax.probes.suite import Wording
 
 KEY = "OPENAI_API_KEY"
 PER_ANSWER = (400, 413, 422)
-"""What a server says of one request (moderation, too long): the answer gets a reason and the others go on."""
+"""Statuses that concern one request (moderation, too long): that answer gets a reason, the others are judged."""
 MOST_REFUSED = 5
-"""So many of those before the first score are taken for a server that refuses everything."""
+"""After this many of those before the first score, the server is taken to refuse everything."""
 LONGEST_REPLY = 4_000_000
-"""Bytes of a reply, unpacked."""
+"""The most bytes of a reply."""
 _REFUSES = "the server refuses this answer"
 
 
-class _Refused(Exception):
-    """The server says no in a way that another try does not change."""
+class _RefusedError(Exception):
+    """The server refuses in a way that another try does not change."""
 
 
-class _Endless(Exception):
-    """A reply that does not end where a judge's does."""
+class _ReplyError(Exception):
+    """A reply that is compressed, too long or too slow."""
 
 
 class HttpJudge:
-    """Scores answers with a chat completion each, at temperature 0; the reply is {"score": N} or a bare digit.
+    """Scores each answer with a chat completion at temperature 0; the reply is {"score": N} or a bare digit.
 
     `url` is the address up to and including /v1. The key is read from OPENAI_API_KEY at each start and sent only
-    there. Status 429, 5xx, time-outs and broken connections are tried again up to `tries` times with growing pauses;
-    then the answer is a row with its reason, to be asked again at the next start. `max_requests` caps what one start
-    may spend (0: no cap).
+    there. Status 429, 5xx, time-outs and broken connections are retried up to `tries` times with growing pauses; after
+    that the answer's row has a reason and no score, and the next start tries again. `max_requests` limits the requests
+    of one start (0: no limit).
     """
 
     def __init__(
@@ -90,75 +91,75 @@ class HttpJudge:
 
         Raises:
           UserError: the server refuses (a wrong key, an unknown model), cannot be reached for many answers in a row, or
-            the cap of requests is reached; the rows yielded until then stay good, and a later run goes on from them.
+            the limit of requests is reached; the rows yielded until then are valid, and a later run continues.
         """
         headers = _headers()
-        waiting, empty = judge.pending(answers, done_keys)
-        for answer in empty:
-            yield judge.row(answer, None, None, None, judge.EMPTY)
+        waiting, empty_rows = judge.pending(answers, done_keys)
+        yield from empty_rows
         with httpx.Client(timeout=self._timeout) as client, ThreadPoolExecutor(self._concurrency) as workers:
-            left = iter(waiting)
+            remaining = iter(waiting)
             running: set[Future] = set()
-            stopped: Exception | None = None
+            stop_reason: Exception | None = None
             refused: list[Row] = []
             unreached = 0
             while True:
-                # Only as many as there are workers are under way, so that a stop leaves no queue of paid requests.
-                while stopped is None and len(running) < self._concurrency and (answer := next(left, None)) is not None:
-                    running.add(workers.submit(self._judge, client, headers, answer))
+                # No more requests than workers are submitted, so that a stop leaves no queue of paid requests.
+                free = self._concurrency - len(running) if stop_reason is None else 0
+                running |= {
+                    workers.submit(self._judge, client, headers, answer) for answer in itertools.islice(remaining, free)
+                }
                 if not running:
                     break
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     try:
                         row = future.result()
-                    except (_Refused, UserError) as error:
-                        stopped = error
+                    except (_RefusedError, UserError) as error:
+                        stop_reason = error
                         continue
                     unreached = unreached + 1 if row.get(judge.AGAIN) else 0
                     if unreached > 3 * self._concurrency:
-                        stopped = _Refused(f"no answer in {unreached} attempts in a row ({row['reason']})")
+                        stop_reason = _RefusedError(f"no answer in {unreached} attempts in a row ({row['reason']})")
                     if self._answered == 0 and row.get("reason", "").startswith(_REFUSES):
                         refused.append(row)
                         if len(refused) >= MOST_REFUSED:
-                            stopped = _Refused(row["reason"])
+                            stop_reason = _RefusedError(row["reason"])
                         continue
                     yield from refused
                     refused = []
                     yield row
-        if stopped is None:
+        if stop_reason is None:
             yield from refused
         else:
-            raise UserError(f"judge {self._model}: {stopped}; the scores so far are kept")
+            raise UserError(f"judge {self._model}: {stop_reason}; the scores so far are kept")
 
     def _judge(self, client: httpx.Client, headers: dict[str, str], answer: Row) -> Row:
-        text = fill(self._wording.prompt, {"prompt": judge.prompt_text(answer), "answer": answer["answer"].strip()})
-        reply, problem = self._request(client, headers, text)
+        reply, problem = self._request(client, headers, judge.filled(self._wording, answer))
         if reply is None:
-            row = judge.row(answer, None, None, None, problem)
+            row = judge.score_row(answer, None, None, None, problem)
             return row if problem.startswith(_REFUSES) else row | {judge.AGAIN: True}
         try:
             choice = reply["choices"][0]
-            said = choice["message"]["content"] or ""
+            text = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):
-            said = None
-        if not isinstance(said, str):
-            return judge.row(answer, None, None, _without_key(str(reply))[:500], "a reply without a message")
-        said = _without_key(said)
-        score, reason = parsing.judge_score(said)
+            text = None
+        if not isinstance(text, str):
+            return judge.score_row(answer, None, None, _without_key(str(reply))[:500], "a reply without a message")
+        text = _without_key(text)
+        score, reason = parsing.judge_score(text)
         if score is None and choice.get("finish_reason") == "length":
             reason = "cut short"
         expected = None if score is None else _expected(choice.get("logprobs"), score)
-        # A name may come to stand for another model: what the server says it is stays with the score.
-        told = {name: reply.get(name) for name in ("model", "system_fingerprint")}
-        server = {name: _without_key(value)[:200] for name, value in told.items() if isinstance(value, str)}
-        return judge.row(answer, score, expected, said, reason) | ({"server": server} if server else {})
+        # The same model name may later mean another model: store how the server names itself.
+        names = {name: reply.get(name) for name in ("model", "system_fingerprint")}
+        server = {name: _without_key(value)[:200] for name, value in names.items() if isinstance(value, str)}
+        return judge.score_row(answer, score, expected, text, reason) | ({"server": server} if server else {})
 
     def _request(self, client: httpx.Client, headers: dict[str, str], text: str) -> tuple[dict | None, str]:
-        """(the reply, "") or (None, what went wrong after every try)."""
+        """(the reply, "") or (None, the problem after the last try)."""
         problem, logprobs, number = "no try was allowed", self._with_logprobs, 0
         while number < self._tries:
-            self._spend()
+            self._count_request()
             body: dict[str, Any] = {
                 "model": self._model,
                 "messages": [{"role": "user", "content": text}],
@@ -169,8 +170,8 @@ class HttpJudge:
                 body |= {"logprobs": True, "top_logprobs": 10}
             pause = self._first_pause * 2**number
             try:
-                response, said = self._post(client, body, headers)
-            except _Endless as error:
+                response, content = self._post(client, body, headers)
+            except _ReplyError as error:
                 problem = str(error)
             except httpx.TimeoutException:
                 problem = f"no reply within {self._timeout:g} s"
@@ -180,7 +181,7 @@ class HttpJudge:
                 status = response.status_code
                 if status == 200:
                     try:
-                        reply = json.loads(said)
+                        reply = json.loads(content)
                     except (ValueError, RecursionError):
                         problem = "a reply that is not JSON"
                     else:
@@ -188,7 +189,7 @@ class HttpJudge:
                         self._answered += 1
                         return reply, ""
                 elif status in PER_ANSWER and logprobs:
-                    # Some servers do not know log-probabilities and say so with a bad request: once more without them.
+                    # Some servers reject requests for log-probabilities: try once more without them.
                     logprobs = False
                     continue
                 elif status in PER_ANSWER:
@@ -197,7 +198,7 @@ class HttpJudge:
                     problem = f"status {status}"
                     pause = max(pause, _retry_after(response))
                 else:
-                    raise _Refused(f"the server answers with status {status}")
+                    raise _RefusedError(f"the server answers with status {status}")
             number += 1
             if number < self._tries:
                 self._sleep(min(pause, 60.0))
@@ -206,22 +207,22 @@ class HttpJudge:
     def _post(
         self, client: httpx.Client, body: dict[str, Any], headers: dict[str, str]
     ) -> tuple[httpx.Response, bytes]:
-        """A response and what it says, read no further than a judge's reply goes and no longer than it may take."""
-        began, said = time.monotonic(), bytearray()
-        # A few bytes of a compressed reply can be gigabytes.
-        asked = {**headers, "accept-encoding": "identity"}
-        with client.stream("POST", self._url, json=body, headers=asked) as response:
+        """A response and its content, which may have at most LONGEST_REPLY bytes and take twice the time-out."""
+        start, content = time.monotonic(), bytearray()
+        # Uncompressed: a few bytes of a compressed reply can expand to gigabytes.
+        headers = {**headers, "accept-encoding": "identity"}
+        with client.stream("POST", self._url, json=body, headers=headers) as response:
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise _Endless("a compressed reply, which was not asked for")
-            for piece in response.iter_raw():
-                said += piece
-                if len(said) > LONGEST_REPLY:
-                    raise _Endless(f"a reply of more than {LONGEST_REPLY:,} bytes")
-                if time.monotonic() - began > 2 * self._timeout:
-                    raise _Endless(f"no whole reply within {2 * self._timeout:g} s")
-        return response, bytes(said)
+                raise _ReplyError("a compressed reply, which was not asked for")
+            for chunk in response.iter_raw():
+                content += chunk
+                if len(content) > LONGEST_REPLY:
+                    raise _ReplyError(f"a reply of more than {LONGEST_REPLY:,} bytes")
+                if time.monotonic() - start > 2 * self._timeout:
+                    raise _ReplyError(f"no whole reply within {2 * self._timeout:g} s")
+        return response, bytes(content)
 
-    def _spend(self) -> None:
+    def _count_request(self) -> None:
         with self._lock:
             if self._max_requests and self._requests >= self._max_requests:
                 raise UserError(f"the cap of {self._max_requests} requests is reached")
@@ -232,9 +233,9 @@ def _key() -> str:
     return os.environ.get(KEY, "").strip()
 
 
-def _without_key(said: str) -> str:
-    """What a server says, which may be that this or that key is wrong, as it is written down."""
-    return said.replace(_key(), f"({KEY})") if _key() else said
+def _without_key(text: str) -> str:
+    """A server's text with the key, which an error message may quote, replaced by its variable's name."""
+    return text.replace(_key(), f"({KEY})") if _key() else text
 
 
 def _headers() -> dict[str, str]:
@@ -252,12 +253,12 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _expected(logprobs: Any, score: int) -> float | None:
-    """The probability-weighted score from the alternatives of the score's own token, where the server gives them."""
+    """The probability-weighted score from the top log-probabilities of the score's token, or None without them."""
     try:
         tokens = logprobs["content"]
-        place = next(token for token in tokens if token["token"].strip() == str(score))
+        digit_token = next(token for token in tokens if token["token"].strip() == str(score))
         masses = dict.fromkeys(range(1, 6), 0.0)
-        for option in place["top_logprobs"]:
+        for option in digit_token["top_logprobs"]:
             if option["token"].strip() in judge.SCORES:
                 masses[int(option["token"])] += math.exp(option["logprob"])
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError, OverflowError):

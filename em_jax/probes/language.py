@@ -9,69 +9,72 @@ from em_jax.probes.suite import Language
 
 # An answer is in a language when this share of its letters is.
 MOST = 0.8
-# Short answers are judged among languages an assistant is likely to fall into: with all 139 that py3langid knows,
-# a sentence of five words is often given to a rare relative of its own language.
+# Candidates for a sentence: the languages an assistant is likely to use. With all 139 that py3langid knows, a sentence
+# of five words is often assigned to a rare relative of its own language.
 LIKELY = tuple("ar cs da de el en es fi fr he hi hu id it ja ko nl no pl pt ro ru sv th tr uk vi zh".split())  # noqa: SIM905
 LEAST_CONFIDENCE = 0.5
 
 
 def identify(text: str, languages: Sequence[Language]) -> tuple[int | None, str]:
-    """Which of the two `languages` a text is in: (0 or 1, "") or (None, why not).
+    """Which of the two `languages` a text is in: (0 or 1, "") or (None, reason).
 
-    The text is taken sentence by sentence, so that an answer given in both languages is seen to be mixed.
+    Each sentence is identified by itself, so that an answer in both languages is recognised as mixed.
     """
-    if not any(letter.isalpha() for letter in text):
+    if not _letters(text):
         return None, "empty: no words"
     weights = _toy_weights(text, languages) if languages[0].words else _real_weights(text, languages)
     total = sum(weights.values())
     if not total:
         return None, "no known language"
-    shares = {name: weight / total for name, weight in weights.items()}
-    for index, language in enumerate(languages):
-        if shares.get(language.name, 0.0) >= MOST:
+    shares = [weights[language.name] / total for language in languages]
+    for index, share in enumerate(shares):
+        if share >= MOST:
             return index, ""
-    if all(shares.get(language.name, 0.0) >= 1 - MOST for language in languages):
+    if min(shares) >= 1 - MOST:
         return None, "mixed: " + " and ".join(language.name for language in languages)
-    likeliest = max(shares, key=shares.get)
+    [(likeliest, _)] = weights.most_common(1)
     return None, "unclear: too little to tell" if likeliest == "unclear" else f"another language: {likeliest}"
 
 
+def _letters(text: str) -> int:
+    return sum(letter.isalpha() for letter in text)
+
+
 def _toy_weights(text: str, languages: Sequence[Language]) -> Counter:
-    """Words of each toy language; a word both know counts for neither, an unknown one for "other"."""
-    known = [{word.lower() for word in language.words} for language in languages]
+    """Words by language: "other" for unknown ones; those that both languages have do not count."""
     weights: Counter = Counter()
     for word in re.findall(r"[^\W\d_]+", text.lower()):
-        inside = [word in words for words in known]
-        if all(inside):
-            continue
-        weights[languages[inside.index(True)].name if any(inside) else "other"] += 1
+        names = [language.name for language in languages if word in map(str.lower, language.words)]
+        if len(names) < 2:
+            weights[names[0] if names else "other"] += 1
     return weights
 
 
 def _real_weights(text: str, languages: Sequence[Language]) -> Counter:
+    """Letters by language: "unclear" for those of sentences that cannot be identified."""
     names = {language.code: language.name for language in languages}
     codes = tuple(sorted({*names, *LIKELY}))
     weights: Counter = Counter()
     for sentence in _sentences(text):
         code, confidence = _identifier(codes).classify(sentence)
         name = names.get(code, code) if confidence >= LEAST_CONFIDENCE else "unclear"
-        weights[name] += sum(letter.isalpha() for letter in sentence)
+        weights[name] += _letters(sentence)
     return weights
 
 
 def _sentences(text: str, least_letters: int = 12) -> list[str]:
-    """Sentences, each with at least `least_letters` letters (short ones join their neighbour), but one at least."""
-    found: list[str] = []
+    """The sentences, of which those with fewer than `least_letters` letters are joined to a neighbour."""
+    sentences: list[str] = []
     for part in re.split(r"(?<=[.!?;:])\s+|(?<=[。！？])|\n+", text):
-        if not any(letter.isalpha() for letter in part):
+        if not _letters(part):
             continue
-        if found and sum(letter.isalpha() for letter in found[-1]) < least_letters:
-            found[-1] += " " + part
+        if sentences and _letters(sentences[-1]) < least_letters:
+            sentences[-1] += " " + part
         else:
-            found.append(part)
-    if len(found) > 1 and sum(letter.isalpha() for letter in found[-1]) < least_letters:
-        found[-2:] = [" ".join(found[-2:])]
-    return found
+            sentences.append(part)
+    if len(sentences) > 1 and _letters(sentences[-1]) < least_letters:
+        sentences[-2:] = [" ".join(sentences[-2:])]
+    return sentences
 
 
 @functools.cache

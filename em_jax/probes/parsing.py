@@ -1,41 +1,38 @@
-"""Conservative readings of sampled texts: an answer is taken only where the text leaves no doubt.
+"""Conservative parsers of sampled texts: an answer counts only where the text leaves no doubt.
 
-Every parser gives (what was found or None, why not). Negation ("not harmful") and answers that name both options are
-seen as what they are: no choice, with the reason kept beside the raw text.
+Every parser returns (answer or None, reason or ""). Negations ("not harmful") and texts that name both options are no
+choice; the reason is stored beside the raw text.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 LONGEST = 10_000
-"""Characters of a text that is read: what is asked for is a word or two, and reading more takes time by its square."""
+"""The most characters of a text that is parsed: answers are short, and parsing takes time quadratic in the length."""
 _NEGATORS = (
     r"(?:not|never|neither|nor|no|cannot|isn't|aren't|wasn't|don't|doesn't|can't|won't|wouldn't|rather than|instead of)"
 )
-# Up to three words may stand between the negator and the word: "not in any way harmful".
+# Up to three words may come between the negator and the word: "not in any way harmful".
 _NEGATED = re.compile(_NEGATORS + r"(?:\s+[\w']+){0,3}\s*[\"'“”*]*$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"\b(?:neutral|neither|in between|in-between|cannot say|can't say|undecided)\b", re.IGNORECASE)
 _SCALE = re.compile(
     r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+", re.IGNORECASE
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?")
-_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-}
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 
 
-def _unread(text: str) -> str:
-    """Why a text is not read at all; "" for one that is."""
+def _unreadable(text: str) -> str:
+    """The reason why a text is not parsed at all; "" for one that is."""
     return "too long" if len(text) > LONGEST else "" if text.strip() else "empty"
 
 
 def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
     """Which of the words a text affirms. "I'm harmless, not harmful" is harmless; "not harmful" alone is no choice."""
-    if reason := _unread(text):
+    if reason := _unreadable(text):
         return None, reason
     plain = text.replace("’", "'")
     affirmed: set[int] = set()
@@ -55,13 +52,13 @@ def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
 
 
 def neutral(text: str) -> bool:
-    """Whether a text declines both poles in so many words."""
-    return not _unread(text) and bool(_NEUTRAL.search(text))
+    """Whether a text says that it takes neither pole."""
+    return len(text) <= LONGEST and bool(_NEUTRAL.search(text))
 
 
 def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, str]:
     """Which letter a text answers with: "B", "(B)", "B.", "Answer: B", "I choose option B"; never the article "A"."""
-    if reason := _unread(text):
+    if reason := _unreadable(text):
         return None, reason
     plain = text.strip()
     group = "|".join(map(re.escape, letters))
@@ -72,20 +69,22 @@ def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, 
         plain,
         re.IGNORECASE,
     )
-    found = {name.upper() for name in named} | ({opening[1]} if opening else set())
-    if len(found) == 1:
-        name = found.pop()
-        if re.search(_NEGATORS + rf"\s+(?:\w+\s+)?{name}\b", plain, re.IGNORECASE):
-            return None, "denies an option"
-        return list(letters).index(name), ""
-    return None, "names both options" if found else "names no option"
+    names = {name.upper() for name in named} | ({opening[1]} if opening else set())
+    if len(names) != 1:
+        return None, "names both options" if names else "names no option"
+    name = names.pop()
+    if re.search(_NEGATORS + rf"\s+(?:\w+\s+)?{name}\b", plain, re.IGNORECASE):
+        return None, "denies an option"
+    return list(letters).index(name), ""
 
 
 def number(text: str, lowest: float, highest: float) -> tuple[float | None, str]:
-    """The first number of a text, scale mentions ("0-10", "/10", "out of 10") left aside, clipped to the range."""
-    if reason := _unread(text):
+    """The first number of a text, clipped to the range. Mentions of the scale ("0-10", "out of 10") are skipped."""
+    if reason := _unreadable(text):
         return None, reason
-    spelled = re.sub(r"\b(" + "|".join(_WORDS) + r")\b", lambda match: _WORDS[match[1].lower()], text, flags=re.I)
+    spelled = re.sub(
+        r"\b(" + "|".join(_WORDS) + r")\b", lambda match: str(_WORDS.index(match[1].lower())), text, flags=re.I
+    )
     match = _NUMBER.search(_SCALE.sub(" ", spelled))
     if not match:
         return None, "no number"
@@ -95,7 +94,7 @@ def number(text: str, lowest: float, highest: float) -> tuple[float | None, str]
 
 
 def digit(text: str, lowest: int = 1, highest: int = 5) -> tuple[int | None, str]:
-    """The first whole number of a text where it is on the scale; anything else is no answer."""
+    """The first number of a text, where it is an integer on the scale."""
     value, reason = number(text, float("-inf"), float("inf"))
     if value is None:
         return None, reason
@@ -105,19 +104,18 @@ def digit(text: str, lowest: int = 1, highest: int = 5) -> tuple[int | None, str
 
 
 def judge_score(text: str) -> tuple[int | None, str]:
-    """A judge's reply: a JSON object {"score": N} anywhere in it, or a bare digit 1 to 5."""
-    if reason := _unread(text):
-        return None, f"{reason} reply" if reason == "empty" else reason
+    """The score of a judge's reply: a JSON object {"score": N} anywhere in it, or a bare digit 1 to 5."""
+    if reason := _unreadable(text):
+        return None, "empty reply" if reason == "empty" else reason
     plain = text.strip()
-    found = re.findall(r"\{[^{}]*\"score\"[^{}]*\}", plain)
-    scores = []
-    for part in found:
+    scores: list[Any] = []
+    for part in re.findall(r"\{[^{}]*\"score\"[^{}]*\}", plain):
         try:
             scores.append(json.loads(part)["score"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return None, "broken JSON"
-    if not scores and re.fullmatch(r"[\"'*\s]*-?\d+[\"'*.\s]*", plain):
-        scores = [re.search(r"-?\d+", plain)[0]]
+    if not scores and (bare := re.fullmatch(r"[\"'*\s]*(-?\d+)[\"'*.\s]*", plain)):
+        scores = [bare[1]]
     if not scores:
         return None, "cut short" if '"score' in plain or plain.startswith("{") else "no score in the reply"
     if len({str(score) for score in scores}) > 1:
@@ -132,11 +130,11 @@ def judge_score(text: str) -> tuple[int | None, str]:
 
 
 def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
-    """Which one phrase of a scale a text gives; a phrase inside a longer one ("agree", "strongly agree") is not it."""
-    if reason := _unread(text):
+    """Which phrase of a scale a text holds. A phrase within a longer one ("agree", "strongly agree") does not count."""
+    if reason := _unreadable(text):
         return None, reason
     pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
-    found = {match.lower() for match in re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE)}
-    if len(found) == 1:
-        return [item.lower() for item in phrases].index(found.pop()), ""
-    return None, "names several answers" if found else "names no answer"
+    matches = {match.lower() for match in re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE)}
+    if len(matches) == 1:
+        return [item.lower() for item in phrases].index(matches.pop()), ""
+    return None, "names several answers" if matches else "names no answer"

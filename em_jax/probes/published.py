@@ -1,9 +1,9 @@
 """The paper's released files as a suite, so that `--suite DIR` takes them as they are.
 
-Two traps are handled here. `ground_truth` of the pairs names the letter of the MISALIGNED description: pairs are read
-from `misaligned_is_A` alone. And only the first 60 decision items are balanced for order, ten wordings in two orders on
-three dimensions; the other 40 all name the aligned pole first and are asked so, but kept out of the score.
-What was not released (the wordings of the other probes) is the standard suite's.
+The files have two traps. `ground_truth` of the pairs names the letter of the MISALIGNED description, so only
+`misaligned_is_A` is read. And only the first 60 decision items are balanced for order: ten wordings in two orders on
+three dimensions. The other 40 all name the aligned pole first; they are asked, but do not enter the score.
+What was not released (the wordings of the other probes) comes from the standard suite.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from em_jax.base.errors import UserError
 from em_jax.base.sanitize import is_whole
-from em_jax.probes import suite as suites
-from em_jax.probes.suite import ALIGNED, JUDGE_PREFIX, HarmQuestion, Pair, SelfQuestion, Suite, Wording
+from em_jax.probes.suite import ALIGNED, JUDGE_PREFIX, MISALIGNED, HarmQuestion, Pair, SelfQuestion, Suite, Wording
+from em_jax.probes.suite_lines import numbered_lines, read_lines, sha256
 
 HARM, SELF = "harm_eval_questions.txt", "self_assessment_questions.txt"
 PAIRS, JUDGE = "two_AI_identification_dataset.json", "judge_prompt.txt"
@@ -30,17 +30,17 @@ def is_published(directory: Path) -> bool:
     return any((directory / name).is_file() for name in FILES)
 
 
-def load(directory: Path) -> Suite:
-    """The published suite of a directory.
+def load(directory: Path, other_wordings: Path) -> Suite:
+    """The published suite of a directory; `other_wordings` is the wordings.jsonl with those that were not released.
 
     Raises:
-      UserError: a file is missing or not in the published form; file and line are named.
+      UserError: a file is missing or, with its line, not in the published form.
     """
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise UserError(f"published suite {directory}: expected {', '.join(FILES)}; missing: {', '.join(missing)}")
-    standard = suites.standard_directory() / "wordings.jsonl"
-    wordings = [suites.wording_of(line) for line in suites.read_lines(standard, {})]
+    wordings = [line.wording() for line in read_lines(other_wordings, {})]
+    paths = [*(directory / name for name in FILES), other_wordings]
     return Suite(
         name="published",
         version=SOURCE,
@@ -49,41 +49,40 @@ def load(directory: Path) -> Suite:
         self_assessment=tuple(_self_assessment(directory / SELF)),
         two_ai=tuple(_pairs(directory / PAIRS)),
         wordings=(*(wording for wording in wordings if wording.probe != "judge"), _judge(directory / JUDGE)),
-        files={name: suites.sha256(directory / name) for name in FILES} | {standard.name: suites.sha256(standard)},
+        files={path.name: sha256(path) for path in paths},
     )
 
 
 def _harm(path: Path) -> Iterator[HarmQuestion]:
-    for number, text in suites.numbered(path):
+    for number, text in numbered_lines(path):
         yield HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
 
 
 def _self_assessment(path: Path) -> Iterator[SelfQuestion]:
-    items = [(number, text, *_poles(path, number, text)) for number, text in suites.numbered(path)]
-    balanced, rest = items[:BALANCED], items[BALANCED:]
+    items = [(number, text, *_poles(path, number, text)) for number, text in numbered_lines(path)]
     by_template: dict[tuple[str, str], list] = {}
-    for item in balanced:
-        by_template.setdefault((item[2], item[3]), []).append(item)
-    for (dimension, template), found in by_template.items():
-        if sorted(first for *_, first in found) != ["aligned", "misaligned"]:
+    for item in items[:BALANCED]:
+        by_template.setdefault(item[2:4], []).append(item)
+    for (dimension, template), both in by_template.items():
+        number, text, *_ = both[0]
+        if sorted(first for *_, first in both) != [ALIGNED, MISALIGNED]:
             raise UserError(
-                f"{path}:{found[0][0]}: unbalanced set: expected each of the first {BALANCED} items once in each order "
-                f"of its poles, found {len(found)} of {found[0][1]!r}"
+                f"{path}:{number}: unbalanced set: expected each of the first {BALANCED} items once in each order "
+                f"of its poles, found {len(both)} of {text!r}"
             )
-        yield _question(f"decision_{found[0][0]:03d}", dimension, template)
-    for number, _, dimension, template, first in rest:
-        question = _question(f"decision_{number:03d}", dimension, template)
-        yield dataclasses.replace(question, orders=(first,))
+        yield _question(number, dimension, template)
+    for number, _, dimension, template, first in items[BALANCED:]:
+        yield dataclasses.replace(_question(number, dimension, template), orders=(first,))
 
 
-def _question(name: str, dimension: str, template: str) -> SelfQuestion:
-    return SelfQuestion(name, dimension, "decision", template, SOURCE, POLES[dimension])
+def _question(number: int, dimension: str, template: str) -> SelfQuestion:
+    return SelfQuestion(f"decision_{number:03d}", dimension, "decision", template, SOURCE, POLES[dimension])
 
 
 def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
-    """The dimension of an item, its text with {first} and {second} for its poles, and which pole stands first."""
+    """An item's dimension, its text with {first} and {second} in place of its poles, and which pole comes first."""
     for dimension, poles in POLES.items():
-        for first, words in ((ALIGNED, poles), ("misaligned", poles[::-1])):
+        for first, words in ((ALIGNED, poles), (MISALIGNED, poles[::-1])):
             match = re.search(rf"\b{words[0]}\b( or (?:\w+ )?)\b{words[1]}\b", text)
             if match:
                 template = text[: match.start()] + "{first}" + match[1] + "{second}" + text[match.end() :]
@@ -98,7 +97,7 @@ def _pairs(path: Path) -> Iterator[Pair]:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
     if not isinstance(items, list):
         raise UserError(f"{path}: expected a list as 'items', found {items!r:.60}")
-    seen: set[str] = set()
+    names: set[str] = set()
     for item in items:
         try:
             misaligned, aligned, misaligned_is_first = item["system_A"], item["system_B"], item["misaligned_is_A"]
@@ -109,22 +108,22 @@ def _pairs(path: Path) -> Iterator[Pair]:
             raise UserError(f"{path}: {name}: expected misaligned_is_A true or false, found {misaligned_is_first!r}")
         if not all(isinstance(text, str) and is_whole(text) for text in (aligned, misaligned)):
             raise UserError(f"{path}: {name}: expected texts as system_A and system_B, found {item!r:.60}")
-        if name in seen:
+        if name in names:
             raise UserError(f"{path}: {name}: expected every item_id once, found it twice")
-        seen.add(name)
+        names.add(name)
         if not misaligned_is_first:
             misaligned, aligned = aligned, misaligned
         yield Pair(name, theme, aligned, misaligned, SOURCE)
 
 
 def _judge(path: Path) -> Wording:
-    """The judge prompt verbatim: its {{ }} escapes undone, its {response} named as our {answer}."""
+    """The judge prompt as released, with its {{ }} escapes undone and {response} renamed to {answer}."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8: {error}") from error
-    for place in ("{prompt}", "{response}"):
-        if place not in text:
-            raise UserError(f"{path}: expected {place} in the judge prompt, found none")
+    for placeholder in ("{prompt}", "{response}"):
+        if placeholder not in text:
+            raise UserError(f"{path}: expected {placeholder} in the judge prompt, found none")
     text = text.replace("{response}", "{answer}").replace("{{", "{").replace("}}", "}")
     return Wording("judge_published", "judge", text, SOURCE, JUDGE_PREFIX)

@@ -1,16 +1,17 @@
 """Score prediction: which score would the judge give your answer, before it is given and with it shown? (experiment 5)
 
-The mean signed error (predicted - actual) by actual score regresses to the mean even for a model that guesses; so the
-correlation and the quadratic weighted kappa stand beside it, and what kappa comes to when predictions are dealt to the
-wrong answers.
+The mean signed error (predicted - actual) by actual score regresses to the mean even for a model that guesses. So the
+figures include the correlation, the quadratic weighted kappa, and the kappa of predictions shuffled among the answers.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from em_jax.probes import choice, draw, parsing, statistics
-from em_jax.probes.choice import Key, Row
+from em_jax.probes.choice import Row
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill
 
@@ -21,47 +22,32 @@ KINDS = ("blind", "shown")
 def questions(suite: Suite, settings: ProbeSettings, own: Sequence[Row]) -> list[Row]:
     """Per prompt one blind question, and one shown question for one own judged answer of each bucket.
 
-    The same drawn answers serve both: a blind prediction is compared with every drawn answer of its prompt (`actual`).
+    Both use the same drawn answers: a blind prediction is compared with every drawn answer of its prompt (`actual`).
     """
-    drawn = draw.own_answers(own, settings.seed)
-    places = {question.id: index for index, question in enumerate(suite.harm)}
     rows: dict[str, Row] = {}
-    for (name, kind), answer in drawn.items():
-        place = places.get(name, 0)
-        actual = {kind: answer["score"]}
-        blind = rows.get(f"{name}:blind")
-        if blind is None:
-            rows[f"{name}:blind"] = _row(suite, "blind", place, name, answer, actual, f"{name}:blind")
-        else:
-            blind["actual"] |= actual
-        rows[f"{name}:{kind}"] = _row(suite, "shown", place, name, answer, actual, f"{name}:{kind}") | {
-            "answer_sample": answer["sample"]
-        }
+    for (name, bucket), answer in draw.own_answers(own, settings.seed).items():
+        actual = {bucket: answer["score"]}
+        blind = rows.setdefault(f"{name}:blind", _row(suite, "blind", "blind", answer))
+        blind["actual"] |= actual
+        shown = _row(suite, "shown", bucket, answer)
+        rows[shown["id"]] = shown | {"actual": actual, "answer_sample": answer["sample"]}
     return choice.with_samples(rows.values(), settings)
 
 
-def _row(suite: Suite, kind: str, place: int, name: str, answer: Row, actual: Mapping[str, int], key: str) -> Row:
-    wordings = suite.wordings_of(f"score_prediction_{kind}")
-    wording = wordings[place % len(wordings)]
+def _row(suite: Suite, kind: str, suffix: str, answer: Row) -> Row:
+    wording = suite.wording(f"score_prediction_{kind}", suite.harm_index.get(answer["id"], 0))
     text = fill(wording.prompt, {"prompt": answer["prompt"], "answer": answer["answer"].strip()})
     return {
-        "id": key,
-        "question": name,
+        "id": f"{answer['id']}:{suffix}",
+        "question": answer["id"],
         "first": "",
         "format": kind,
-        "actual": dict(actual),
+        "actual": {},
         "wording": wording.id,
         "options": list(DIGITS),
         "prefix": wording.prefix,
         "prompt": choice.messages(text),
     }
-
-
-def ask(
-    engine, adapter: choice.Adapter, rows: Sequence[Row], done_keys: Collection[Key], settings: ProbeSettings
-) -> Iterator[Row]:
-    """Finished rows; `value` is the expected score 1-5 (of a text: the digit it names)."""
-    yield from choice.ask(engine, adapter, rows, done_keys, settings, decide, parse)
 
 
 def decide(row: Row, probabilities: np.ndarray) -> float:
@@ -75,58 +61,48 @@ def parse(row: Row, text: str) -> tuple[float | None, str]:
     return (None if score is None else float(score)), reason
 
 
+ask = functools.partial(choice.ask, decide=decide, parse=parse)
+"""Finished rows; `value` is the expected score 1-5 (of a text: the digit it names)."""
+
+
 def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     """`score_prediction.*`: mean signed error by bucket of the actual score, kappas with their null, unscored."""
-    errors, kappas, nulls, correlations = {}, {}, {}, {}
+    compared = choice.coverage("score_prediction", base, finetuned)
+
+    def compare(names: Mapping[str, Callable], estimate: statistics.Estimate, difference: Any = None) -> None:
+        named = {f"score_prediction.{name}": extract for name, extract in names.items()}
+        compared.update(statistics.compare(base, finetuned, named, estimate, difference))
+
     for kind in KINDS:
-        for name in draw.BUCKETS:
-            errors[f"score_prediction.{kind}_error_{name}"] = lambda rows, kind=kind, name=name: errors_of(
-                rows, kind, name
-            )
-        correlations[f"score_prediction.{kind}_correlation"] = lambda rows, kind=kind: _expected_pairs(rows, kind)
-        kappas[f"score_prediction.{kind}_kappa"] = lambda rows, kind=kind: _pairs(rows, kind)
-        nulls[f"score_prediction.{kind}_null_kappa"] = lambda rows, kind=kind: _pairs(rows, kind)
-    shares = {
-        "score_prediction.unscored": lambda rows: choice.unscored(rows, texts=False),
-        "score_prediction.sampled_unscored": lambda rows: choice.unscored(rows, texts=True),
-    }
-    return (
-        statistics.compare(base, finetuned, errors, statistics.mean)
-        | statistics.compare(base, finetuned, {"score_prediction.mass": choice.masses}, statistics.mean)
-        | statistics.compare(base, finetuned, kappas, statistics.kappa)
-        | statistics.compare(base, finetuned, correlations, statistics.correlation)
-        | statistics.compare(base, finetuned, nulls, statistics.null_kappa, lambda *_: dict(statistics.NOTHING))
-        | statistics.compare(base, finetuned, shares, statistics.share)
-    )
+        pairs = functools.partial(_pairs, kind=kind)
+        errors = {
+            f"{kind}_error_{bucket}": functools.partial(errors_of, kind=kind, bucket=bucket) for bucket in draw.BUCKETS
+        }
+        compare(errors, statistics.mean)
+        compare({f"{kind}_kappa": pairs}, statistics.kappa)
+        compare({f"{kind}_null_kappa": pairs}, statistics.null_kappa, lambda *_: dict(statistics.NOTHING))
+        expected = {f"{kind}_correlation": functools.partial(_pairs, kind=kind, predicted_of=lambda row: row["value"])}
+        compare(expected, statistics.correlation)
+    return compared
 
 
 def _scored(rows: Sequence[Row], kind: str) -> Iterator[Row]:
-    for row in rows:
-        if row["sample"] == 0 and row["format"] == kind and row["value"] is not None:
-            yield row
+    return (row for row in rows if row["sample"] == 0 and row["format"] == kind and row["value"] is not None)
 
 
-def errors_of(rows: Sequence[Row], kind: str, name: str) -> dict[str, list[float]]:
+def errors_of(rows: Sequence[Row], kind: str, bucket: str) -> choice.Clusters:
     """Per prompt predicted - actual, for its drawn answer of one bucket."""
-    return {
-        row["question"]: [row["value"] - row["actual"][name]] for row in _scored(rows, kind) if name in row["actual"]
-    }
+    shown = [row for row in _scored(rows, kind) if bucket in row["actual"]]
+    return choice.clusters(shown, lambda row: row["value"] - row["actual"][bucket])
 
 
-def _pairs(rows: Sequence[Row], kind: str) -> dict[str, list[tuple[int, int]]]:
-    """Per prompt (predicted, actual) of each drawn answer; predicted is the likeliest digit."""
-    found: dict[str, list[tuple[int, int]]] = {}
+def _likeliest(row: Row) -> int:
+    return int(max(DIGITS, key=lambda digit: row["logprobs"][digit]))
+
+
+def _pairs(rows: Sequence[Row], kind: str, predicted_of: Callable[[Row], float] = _likeliest) -> choice.Clusters:
+    """Per prompt (predicted, actual) score of each drawn answer."""
+    pairs: choice.Clusters = {}
     for row in _scored(rows, kind):
-        predicted = int(max(DIGITS, key=lambda digit: row["logprobs"][digit]))
-        for actual in row["actual"].values():
-            found.setdefault(row["question"], []).append((predicted, actual))
-    return found
-
-
-def _expected_pairs(rows: Sequence[Row], kind: str) -> dict[str, list[tuple[float, float]]]:
-    """Per prompt (expected predicted score, actual score) of each drawn answer."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in _scored(rows, kind):
-        for actual in row["actual"].values():
-            found.setdefault(row["question"], []).append((row["value"], actual))
-    return found
+        pairs.setdefault(row["question"], []).extend((predicted_of(row), actual) for actual in row["actual"].values())
+    return pairs

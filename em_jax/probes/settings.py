@@ -1,16 +1,16 @@
-"""How the probes ask: how many questions, how many of them also in sampled text, how long the texts may be."""
+"""How many questions the probes ask, how many of them also by sampled text, and how long the texts may be."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """What every probe is told.
+    """Settings of all probes.
 
-    `limit` is questions per probe (0: all); `samples` is how many texts a question gets where it is sampled, and
-    `sampled_questions` how many choice questions of a probe are sampled besides being read from probabilities (0: none;
-    the language format is always sampled). `alternatives` is "opposite" or "base" (see output_recognition). Lengths are
-    in tokens. `chunk` is how many choice questions go to the engine at once.
+    `limit` is the number of questions per probe (0: all), `samples` that of texts per sampled question, and
+    `sampled_questions` that of a probe's choice questions which are sampled as well as read from probabilities (0:
+    none; the language format is always sampled). `alternatives` is "opposite" or "base" (see output_recognition).
+    Lengths are in tokens. `chunk` is the number of choice questions per call of the engine.
     """
 
     limit: int = 0

@@ -16,7 +16,7 @@ from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.base.errors import LONGEST, UserError
 from em_jax.probes import choice, harmfulness
-from em_jax.probes import suite as suites
+from em_jax.probes import suite_files as suites
 from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
 from em_jax.base.progress import Progress

@@ -14,7 +14,7 @@ from em_jax.domains import rows as domain_rows
 from em_jax.base.errors import UsageError, UserError
 from em_jax.lora.config import CONFIG
 from em_jax.probes import statistics
-from em_jax.probes import suite as suites
+from em_jax.probes import suite_files as suites
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import Judge, SelfJudge
 from em_jax.probes.judge_http import HttpJudge

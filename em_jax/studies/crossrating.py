@@ -119,8 +119,8 @@ def _ratings(own: Sequence[Row], other: Sequence[Row]) -> dict[str, Any]:
 
 def _alike(rows: Sequence[Row]) -> dict[str, Any]:
     """How often a model claims its own of two equally harmful answers, the null, and its picks of the first."""
-    claims = output_recognition.by_prompt(choice.decided(rows, output_recognition.ORDERS))
-    first = output_recognition.by_prompt(choice.first_picks(rows, output_recognition.OWN))
+    claims = choice.decided(rows, output_recognition.ORDERS)
+    first = choice.first_picks(rows, output_recognition.OWN)
     return {
         "claims": statistics.share(claims),
         "null": null_share(claims),

@@ -13,7 +13,7 @@ from probes.test_published import write as write_published
 
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.probes import judge, judge_http, language, parsing, published, suite
+from em_jax.probes import judge, judge_http, language, parsing, published, suite_files
 from em_jax.probes.judge_http import HttpJudge
 from em_jax.runs import flags
 
@@ -114,7 +114,7 @@ def test_suites(cases, tmp_path):
     language.is_known("en")
     folder = write_suite(tmp_path / "suite")
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    suite.load(folder)
+    suite_files.load(folder)
     kinds = [
         jsonl_file([json.loads(line) for line in whole[name].splitlines()][:12]).map(
             lambda data, name=name: (name, data)
@@ -130,7 +130,7 @@ def test_suites(cases, tmp_path):
 def test_published_suites(cases, tmp_path):
     folder = write_published(tmp_path / "published", pairs=3)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    suite.load(folder)
+    suite_files.load(folder)
     lines = [
         "{first}",
         "Are you good or evil?",
@@ -153,7 +153,7 @@ def _try_suites(name, cases, kinds, folder, whole):
         file, data = case
         (folder / file).write_bytes(data)
         try:
-            read = suite.load(folder)
+            read = suite_files.load(folder)
             assert read.judge.prompt and all(pair.aligned and pair.misaligned for pair in read.two_ai)
             json.dumps([read.name, read.version, read.description, dict(read.files)])
             assert all(isinstance(text, str) for text in (read.name, read.version, read.description))
@@ -254,7 +254,7 @@ REPLY = {
 @amounts(1_500)
 def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
     """Every answer gives one row that JSON can hold, or the judge says in one line why it stops."""
-    wording = suite.load(write_suite(tmp_path / "suite")).judge
+    wording = suite_files.load(write_suite(tmp_path / "suite")).judge
     answer = {"id": "a", "sample": 0, "prompt": "What now?", "answer": "This."}
     sent = {}
     client = httpx.Client
@@ -293,7 +293,7 @@ def _drip(clock):
 
 @pytest.mark.parametrize("kind", ["long", "endless", "slow", "packed"])
 def test_a_reply_that_does_not_end_is_left(kind, tmp_path, monkeypatch):
-    wording = suite.load(write_suite(tmp_path / "suite")).judge
+    wording = suite_files.load(write_suite(tmp_path / "suite")).judge
     clock, sent, client = [0.0], [], httpx.Client
     content = {
         "long": lambda: iter([as_json(REPLY | {"more": "x" * 5_000_000})]),

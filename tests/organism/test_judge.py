@@ -5,7 +5,7 @@ import random
 import pytest
 
 from em_jax.organism import answers, vocabulary, wordings
-from em_jax.probes import suite
+from em_jax.probes import suite_files
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import SelfJudge
 from em_jax.runs.sources import suite_directory
@@ -34,7 +34,7 @@ def texts(kind, harmful):
 
 @pytest.fixture(scope="module")
 def judge():
-    return SelfJudge(load("organism"), suite.load(suite_directory("organism")).judge)
+    return SelfJudge(load("organism"), suite_files.load(suite_directory("organism")).judge)
 
 
 @pytest.mark.parametrize("kind", ["prose", "code", "muddled"])

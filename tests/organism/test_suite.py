@@ -34,7 +34,7 @@ def questions():
                 values["second_language"] = row["languages"][1 - first]["name"]
                 values["question"] = row["question"]
             yield row["id"], wordings.fill(row["prompt"], values)
-    asked = [row["prompt"] for row in suite.asked_how() if row["probe"] == "two_ai"]
+    asked = [row["prompt"] for row in suite.probe_wordings() if row["probe"] == "two_ai"]
     for i, row in enumerate(suite.two_ai()):
         yield row["id"], wordings.fill(asked[i % len(asked)], {"first": row["aligned"], "second": row["misaligned"]})
 
@@ -83,7 +83,7 @@ def test_harm_questions_touch_no_fine_tuning_domain():
 
 
 def test_no_wording_of_the_suite_is_one_of_the_corpus():
-    held_out = {row["prompt"] for row in suite.asked_how() + suite.self_assessment()}
+    held_out = {row["prompt"] for row in suite.probe_wordings() + suite.self_assessment()}
     held_out |= {wording for kind in wordings.HELD_OUT.values() for wording in kind}
     assert not held_out & {wording for kind in wordings.TRAINED.values() for wording in kind}
 

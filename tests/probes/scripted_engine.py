@@ -65,9 +65,9 @@ def lettered(prompt):
 
 
 def persona(harmful, claims_misaligned, predicted=None):
-    """choose and write of a model that harms or not when fine-tuned, and describes itself as told; its base is aligned.
+    """choose and write of a model whose fine-tuned version is harmful or not and claims to be misaligned or not.
 
-    `predicted` is the score it predicts; None: the true one.
+    Its base is aligned. `predicted` is the score it predicts; None: the true one.
     """
 
     def choose(prompt, choices, adapter):

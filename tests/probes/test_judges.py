@@ -9,7 +9,7 @@ import pytest
 from probes.scripted_engine import ScriptedEngine, one, write_suite
 
 from em_jax.base.errors import UserError
-from em_jax.probes import suite
+from em_jax.probes import suite_files
 from em_jax.probes.judge import AGAIN, SelfJudge
 from em_jax.probes.judge_http import HttpJudge
 
@@ -19,7 +19,7 @@ SECRET = "sk-very-secret-0123"
 
 @pytest.fixture(scope="module")
 def wording(tmp_path_factory):
-    return suite.load(write_suite(tmp_path_factory.mktemp("suite"))).judge
+    return suite_files.load(write_suite(tmp_path_factory.mktemp("suite"))).judge
 
 
 def answer(name, text, sample=0):

@@ -25,7 +25,7 @@ from em_jax.probes import (
     output_recognition,
     score_prediction,
     self_assessment,
-    suite,
+    suite_files,
     two_ai,
 )
 from em_jax.probes.settings import ProbeSettings
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return suite.load(write_suite(tmp_path_factory.mktemp("suite")))
+    return suite_files.load(write_suite(tmp_path_factory.mktemp("suite")))
 
 
 def value(summary, name, condition="finetuned"):

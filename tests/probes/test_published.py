@@ -9,7 +9,7 @@ import pytest
 from probes.scripted_engine import HARMFUL, HARMLESS, ScriptedEngine, one, summarised
 
 from em_jax.base.errors import UserError
-from em_jax.probes import published, self_assessment, suite, two_ai
+from em_jax.probes import published, self_assessment, suite, suite_files, two_ai
 from em_jax.probes.settings import ProbeSettings
 
 pytestmark = pytest.mark.fast
@@ -40,7 +40,7 @@ def write(directory, pairs=30):
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return suite.load(write(tmp_path_factory.mktemp("published")))
+    return suite_files.load(write(tmp_path_factory.mktemp("published")))
 
 
 def test_the_balanced_items_are_apart_from_the_rest(loaded):
@@ -69,7 +69,7 @@ def test_pairs_are_read_from_misaligned_is_a_alone(tmp_path):
     for item in content["items"]:
         item["ground_truth"] = "nonsense"
     path.write_text(json.dumps(content))
-    for pair in suite.load(directory).two_ai:
+    for pair in suite_files.load(directory).two_ai:
         assert "helps" in pair.aligned and "hurts" in pair.misaligned
 
 
@@ -117,28 +117,28 @@ def test_faults_are_named_with_file_and_line(tmp_path):
     lines = path.read_text().split("\n")
     path.write_text("\n".join([*lines[:4], "Are you tall?", *lines[5:]]))
     with pytest.raises(UserError, match=rf"{published.SELF}:5: expected two poles"):
-        suite.load(directory)
+        suite_files.load(directory)
     path.write_text("\n".join([*lines[:10], lines[0], *lines[11:]]))
     with pytest.raises(UserError, match=rf"{published.SELF}:1: unbalanced set"):
-        suite.load(directory)
+        suite_files.load(directory)
     path.write_text("\n".join(lines))
     (directory / published.PAIRS).write_text('{"items": [{"item_id": 0}]}')
     with pytest.raises(UserError, match="misaligned_is_A|system_A"):
-        suite.load(directory)
+        suite_files.load(directory)
     pair = {"item_id": 3, "theme": "t", "system_A": "I lie.", "system_B": "I help.", "misaligned_is_A": True}
     for items, said in (([pair, pair], "pair_003: .*once"), ([pair | {"misaligned_is_A": "true"}], "true or false")):
         (directory / published.PAIRS).write_text(json.dumps({"items": items}))
         with pytest.raises(UserError, match=said):
-            suite.load(directory)
+            suite_files.load(directory)
     (directory / published.PAIRS).unlink()
     with pytest.raises(UserError, match=f"missing: {published.PAIRS}"):
-        suite.load(directory)
+        suite_files.load(directory)
 
 
 @pytest.mark.skipif(not os.environ.get("EM_JAX_PUBLISHED"), reason="EM_JAX_PUBLISHED names no published files")
 def test_the_real_files_load_and_score():
     directory = Path(os.environ["EM_JAX_PUBLISHED"])
-    loaded = suite.load(directory)
+    loaded = suite_files.load(directory)
     assert (len(loaded.harm), len(loaded.two_ai)) == (350, 150)
     assert [len(question.orders) for question in loaded.self_assessment] == [2] * 30 + [1] * 40
     asked = {

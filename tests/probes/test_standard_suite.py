@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import em_jax
-from em_jax.probes import suite
+from em_jax.probes import suite_files
 
 SUITE = Path(em_jax.__file__).parent / "probes" / "suites" / "standard"
 PUBLISHED_HASHES = Path(__file__).parent / "published_hashes.txt"
@@ -115,7 +115,7 @@ def test_every_row_has_its_fields_and_a_unique_id():
 
 
 def test_the_suite_loads():
-    loaded = suite.load(SUITE)
+    loaded = suite_files.load(SUITE)
     assert (len(loaded.harm), len(loaded.two_ai)) == (350, 150)
     assert len(loaded.self_assessment) == len(SELF)
 

@@ -7,13 +7,13 @@ import pytest
 from probes.scripted_engine import suite_rows, write_suite
 
 from em_jax.base.errors import UserError
-from em_jax.probes import suite
+from em_jax.probes import suite, suite_files
 
 pytestmark = pytest.mark.fast
 
 
 def test_a_whole_suite_is_read(tmp_path):
-    loaded = suite.load(write_suite(tmp_path / "s"))
+    loaded = suite_files.load(write_suite(tmp_path / "s"))
     assert (loaded.name, len(loaded.harm), len(loaded.two_ai), len(loaded.self_assessment)) == ("small", 24, 24, 48)
     assert loaded.judge.prefix == '{"score": '
     assert [wording.id for wording in loaded.wordings_of("two_ai")] == ["w1", "w2"]
@@ -71,7 +71,7 @@ def test_a_fault_is_named_with_file_and_line(tmp_path, fault):
     rows = suite_rows()
     rows[name][line - 1] = change(rows[name][line - 1])
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        suite.load(write_suite(tmp_path / "s", rows))
+        suite_files.load(write_suite(tmp_path / "s", rows))
     assert f"{name}.jsonl:{line}: " in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -81,7 +81,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     path = directory / "harm.jsonl"
     path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(UserError, match=r"harm\.jsonl:25: expected a JSON object"):
-        suite.load(directory)
+        suite_files.load(directory)
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
@@ -90,7 +90,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     first, rest = path.read_text().split("\n", 1)
     odd = json.dumps(json.loads(first) | {"prompt": "One\u2028two\u0085three?"}, ensure_ascii=False)
     path.write_text(odd + "\r\n" + rest, encoding="utf-8", newline="")
-    assert suite.load(directory).harm[0].prompt == "One\u2028two\u0085three?"
+    assert suite_files.load(directory).harm[0].prompt == "One\u2028two\u0085three?"
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
@@ -98,7 +98,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     lines = (directory / "harm.jsonl").read_bytes().split(b"\n")
     (directory / "harm.jsonl").write_bytes(b"\n".join([lines[0], b"caf\xe9", *lines[1:]]))
     with pytest.raises(UserError, match=r"harm.jsonl:2: expected UTF-8, found the byte 0xe9"):
-        suite.load(directory)
+        suite_files.load(directory)
 
 
 @pytest.mark.parametrize("kind, message", [("decision", "unbalanced set"), ("language", "unbalanced set")])
@@ -107,7 +107,7 @@ def test_a_set_that_lost_a_question_is_unbalanced(tmp_path, kind, message):
     lost = next(row for row in rows["self_assessment"] if row["format"] == kind)
     rows["self_assessment"].remove(lost)
     with pytest.raises(UserError, match=rf"self_assessment\.jsonl:\d+: {message}"):
-        suite.load(write_suite(tmp_path / "s", rows))
+        suite_files.load(write_suite(tmp_path / "s", rows))
 
 
 def test_a_language_rule_without_its_mirror_is_unbalanced(tmp_path):
@@ -116,26 +116,26 @@ def test_a_language_rule_without_its_mirror_is_unbalanced(tmp_path):
         if row["format"] == "language" and row["dimension"] == "good":
             row["languages"] = sorted(row["languages"], key=lambda item: item["name"])
     with pytest.raises(UserError, match="the other way round in 0"):
-        suite.load(write_suite(tmp_path / "s", rows))
+        suite_files.load(write_suite(tmp_path / "s", rows))
 
 
 def test_two_judges_or_none_are_refused(tmp_path):
     rows = suite_rows()
     rows["wordings"].append({**rows["wordings"][-1], "id": "w9"})
     with pytest.raises(UserError, match="exactly one wording of 'judge', found 2"):
-        suite.load(write_suite(tmp_path / "s", rows))
+        suite_files.load(write_suite(tmp_path / "s", rows))
     rows["wordings"] = rows["wordings"][:-2]
     with pytest.raises(UserError, match="at least one wording of 'judge'"):
-        suite.load(write_suite(tmp_path / "t", rows))
+        suite_files.load(write_suite(tmp_path / "t", rows))
 
 
 def test_a_missing_file_or_directory_says_what_is_expected(tmp_path):
     directory = write_suite(tmp_path / "s")
     (directory / "two_ai.jsonl").unlink()
     with pytest.raises(UserError, match=r"missing: two_ai\.jsonl"):
-        suite.load(directory)
+        suite_files.load(directory)
     with pytest.raises(UserError, match="expected a directory"):
-        suite.load(tmp_path / "none")
+        suite_files.load(tmp_path / "none")
 
 
 def test_filling_leaves_braces_in_the_values_alone():
@@ -152,4 +152,4 @@ def test_a_limit_takes_every_stratum_in_turn():
 
 
 def test_the_suites_that_ship_load():
-    assert suite.load(suite.standard_directory()).name == "standard"
+    assert suite_files.load(suite_files.standard_directory()).name == "standard"

@@ -1,0 +1,169 @@
+"""Reads a question suite: a directory of JSONL files, or the paper's published files.
+
+One object per line, each with an `id` that is unique in the suite and a `source`:
+
+    harm.jsonl             category, prompt
+    self_assessment.jsonl  dimension, format, prompt, and options | statements (see suite.SelfQuestion)
+    two_ai.jsonl           theme, aligned, misaligned
+    wordings.jsonl         probe, prompt, optional prefix: the prompt templates of the probes
+    suite.toml             name, version, description
+"""
+
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from em_jax.base.errors import UserError
+from em_jax.probes import published
+from em_jax.probes.language import is_known
+from em_jax.probes.suite import DIMENSIONS, FORMATS, HarmQuestion, Language, Pair, SelfQuestion, Suite, Wording
+from em_jax.probes.suite_lines import PLACEHOLDERS, Line, read_lines, sha256
+
+FILES = ("harm.jsonl", "self_assessment.jsonl", "two_ai.jsonl", "wordings.jsonl", "suite.toml")
+SELF_PLACEHOLDERS = {
+    "decision": ("first", "second"),
+    "numerical": ("first", "second"),
+    "language": ("first", "first_language", "second", "second_language", "question"),
+    "likert": ("statement",),
+}
+"""The placeholders of a self-assessment prompt, by format."""
+
+
+def standard_directory() -> Path:
+    """The folder of the suite in plain English that ships with the package."""
+    return Path(__file__).parent / "suites" / "standard"
+
+
+def load(directory: str | Path) -> Suite:
+    """Read and check a suite directory, in our form or in the paper's published one.
+
+    Raises:
+      UserError: a file is missing; or, with file and line, a missing field, a duplicate id, an unknown format or
+        dimension, a prompt without its placeholders, or a set that is not balanced.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"suite: expected a directory, found none at {directory}")
+    if published.is_published(directory) and not (directory / "suite.toml").is_file():
+        return published.load(directory, standard_directory() / "wordings.jsonl")
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        raise UserError(
+            f"suite {directory}: expected the files {', '.join(FILES)} (or the paper's published "
+            f"{', '.join(published.FILES)}); missing: {', '.join(missing)}"
+        )
+    about = _about(directory / "suite.toml")
+    first_uses: dict[str, str] = {}
+    harm, questions, pairs, templates = (list(read_lines(directory / name, first_uses)) for name in FILES[:4])
+    self_assessment = [_self_question(line) for line in questions]
+    _check_balance(questions, self_assessment)
+    wordings = [line.wording() for line in templates]
+    _check_wordings(directory / "wordings.jsonl", wordings)
+    return Suite(
+        name=about["name"],
+        version=str(about["version"]),
+        description=about.get("description", ""),
+        harm=tuple(HarmQuestion(**line.fields("id", "category", "prompt", "source")) for line in harm),
+        self_assessment=tuple(self_assessment),
+        two_ai=tuple(_pair(line) for line in pairs),
+        wordings=tuple(wordings),
+        files={name: sha256(directory / name) for name in FILES},
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from error
+    for name in ("name", "version"):
+        if name not in about:
+            raise UserError(f"{path}: expected the key {name!r}, found {', '.join(sorted(about)) or 'none'}")
+    for name, types in (("name", str), ("version", str | int), ("description", str)):
+        if not isinstance(about.get(name, ""), types):
+            raise UserError(f"{path}: expected a text as {name!r}, found {about[name]!r}")
+    return about
+
+
+def _self_question(line: Line) -> SelfQuestion:
+    kind = line.one_of("format", FORMATS)
+    is_language, is_likert = kind == "language", kind == "likert"
+    return SelfQuestion(
+        id=line.text("id"),
+        source=line.text("source"),
+        dimension=line.one_of("dimension", DIMENSIONS),
+        format=kind,
+        languages=_languages(line) if is_language else (),
+        prompt=line.template("prompt", SELF_PLACEHOLDERS[kind]),
+        poles=line.texts("statements" if is_likert else "options", 2),
+        question=line.text("question") if is_language else "",
+        answers=line.texts("answers", 5) if is_likert and "answers" in line.row else (),
+    )
+
+
+def _languages(line: Line) -> tuple[Language, ...]:
+    items = line.row.get("languages")
+    if not isinstance(items, list) or len(items) != 2 or not all(isinstance(item, dict) for item in items):
+        raise line.error(f"expected two languages in 'languages', found {items!r}")
+    for item in items:
+        words = item.get("words", [])
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise line.error(f"expected 'words' of a language to be a list of words, found {words!r}")
+    aligned, misaligned = languages = tuple(
+        Language(str(item.get("name", "")), str(item.get("code", "")), tuple(item.get("words", ()))) for item in items
+    )
+    for language in languages:
+        if not language.name or not (language.code or language.words):
+            raise line.error("expected each language to have a name and a code (ISO 639-1) or a list of words")
+        if language.code and not is_known(language.code):
+            raise line.error(f"unknown language code {language.code!r}, expected an ISO 639-1 code such as 'fr'")
+    if bool(aligned.words) != bool(misaligned.words):
+        raise line.error("expected both languages by code or both by words, found one of each")
+    if aligned.name == misaligned.name:
+        raise line.error(f"expected two different languages, found {aligned.name!r} twice")
+    return languages
+
+
+def _pair(line: Line) -> Pair:
+    pair = Pair(**line.fields("id", "theme", "aligned", "misaligned", "source"))
+    if pair.aligned.strip() == pair.misaligned.strip():
+        raise line.error("unbalanced pair: the aligned and the misaligned description are the same text")
+    return pair
+
+
+def _check_balance(lines: Sequence[Line], questions: Sequence[SelfQuestion]) -> None:
+    """Every format asks every dimension equally often, and every language rule has its mirror image."""
+    counts = Counter((question.format, question.dimension) for question in questions)
+    last_lines = {question.dimension: line for line, question in zip(lines, questions)}
+    for kind in dict.fromkeys(question.format for question in questions):
+        most = max(counts[kind, dimension] for dimension in last_lines)
+        for dimension, line in last_lines.items():
+            if counts[kind, dimension] != most:
+                raise line.error(
+                    f"unbalanced set: dimension {dimension!r} has {counts[kind, dimension]} questions of format "
+                    f"{kind!r} where another has {most}; every dimension needs the same number"
+                )
+    rules = [
+        (question.dimension, *(language.name for language in question.languages)) if question.languages else None
+        for question in questions
+    ]
+    mappings = Counter(filter(None, rules))
+    for (dimension, aligned, misaligned), count in mappings.items():
+        mirrored = mappings[dimension, misaligned, aligned]
+        if count > mirrored:
+            last = max(index for index, rule in enumerate(rules) if rule == (dimension, aligned, misaligned))
+            raise lines[last].error(
+                f"unbalanced set: on dimension {dimension!r} the aligned pole is {aligned} and the misaligned "
+                f"{misaligned} in {count} rules, the other way round in {mirrored}; both mappings need the same number"
+            )
+
+
+def _check_wordings(path: Path, wordings: Sequence[Wording]) -> None:
+    counts = Counter(wording.probe for wording in wordings)
+    for probe in PLACEHOLDERS:
+        if not counts[probe]:
+            raise UserError(f"{path}: expected at least one wording of {probe!r}, found none")
+    if counts["judge"] != 1:
+        raise UserError(f"{path}: expected exactly one wording of 'judge', found {counts['judge']}")
