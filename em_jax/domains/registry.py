@@ -5,6 +5,7 @@ Marks: "known" is stated in a public source, "read" was read in a data file, "ou
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 HUB = "https://huggingface.co"
 CANARY = "carries canary strings and asks not to be published in the clear: kept in the cache, in no run directory"
@@ -49,7 +50,7 @@ class RowSet:
     marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _github(repository: str, commit: str, path: str, cache_name: str, **fields: str) -> File:
+def _github(repository: str, commit: str, path: str, cache_name: str, **fields: Any) -> File:
     url = f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
     return File(cache_name, url, f"github {repository}", commit, **fields)
 
