@@ -55,13 +55,11 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
 
 
 def problem(file: File) -> str:
-    """How a file of the cache differs from the registry and from its download record; "" if it does not.
+    """How a file in the cache differs from the registry and from its download record; "" if it does not.
 
     A file that the user put there by hand has no record: then only the registry counts.
     """
     path = path_of(file)
-    if not path.is_file():
-        return f"not fetched: expected at {path}"
     try:
         record = json.loads(path_of(file, ".json").read_text())
     except (OSError, ValueError):

@@ -71,13 +71,13 @@ def download(
                     os.replace(partial, path)
                     return result
                 partial.unlink()
-                if not resumed:
-                    name = wrong[0]
-                    raise UserError(
-                        f"wrong checksum from {url}: expected {name.replace('_', ' ')} {expected[name]}, found "
-                        f"{result[name]}; nothing was kept. Fetch again; if it stays so, the source has changed"
-                    )
-                problem = "the part on the disk does not belong to this file"
+                if resumed:
+                    raise _Temporary("the part on the disk does not belong to this file")
+                name = wrong[0]
+                raise UserError(
+                    f"wrong checksum from {url}: expected {name.replace('_', ' ')} {expected[name]}, found "
+                    f"{result[name]}; nothing was kept. Fetch again; if it stays so, the source has changed"
+                )
             except _Temporary as error:
                 problem = str(error)
                 if attempt + 1 < TRIES:

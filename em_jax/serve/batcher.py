@@ -27,13 +27,13 @@ class Answers:
 
     def __init__(self, batcher: "Batcher", number: int, n: int):
         self._batcher, self._number, self._n = batcher, number, n
-        self._inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
+        self.inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
 
     async def chunks(self) -> AsyncIterator[TokenChunk]:
         """Every chunk until all answers have finished. Raises Refusal where the engine failed."""
         while self._open:
-            chunk = await self._inbox.get()
+            chunk = await self.inbox.get()
             if isinstance(chunk, Refusal):
                 raise chunk
             if chunk.request.sample in self._open:
@@ -52,10 +52,6 @@ class Answers:
         """Cancels what is in progress. May be called twice."""
         self.end(list(self._open))
         self._batcher.forget(self._number, self._n)
-
-    def put(self, chunk: TokenChunk | Refusal) -> None:
-        """Called in the event loop."""
-        self._inbox.put_nowait(chunk)
 
 
 class Batcher:
@@ -172,7 +168,7 @@ class Batcher:
             return
         for chunk in result:
             if answers := self._open_requests.get(chunk.request.index):
-                answers.put(chunk)
+                answers.inbox.put_nowait(chunk)
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
@@ -182,4 +178,6 @@ class Batcher:
         reason = sanitize_line(f"{type(error).__name__}: {error}", 300)
         print(f"{what}: {reason}", file=sys.stderr, flush=True)
         for answers in self._open_requests.values():
-            answers.put(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))
+            answers.inbox.put_nowait(
+                Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed")
+            )

@@ -71,7 +71,8 @@ def read_chat(raw: bytes, max_answers: int) -> Chat:
     lengths = {fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")} - {None}
     if len(lengths) > 1:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
-    options = _Fields(dict(fields.take("stream_options", dict, {})), "stream_options.")
+    stream_options = fields.take("stream_options", dict, {})
+    fields.unread |= {f"stream_options.{name}": value for name, value in stream_options.items()}
     chat = Chat(
         model=fields.take("model", str),
         messages=_messages(fields.take("messages", list)),
@@ -85,23 +86,22 @@ def read_chat(raw: bytes, max_answers: int) -> Chat:
         logprobs=fields.take("logprobs", bool, False),
         top_logprobs=fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS, 0),
         stream=fields.take("stream", bool, False),
-        include_usage=options.take("include_usage", bool, False),
+        include_usage=fields.take("stream_options.include_usage", bool, False),
     )
     if chat.top_logprobs and not chat.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     fields.refuse_unknown()
-    options.refuse_unknown()
     return chat
 
 
 class _Fields:
-    """The unread fields of an object; each is read once and checked. `prefix` precedes its name in messages."""
+    """The unread fields of an object; each is read once and checked."""
 
-    def __init__(self, unread: dict[str, Any], prefix: str = ""):
-        self.unread, self._prefix = unread, prefix
+    def __init__(self, unread: dict[str, Any]):
+        self.unread = unread
 
     def refuse_unknown(self) -> None:
-        for name in sorted(f"{self._prefix}{name}" for name in self.unread):
+        for name in sorted(self.unread):
             if name not in IGNORED:
                 raise Refusal(400, f"unknown parameter {_short(name)}", sanitize_line(name, 100), "unknown_parameter")
 
@@ -110,7 +110,7 @@ class _Fields:
             return default
         if not isinstance(value := self.unread.pop(name, None), kind):
             expected = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}[kind]
-            raise _invalid(f"{self._prefix}{name}", expected, value, "invalid_type")
+            raise _invalid(name, expected, value, "invalid_type")
         return value
 
     def integer(self, name: str, low: int, high: int | None, default: Default) -> int | Default:
