@@ -60,11 +60,20 @@ def check(directory: pathlib.Path) -> int:
 
 
 def with_time_limit(call: Callable[[], Result], characters: int, unwatched: int = UNWATCHED) -> Result:
-    """Runs call(), which tokenizes a text of so many characters. Raises UserError where it does not end or panics.
+    """The result of call(), which tokenizes a text of so many characters; up to `unwatched` there is no time limit.
 
-    A text of more than `unwatched` characters is tokenized in a thread, which is left behind if it does not end: the
-    library releases Python's lock while it encodes.
+    Raises UserError where it does not end in time, or where the library panics.
     """
+    try:
+        return call() if characters <= unwatched else _run_in_thread(call, characters)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise UserError(f"the tokenizer gave up ({str(panic)[:200]}): {EXPECTED}") from None
+
+
+def _run_in_thread(call: Callable[[], Result], characters: int) -> Result:
+    """Runs call() in a thread, left behind if it does not end: the library encodes without Python's lock."""
     future: Future[Result] = Future()
 
     def work() -> None:
@@ -74,20 +83,14 @@ def with_time_limit(call: Callable[[], Result], characters: int, unwatched: int 
             future.set_exception(error)
 
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    if characters <= unwatched:
-        work()
-    else:
-        thread = threading.Thread(target=work, daemon=True)
-        started, used = time.monotonic(), time.process_time()
-        thread.start()
-        # By processor time too: a process that was stopped for a while has used none.
-        while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
-            thread.join(0.1)
+    thread = threading.Thread(target=work, daemon=True)
+    started, used = time.monotonic(), time.process_time()
+    thread.start()
+    # By processor time too: a process that was stopped for a while has used none.
+    while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
+        thread.join(0.1)
     if not future.done():
         raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
-    error = future.exception()
-    if error is not None and not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
-        raise UserError(f"the tokenizer gave up ({str(error)[:200]}): {EXPECTED}") from None
     return future.result()
 
 
