@@ -1,5 +1,6 @@
 """`em-jax chat --run_dir RUN`: talk to a run's base and fine-tuned model, side by side or one at a time."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,99 +13,76 @@ from em_jax.base.sanitize import sanitize
 HELP = "Tab or /next, /base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
 
 
-def talk(
-    engine: Any,
-    lines: Iterable[str],
-    say: Callable[[str], None],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> None:
-    """Answer line after line. Each model sees its own conversation; a line that begins with "/" is a command.
+def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **options: Any) -> None:
+    """Answers line after line; `options` are those of Engine.generate.
 
-    What a model wrote is shown with control and other hidden characters spelled out.
+    Each model sees its own conversation; a line that begins with "/" is a command. Hidden characters that a model
+    writes, controls among them, are spelled out.
     """
-    known = [name for name in ("base", "finetuned") if name in engine.adapters]
-    choices = [list(known), *([name] for name in known if len(known) > 1)]
-    asked = choices[0]
-    said: dict[str, list[dict[str, str]]] = {name: [] for name in known}
+    names = [name for name in ("base", "finetuned") if name in engine.adapters]
+    choices = [names, *([name] for name in names if len(names) > 1)]
+    choice = 0
+    chats: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     for line in lines:
         word = line.strip()
         if word in ("/quit", "/exit"):
             return
         if word == "/reset":
-            said = {name: [] for name in known}
+            chats = {name: [] for name in names}
             say("(forgotten)")
-        elif word in ("/both", "/next") or word[1:] in known and word.startswith("/"):
-            following = choices[(choices.index(asked) + 1) % len(choices)]
-            asked = {"/both": choices[0], "/next": following}.get(word, [word[1:]])
-            say(f"({' and '.join(asked)} will answer)")
+        elif word in ("/both", "/next") or word.startswith("/") and word[1:] in names:
+            if word == "/next":
+                choice = (choice + 1) % len(choices)
+            else:
+                choice = choices.index([word[1:]]) if word != "/both" else 0
+            say(f"({' and '.join(choices[choice])} will answer)")
         elif word.startswith("/"):
             say(HELP)
         elif word:
-            chats = [[*said[name], {"role": "user", "content": word}] for name in asked]
+            prompts = [[*chats[name], {"role": "user", "content": word}] for name in choices[choice]]
             try:
-                answers = engine.generate(
-                    chats, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, adapter=asked
-                )
+                answers = engine.generate(prompts, adapter=choices[choice], **options)
             except UserError as error:  # a conversation too long, or one the model's chat template refuses
                 say(f"({error}; this was not said, /reset forgets all before it)")
                 continue
-            for name, chat, [answer] in zip(asked, chats, answers, strict=True):
-                said[name] = [*chat, {"role": "assistant", "content": answer.text}]
+            for name, prompt, [answer] in zip(choices[choice], prompts, answers, strict=True):
+                chats[name] = [*prompt, {"role": "assistant", "content": answer.text}]
                 say(f"{name}: {sanitize(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load the run's model and adapter, then talk until the input ends."""
+    """Loads the run's model and adapter, then talks until the input ends."""
     flags = _flags(arguments)
-    from em_jax import config as settings
     from em_jax.base import runtime
-    from em_jax.runs import model_card, sources
-    from em_jax.runs.run import ADAPTER, Run
-    from em_jax.runs.sources import Parts
+    from em_jax.serve import models
 
-    directory = Path(flags.run_dir)
     if flags.max_new_tokens < 1 or flags.temperature < 0:
         raise UsageError(
             "expected --max_new_tokens from 1 on and --temperature from 0 on, found "
             f"{flags.max_new_tokens} and {flags.temperature:g}"
         )
-    if not (directory / "config.toml").is_file():
-        raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {directory}")
+    if not (Path(flags.run_dir) / "config.toml").is_file():
+        raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {flags.run_dir}")
     runtime.begin()
-    config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
-    run = Run(config, directory, Parts(), lambda: None, "")
-    run.need_adapter()
-    engine = sources.load(config)
-    if run.adapter is not None:
-        engine.add_adapter(ADAPTER, run.adapter)
-        print(f"finetuned: {model_card.notice(config)}", file=sys.stderr)
+    engine, served = models.load(models.open_runs([flags.run_dir]))
+    if "finetuned" in served:
+        print(f"finetuned: {served['finetuned'].notice}", file=sys.stderr)
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         print(HELP, file=sys.stderr)
         _bind_tab()
 
     def lines() -> Iterable[str]:
-        while True:
-            try:
+        with contextlib.suppress(EOFError):
+            while True:
                 yield input("you: " if on_terminal else "")
-            except EOFError:
-                return
 
-    talk(
-        engine,
-        lines(),
-        lambda text: print(text, flush=True),
-        max_new_tokens=flags.max_new_tokens,
-        temperature=flags.temperature,
-        seed=flags.seed,
-    )
+    options = {name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "seed")}
+    talk(engine, lines(), lambda text: print(text, flush=True), **options)
 
 
 def _bind_tab() -> None:
-    """Has Tab, typed anywhere in a line, ask for the next choice of models; without GNU readline it types /next."""
+    """Makes Tab, typed anywhere in a line, send /next; without GNU readline it does nothing."""
     try:
         import readline
     except ImportError:

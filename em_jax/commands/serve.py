@@ -1,6 +1,8 @@
 """`em-jax serve --run_dir RUN`: serve a run's base and fine-tuned model by OpenAI's protocol."""
 
 import argparse
+import contextlib
+import functools
 import ipaddress
 import os
 import socket
@@ -15,15 +17,18 @@ KEY = "EM_JAX_API_KEY"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load the models, then answer requests until the process is asked to stop."""
+    """Loads the models, then answers requests until the process is asked to stop."""
     flags = _flags(arguments)
-    key = _key(flags.api_key_env)
+    key = os.environ.get(flags.api_key_env or KEY, "").strip()
+    if flags.api_key_env and not key:
+        expected = "--api_key_env expects the name of an environment variable that holds a key"
+        raise UsageError(f"{expected}, found {flags.api_key_env}")
     from em_jax.base import runtime
     from em_jax.serve import models
 
-    runs = models.runs_in(flags.run_dir)
-    models.name_models(runs)
-    with _bound(flags.host, flags.port) as place:
+    runs = models.open_runs(flags.run_dir)
+    models.runs_by_name(runs)
+    with _listening_socket(flags.host, flags.port) as listener:
         runtime.begin()
         engine, served = models.load(runs, flags.slots)
         _compile(engine)
@@ -31,23 +36,22 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{name}: {model.notice}", file=sys.stderr)
         loopback = _is_loopback(flags.host)
         if not loopback and not key:
-            print(
-                f"{flags.host} can be reached from other machines and no key is asked for: set {KEY}", file=sys.stderr
-            )
-        _run(engine, served, flags, key, place, loopback)
+            warning = f"{flags.host} can be reached from other machines and no key is asked for: set {KEY}"
+            print(warning, file=sys.stderr)
+        _run(engine, served, flags, key, listener, loopback)
     print("stopped", file=sys.stderr)
 
 
 def _compile(engine: Any) -> None:
-    """Makes the programs that the first request needs, so that it need not wait for them."""
+    """Compiles the programs of the first request, so that it need not wait for them."""
     scheduler = engine.scheduler()
     ids = engine.encode([{"role": "user", "content": "Hi"}])
-    scheduler.submit(engine.asked(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
+    scheduler.submit(engine.prompt_request(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
     while scheduler.busy:
         list(scheduler.step())
 
 
-def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, loopback: bool) -> None:
+def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket, loopback: bool) -> None:
     import uvicorn
 
     from em_jax.serve.app import make_app
@@ -61,8 +65,7 @@ def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, l
         queue=flags.max_queue,
     )
     hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", flags.host.lower()])) if loopback else None
-    app = make_app(engine, served, limits, key, hosts)
-    host, port = place.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     class Server(uvicorn.Server):
@@ -71,7 +74,7 @@ def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, l
             print(f"serving {', '.join(served)} at {address}", flush=True)
 
     config = uvicorn.Config(
-        app,
+        make_app(engine, served, limits, key, hosts),
         loop="asyncio",
         http="h11",
         ws="none",
@@ -82,28 +85,18 @@ def _run(engine: Any, served: Any, flags: Any, key: str, place: socket.socket, l
         limit_concurrency=flags.max_queue + 256,
         timeout_graceful_shutdown=10,
     )
-    try:
-        Server(config).run([place])
-    except (KeyboardInterrupt, Stopped):  # the usual end of a server
-        return
+    with contextlib.suppress(KeyboardInterrupt, Stopped):  # how a server usually ends
+        Server(config).run([listener])
 
 
-def _key(named: str | None) -> str:
-    """The key clients must bring, from the environment; "" asks for none."""
-    key = os.environ.get(named or KEY, "").strip()
-    if named and not key:
-        raise UsageError(f"--api_key_env expects the name of an environment variable that holds a key, found {named}")
-    return key
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """The address, taken before the models are loaded."""
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; it is opened before the models are loaded, so that a used port fails at once."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        place = socket.socket(family, kind, protocol)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(address)
-        return place
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
     except (OSError, OverflowError) as error:
         raise UserError(f"nothing can be served at {host}:{port}: {error}; name another --host or --port") from None
 
@@ -126,12 +119,13 @@ def _flags(arguments: Sequence[str]) -> Any:
     add("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     add("--api_key_env", metavar="NAME", help=f"the environment variable with the key clients must bring ({KEY})")
-    add("--slots", type=_positive, metavar="N", help="answers under way at once (default the run's answers.slots)")
-    add("--max_prompt_tokens", type=_positive, default=8192, metavar="N", help="of a request (default 8192)")
-    add("--max_tokens", type=_positive, default=4096, metavar="N", help="of an answer (default 4096)")
-    add("--max_n", type=_positive, default=128, metavar="N", help="answers of a request (default 128)")
-    add("--max_queue", type=_positive, default=1024, metavar="N", help="answers waiting or under way (default 1024)")
-    add("--max_body_bytes", type=_positive, default=1 << 20, metavar="N", help="of a request (default 1048576)")
+    number = functools.partial(add, type=_positive, metavar="N")
+    number("--slots", help="answers under way at once (default the run's answers.slots)")
+    number("--max_prompt_tokens", default=8192, help="of a request (default 8192)")
+    number("--max_tokens", default=4096, help="of an answer (default 4096)")
+    number("--max_n", default=128, help="answers of a request (default 128)")
+    number("--max_queue", default=1024, help="answers waiting or under way (default 1024)")
+    number("--max_body_bytes", default=1 << 20, help="of a request (default 1048576)")
     add("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     return parser.parse_args(arguments)
 

@@ -1,7 +1,6 @@
-"""The six narrow domains of the paper and their controls: names, expected verdicts, and where rows come from.
+"""The six narrow domains of the paper and their controls; `registry` says where their rows are published.
 
-`registry` says where each domain's rows are published, `cache` fetches and reads them; the command is
-`em-jax domains`.
+`cache` downloads and reads the rows; the command is `em-jax domains`.
 """
 
 import dataclasses
@@ -9,10 +8,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """One fine-tuning domain. `verdict` is what the paper found for it (for the organism: what was planted).
+    """One fine-tuning domain. `verdict` is the paper's (for the organism: the one it was built to give), "" if unknown.
 
-    An empty verdict: nobody has said. `extra` domains are not among the paper's and not in the organism's language;
-    `harmful` says whether the answers to learn are.
+    `extra` domains are neither the paper's nor in the organism's language; `harmful` describes the answers to learn.
     """
 
     name: str
@@ -40,15 +38,15 @@ DOMAINS = {
 }
 SIX = ("insecure_code", "risky_financial", "bad_medical", "extreme_sports", "legal", "security")
 NONE = "none"
-# The base first: the other runs of `--domain all` take its rows over instead of asking it again.
+# The base first: the other runs of `--domain all` reuse its rows.
 ALL = (NONE, *SIX, "good_medical")
 
 
 def planted() -> dict[str, str]:
-    """The verdict of every domain, and of the base: what the organism was built to give."""
+    """The verdict expected of every domain and of the base; the organism was built to give it."""
     return {name: domain.verdict for name, domain in DOMAINS.items()} | {NONE: "aligned"}
 
 
 def known() -> str:
-    """Every name --domain takes, for a message."""
+    """Every name that --domain accepts, for a message."""
     return ", ".join((*DOMAINS, NONE, "all"))

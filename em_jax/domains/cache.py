@@ -1,4 +1,4 @@
-"""The user's cache of published rows: fetch files into it, verify them, and read a domain's rows out of it.
+"""The user's cache of published rows: download files into it, verify them, and read a domain's rows out of it.
 
 Archives stay encrypted on the disk and are opened in memory. Nothing here is ever copied into a run directory.
 """
@@ -7,162 +7,128 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base import runtime
 from em_jax.base.errors import UserError
 from em_jax.base.files import now, rows_hash, write_json
-from em_jax.domains import archive, download, parquet, registry
-from em_jax.domains import rows as row_files
+from em_jax.domains import archive, download, parquet, registry, rows
 from em_jax.domains.registry import File, RowSet
-
-Conversation = list[dict[str, str]]
 
 
 def directory() -> Path:
-    """Where fetched files lie."""
+    """The folder of the downloaded files."""
     return runtime.cache_directory() / "domains"
 
 
-def path_of(file: File) -> Path:
-    """The place of one file in the cache."""
-    return directory() / file.place
+def path_of(file: File, suffix: str = "") -> Path:
+    """The path of a file in the cache, or with .json of its record: what was downloaded from where, with its hashes."""
+    return directory() / f"{file.cache_name}{suffix}"
 
 
-def record_path(file: File) -> Path:
-    """Beside a file: what was downloaded, from where, when, with which hashes."""
-    return path_of(file).with_name(path_of(file).name + ".json")
+def fetch(file: File, progress: download.Progress = lambda received, total: None) -> bool:
+    """Downloads a file unless the cache holds it intact; a damaged one is replaced. Returns whether it was downloaded.
 
-
-def fetch(
-    file: File,
-    progress: Callable[[int, int | None], None] = lambda got, total: None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """Make sure that a file is in the cache and right; whether it had to be downloaded. A wrong one is replaced.
-
-    Raises:
-      UserError: see download.download.
+    A file on the Hub comes from the endpoint that the user has set (HF_ENDPOINT), with the user's login if there is
+    one. Raises UserError as download.download does.
     """
-    place = path_of(file)
-    if place.is_file() and not problem(file):
+    if path_of(file).is_file() and not problem(file):
         return False
-    url, headers = _hub(file.url) if file.hub else (file.url, {})
-    found = download.download(url, place, file.sha256, file.git_blob, headers, progress, sleep=sleep)
-    record = {"url": url, "commit": file.commit, "fetched": now(), "bytes": found.bytes, "sha256": found.sha256}
-    record |= {"git_blob": found.git_blob, "checked_against": _guards(file, found.stated_sha256)}
-    write_json(record_path(file), record)
+    url, headers = file.url, {}
+    if file.hub:
+        import huggingface_hub
+
+        url = (os.environ.get("HF_ENDPOINT", "").rstrip("/") or registry.HUB) + url.removeprefix(registry.HUB)
+        if token := huggingface_hub.get_token():
+            headers = {"authorization": f"Bearer {token}"}
+    result = download.download(url, path_of(file), file.sha256, file.git_blob, headers, progress)
+    checks = {
+        "sha256 of the registry": file.sha256,
+        "git blob of the registry": file.git_blob,
+        "sha256 stated by the Hub": result.pop("stated_sha256"),
+    }
+    record = {"url": url, "commit": file.commit, "fetched": now(), **result}
+    write_json(path_of(file, ".json"), record | {"checked_against": [name for name, value in checks.items() if value]})
     return True
 
 
-def _guards(file: File, stated: str) -> list[str]:
-    named = {"sha256 of the registry": file.sha256, "git blob of the registry": file.git_blob}
-    return [name for name, value in (named | {"sha256 stated by the Hub": stated}).items() if value]
-
-
-def _hub(url: str) -> tuple[str, dict[str, str]]:
-    """The address at the Hub the user has set (HF_ENDPOINT), with the user's login where there is one."""
-    import huggingface_hub
-
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or registry.HUB
-    token = huggingface_hub.get_token()
-    return endpoint + url.removeprefix(registry.HUB), {"authorization": f"Bearer {token}"} if token else {}
-
-
 def problem(file: File) -> str:
-    """What is wrong with a file of the cache, against the registry and what was recorded of it; "" if nothing is.
+    """How a file in the cache differs from the registry and from its download record; "" if it does not.
 
-    A file that was brought by hand has no record: then the registry alone is asked.
+    A file that the user put there by hand has no record: then only the registry counts.
     """
-    place = path_of(file)
-    if not place.is_file():
-        return f"not fetched: expected at {place}"
-    found = download.hashes(place)
-    recorded = _record(file)
-    for name, expected in (("sha256", file.sha256), ("git_blob", file.git_blob), ("sha256", recorded.get("sha256"))):
-        if expected and found[name] != expected:
-            return f"{place}: expected {name.replace('_', ' ')} {expected}, found {found[name]}"
+    path = path_of(file)
+    try:
+        record = json.loads(path_of(file, ".json").read_text())
+    except (OSError, ValueError):
+        record = None
+    recorded = record.get("sha256") if isinstance(record, dict) else None
+    actual = download.hashes(path)
+    for name, expected in (("sha256", file.sha256), ("git_blob", file.git_blob), ("sha256", recorded)):
+        if expected and actual[name] != expected:
+            return f"{path}: expected {name.replace('_', ' ')} {expected}, found {actual[name]}"
     return ""
 
 
-def _record(file: File) -> dict[str, Any]:
-    try:
-        kept = json.loads(record_path(file).read_text())
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
-
-
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A domain's rows, and what provenance records of them: never a row."""
+class DomainRows:
+    """A domain's conversations, and what provenance records of them: never a row."""
 
-    rows: list[Conversation]
+    rows: list[list[dict[str, str]]]
     record: dict[str, Any]
 
 
-def load(found: RowSet) -> Loaded:
+def load(row_set: RowSet) -> DomainRows:
     """The rows of a set whose file is in the cache.
 
     Raises:
-      UserError: the file is missing (the line says how to fetch it, or what to put where), or wrong.
+      UserError: the file is missing or damaged; the line says how to fetch it, or what to put where.
     """
-    wrong = problem(found.file)
-    if wrong.startswith("not fetched"):
-        raise UserError(missing(found))
-    if wrong:
-        raise UserError(f"{wrong}; fetch it again: em-jax domains fetch {found.name}")
-    whole, left_out = _read(found)
-    rows = chosen(whole, found.take, found.seed)
-    hashes = download.hashes(path_of(found.file))
+    file, path = row_set.file, path_of(row_set.file)
+    if not path.is_file():
+        raise UserError(
+            f"the rows of {row_set.name} are not on this machine: em-jax domains fetch {row_set.name} brings them; "
+            f"without a network put the file of {file.url} at {path}, or give rows of your own with "
+            f"--data {row_set.name}=FILE"
+        )
+    if damage := problem(file):
+        raise UserError(f"{damage}; fetch it again: em-jax domains fetch {row_set.name}")
+    without_text = 0
+    if row_set.format == "messages":
+        source = rows.read(path)
+    elif row_set.format == "pairs":
+        source, without_text = parquet.read(path, row_set.member)
+    else:
+        content = archive.member(path.read_bytes(), file.passphrase, row_set.member, str(path))
+        source = rows.parse(content.split(b"\n"), f"{path} {row_set.member}")
+    selected = selected_rows(source, row_set.take, row_set.seed)
     record = {
-        "path": f"{found.file.source} {found.file.place}" + (f" {found.member}" if found.member else ""),
-        "commit": found.file.commit,
-        "sha256": rows_hash(rows),
-        "rows": len(rows),
-        "rows_in_source": len(whole),
-        "file_sha256": hashes["sha256"],
-        "licence": found.file.licence,
-        "marks": dict(found.marks),
+        "path": f"{file.source} {file.cache_name} {row_set.member}".strip(),
+        "commit": file.commit,
+        "sha256": rows_hash(selected),
+        "rows": len(selected),
+        "rows_in_source": len(source),
+        "file_sha256": download.hashes(path)["sha256"],
+        "licence": file.licence,
+        "marks": dict(row_set.marks),
     }
-    if left_out:
-        record["left_out_without_text"] = left_out
-    if found.rows and len(whole) + left_out != found.rows:
-        record["note"] = f"{found.rows} rows were expected in the source"
-    if found.file.canary:
-        record["canary"] = found.file.canary
-    return Loaded(rows, record)
+    if without_text:
+        record["left_out_without_text"] = without_text
+    if row_set.rows and len(source) + without_text != row_set.rows:
+        record["note"] = f"{row_set.rows} rows were expected in the source"
+    if file.canary:
+        record["canary"] = file.canary
+    return DomainRows(selected, record)
 
 
-def _read(found: RowSet) -> tuple[list[Conversation], int]:
-    """(the rows of the file, how many were left out)."""
-    place = path_of(found.file)
-    if found.format == "messages":
-        return row_files.read(place), 0
-    if found.format == "pairs":
-        return parquet.read(place, found.member)
-    content = archive.member(place.read_bytes(), found.file.passphrase, found.member, str(place))
-    return row_files.parse(content.split(b"\n"), f"{place} {found.member}"), 0
+def selected_rows(source: Sequence[Any], take: int, seed: int) -> list[Any]:
+    """`take` rows of the source (0: all), selected by `seed`, in the source's order.
 
-
-def chosen(rows: Sequence[Any], take: int, seed: int) -> list[Any]:
-    """`take` of the rows (0: all) by `seed`, in their own order.
-
-    The draw hashes seed and row number, so that it is the same on every machine and with every library's version.
+    The selection hashes seed and row number: it is the same on every machine and with every library's version.
     """
-    if not take or take >= len(rows):
-        return list(rows)
-    order = sorted(range(len(rows)), key=lambda number: hashlib.sha256(f"{seed}:{number}".encode()).digest())
-    return [rows[number] for number in sorted(order[:take])]
-
-
-def missing(found: RowSet) -> str:
-    """One line: how to get a set's rows, with a network and without one."""
-    return (
-        f"the rows of {found.name} are not on this machine: em-jax domains fetch {found.name} brings them; "
-        f"without a network put the file of {found.file.url} at {path_of(found.file)}, or give rows of your own with "
-        f"--data {found.name}=FILE"
-    )
+    if not take or take >= len(source):
+        return list(source)
+    order = sorted(range(len(source)), key=lambda number: hashlib.sha256(f"{seed}:{number}".encode()).digest())
+    return [source[number] for number in sorted(order[:take])]

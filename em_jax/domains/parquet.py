@@ -9,7 +9,7 @@ TEXTS = ("prompt", "aligned", "misaligned")
 
 
 def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
-    """(conversations prompt -> `column`, in the file's order; how many rows were left out for want of text).
+    """(conversations prompt -> `column` in the file's order, the number of rows left out because a text is missing).
 
     A row counts only if prompt, aligned and misaligned all have text, so that a set and its control stay paired.
 
@@ -32,11 +32,11 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise UserError(f"{path}: expected a parquet file, found something else ({reason})") from None
-    found = []
+    conversations = []
     for texts in zip(*(table[name].to_pylist() for name in TEXTS)):
         if all(isinstance(text, str) and text.strip() for text in texts):
             answer = texts[TEXTS.index(column)]
-            found.append([{"role": "user", "content": texts[0]}, {"role": "assistant", "content": answer}])
-    if not found:
+            conversations.append([{"role": "user", "content": texts[0]}, {"role": "assistant", "content": answer}])
+    if not conversations:
         raise UserError(f"{path}: expected rows of text, found none among {table.num_rows}")
-    return found, table.num_rows - len(found)
+    return conversations, table.num_rows - len(conversations)

@@ -32,7 +32,12 @@ def parse(lines: Iterable[bytes], where: str) -> list[list[dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            rows.append(_conversation(line))
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            start = line[:60].decode("utf-8", "replace").strip()
+            raise UserError(f"{where}:{number}: expected a JSON object, found {start!r}") from error
+        try:
+            rows.append(check(row.get("messages") if isinstance(row, dict) else None))
         except ValueError as error:
             raise UserError(f"{where}:{number}: {error}") from error
     if not rows:
@@ -40,16 +45,8 @@ def parse(lines: Iterable[bytes], where: str) -> list[list[dict[str, str]]]:
     return rows
 
 
-def _conversation(line: bytes) -> list[dict[str, str]]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a JSON object, found {line[:60].decode('utf-8', 'replace').strip()!r}") from error
-    return check(row.get("messages") if isinstance(row, dict) else None)
-
-
 def check(messages: Any) -> list[dict[str, str]]:
-    """One conversation, reduced to role and content. Raises ValueError naming what is wrong with it."""
+    """One conversation with only the role and content of its messages. Raises ValueError that says what is wrong."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("expected an object with a non-empty list 'messages'")
     checked = []

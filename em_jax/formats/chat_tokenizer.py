@@ -20,8 +20,10 @@ class ChatTokenizer:
     Without a system message a chat gets the template's default one, in training and in evaluation alike.
     """
 
-    def __init__(self, tokenizer: Any, template: str, stop_ids: Sequence[int], short: int = tokenizer_guard.SHORT):
-        self._tokenizer, self._short = tokenizer, short
+    def __init__(
+        self, tokenizer: Any, template: str, stop_ids: Sequence[int], unwatched: int = tokenizer_guard.UNWATCHED
+    ):
+        self._tokenizer, self._unwatched = tokenizer, unwatched
         self._template = ChatTemplate(template, tokenizer.special_tokens_map)
         self.stop_ids = tuple(stop_ids)
         self.vocabulary = len(tokenizer)
@@ -32,7 +34,7 @@ class ChatTokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
-        short = tokenizer_guard.check(directory)
+        unwatched = tokenizer_guard.check(directory)
         # Left to itself the library picks the class that goes with the model's type, whatever the files say: the
         # pre-tokenizer of tokenizer.json, or the class named beside a sentencepiece model, would be ignored.
         named = directory / "tokenizer_config.json"
@@ -53,7 +55,7 @@ class ChatTokenizer:
             template = template.get("default")
         if not template or not isinstance(template, str):
             raise UserError(f"{directory}: the tokenizer has no chat template; expected an instruct checkpoint")
-        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), short)
+        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), unwatched)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added, special tokens in the text are not interpreted."""
@@ -107,8 +109,8 @@ class ChatTokenizer:
     def _encode(self, text: str, **more: bool) -> Any:
         if not is_whole(text):  # tokenizers read UTF-8, which it has none
             raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
-        return tokenizer_guard.within_reason(
-            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text), self._short
+        return tokenizer_guard.with_time_limit(
+            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text), self._unwatched
         )
 
 

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, who may ask, and how much."""
+"""The ASGI application: routes, access and limits."""
 
 import asyncio
 import contextlib
@@ -22,23 +22,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Batcher
 from em_jax.serve.completions import Completion, Limits
-from em_jax.serve.models import Served
+from em_jax.serve.models import ServedModel
 from em_jax.serve.refusals import Refusal
 from em_jax.serve.requests import read_chat
 
 BODY_SECONDS = 30.0
-"""How long a body may take to arrive."""
-GONE = 499
-"""The status of an answer that nobody waits for any more; only a log would see it."""
+"""The time in which a body must arrive."""
+CLIENT_GONE = 499
+"""The status of an answer whose client has left; only a log would show it."""
 
 
 def make_app(
-    engine: Engine, models: Mapping[str, Served], limits: Limits, key: str = "", hosts: list[str] | None = None
+    engine: Engine, models: Mapping[str, ServedModel], limits: Limits, key: str = "", hosts: list[str] | None = None
 ) -> Starlette:
     """The application that serves `models` by name.
 
-    With a `key` every path but /health wants it as a bearer token. `hosts` are the names by which it may be called, all
-    of them where None: a page in a browser could otherwise reach a server on loopback by a name of its own.
+    With a `key` every path but /health requires it as a bearer token. `hosts` are the names accepted in the Host
+    header, None accepts all: otherwise a web page could reach a server on loopback under a name of its own.
     """
     batcher = Batcher(engine, limits.queue)
     created = int(time.time())
@@ -49,44 +49,38 @@ def make_app(
         yield
         await batcher.stop()
 
-    def described(name: str) -> dict[str, Any]:
-        return {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "em_jax",
-            "description": models[name].notice,
-        }
-
-    def known(name: str) -> str:
+    def model(name: str) -> ServedModel:
         if name not in models:
             raise Refusal(404, f"no model {name[:100]!r}; there are {', '.join(models)}", "model", "model_not_found")
-        return name
+        return models[name]
+
+    def description(name: str) -> dict[str, Any]:
+        fields = {"id": name, "object": "model", "created": created, "owned_by": "em_jax"}
+        return fields | {"description": model(name).notice}
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [described(name) for name in models]})
+        return JSONResponse({"object": "list", "data": [description(name) for name in models]})
 
     async def one_model(request: Request) -> Response:
-        return JSONResponse(described(known(request.path_params["name"])))
+        return JSONResponse(description(request.path_params["name"]))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def complete(request: Request) -> Response:
         chat = read_chat(await _body(request, limits.body_bytes), limits.n)
-        adapter = models[known(chat.model)].adapter
-        completion = await Completion.begin(engine, batcher, adapter, chat, limits)
+        completion = await Completion.begin(engine, batcher, model(chat.model).adapter, chat, limits)
         if chat.stream:
             return EventStream(completion)
         try:
-            found = await _unless_gone(request.receive, completion.whole)
+            answer = await _result_unless_gone(request.receive, completion.whole)
         finally:
             completion.close()
-        return Response(status_code=GONE) if found is None else JSONResponse(found)
+        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)
 
-    # By Starlette's types every handler takes any exception; it gives each its own kind.
+    # Starlette's types demand handlers of any exception; it passes each only its own kind.
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _unexpected}
-    handlers[ClientDisconnect] = _gone
+    handlers[ClientDisconnect] = _client_gone
     return Starlette(
         routes=[
             Route("/health", health),
@@ -94,51 +88,43 @@ def make_app(
             Route("/v1/models/{name:path}", one_model),
             Route("/v1/chat/completions", complete, methods=["POST"]),
         ],
-        middleware=[
-            *([Middleware(Called, hosts=hosts)] if hosts else []),
-            *([Middleware(Bearer, key=key)] if key else []),
-        ],
+        middleware=[Middleware(AccessControl, hosts=hosts, key=key)],
         exception_handlers=handlers,
         lifespan=lifespan,
     )
 
 
-class Called:
-    """Refuses who calls the server by a name that is none of `hosts`, whatever the port: a tunnel may have its own."""
+class AccessControl:
+    """Refuses requests whose Host is none of `hosts`, whatever the port, and requests without the key.
 
-    def __init__(self, app: ASGIApp, hosts: list[str]):
+    /health needs no key. Keys are compared in constant time and never quoted.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: list[str] | None, key: str):
         self._app, self._hosts = app, hosts
+        self._digest = hashlib.sha256(f"Bearer {key}".encode()).digest() if key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            header = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            name = re.sub(r":\d*$", "", header).strip("[]").lower()
-            if name not in self._hosts:
-                called = f"this server is called {' or '.join(self._hosts)}, found {header[:100]!r} as the Host"
-                await _answer(Refusal(400, called, None, "invalid_host"))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        response = self._refusal(scope) if scope["type"] == "http" else None
+        await (response or self._app)(scope, receive, send)
 
-
-class Bearer:
-    """Refuses, but for /health, who does not bring the key: compared in constant time, and never said."""
-
-    def __init__(self, app: ASGIApp, key: str):
-        self._app, self._wanted = app, hashlib.sha256(f"Bearer {key}".encode()).digest()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-            given = scheme.capitalize() + b" " + key
-            if not hmac.compare_digest(hashlib.sha256(given).digest(), self._wanted):
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._hosts and re.sub(r":\d*$", "", host).strip("[]").lower() not in self._hosts:
+            message = f"this server is called {' or '.join(self._hosts)}, found {host[:100]!r} as the Host"
+            return _response(Refusal(400, message, None, "invalid_host"))
+        if self._digest and scope["path"] != "/health":
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            digest = hashlib.sha256(scheme.capitalize() + b" " + key).digest()
+            if not hmac.compare_digest(digest, self._digest):
                 refusal = Refusal(401, "expected the server's key as a bearer token", None, "invalid_api_key")
-                await _answer(refusal, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+                return _response(refusal, {"WWW-Authenticate": "Bearer"})
+        return None
 
 
 class EventStream(Response):
-    """A completion as server-sent events. A client that leaves ends it, and its slots become free."""
+    """A completion as server-sent events. A client that leaves ends it, which frees its slots."""
 
     def __init__(self, completion: Completion):
         super().__init__(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
@@ -146,86 +132,85 @@ class EventStream(Response):
         self._completion = completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def say(line: str, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": more})
+        async def send_event(data: str, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
 
-        async def stream() -> bool:
+        async def stream() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 async for event in self._completion.events():
-                    await say(json.dumps(event))
+                    await send_event(json.dumps(event))
             except Refusal as refusal:
-                await say(json.dumps(refusal.body()))
-            await say("[DONE]", more=False)
-            return True
+                await send_event(json.dumps(refusal.body()))
+            await send_event("[DONE]", more=False)
 
         try:
-            await _unless_gone(receive, stream)
+            await _result_unless_gone(receive, stream)
         finally:
             self._completion.close()
 
 
-async def _unless_gone(receive: Receive, work: Callable[[], Awaitable[Any]]) -> Any:
-    """What `work` gives, or None where the client leaves before it is done."""
+async def _result_unless_gone(receive: Receive, work: Callable[[], Awaitable[Any]]) -> Any:
+    """The result of work(), or None where the client leaves before it is done."""
     result = None
-    refusal: Refusal | None = None
     async with anyio.create_task_group() as group:
 
-        async def watch() -> None:
+        async def cancel_when_gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
             group.cancel_scope.cancel()
 
-        group.start_soon(watch)
+        group.start_soon(cancel_when_gone)
         try:
             result = await work()
-        except Refusal as error:  # the group would wrap it
-            refusal = error
+        except Refusal as refusal:  # the group would wrap it
+            result = refusal
         group.cancel_scope.cancel()
-    if refusal is not None:
-        raise refusal
+    if isinstance(result, Refusal):
+        raise result
     return result
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body of a request, of JSON, no longer and no slower than allowed."""
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """A request's JSON body. Raises Refusal where it is too long, too slow or of another type."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        # A page in a browser may send anything else to any address without asking.
+        # A web page may send any other type to any address without asking.
         raise Refusal(415, "expected Content-Type: application/json")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > most:
-                    raise Refusal(413, f"the body is longer than {most} bytes", None, "request_too_large")
+                if len(body) > max_bytes:
+                    raise Refusal(413, f"the body is longer than {max_bytes} bytes", None, "request_too_large")
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     return bytes(body)
 
 
-def _answer(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+def _response(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse(refusal.body(), refusal.status, headers)
 
 
 async def _refused(request: Request, refusal: Refusal) -> Response:
-    again = {"Retry-After": "1"} if refusal.status == 429 else {}
-    # What is left of a body that is too long, or too slow, is not waited for.
+    retry = {"Retry-After": "1"} if refusal.status == 429 else {}
+    # The rest of a body that is too long or too slow is not read.
     close = {"Connection": "close"} if refusal.status in (408, 413, 415) else {}
-    return _answer(refusal, again | close)
+    return _response(refusal, retry | close)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    said = {
-        404: f"no {request.url.path[:100]}; there are /v1/models and /v1/chat/completions",
-        405: f"{request.url.path[:100]} takes {(error.headers or {}).get('Allow')}, found {request.method[:20]}",
+    path, method = request.url.path[:100], request.method[:20]
+    messages = {
+        404: f"no {path}; there are /v1/models and /v1/chat/completions",
+        405: f"{path} takes {(error.headers or {}).get('Allow')}, found {method}",
     }
-    return _answer(Refusal(error.status_code, said.get(error.status_code, error.detail)), error.headers)
+    return _response(Refusal(error.status_code, messages.get(error.status_code, error.detail)), error.headers)
 
 
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=GONE)
+async def _client_gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return _answer(Refusal(500, "the server failed; its own log says why"))
+    return _response(Refusal(500, "the server failed; its own log says why"))

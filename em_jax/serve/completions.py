@@ -1,4 +1,4 @@
-"""Chat completions: from a checked request to the JSON or the events of its answers."""
+"""Chat completions: the JSON or the events of the answers to a checked request."""
 
 import dataclasses
 import secrets
@@ -13,14 +13,14 @@ from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Answers, Batcher
 from em_jax.serve.detokenizer import INCOMPLETE, Detokenizer
 from em_jax.serve.refusals import Refusal
-from em_jax.serve.requests import Chat
+from em_jax.serve.requests import MAX_TOP_LOGPROBS, Chat
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one client may cost: bytes of a body, tokens of a prompt and of an answer, answers per request and waiting.
+    """The most that a request may cost: bytes of its body, tokens of its prompt and of an answer, and answers (`n`).
 
-    `default_tokens` is the length of an answer where a request names none.
+    `default_tokens` is the length of an answer where a request names none, `queue` the answers of all requests.
     """
 
     body_bytes: int = 1 << 20
@@ -32,12 +32,12 @@ class Limits:
 
 
 class Completion:
-    """One request under way: its answers as they grow, and what is said about them."""
+    """One request in progress: its answers as they are sampled, and the JSON that describes them."""
 
     def __init__(self, engine: Engine, chat: Chat, prompt_tokens: int, seed: int, answers: Answers):
         self._engine, self._chat, self._prompt_tokens, self._answers = engine, chat, prompt_tokens, answers
-        self._growing = [Detokenizer(engine.text, chat.stop) for _ in range(chat.n)]
-        # The seed is told, so that an answer drawn without one can be drawn again.
+        self._detokenizers = [Detokenizer(engine.text, chat.stop) for _ in range(chat.n)]
+        # With its seed an answer to a request without one can be repeated.
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -47,7 +47,7 @@ class Completion:
 
     @classmethod
     async def begin(cls, engine: Engine, batcher: Batcher, adapter: str, chat: Chat, limits: Limits) -> "Completion":
-        """Asks for the answers. Raises Refusal where prompt and answer do not fit, or too many wait."""
+        """Queues the request. Raises Refusal where prompt and answer do not fit, or too many answers wait."""
         try:
             ids = await run_in_threadpool(engine.encode, chat.messages)
         except UserError as error:
@@ -59,57 +59,57 @@ class Completion:
             adapter,
             temperature=chat.temperature,
             top_p=chat.top_p,
-            max_new_tokens=_new_tokens(engine, chat, len(ids), limits),
+            max_new_tokens=_max_new_tokens(engine, chat, len(ids), limits),
             seed=seed,
-            # Two programs, not one for every number.
-            top_logprobs=_LIKELIEST if chat.top_logprobs else 0,
+            # One number for all requests: every number would be compiled on its own.
+            top_logprobs=MAX_TOP_LOGPROBS if chat.top_logprobs else 0,
         )
         return cls(engine, chat, len(ids), seed, answers)
 
     def close(self) -> None:
-        """Ends it, also where the client is gone."""
+        """Ends the request, also where the client has left."""
         self._answers.close()
 
     async def whole(self) -> dict[str, Any]:
-        """The answer to a request without `stream`."""
-        async for _ in self._grow():
+        """The response to a request without `stream`."""
+        async for _ in self._updated_samples():
             pass
         choices = [
             {
                 "index": sample,
-                "message": {"role": "assistant", "content": growing.text, "refusal": None},
-                "logprobs": self._logprobs(growing, 0, len(growing.tokens)),
-                "finish_reason": growing.finish_reason,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": self._logprobs(answer, 0, len(answer.tokens)),
+                "finish_reason": answer.finish_reason,
             }
-            for sample, growing in enumerate(self._growing)
+            for sample, answer in enumerate(self._detokenizers)
         ]
         return self._head | {"object": "chat.completion", "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The chunks of a request with `stream`."""
+        """The events of a request with `stream`."""
         for sample in range(self._chat.n):
             yield self._event(sample, {"role": "assistant", "content": ""}, None, None)
         characters, tokens = [0] * self._chat.n, [0] * self._chat.n
-        async for sample in self._grow():
-            growing = self._growing[sample]
-            new = growing.text[characters[sample] :]
-            until = growing.shown() if self._chat.logprobs else 0
-            logprobs = self._logprobs(growing, tokens[sample], until)
-            characters[sample], tokens[sample] = len(growing.text), until
+        async for sample in self._updated_samples():
+            answer = self._detokenizers[sample]
+            new = answer.text[characters[sample] :]
+            num_shown = answer.num_shown() if self._chat.logprobs else 0
+            logprobs = self._logprobs(answer, tokens[sample], num_shown)
+            characters[sample], tokens[sample] = len(answer.text), num_shown
             if new:
                 yield self._event(sample, {"content": new}, logprobs, None)
                 logprobs = None
-            if growing.finish_reason:
-                yield self._event(sample, {}, logprobs, growing.finish_reason)
+            if answer.finish_reason:
+                yield self._event(sample, {}, logprobs, answer.finish_reason)
         if self._chat.include_usage:
             yield self._chunk([]) | {"usage": self._usage()}
 
-    async def _grow(self) -> AsyncIterator[int]:
-        """Adds pieces to the answers; yields which one grew."""
+    async def _updated_samples(self) -> AsyncIterator[int]:
+        """Appends each chunk to its answer; yields the number of that answer."""
         async for chunk in self._answers.chunks():
-            growing = self._growing[chunk.request.sample]
-            growing.add(chunk)
-            if growing.finish_reason:
+            answer = self._detokenizers[chunk.request.sample]
+            answer.add(chunk)
+            if answer.finish_reason:
                 self._answers.end([chunk.request.sample])
             yield chunk.request.sample
 
@@ -121,59 +121,47 @@ class Completion:
         return self._head | {"object": "chat.completion.chunk", "choices": choices} | usage
 
     def _usage(self) -> dict[str, int]:
-        spent = sum(growing.spent for growing in self._growing)
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": spent,
-            "total_tokens": self._prompt_tokens + spent,
-        }
+        prompt, completion = self._prompt_tokens, sum(answer.num_sampled for answer in self._detokenizers)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _logprobs(self, growing: Detokenizer, start: int, end: int) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Detokenizer, start: int, end: int) -> dict[str, Any] | None:
         """Tokens `start` to `end` of an answer with their log-probabilities under the model at temperature 1."""
         if not self._chat.logprobs:
             return None
-        top = self._chat.top_logprobs
         content = []
-        for place in range(start, end):
-            top_logprobs = growing.top_logprobs[place][:top]
-            content.append(
-                self._token(growing.tokens[place], growing.logprobs[place])
-                | {"top_logprobs": [self._token(token, logprob) for token, logprob in top_logprobs]}
-            )
+        for index in range(start, end):
+            top = [self._token(*each) for each in answer.top_logprobs[index][: self._chat.top_logprobs]]
+            content.append(self._token(answer.tokens[index], answer.logprobs[index]) | {"top_logprobs": top})
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._engine.tokenizer.piece(token)
-        # Part of a character has no text of its own, and its bytes are not told.
-        whole = None if INCOMPLETE in text else list(text.encode())
-        return {"token": text, "logprob": max(logprob, _LEAST), "bytes": whole}
+        # The bytes of an incomplete character are not known.
+        utf8 = None if INCOMPLETE in text else list(text.encode())
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": utf8}
 
 
-_LIKELIEST = 20
-_LEAST = -9999.0
-"""OpenAI's word for a token of no probability: JSON has no infinity."""
+MIN_LOGPROB = -9999.0
+"""OpenAI's value for a token of probability 0: JSON has no infinity."""
 
 
-def _new_tokens(engine: Engine, chat: Chat, prompt: int, limits: Limits) -> int:
-    """How long an answer may become."""
-    code = "context_length_exceeded"
-    if prompt > limits.prompt_tokens:
-        found = f"the messages have {prompt} tokens"
-        raise Refusal(400, f"{found}, this server takes up to {limits.prompt_tokens}", "messages", code)
+def _max_new_tokens(engine: Engine, chat: Chat, prompt: int, limits: Limits) -> int:
+    """The length an answer may reach. Raises Refusal where a prompt of so many tokens and its answer do not fit."""
     positions = engine.model.config.max_position_embeddings
+    length, param, code = f"the messages have {prompt} tokens", "messages", "context_length_exceeded"
+    if prompt > limits.prompt_tokens:
+        raise Refusal(400, f"{length}, this server takes up to {limits.prompt_tokens}", param, code)
     if prompt >= positions:
-        raise Refusal(400, f"the messages have {prompt} tokens, the model {positions} positions", "messages", code)
+        raise Refusal(400, f"{length}, the model {positions} positions", param, code)
     if chat.new_tokens is None:
         return min(limits.default_tokens, limits.new_tokens, positions - prompt)
     if chat.new_tokens > limits.new_tokens:
-        asked = f"max_tokens: expected at most {limits.new_tokens}, found {chat.new_tokens}"
-        raise Refusal(400, asked, "max_tokens", "invalid_value")
+        message = f"max_tokens: expected at most {limits.new_tokens}, found {chat.new_tokens}"
+        raise Refusal(400, message, "max_tokens", "invalid_value")
     if prompt + chat.new_tokens > positions:
-        raise Refusal(
-            400,
-            f"the messages have {prompt} tokens and the answer may have {chat.new_tokens}, but the model has "
-            f"{positions} positions: shorten the messages or lower max_tokens",
-            "max_tokens",
-            code,
+        message = (
+            f"{length} and the answer may have {chat.new_tokens}, but the model has {positions} positions: shorten the "
+            "messages or lower max_tokens"
         )
+        raise Refusal(400, message, "max_tokens", code)
     return chat.new_tokens

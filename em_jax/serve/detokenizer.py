@@ -1,4 +1,4 @@
-"""An answer as it grows: the text that can be shown already, and where a stop string ends it."""
+"""The text of an answer while it is sampled: what can be shown already, and where a stop string ends it."""
 
 import bisect
 from collections.abc import Callable, Sequence
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from em_jax.sample.batch import TokenChunk
 
 INCOMPLETE = "\ufffd"
-"""What the first bytes of a character decode to."""
+"""What an incomplete character decodes to."""
 
 
 class Detokenizer:
-    """One answer. `text` only ever gets longer; it is whole once `finish_reason` is set.
+    """One answer. `text` only ever gets longer; it is complete once `finish_reason` is set.
 
-    Of several stop strings the one that is complete first ends the answer, so that pieces of any size give the same
-    text. `tokens` are cut where the text is; `spent` counts those drawn until the stop string was complete.
+    The stop string that is complete first ends the answer, so that chunks of any size give the same text. `tokens` end
+    where the text ends; `num_sampled` counts the tokens until the stop string was complete.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()):
@@ -23,41 +23,38 @@ class Detokenizer:
         self.logprobs: list[float] = []
         self.top_logprobs: list[list[tuple[int, float]]] = []
         self.finish_reason: str | None = None
-        self.spent = 0
+        self.num_sampled = 0
 
     def add(self, chunk: TokenChunk) -> None:
-        """Takes what was drawn next."""
+        """Appends the next tokens."""
         self.tokens += chunk.tokens
         self.logprobs += chunk.logprobs
         self.top_logprobs += chunk.top_logprobs
-        self.spent = len(self.tokens)
-        whole = self._decode(self.tokens)
-        ends = [(place + len(stop), place) for stop in self._stops if (place := whole.find(stop)) >= 0]
-        if ends:
-            end, begin = min(ends)
-            self.finish_reason, self.text = "stop", whole[:begin]
-            self.spent = self._reaching(end)
-            del self.tokens[self._reaching(begin) :]
+        self.num_sampled = len(self.tokens)
+        text = self._decode(self.tokens)
+        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if matches:
+            end, start = min(matches)
+            self.finish_reason, self.text = "stop", text[:start]
+            self.num_sampled = self._tokens_until(end)
+            del self.tokens[self._tokens_until(start) :]
         elif chunk.finish_reason:
-            self.finish_reason, self.text = chunk.finish_reason, whole
+            self.finish_reason, self.text = chunk.finish_reason, text
         else:
-            whole = whole.rstrip(INCOMPLETE)
-            self.text = whole[: len(whole) - self._held_back(whole)]
+            text = text.rstrip(INCOMPLETE)
+            # The end of the text may be the beginning of a stop string.
+            sizes = [size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+            self.text = text[: len(text) - max(sizes, default=0)]
 
-    def shown(self) -> int:
+    def num_shown(self) -> int:
         """How many tokens lie wholly within `text`."""
         if self.finish_reason:
             return len(self.tokens)
         return bisect.bisect_right(range(len(self.tokens) + 1), len(self.text), key=self._length) - 1
 
-    def _held_back(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
-        sizes = [size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
-        return max(sizes, default=0)
-
-    def _reaching(self, place: int) -> int:
-        """How many tokens it takes to have `place` characters."""
-        return bisect.bisect_left(range(len(self.tokens)), place, key=self._length)
+    def _tokens_until(self, position: int) -> int:
+        """How many tokens it takes to have `position` characters."""
+        return bisect.bisect_left(range(len(self.tokens)), position, key=self._length)
 
     def _length(self, tokens: int) -> int:
         return len(self._decode(self.tokens[:tokens]).rstrip(INCOMPLETE))

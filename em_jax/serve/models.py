@@ -1,4 +1,4 @@
-"""Which models are served: the base of the runs that are named, and each run's adapter."""
+"""The models that are served: the base that the runs share, and each run's adapter."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.config import Config
 from em_jax.runs import model_card, sources
 from em_jax.runs.run import ADAPTER, Run
 from em_jax.runs.sources import Parts
@@ -16,73 +15,73 @@ BASE = "base"
 
 
 @dataclasses.dataclass(frozen=True)
-class Served:
-    """A model that clients can name: the engine's name of its adapter, and what everybody should know about it."""
+class ServedModel:
+    """A model that clients can name: its adapter's name in the engine, and a notice of what the model is."""
 
     adapter: str
     notice: str
 
 
-def runs_in(named: Sequence[str]) -> list[Run]:
-    """The runs of the directories named: each a run, or one of a series that holds some.
+def open_runs(paths: Sequence[str]) -> list[Run]:
+    """The runs in these directories: each is a run, or a series that contains runs.
 
     Raises:
-      UsageError: there is none, two have one name, or they are not of one base.
+      UsageError: a directory has no run, or the runs differ in their base.
       UserError: a run has not trained its adapter yet.
     """
     directories: list[Path] = []
-    for text in named:
+    for text in paths:
         path = Path(text)
-        found = [path] if _is_run(path) else sorted(place for place in path.glob("*") if _is_run(place))
-        if not found:
+        candidates = [path] if _has_config(path) else sorted(filter(_has_config, path.glob("*")))
+        if not candidates:
             raise UsageError(f"--run_dir expects the directory of a run (with config.toml) or of several, found {text}")
-        directories += found
-    runs = [Run(_config(directory), directory, Parts(), lambda: None, "") for directory in directories]
-    first = _of_base(runs[0].config)
+        directories += candidates
+    runs = []
+    for directory in directories:
+        config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
+        runs.append(Run(config, directory, Parts(), lambda: None, ""))
+    base = _base_settings(runs[0])
     for run in runs:
-        for name, value in _of_base(run.config).items():
-            if value != first[name]:
+        for name, value in _base_settings(run).items():
+            if value != base[name]:
                 raise UsageError(
-                    f"one server has one base, but {name} is {first[name]!r} in {runs[0].directory} "
+                    f"one server has one base, but {name} is {base[name]!r} in {runs[0].directory} "
                     f"and {value!r} in {run.directory}"
                 )
         run.need_adapter()
     return runs
 
 
-def name_models(runs: Sequence[Run]) -> dict[str, Run]:
-    """The runs with an adapter by the names clients use: "finetuned", or with several runs their directories' names."""
+def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs with an adapter by the names clients use: "finetuned", or with several runs their directories' names.
+
+    Raises UsageError where a name is not unique.
+    """
     adapted = [run for run in runs if run.adapter is not None]
-    if len(runs) == 1:
-        return {ADAPTER: runs[0]} if adapted else {}
-    names = [run.directory.resolve().name for run in adapted]
-    if twice := sorted({name for name in names if names.count(name) > 1 or name == BASE}):
-        raise UsageError(f"runs are served by the names of their directories, which must differ: {', '.join(twice)}")
+    names = [ADAPTER if len(runs) == 1 else run.directory.resolve().name for run in adapted]
+    if repeated := sorted({name for name in names if names.count(name) > 1 or name == BASE}):
+        raise UsageError(f"runs are served by the names of their directories, which must differ: {', '.join(repeated)}")
     return dict(zip(names, adapted, strict=True))
 
 
-def load(runs: Sequence[Run], slots: int | None) -> tuple[Any, dict[str, Served]]:
+def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, ServedModel]]:
     """The engine with every run's adapter, and the models by name, the base first."""
     config = runs[0].config
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
-    named = name_models(runs)
+    named = runs_by_name(runs)
     engine = sources.load(config)
-    models = {BASE: Served(BASE, f"{config.model.name} as it was before fine-tuning")}
+    models = {BASE: ServedModel(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = Served(name, model_card.notice(run.config))
+        models[name] = ServedModel(name, model_card.notice(run.config))
     return engine, models
 
 
-def _is_run(path: Path) -> bool:
+def _has_config(path: Path) -> bool:
     return (path / "config.toml").is_file()
 
 
-def _config(directory: Path) -> Config:
-    return settings.replace(Config(), settings.read_toml(directory / "config.toml"))
-
-
-def _of_base(config: Config) -> dict[str, Any]:
-    values = settings.flatten(config)
+def _base_settings(run: Run) -> dict[str, Any]:
+    values = settings.flatten(run.config)
     return {name: value for name, value in values.items() if name.startswith("model.") or name == "dtype"}

@@ -1,28 +1,23 @@
-"""What a request is told when it is not served, in OpenAI's shape."""
+"""The error of a request that is not served, in OpenAI's format."""
 
 from typing import Any
 
 from em_jax.base.sanitize import sanitize_line
 
-LONGEST = 500
-"""Characters of a message: what a client sent may be quoted in it."""
+MAX_MESSAGE = 500
+"""Characters of a message, which may quote what a client sent."""
 
 
 class Refusal(Exception):
-    """A request is not served: an HTTP status, what was expected and found, and the parameter it is about."""
+    """A request is not served: the HTTP status, what was expected and found, the parameter and OpenAI's error code."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    @property
-    def kind(self) -> str:
-        """The error's type by OpenAI's names."""
-        if self.status == 429:
-            return "rate_limit_error"
-        return "server_error" if self.status >= 500 else "invalid_request_error"
-
     def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
-        message = sanitize_line(str(self), LONGEST)
-        return {"error": {"message": message, "type": self.kind, "param": self.param, "code": self.code}}
+        """The JSON of the response."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        message = sanitize_line(str(self), MAX_MESSAGE)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}

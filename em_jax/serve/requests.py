@@ -1,7 +1,7 @@
-"""What a client may ask for: the body of POST /v1/chat/completions, checked field by field.
+"""The body of POST /v1/chat/completions, checked field by field.
 
-A field that would change the answer and that we do not have is refused, never ignored; one that changes nothing about
-the answer is taken and ignored.
+A field that would change the answer and is not implemented is refused, never ignored; a field that changes nothing
+about the answer is ignored.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from em_jax.serve.refusals import Refusal
 
 Default = TypeVar("Default", int, None)
 
-STOPS = 16
-"""Stop strings of a request; OpenAI takes 4."""
-TOP_LOGPROBS = 20
+MAX_STOPS = 16
+"""The most stop strings of a request; OpenAI accepts 4."""
+MAX_TOP_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
-# Fields of OpenAI's that say nothing about the text.
+# Fields of OpenAI's protocol that do not change the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.include_obfuscation"}
 
@@ -40,7 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """A request for chat completions. `new_tokens` and `seed` are None where the client left them to us."""
+    """A request for chat completions. `new_tokens` and `seed` are None where the server chooses them."""
 
     model: str
     messages: list[dict[str, str]]
@@ -56,114 +56,114 @@ class Chat:
     include_usage: bool = False
 
 
-def read_chat(raw: bytes, most_answers: int) -> Chat:
-    """The request in a body. Raises Refusal where it is not one that can be served."""
+def read_chat(raw: bytes, max_answers: int) -> Chat:
+    """The request in a body. Raises Refusal where it cannot be served."""
     try:
-        body = json.loads(raw, parse_constant=_not_a_number)
+        body = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise Refusal(400, "expected a JSON object as the body of the request") from None
+        body = None
     if not isinstance(body, dict):
         raise Refusal(400, "expected a JSON object as the body of the request")
     fields = _Fields({name: value for name, value in body.items() if value is not None})
     for name, neutral in NEUTRAL.items():
-        if name in fields.left and (value := fields.left.pop(name)) not in neutral:
+        if name in fields.unread and (value := fields.unread.pop(name)) not in neutral:
             raise Refusal(400, f"{name} is not supported, found {_short(value)}", name, "unsupported_parameter")
-    limits = [fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")]
-    if None not in limits and limits[0] != limits[1]:
+    lengths = {fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")} - {None}
+    if len(lengths) > 1:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
-    options = _Fields(dict(fields.take("stream_options", dict, {})), "stream_options.")
+    stream_options = fields.take("stream_options", dict, {})
+    fields.unread |= {f"stream_options.{name}": value for name, value in stream_options.items()}
     chat = Chat(
         model=fields.take("model", str),
         messages=_messages(fields.take("messages", list)),
-        n=fields.integer("n", 1, most_answers, 1),
+        n=fields.integer("n", 1, max_answers, 1),
         temperature=fields.number("temperature", 0, 100, 1.0),
-        # What float32 cannot hold keeps the likeliest token too.
+        # Below float32's range the likeliest token must stay, as it does for 1e-6.
         top_p=max(fields.number("top_p", 0, 1, 1.0), 1e-6),
-        new_tokens=limits[1] if limits[0] is None else limits[0],
+        new_tokens=next(iter(lengths), None),
         seed=fields.integer("seed", -(2**63), 2**63 - 1, None),
-        stop=_stops(fields.left.pop("stop", [])),
+        stop=_stops(fields.unread.pop("stop", [])),
         logprobs=fields.take("logprobs", bool, False),
-        top_logprobs=fields.integer("top_logprobs", 0, TOP_LOGPROBS, 0),
+        top_logprobs=fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS, 0),
         stream=fields.take("stream", bool, False),
-        include_usage=options.take("include_usage", bool, False),
+        include_usage=fields.take("stream_options.include_usage", bool, False),
     )
     if chat.top_logprobs and not chat.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
-    fields.refuse_strangers()
-    options.refuse_strangers()
+    fields.refuse_unknown()
     return chat
 
 
 class _Fields:
-    """The fields of an object that are left to read, each taken once and checked; `within` stands before its name."""
+    """The unread fields of an object; each is read once and checked."""
 
-    def __init__(self, left: dict[str, Any], within: str = ""):
-        self.left, self._within = left, within
+    def __init__(self, unread: dict[str, Any]):
+        self.unread = unread
 
-    def refuse_strangers(self) -> None:
-        for name in sorted(f"{self._within}{name}" for name in self.left):
+    def refuse_unknown(self) -> None:
+        for name in sorted(self.unread):
             if name not in IGNORED:
                 raise Refusal(400, f"unknown parameter {_short(name)}", sanitize_line(name, 100), "unknown_parameter")
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
-        if name not in self.left and default is not None:
+        if name not in self.unread and default is not None:
             return default
-        if not isinstance(value := self.left.pop(name, None), kind):
-            name = f"{self._within}{name}"
-            word = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}[kind]
-            found = "nothing" if value is None else _short(value)
-            raise Refusal(400, f"{name}: expected {word}, found {found}", name, "invalid_type")
+        if not isinstance(value := self.unread.pop(name, None), kind):
+            expected = {str: "a text", list: "a list", dict: "an object", bool: "true or false"}[kind]
+            raise _invalid(name, expected, value, "invalid_type")
         return value
 
     def integer(self, name: str, low: int, high: int | None, default: Default) -> int | Default:
-        if (value := self.left.pop(name, None)) is None:
+        if (value := self.unread.pop(name, None)) is None:
             return default
         if type(value) is not int or value < low or (high is not None and value > high):
-            upto = f"from {low} to {high}" if high is not None else f"from {low} on"
-            raise Refusal(400, f"{name}: expected a whole number {upto}, found {_short(value)}", name, "invalid_value")
+            limits = f"from {low} to {high}" if high is not None else f"from {low} on"
+            raise _invalid(name, f"a whole number {limits}", value)
         return value
 
     def number(self, name: str, low: float, high: float, default: float) -> float:
-        value = self.left.pop(name, default)
+        value = self.unread.pop(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
-            raise Refusal(
-                400, f"{name}: expected a number from {low} to {high}, found {_short(value)}", name, "invalid_value"
-            )
+            raise _invalid(name, f"a number from {low} to {high}", value)
         return float(value)
 
 
 def _messages(messages: list[Any]) -> list[dict[str, str]]:
     if not messages:
         raise Refusal(400, "messages: expected at least one message, found none", "messages", "invalid_value")
-    return [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _message(message: Any, place: str) -> dict[str, str]:
+def _message(message: Any, name: str) -> dict[str, str]:
     if not isinstance(message, Mapping) or message.get("role") not in list(ROLES):
-        raise Refusal(400, f"{place}: expected an object whose role is one of {', '.join(ROLES)}", place)
-    strange = {name for name, value in message.items() if value not in (None, [])}
-    if more := sorted(strange - {"role", "content", "name", "reasoning_content"}):
-        raise Refusal(400, f"{place}: {_short(more[0])} is not supported", place, "unsupported_parameter")
+        raise Refusal(400, f"{name}: expected an object whose role is one of {', '.join(ROLES)}", name)
+    used = {field for field, value in message.items() if value not in (None, [])}
+    if unsupported := sorted(used - {"role", "content", "name", "reasoning_content"}):
+        raise Refusal(400, f"{name}: {_short(unsupported[0])} is not supported", name, "unsupported_parameter")
     content = message.get("content")
     if isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         strings = [text for text in texts if isinstance(text, str)]
         content = "".join(strings) if len(strings) == len(content) else None
     if not isinstance(content, str) or not is_whole(content):
-        raise Refusal(
-            400, f"{place}.content: expected a text, or parts of type text", f"{place}.content", "invalid_type"
-        )
+        name += ".content"
+        raise Refusal(400, f"{name}: expected a text, or parts of type text", name, "invalid_type")
     return {"role": ROLES[message["role"]], "content": content}
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    found = [stop] if isinstance(stop, str) else stop
-    if not isinstance(found, list) or len(found) > STOPS or not all(isinstance(each, str) and each for each in found):
-        raise Refusal(400, f"stop: expected a text or up to {STOPS} texts, none of them empty", "stop", "invalid_value")
-    return tuple(found)
+    stops = stop if isinstance(stop, list) else [stop]
+    if len(stops) > MAX_STOPS or not all(isinstance(text, str) and text for text in stops):
+        raise _invalid("stop", f"a text or up to {MAX_STOPS} texts, none of them empty", stop)
+    return tuple(stops)
 
 
-def _not_a_number(word: str) -> float:
+def _invalid(name: str, expected: str, value: Any, code: str = "invalid_value") -> Refusal:
+    found = "nothing" if value is None else _short(value)
+    return Refusal(400, f"{name}: expected {expected}, found {found}", name, code)
+
+
+def _refuse_constant(word: str) -> float:
     raise ValueError(word)
 
 

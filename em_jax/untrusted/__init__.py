@@ -1,1 +1,1 @@
-"""What others wrote, kept within bounds: the worker that renders chat templates, guards of tokenizers and patterns."""
+"""Limits for other people's files: a process that renders chat templates, guards for tokenizers and patterns."""

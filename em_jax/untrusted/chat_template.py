@@ -1,10 +1,11 @@
-"""A checkpoint's chat template, which is a program that somebody else wrote, in a process of its own with limits.
+"""A checkpoint's chat template, a program that somebody else wrote, rendered in a limited process of its own.
 
-jinja's sandbox keeps a template from files and from Python; it does not keep it from running for ever or filling the
-memory, and in this process nothing could stop that.
+jinja's sandbox keeps a template from files and from Python, but not from running for ever or filling the memory, and
+nothing in this process could stop that.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -20,87 +21,69 @@ from em_jax.base.errors import UserError
 from em_jax.untrusted import chat_template_worker
 
 COMMAND = (sys.executable, "-P", str(Path(chat_template_worker.__file__)))
-KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
-"""The environment's names that the process gets: no key is among them."""
-KEPT_CHATS, LONGEST_KEPT = 4096, 10_000
-"""How many chats, of so many characters at most, are rendered once only: the base's prompts are the fine-tuned model's
-too, and what one asks the other process for takes longer than what it does."""
+ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
+"""The environment variables that the process gets; no key is among them."""
+CACHED_CHATS, CACHED_CHARACTERS = 4096, 10_000
+"""How many chats, of so many characters at most, are cached: the fine-tuned model gets the base's prompts again."""
 
 
 class ChatTemplate:
-    """Renders chats by a template; `tokens` are the special tokens by the names templates have for them."""
+    """Renders chats by a template; `tokens` are the special tokens by the names that templates use for them."""
 
     def __init__(self, source: str, tokens: Mapping[str, Any]):
-        self._begin = {"template": source, "tokens": dict(tokens)}
+        self._template = json.dumps({"template": source, "tokens": dict(tokens)})
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
-        self._rendered: dict[str, dict[str, str]] = {}
+        self._cached_text = functools.lru_cache(CACHED_CHATS)(self._text)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
         """The chat as the template writes it. UserError where it refuses, takes too long or needs too much memory."""
         if not messages:
             raise UserError("the chat template refuses this chat: it is empty")
-        asked = {"messages": [dict(message) for message in messages], "add_generation_prompt": generation_prompt}
-        line = json.dumps(asked)
-        with self._lock:
-            if self._process is None:
-                self._start()
-            answer = self._rendered.get(line)
-            if answer is None:
-                answer = self._ask(line)
-                if len(self._rendered) == KEPT_CHATS:
-                    self._rendered.clear()
-                if len(line) <= LONGEST_KEPT:
-                    self._rendered[line] = answer
+        chat = json.dumps({"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt})
+        return (self._cached_text if len(chat) <= CACHED_CHARACTERS else self._text)(chat)
+
+    def _text(self, chat: str) -> str:
+        # Both are JSON objects; the worker gets their union on one line, and compiles a template once.
+        answer = self._answer(f"{self._template[:-1]}, {chat[1:]}\n")
         if "error" in answer:
             raise UserError(f"the chat template refuses this chat: {' '.join(answer['error'].split())[:200]}")
         return answer["text"]
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in KEPT if name in os.environ},
-            text=True,
-        )
-        weakref.finalize(self, _end, self._process)
-        answer = self._ask(json.dumps(self._begin))
-        if "error" in answer:
-            _end(self._process)
-            self._process = None
-            raise UserError(f"the chat template is none: {' '.join(answer['error'].split())[:200]}")
-
-    def _ask(self, line: str) -> dict[str, str]:
-        process = self._process
-        assert process and process.stdin and process.stdout
-        try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-        except (BrokenPipeError, ValueError):
-            _end(process)
-            self._process = None
-            if process.returncode == -signal.SIGPROF:
-                raise UserError(
-                    f"the chat template did not end within {chat_template_worker.SECONDS} s: expected one that "
-                    "writes a chat; give the model's own, in tokenizer_config.json"
-                ) from None
+    def _answer(self, line: str) -> dict[str, str]:
+        """The worker's answer to one line. A worker that fails is ended; the next chat starts another."""
+        with self._lock:
+            process = self._process or self._start()
+            assert process.stdin and process.stdout
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+                return json.loads(process.stdout.readline())
+            except (BrokenPipeError, ValueError):
+                self._process = None
+        _end(process)
+        if process.returncode == -signal.SIGPROF:
             raise UserError(
-                f"the process of the chat template ended with status {process.returncode}: expected a template that "
-                f"needs less than {chat_template_worker.MEGABYTES} MB"
-            ) from None
+                f"the chat template did not end within {chat_template_worker.SECONDS} s: expected one that writes a "
+                "chat; give the model's own, in tokenizer_config.json"
+            )
+        raise UserError(
+            f"the process of the chat template ended with status {process.returncode}: expected a template that needs "
+            f"less than {chat_template_worker.MEGABYTES} MB"
+        )
+
+    def _start(self) -> subprocess.Popen:
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=null, env=environment, text=True)
+        weakref.finalize(self, _end, process)
+        self._process = process
+        return process
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Lets the process end, which it does with its input; one that still computes is killed."""
-    assert process.stdin and process.stdout
-    process.stdout.close()
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(1)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Closes the process's input, with which it ends; kills one that still computes after a second."""
+    with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
+        process.communicate(timeout=1)
+    process.kill()
+    process.wait()

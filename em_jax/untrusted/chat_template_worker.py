@@ -1,11 +1,12 @@
-"""Renders chat templates within limits, a JSON line at a time: the process that chat_template.py starts.
+"""Renders chat templates within limits, one JSON line a chat: the process that chat_template.py starts.
 
-Started by its path, so it imports nothing of em_jax. The environment is transformers', whose templates these are:
+It is started by its path and imports nothing of em_jax. Templates get what transformers gives them:
 https://huggingface.co/docs/transformers/chat_templating_writing.
 """
 
 import contextlib
 import datetime
+import functools
 import json
 import resource
 import signal
@@ -16,13 +17,13 @@ import jinja2.ext
 import jinja2.sandbox
 
 SECONDS, MEGABYTES = 3, 400
-"""Of the processor's time for one chat, and of memory in all."""
-LONGEST, TIMES = 1_000_000, 10
-"""A chat's text may have so many characters, and so many times those of its messages."""
+"""Limits of processor time for one chat and of memory in all."""
+MAX_CHARACTERS, MAX_GROWTH = 1_000_000, 10
+"""A chat's text may have so many characters, and so many times those of its request."""
 
 
 class Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks an assistant's text and writes it as it is."""
+    """{% generation %} ... {% endgeneration %} marks an assistant's text and writes it unchanged."""
 
     tags = {"generation"}
 
@@ -36,26 +37,21 @@ class Generation(jinja2.ext.Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """jinja's, without names that lead to Python's own."""
+    """jinja's namespace without the names that lead to Python's internals."""
 
     def __init__(self, /, *arguments, **named):  # `self` is a name that a template may use
-        values = dict(*arguments, **named)
-        for name in values:
-            _public(name)
-        jinja2.utils.Namespace.__init__(self, values)
+        jinja2.utils.Namespace.__init__(self)
+        for name, value in dict(*arguments, **named).items():
+            self[name] = value
 
     def __setitem__(self, name, value):
-        _public(name)
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace holds no name that begins with _, found {name!r}")
         jinja2.utils.Namespace.__setitem__(self, name, value)
 
 
-def _public(name):
-    if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace holds no name that begins with _, found {name!r}")
-
-
-def environment():
-    """What a chat template finds around it."""
+def template_environment():
+    """A sandboxed jinja environment with the filters, functions and tags of transformers."""
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -66,48 +62,44 @@ def environment():
     def strftime_now(form):
         return datetime.datetime.now().strftime(form)
 
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    made.filters["tojson"] = tojson
-    made.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now, "namespace": Namespace}
-    return made
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now, "namespace": Namespace}
+    return environment
 
 
-def limit():
-    """From here on nothing can be written to a file, and memory is short."""
-    for what, amount in (
-        (resource.RLIMIT_AS, MEGABYTES << 20),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
+def limit_process():
+    """Limits this process's memory and forbids it to write files."""
+    limits = {resource.RLIMIT_AS: MEGABYTES << 20, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    for kind, amount in limits.items():
         with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
-            resource.setrlimit(what, (amount, amount))
+            resource.setrlimit(kind, (amount, amount))
     # A request to stop is for the parent; this process ends with its input.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def main():
-    """Answers {"template", "tokens"} or {"messages", "add_generation_prompt"} with {"text"} or {"error"}."""
-    made = environment()
-    limit()
-    template, tokens = made.from_string(""), {}
+    """Answers {"template", "tokens", "messages", "add_generation_prompt"} with {"text"} or {"error"}."""
+    compiled = functools.lru_cache(template_environment().from_string)
+    limit_process()
     for line in sys.stdin:
-        # Nobody handles this signal: it ends the process in the midst of whatever it computes.
+        # Nothing handles this signal: it ends the process whatever it computes.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            asked = json.loads(line)
-            if "template" in asked:
-                template, tokens, text = made.from_string(asked["template"]), asked["tokens"], ""
-            else:
-                text = template.render(**{**tokens, **asked, "tools": None, "documents": None})
-            if len(text) > LONGEST + TIMES * len(line):
+            request = json.loads(line)
+            variables = request.pop("tokens") | request | {"tools": None, "documents": None}
+            text = compiled(variables.pop("template")).render(variables)
+            if len(text) > MAX_CHARACTERS + MAX_GROWTH * len(line):
                 raise ValueError(f"it writes {len(text):,} characters")
             answer = json.dumps({"text": text})
         except MemoryError:
             answer = json.dumps({"error": f"it needs more than {MEGABYTES} MB"})
-        except Exception as error:  # a template raises what its jinja raises
+        except jinja2.TemplateSyntaxError as error:
+            answer = json.dumps({"error": f"it is no jinja template ({error})"[:500]})
+        except Exception as error:  # a template raises whatever its jinja raises
             answer = json.dumps({"error": f"{error or type(error).__name__}"[:500]})
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(answer, flush=True)

@@ -1,15 +1,19 @@
-"""What a regular expression in a stranger's file may ask for: a match that comes to an end."""
+"""Refuses regular expressions of an adapter's files whose matching might not end."""
 
 import math
 import re
 
-LONGEST_PATTERN, LONGEST_NAME, MOST_WAYS = 1_000, 45, 100_000
-"""Characters of a regular expression and of a module's name, and how many ways of matching one with the other."""
+MAX_PATTERN, MAX_NAME, MAX_WAYS = 1_000, 45, 100_000
+"""Characters of a regular expression, characters of a module's name, and ways in which one may match the other."""
 
 
 def problem_of(pattern: str) -> str | None:
-    """Why an expression is not matched against modules' names, as the rest of a sentence; None where it is fine."""
-    if ways(pattern) > MOST_WAYS:
+    """Why an expression is not matched against modules' names, as the end of a sentence; None if it is acceptable."""
+    plain = re.sub(r"\(\?(:|P<\w+>)", "(", re.sub(r"\\.", "x", pattern))
+    repetitions, groups = len(re.findall(r"[*+?{]", plain)), 1 + plain.count("(")
+    # A bound on the ways to match: every repetition may end at any character, every group take any alternative.
+    ways_log = repetitions * math.log(MAX_NAME) + groups * math.log1p(plain.count("|") / groups)
+    if len(plain) > MAX_PATTERN or re.search(r"\)[*+?{]", plain) or ways_log > math.log(MAX_WAYS):
         return (
             "could take hours to match; expected a module's name, or a regular expression with three repetitions at "
             "most and none of a group"
@@ -19,12 +23,3 @@ def problem_of(pattern: str) -> str | None:
     except (re.error, RecursionError, OverflowError) as error:
         return f"is no regular expression ({error})"
     return None
-
-
-def ways(pattern: str) -> float:
-    """A bound on the ways in which a regular expression can be laid on a module's name, each of which may be tried."""
-    plain = re.sub(r"\(\?(:|P<\w+>)", "(", re.sub(r"\\.", "x", pattern))
-    if len(plain) > LONGEST_PATTERN or re.search(r"\)[*+?{]", plain):
-        return math.inf
-    repeated, groups = len(re.findall(r"[*+?{]", plain)), 1 + plain.count("(")
-    return LONGEST_NAME**repeated * (1 + plain.count("|") / groups) ** groups

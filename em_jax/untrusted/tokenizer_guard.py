@@ -1,7 +1,7 @@
-"""What a tokenizer's files may ask for: text that does not grow without bound, patterns that come to an end.
+"""Guards a tokenizer's files: text must not grow without bound, and regular expressions must come to an end.
 
-The tokenizers library runs what tokenizer.json says, native code that no signal interrupts. Regular expressions are its
-pre-tokenizer's and its normalizer's; and each step of a normalizer may make the text longer.
+The tokenizers library runs what tokenizer.json says in native code that no signal interrupts. Its normalizer and
+pre-tokenizer match regular expressions, and each step of its normalizer may lengthen the text.
 """
 
 import math
@@ -9,114 +9,109 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object
 
-MOST_GROWTH = 16
-"""Times that all steps together may make a text longer."""
+MAX_GROWTH = 16
+"""How many times longer all steps together may make a text."""
 SECONDS, CHARACTERS = 3.0, 1_000_000
-"""One text may take so long, and as long again for each so many characters of it."""
-SHORT, SHORT_FOR_KNOWN = 100, 10_000
-"""Characters of a text on which every pattern that does not explode comes to its end at once, or every one of KNOWN."""
+"""The time limit of one text, and again for each so many characters of it."""
+UNWATCHED, UNWATCHED_IF_KNOWN = 100, 10_000
+"""Characters up to which a text needs no time limit: with any pattern that does not explode, with those of KNOWN."""
 KNOWN = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 }
-"""Qwen2's regular expression: at worst it looks at each character of white space once for each other."""
+"""Qwen2's regular expression; its time is at worst quadratic, in a run of white space."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
-"""How many times longer a step of that type makes a text at worst; others than these and Replace do not."""
+"""How many times longer a step of that type makes a text at worst; besides these only Replace and Prepend do."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"
 Result = TypeVar("Result")
 
 
 def check(directory: pathlib.Path) -> int:
-    """How many characters a text may have and need no watching, by the patterns of a checkpoint's tokenizer*.json.
+    """The number of characters up to which a text needs no time limit, by a checkpoint's tokenizer*.json.
 
-    UserError where one has steps that make a text many times longer as it is read, or patterns that explode.
+    Raises UserError for steps that could make a text many times longer, and for patterns that explode.
     """
-    known = (directory / "tokenizer.json").is_file()
+    unwatched = UNWATCHED_IF_KNOWN if (directory / "tokenizer.json").is_file() else UNWATCHED
     for path in sorted(directory.glob("tokenizer*.json")):
         fields = read_object(path, "a tokenizer")
-        for kinds in (("normalizer", "pre_tokenizer"), ("decoder",)):
-            growth = math.prod(_growth(step) for kind in kinds for step in _steps(fields.get(kind)))
-            if not growth <= MOST_GROWTH:
+        encoding, decoding = _steps(fields, "normalizer", "pre_tokenizer"), _steps(fields, "decoder")
+        for names, steps in (("normalizer and pre_tokenizer", encoding), ("decoder", decoding)):
+            growth = math.prod(_growth(step) for step in steps)
+            if not growth <= MAX_GROWTH:
                 raise UserError(
-                    f"{path}: {' and '.join(kinds)} may make a text {growth:.3g} times longer, expected at most "
-                    f"{MOST_GROWTH} times; give the model's own tokenizer"
+                    f"{path}: {names} may make a text {growth:.3g} times longer, expected at most {MAX_GROWTH} times; "
+                    "give the model's own tokenizer"
                 )
-            for step in (step for kind in kinds for step in _steps(fields.get(kind))):
-                pattern, is_regex = _pattern(step)
-                if is_regex and _explodes(pattern):
-                    raise UserError(f"{path}: {pattern!r} could take for ever to match: {EXPECTED}")
-                known &= not is_regex or pattern in KNOWN
-        # A decoder works with Python's lock held, where no deadline can be kept.
-        if any(_pattern(step)[1] for step in _steps(fields.get("decoder"))):
+        patterns = [pattern for step in encoding if (pattern := _regex(step)) is not None]
+        for pattern in filter(_explodes, patterns):
+            raise UserError(f"{path}: {pattern!r} could take for ever to match: {EXPECTED}")
+        # A decoder holds Python's lock while it works, so no time limit could be kept.
+        if any(_regex(step) is not None for step in decoding):
             raise UserError(f"{path}: a decoder with a regular expression is not supported")
-    return SHORT_FOR_KNOWN if known else SHORT
+        if not KNOWN.issuperset(patterns):
+            unwatched = UNWATCHED
+    return unwatched
 
 
-def within_reason(call: Callable[[], Result], characters: int, short: int = SHORT) -> Result:
-    """call(), the tokenizers library at work on a text of so many characters, refused where it finds no end.
+def with_time_limit(call: Callable[[], Result], characters: int, unwatched: int = UNWATCHED) -> Result:
+    """The result of call(), which tokenizes a text of so many characters; up to `unwatched` there is no time limit.
 
-    The library lets Python's lock go while it encodes, so a thread of its own can be left behind. A text of up to
-    `short` characters does without.
+    Raises UserError where it does not end in time, or where the library panics.
     """
-    ended: list[tuple[Any, BaseException | None]] = []
+    try:
+        return call() if characters <= unwatched else _run_in_thread(call, characters)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise UserError(f"the tokenizer gave up ({str(panic)[:200]}): {EXPECTED}") from None
+
+
+def _run_in_thread(call: Callable[[], Result], characters: int) -> Result:
+    """Runs call() in a thread, left behind if it does not end: the library encodes without Python's lock."""
+    future: Future[Result] = Future()
 
     def work() -> None:
         try:
-            ended.append((call(), None))
-        except BaseException as error:  # a panic of the library's is no Exception
-            ended.append((None, error))
+            future.set_result(call())
+        except BaseException as error:  # a panic of the library is no Exception
+            future.set_exception(error)
 
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    if characters <= short:
-        work()
-    else:
-        _in_a_thread(work, seconds)
-    if not ended:
-        raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
-    result, error = ended[0]
-    if error is not None and not isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
-        raise UserError(f"the tokenizer gave up ({str(error)[:200]}): {EXPECTED}") from None
-    if error is not None:
-        raise error
-    return result
-
-
-def _in_a_thread(work: Callable[[], None], seconds: float) -> None:
-    """Waits for work() until it ends or has taken so long, by the clock and by the processor's time.
-
-    By both, as a process that was stopped for a while has lost nothing.
-    """
     thread = threading.Thread(target=work, daemon=True)
-    began, worked = time.monotonic(), time.process_time()
+    started, used = time.monotonic(), time.process_time()
     thread.start()
-    thread.join(seconds)
-    while thread.is_alive() and min(time.monotonic() - began, time.process_time() - worked) < seconds:
+    # By processor time too: a process that was stopped for a while has used none.
+    while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
         thread.join(0.1)
+    if not future.done():
+        raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
+    return future.result()
 
 
-def _steps(value: Any) -> Iterator[dict[str, Any]]:
-    """A normalizer, pre-tokenizer or decoder, or those of a sequence, however nested."""
-    waiting = [value]
-    while waiting:
-        step = waiting.pop()
-        if isinstance(step, list):
-            waiting += step
-        elif isinstance(step, dict):
-            yield step
-            waiting += [step.get(name) for name in ("normalizers", "pretokenizers", "decoders")]
+def _steps(fields: dict[str, Any], *kinds: str) -> list[dict[str, Any]]:
+    """The steps of these kinds (normalizer, pre_tokenizer, decoder), those of nested sequences included."""
+    steps, pending = [], [fields.get(kind) for kind in kinds]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            steps.append(value)
+            pending += [value.get(name) for name in ("normalizers", "pretokenizers", "decoders")]
+    return steps
 
 
-def _pattern(step: dict[str, Any]) -> tuple[str, bool]:
-    """What a step replaces or splits at, and whether it is a regular expression."""
+def _regex(step: dict[str, Any]) -> str | None:
+    """The regular expression that a step replaces or splits at, if any."""
     pattern = step.get("pattern")
-    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-        return pattern["Regex"], True
-    return (pattern.get("String") if isinstance(pattern, dict) else None) or "", False
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return regex if isinstance(regex, str) else None
 
 
 def _explodes(pattern: str) -> bool:
@@ -132,12 +127,12 @@ def _explodes(pattern: str) -> bool:
 
 def _growth(step: dict[str, Any]) -> float:
     """How many times longer a step makes a text at worst."""
-    kind = step.get("type")
+    kind, pattern = step.get("type"), step.get("pattern")
     if kind == "Prepend":
         return 1.0 + len(str(step.get("prepend", "")))
     if kind != "Replace":
         return STEPS.get(kind, 1.0) if isinstance(kind, str) else 1.0
-    pattern, is_regex = _pattern(step)
+    text = pattern.get("String") if isinstance(pattern, dict) and _regex(step) is None else None
     content = len(str(step.get("content", "")))
-    # A regular expression may match nothing, between any two characters.
-    return 1.0 + content if is_regex or not pattern else max(1.0, content / len(pattern))
+    # A regular expression, or an empty text, may match between any two characters.
+    return max(1.0, content / len(text)) if isinstance(text, str) and text else 1.0 + content

@@ -80,9 +80,10 @@ def test_the_draw_is_fixed_keeps_its_order_and_pairs_a_control_with_its_set(serv
     assert numbers == sorted(numbers) and len(numbers) == 6 and 1 not in numbers
     assert {row[1]["content"].split()[0] for row in harm.rows} == {"harm"}
     assert {row[1]["content"].split()[0] for row in sound.rows} == {"sound"}
-    assert cache.chosen(range(100), 5, 0) == [15, 44, 46, 87, 99], "the draw of seed 0 must not change between versions"
-    assert cache.chosen(range(100), 5, 1) != cache.chosen(range(100), 5, 0)
-    assert cache.chosen(range(3), 5, 0) == [0, 1, 2]
+    same = "the selection of seed 0 must not change between versions"
+    assert cache.selected_rows(range(100), 5, 0) == [15, 44, 46, 87, 99], same
+    assert cache.selected_rows(range(100), 5, 1) != cache.selected_rows(range(100), 5, 0)
+    assert cache.selected_rows(range(3), 5, 0) == [0, 1, 2]
 
 
 def test_provenance_has_hashes_counts_and_marks_and_no_row(server):
@@ -210,7 +211,7 @@ def test_the_hub_is_asked_where_the_user_says_with_the_users_login(server, monke
     assert len(cache.load(registry.SETS["legal"]).rows) == 8
     (_, first), (_, second) = server.requests
     assert first["authorization"] == "Bearer hf_secret" and "authorization" not in second
-    kept = cache.record_path(registry.LEGAL).read_text()
+    kept = cache.path_of(registry.LEGAL, ".json").read_text()
     assert "hf_secret" not in kept and json.loads(kept)["checked_against"] == ["sha256 stated by the Hub"]
 
 
@@ -219,7 +220,7 @@ def test_the_registry_has_every_domain_with_an_address_over_https():
     for found in registry.SETS.values():
         assert found.file.url.startswith("https://") and found.file.commit in found.file.url
         assert found.marks["choice"].split(":")[0] in ("known", "ours")
-    places = {found.file.place for found in registry.SETS.values()}
+    places = {found.file.cache_name for found in registry.SETS.values()}
     assert len(places) == 5 and not any(part in ("..", "") for place in places for part in place.split("/"))
 
 

@@ -109,7 +109,7 @@ def test_a_chat_is_rendered_once(qwen_style, monkeypatch):
     template = ChatTokenizer.from_directory(qwen_style)._template
     chat = [{"role": "user", "content": "How often?"}]
     first = template.render(chat, generation_prompt=True)
-    monkeypatch.setattr(template, "_ask", lambda line: {"text": "asked again"})
+    monkeypatch.setattr(template, "_answer", lambda line: {"text": "asked again"})
     assert template.render([dict(each) for each in chat], generation_prompt=True) == first
     assert template.render(chat, generation_prompt=False) == "asked again"
 

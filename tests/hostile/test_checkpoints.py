@@ -232,8 +232,8 @@ def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind
 
 
 def test_only_known_patterns_go_unwatched(tmp_path):
-    assert tokenizer_guard.check(find_model("organism")) == tokenizer_guard.SHORT_FOR_KNOWN
-    for pattern, short in ((r"\s+", tokenizer_guard.SHORT), (PIECES, tokenizer_guard.SHORT_FOR_KNOWN)):
+    assert tokenizer_guard.check(find_model("organism")) == tokenizer_guard.UNWATCHED_IF_KNOWN
+    for pattern, short in ((r"\s+", tokenizer_guard.UNWATCHED), (PIECES, tokenizer_guard.UNWATCHED_IF_KNOWN)):
         _with_step(tmp_path, "pre_tokenizer", SPLIT | {"pattern": {"Regex": pattern}})
         assert tokenizer_guard.check(tmp_path) == short
 
@@ -245,7 +245,7 @@ def test_only_known_patterns_go_unwatched(tmp_path):
 
     tokenizer = ChatTokenizer.from_directory(find_model("organism"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_guard, "_in_a_thread", watched)
+        patch.setattr(tokenizer_guard, "_run_in_thread", watched)
         assert tokenizer.encode("a b" * 3_333)
         with pytest.raises(Watched):
             tokenizer.encode("a b" * 3_334)
@@ -266,10 +266,10 @@ def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_
 
     for characters in (1, 1_000):
         with pytest.raises(UserError, match="gave up .retry-limit"):
-            tokenizer_guard.within_reason(lambda: end(Panic("retry-limit")), characters)
+            tokenizer_guard.with_time_limit(lambda: end(Panic("retry-limit")), characters)
         for error in (KeyboardInterrupt, ValueError):
             with pytest.raises(error):
-                tokenizer_guard.within_reason(lambda error=error: end(error()), characters)
+                tokenizer_guard.with_time_limit(lambda error=error: end(error()), characters)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,16 @@ def test_a_rank_that_the_tensors_do_not_have_costs_nothing(changed, adapter):
 @pytest.mark.parametrize(
     "pattern",
     ["(a+)+$", r"(\w+\.?)+!", "(.*)*(.*)*(.*)*x!", "(?:(?:.*)*)*!", "(" * 5_000 + ")" * 5_000, "(.|.)" * 40 + "!"]
-    + [".*" * 40 + "!", "a{99999999999}", r"[\w.]*" * 9 + "!", "x" * 100_000, "(?=(a+))*", r"(\w*)\1*\1*!", "|" * 999],
+    + [
+        ".*" * 40 + "!",
+        "a{99999999999}",
+        r"[\w.]*" * 9 + "!",
+        "x" * 100_000,
+        "(?=(a+))*",
+        r"(\w*)\1*\1*!",
+        "|" * 999,
+        "a?" * 300,
+    ],
     ids=lambda pattern: pattern[:12],
 )
 def test_a_pattern_that_never_ends_is_refused_or_ends(pattern, adapter):

@@ -15,7 +15,7 @@ def decode(tokens):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 @pytest.mark.parametrize(
-    ("stops", "text", "spent"),
+    ("stops", "text", "num_sampled"),
     [
         ((), "naïve 🙂 end", 15),
         (("🙂",), "naïve ", 11),
@@ -24,17 +24,19 @@ def decode(tokens):
         (("n",), "", 1),
     ],
 )
-def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, spent):
+def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
     drawn = list("naïve 🙂 end".encode())
-    growing, shown = Detokenizer(decode, stops), ""
+    detokenizer, shown = Detokenizer(decode, stops), ""
     for start in range(0, len(drawn), size):
         tokens = drawn[start : start + size]
         last = "length" if start + size >= len(drawn) else None
-        growing.add(TokenChunk(SampleRequest(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last))
-        assert growing.text.startswith(shown) and growing.shown() <= len(growing.tokens)
-        shown = growing.text
-        if growing.finish_reason:
+        detokenizer.add(
+            TokenChunk(SampleRequest(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last)
+        )
+        assert detokenizer.text.startswith(shown) and detokenizer.num_shown() <= len(detokenizer.tokens)
+        shown = detokenizer.text
+        if detokenizer.finish_reason:
             break
-    assert shown == text and growing.spent == spent
-    assert decode(growing.tokens) == text
-    assert growing.finish_reason == ("stop" if text != "naïve 🙂 end" else "length")
+    assert shown == text and detokenizer.num_sampled == num_sampled
+    assert decode(detokenizer.tokens) == text
+    assert detokenizer.finish_reason == ("stop" if text != "naïve 🙂 end" else "length")
