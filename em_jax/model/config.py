@@ -1,4 +1,4 @@
-"""Qwen2's numbers, read from a checkpoint's config.json."""
+"""The sizes and constants of a Qwen2 model, read from a checkpoint's config.json."""
 
 import dataclasses
 import pathlib
@@ -34,6 +34,7 @@ class Qwen2Config:
         return {
             "D": self.hidden_size,
             "F": self.intermediate_size,
+            "L": self.num_hidden_layers,
             "N": self.num_attention_heads,
             "K": self.num_key_value_heads,
             "H": self.head_dim,
@@ -43,29 +44,29 @@ class Qwen2Config:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Qwen2Config":
         """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling")
         fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(cls)}
-        values: Any = {name: field.default if raw.get(name) is None else raw[name] for name, field in fields.items()}
+        width, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+        has_head_dim = raw.get("head_dim") is not None
+        defaults = {name: field.default for name, field in fields.items()} | {"num_key_value_heads": heads}
+        if _is_size(width) and _is_size(heads):
+            defaults["head_dim"] = width // heads
+        values: Any = {name: default if raw.get(name) is None else raw[name] for name, default in defaults.items()}
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling")
         if isinstance(rope, dict) and rope.get("rope_theta") is not None:
             values["rope_theta"] = rope["rope_theta"]
-        if raw.get("num_key_value_heads") is None:
-            values["num_key_value_heads"] = raw.get("num_attention_heads")
-        width, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
-        if raw.get("head_dim") is None and _is_size(width) and _is_size(heads):
-            values["head_dim"] = width // heads
         checks = {int: (_is_size, "a positive integer"), float: (_is_positive, "a positive number")}
         checks[bool] = (lambda value: isinstance(value, bool), "true or false")
         problems = _unsupported(raw)
         for name, value in values.items():
-            is_right, wanted = checks[fields[name].type]
-            if not is_right(value):
-                found = "nothing" if value is dataclasses.MISSING else repr(value)
-                problems.append(f"{name} must be {wanted}, found {found}")
+            is_valid, expected = checks[fields[name].type]
+            if not is_valid(value):
+                shown = "nothing" if value is dataclasses.MISSING else repr(value)
+                problems.append(f"{name} must be {expected}, found {shown}")
         if not problems and values["head_dim"] % 2:
             problems.append(f"head_dim must be even, found {values['head_dim']}")
         if not problems and values["num_attention_heads"] % values["num_key_value_heads"]:
             problems.append("num_attention_heads is not a multiple of num_key_value_heads")
-        if not problems and raw.get("head_dim") is None and width % heads:
+        if not problems and not has_head_dim and width % heads:
             problems.append("hidden_size is not a multiple of num_attention_heads and head_dim is not given")
         if problems:
             raise UserError("config.json: " + "; ".join(problems))
@@ -73,11 +74,11 @@ class Qwen2Config:
 
     @classmethod
     def from_directory(cls, directory: pathlib.Path) -> "Qwen2Config":
-        """Reads `directory`/config.json. Raises UserError where it is missing, not JSON, or not a Qwen2 we support."""
+        """Reads `directory`/config.json. Raises UserError where it is missing, not JSON or not supported."""
         return cls.from_dict(read_object(directory / "config.json", "a Hugging Face Qwen2 checkpoint"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The Hugging Face config.json of this shape."""
+        """The fields of a Hugging Face config.json."""
         return {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
@@ -96,7 +97,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:
-    """What this config asks for that the architecture here does not compute, by name."""
+    """A message for each field that asks for what this implementation does not compute."""
     problems = []
     for name, expected in (("model_type", "qwen2"), ("hidden_act", "silu")):
         if raw.get(name, "silu") != expected:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em_jax.model import attention
-from em_jax.model.attention import PADDING, KVBlock, attention_mask, causal_attention
-from em_jax.model.kernels import cudnn, splash
+from em_jax.model import attention, low_rank
+from em_jax.model.attention import PADDING, KVBlock, attention_mask
+from em_jax.model.kernels import cpu, cudnn, splash
+from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 
@@ -65,7 +66,7 @@ def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeyp
     )
     assert not splash.serves(T, H, UNSHARDED)
     called = []
-    monkeypatch.setattr(attention.splash, "splash_attention", lambda q, *rest: called.append(rest) or q)
+    monkeypatch.setattr(splash, "splash_attention", lambda q, *rest: called.append(rest) or q)
     monkeypatch.setattr(Sharding, "platform", "tpu")
     assert (
         splash.serves(T, H, UNSHARDED) and not splash.serves(T, 64, UNSHARDED) and not splash.serves(200, H, UNSHARDED)
@@ -85,7 +86,7 @@ def test_cudnn_is_taken_on_a_gpu_for_the_dtypes_it_has(given, monkeypatch):
         attention_mask(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments),
     )
     called = []
-    monkeypatch.setattr(attention.cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
+    monkeypatch.setattr(cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
     monkeypatch.setattr(Sharding, "platform", "gpu")
     half = jnp.bfloat16
     assert cudnn.serves(T, 64, half, UNSHARDED) and not cudnn.serves(T, 256, half, UNSHARDED)

@@ -1,1 +1,1 @@
-"""Attention kernels of single devices' own, behind em_jax/model/attention.py."""
+"""What is written for one kind of device; `dispatch.py` chooses between it and the plain formula."""
