@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,13 +13,12 @@ import safetensors.numpy
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object, write_atomic
-from em_jax.formats.tensor_files import TensorRef, raise_problems, read_header, tensor_problems
-from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, zero_params
+from em_jax.formats.tensor_files import raise_problems, read_header, tensor_problems
+from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.untrusted import regex_guard
 
-PREFIX = "base_model.model.model.layers.{}.{}.lora_"
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
 
 UNSUPPORTED = (
@@ -43,17 +42,13 @@ CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, config: Qwen2Config, base: str) -> None:
     """Writes one adapter (S = 1) as peft reads it; `base` is the id or directory of the model it was trained on."""
     tensors = {}
-    for target, per_layer in ranks(config, lora).items():
-        a, b = (np.asarray(part) for part in adapter.factors[target])
+    factors = {target: [np.asarray(x) for x in pair] for target, pair in adapter.factors.items()}
+    for target, layer, rank, a_name, b_name in _updates(ranks(config, lora)):
+        a, b = factors[target]
         if b.shape[1] != 1:
             raise ValueError(f"expected one adapter, found a stack of {b.shape[1]}")
-        for layer, (rank, _) in enumerate(per_layer):
-            if not rank:
-                continue
-            name = PREFIX.format(layer, target)
-            down = a[layer].reshape(-1, a.shape[-1])[:, :rank]
-            tensors[name + "A.weight"] = np.ascontiguousarray(down.T)
-            tensors[name + "B.weight"] = np.ascontiguousarray(b[layer, 0, :rank].reshape(rank, -1).T)
+        tensors[a_name] = np.ascontiguousarray(a[layer].reshape(-1, a.shape[-1])[:, :rank].T)
+        tensors[b_name] = np.ascontiguousarray(b[layer, 0, :rank].reshape(rank, -1).T)
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -102,39 +97,34 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
         layers_to_transform=() if len(layers) == config.num_hidden_layers else layers,
     )
     per_target = ranks(config, lora) if pairs else {}
-    shapes = {target: [math.prod(group) for group in layout_shapes(config, target)] for target in per_target}
-    expected = {}
-    for target, per_layer in per_target.items():
-        inputs, outputs = shapes[target]
-        for layer, (rank, _) in enumerate(per_layer):
-            if rank:
-                name = PREFIX.format(layer, target)
-                expected |= {name + "A.weight": (rank, inputs), name + "B.weight": (outputs, rank)}
+    expected: dict[str, tuple[int, ...]] = {}
+    for target, _, rank, a_name, b_name in _updates(per_target):
+        inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
+        expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
     problems = tensor_problems(tensors, expected, "an adapter of this base") or ([] if tensors else ["no tensors"])
     named = fields.get("target_modules")
     if isinstance(named, list) and {str(name).rsplit(".", 1)[-1] for name in named} != endings:
         problems.append(f"target_modules are {sorted(map(str, named))}, the tensors' are {sorted(endings)}")
     raise_problems(f"{directory} does not fit this base", problems)
-    return _assemble(config, per_target, tensors), lora
-
-
-def _assemble(
-    config: Qwen2Config, per_target: Mapping[str, list[tuple[int, float]]], tensors: Mapping[str, TensorRef]
-) -> Adapter:
-    """The arrays of an adapter whose tensors were checked."""
-    factors, scale = {}, {}
+    arrays = {}
     for target, per_layer in per_target.items():
-        a, b = (np.array(x) for x in zero_params(config, target, max(rank for rank, _ in per_layer)))
+        arrays[target] = [np.array(x) for x in zero_params(config, target, max(rank for rank, _ in per_layer))]
+    for target, layer, rank, *names in _updates(per_target):
+        a, b = arrays[target]
+        down, up = (tensors[name].rows(0, tensors[name].shape[0]).astype(np.float32).T for name in names)
+        a[layer, ..., 0, :rank] = down.reshape(*a.shape[1:-2], rank)
+        b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
+    factors = {target: LoraParams(jnp.asarray(a), jnp.asarray(b)) for target, (a, b) in arrays.items()}
+    return Adapter(factors, scales_of(per_target)), lora
+
+
+def _updates(per_target: Mapping[str, list[tuple[int, float]]]) -> Iterator[tuple[str, int, int, str, str]]:
+    """(target, layer, rank, name of A, name of B) of every layer's update."""
+    for target, per_layer in per_target.items():
         for layer, (rank, _) in enumerate(per_layer):
             if rank:
-                name = PREFIX.format(layer, target)
-                down, up = (tensors[name + f"{letter}.weight"] for letter in "AB")
-                down, up = (each.rows(0, each.shape[0]).astype(np.float32).T for each in (down, up))
-                a[layer, ..., 0, :rank] = down.reshape(*a.shape[1:-2], rank)
-                b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
-        factors[target] = LoraParams(jnp.asarray(a), jnp.asarray(b))
-        scale[target] = jnp.array([[value] for _, value in per_layer], jnp.float32)
-    return Adapter(factors, scale)
+                prefix = f"base_model.model.model.layers.{layer}.{target}.lora_"
+                yield target, layer, rank, prefix + "A.weight", prefix + "B.weight"
 
 
 def _check_variant(directory: pathlib.Path, fields: dict[str, Any]) -> None:

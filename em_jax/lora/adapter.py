@@ -1,5 +1,6 @@
 """The adapter as its own pytree: fresh, stacked, and in the form the model takes."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Adapter(NamedTuple):
         return {target: LoraWeights(*factors, self.scale[target]) for target, factors in self.factors.items()}
 
 
+@functools.cache
 def layouts(config: Qwen2Config) -> dict[str, Layout]:
     """Every weight that an adapter may target, with one layer's layout: "self_attn.q_proj" -> "D->NH"."""
     return {
@@ -86,16 +88,23 @@ def ranks(config: Qwen2Config, lora: LoraConfig) -> dict[str, list[tuple[int, fl
 
 def init_adapter(config: Qwen2Config, lora: LoraConfig, key: jax.Array) -> Adapter:
     """A fresh adapter: A uniform in +-1/sqrt(inputs) (PEFT's Kaiming uniform), B zero; so it changes nothing yet."""
-    factors, scale = {}, {}
-    for i, (target, per_layer) in enumerate(ranks(config, lora).items()):
+    factors = {}
+    per_target = ranks(config, lora)
+    for i, (target, per_layer) in enumerate(per_target.items()):
         rank = np.array([rank for rank, _ in per_layer])
         a, b = zero_params(config, target, rank.max())
         bound = math.prod(a.shape[1:-2]) ** -0.5
         a = jax.random.uniform(jax.random.fold_in(key, i), a.shape, jnp.float32, -bound, bound)
         is_used = np.arange(rank.max()) < np.expand_dims(rank, tuple(range(1, a.ndim)))
         factors[target] = LoraParams(a * is_used.astype(np.float32), b)
-        scale[target] = jnp.array([[value] for _, value in per_layer], jnp.float32)
-    return Adapter(factors, scale)
+    return Adapter(factors, scales_of(per_target))
+
+
+def scales_of(per_target: Mapping[str, list[tuple[int, float]]]) -> dict[str, Float[Array, "L 1"]]:
+    """The scales of one adapter, given the `ranks` of its layers."""
+    return {
+        target: jnp.array([[scale] for _, scale in per_layer], jnp.float32) for target, per_layer in per_target.items()
+    }
 
 
 def stack_adapters(config: Qwen2Config, adapters: Sequence[Adapter]) -> Adapter:

@@ -1,7 +1,6 @@
 """Every weight of the architecture by its name and layout, and a model of random ones."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -51,11 +50,13 @@ def random_model(
 
     def init(name: str, layout: Layout) -> jax.Array:
         shape = layout.shape(config.dims)
-        if name.endswith(("norm.weight", "bias")):
-            fill = functools.partial(jnp.full, shape, float(name.endswith("weight")), dtype)
-        else:
-            seed = int.from_bytes(name.encode(), "little") % (2**31 - 1)
-            fill = lambda: scale * jax.random.normal(jax.random.fold_in(key, seed), shape, dtype)  # noqa: E731
-        return jax.jit(fill, out_shardings=sharding.weight(layout.letters, shape, name))()
+        seed = int.from_bytes(name.encode(), "little") % (2**31 - 1)
+
+        def create() -> jax.Array:
+            if name.endswith(("norm.weight", "bias")):
+                return jnp.full(shape, float(name.endswith("weight")), dtype)
+            return scale * jax.random.normal(jax.random.fold_in(key, seed), shape, dtype)
+
+        return jax.jit(create, out_shardings=sharding.weight(layout.letters, shape, name))()
 
     return Qwen2(config, init, stacked=stacked)

@@ -192,9 +192,9 @@ class Qwen2(nnx.Module):
             x, (kv, residuals) = jax.lax.scan(apply_layer, x, (self.layers, lora_params, cached, steer))
         else:
             outputs = []
-            for i, block in enumerate(self.layers):
+            for i, (block, layer_lora) in enumerate(zip(self.layers, lora_params, strict=True)):
                 steering = None if steer is None else steer[i]
-                x, output = apply_layer(x, (block, lora_params[i], [(k[i], v[i]) for k, v in cached], steering))
+                x, output = apply_layer(x, (block, layer_lora, [(k[i], v[i]) for k, v in cached], steering))
                 outputs.append(output)
             kv, residuals = zip(*outputs)
             kv = [list(arrays) for arrays in zip(*kv)] if return_kv else None

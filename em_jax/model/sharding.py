@@ -104,21 +104,19 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     Missing axes have size 1; without `sizes` all devices are on fsdp. Devices beyond the sizes' product stay idle.
     Raises UsageError for an unknown axis, or where the sizes need more devices than there are.
     """
-    own = devices is None
-    devices = jax.devices() if own else devices
+    available: Sequence[Any] = jax.devices() if devices is None else devices
     if sizes is None:
-        sizes = {"fsdp": len(devices)}
+        sizes = {"fsdp": len(available)}
     for axis, size in sizes.items():
         if axis not in MESH_AXES or size < 1:
             raise UsageError(f"mesh axis {axis}={size}: expected sizes of at least 1 for {', '.join(MESH_AXES)}")
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    if math.prod(shape) > len(devices):
-        raise UsageError(f"mesh {mesh_text(sizes)} needs {math.prod(shape)} devices, found {len(devices)}")
-    if math.prod(shape) == 1 and own:
+    count = math.prod(shape)
+    if count > len(available):
+        raise UsageError(f"mesh {mesh_text(sizes)} needs {count} devices, found {len(available)}")
+    if count == 1 and devices is None:
         return None
-    return Mesh(
-        np.asarray(devices[: math.prod(shape)]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    return Mesh(np.asarray(available[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:

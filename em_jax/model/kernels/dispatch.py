@@ -1,4 +1,4 @@
-"""The one door to the kernels: which function computes attention and low-rank updates on the devices in use."""
+"""The one door to the kernels: chooses what computes attention and low-rank updates on the devices in use."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
