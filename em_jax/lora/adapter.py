@@ -15,7 +15,7 @@ from em_jax.base.errors import UserError
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
-from em_jax.model.low_rank import LoraWeights
+from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
 
 

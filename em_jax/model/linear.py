@@ -10,9 +10,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
-from em_jax.model.kernels import dispatch
+from em_jax.model.kernels import cpu
 from em_jax.model.layout import Layout, einsum_f32
-from em_jax.model.low_rank import LoraWeights
+from em_jax.model.remat import LOW
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
@@ -34,6 +34,26 @@ def quantize(layout: Layout, weight: Float[Array, "*weight"]) -> Quantized:
     scale = jnp.max(jnp.abs(wide), axis=inputs) / 127
     steps = wide / jnp.expand_dims(jnp.where(scale == 0, 1, scale), inputs)
     return Quantized(jnp.round(steps).astype(jnp.int8), scale)
+
+
+class LoraWeights(NamedTuple):
+    """The update of one weight by S adapters of rank R at once: x -> sum over S of scale_S (x A_S) B_S.
+
+    A is [inputs, S, R] and B [S, R, outputs] in the weight's own input and output letters, float32; scale is [S].
+    """
+
+    a: Float[Array, "*inputs S R"]
+    b: Float[Array, "S R *outputs"]
+    scale: Float[Array, "S"]
+
+
+def low_rank(
+    x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
+) -> Float[Array, "B T Y"]:
+    """Sum over S of gain_S (x A_S) B_S, for a weight of X inputs and Y outputs: the plain formula."""
+    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype)) * gain[:, None, :, None]
+    low = checkpoint_name(low.astype(x.dtype), LOW)
+    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -77,7 +97,8 @@ class Linear(nnx.Module):
         if (lora := lora_params.get(self.name)) is not None:
             gain = lora.scale[None] if adapter_mask is None else lora.scale[None] * adapter_mask
             rank = lora.a.shape[-2:]
-            y += dispatch.low_rank(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain, sharding)
+            update = cpu.low_rank if cpu.serves_low_rank(x.dtype, sharding) else low_rank
+            y += update(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain)
         if self.bias is not None:
             y += self.bias[...].reshape(1, 1, -1)
         return checkpoint_name(y.reshape(*y.shape[:2], *outputs), self.name)

@@ -13,8 +13,7 @@ from em_jax.model.attention import KVBlock, attention, attention_mask
 from em_jax.model.config import Qwen2Config
 from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.layout import Layout, einsum_f32
-from em_jax.model.linear import Linear, ParamInit, RMSNorm
-from em_jax.model.low_rank import LoraWeights
+from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -178,7 +177,7 @@ class Qwen2(nnx.Module):
             block, lora_params, cached, steering = inputs
             cache = None
             if past:
-                prefix, chunk = (KVBlock(k, v, block.mask) for (k, v), block in zip(cached, past[:2]))
+                prefix, chunk = (KVBlock(k, v, whole.mask) for (k, v), whole in zip(cached, past[:2]))
                 cache = KVCache(prefix, chunk, past.write_index)
             x, kv = block(x, angles, mask, cache, lora_params, adapter_mask, sharding, packed_segments)
             if steering is not None:

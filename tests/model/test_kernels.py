@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em_jax.model import attention, low_rank
+from em_jax.model import attention, linear
 from em_jax.model.attention import PADDING, KVBlock, attention_mask
 from em_jax.model.kernels import cpu, cudnn, splash
 from em_jax.model.kernels.dispatch import causal_attention
@@ -98,7 +98,7 @@ def test_low_rank_by_hand_is_the_plain_formula(rows):
     def with_gradients_of(update):
         return jax.value_and_grad(lambda *parts: jnp.sum(update(*parts, gain) * towards), argnums=(0, 1, 2))(x, a, b)
 
-    pairs = zip(*(jax.tree.leaves(with_gradients_of(each.low_rank)) for each in (cpu, low_rank)), strict=True)
+    pairs = zip(*(jax.tree.leaves(with_gradients_of(each.low_rank)) for each in (cpu, linear)), strict=True)
     for ours, plain in pairs:
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 

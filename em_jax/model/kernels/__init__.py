@@ -1,1 +1,1 @@
-"""What is written for one kind of device; `dispatch.py` chooses between it and the plain formula."""
+"""What is written for one kind of device; each kernel says what it serves, and the plain formulas are one level up."""

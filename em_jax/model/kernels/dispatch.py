@@ -1,9 +1,8 @@
-"""The one door to the kernels: chooses what computes attention and low-rank updates on the devices in use."""
+"""The door to the attention kernels: chooses what computes attention on the devices in use."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from em_jax.model import low_rank as plain
 from em_jax.model.attention import KVBlock
 from em_jax.model.kernels import cpu, cudnn, splash
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -26,14 +25,3 @@ def causal_attention(
     if packed is not None and cudnn.serves(q.shape[1], q.shape[-1], q.dtype, sharding):
         return cudnn.cudnn_attention(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
     return cpu.blockwise_attention(q, keys)
-
-
-def low_rank(
-    x: Float[Array, "B T X"],
-    a: Float[Array, "X S R"],
-    b: Float[Array, "S R Y"],
-    gain: Float[Array, "#B S"],
-    sharding: Sharding,
-) -> Float[Array, "B T Y"]:
-    """The low-rank update by its plain formula, or by `cpu.low_rank` where that one serves."""
-    return (cpu if cpu.serves_low_rank(x.dtype, sharding) else plain).low_rank(x, a, b, gain)
