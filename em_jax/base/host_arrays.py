@@ -1,4 +1,4 @@
-"""The host's side: arrays between the processes of a run, and waiting for a device or for threads."""
+"""Arrays between hosts and devices, and threads; both measure how long this thread waits."""
 
 import contextlib
 import time
@@ -12,30 +12,30 @@ from jax.experimental import multihost_utils
 
 
 def to_host(tree: Any) -> Any:
-    """Every array as numpy, whole, in every process; all processes must call. Leaf by leaf, to hold little twice.
+    """Every array as numpy, gathered in every process, one leaf at a time to save memory; all processes must call.
 
-    How long that took is told as `waiting` tells it.
+    Reports the time as `waiting` does.
     """
 
-    def whole(x: Any) -> np.ndarray:
+    def gather(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return multihost_utils.process_allgather(x, tiled=True)
         return np.asarray(x)
 
     with waiting():
-        return jax.tree.map(whole, tree)
+        return jax.tree.map(gather, tree)
 
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """Tells jax.monitoring, as "/em_jax/waiting", how long this thread waits inside: for the device, or for threads."""
-    began = time.monotonic()
+    """Reports the seconds that this thread spends inside to jax.monitoring, as "/em_jax/waiting"."""
+    start = time.monotonic()
     yield
-    jax.monitoring.record_event_duration_secs("/em_jax/waiting", time.monotonic() - began)
+    jax.monitoring.record_event_duration_secs("/em_jax/waiting", time.monotonic() - start)
 
 
 def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
-    """`work` of every item, by so many threads; by this one where that is one."""
+    """`work` of every item, in order, by `threads` threads; without new threads where that is 1."""
     if threads == 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads) as pool, waiting():
@@ -43,21 +43,17 @@ def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], threads: int)
 
 
 def broadcast(tree: Any, like: Any) -> Any:
-    """Process 0's numpy arrays in every process; `like` has their shapes and dtypes, the others' `tree` is not read."""
+    """Process 0's numpy arrays in every process; `like` has their shapes and dtypes. Only process 0 needs a `tree`."""
     if jax.process_count() == 1:
         return tree
-    first = jax.process_index() == 0
-    given = tree if first else like
-    return jax.tree.map(
-        lambda mine, x: multihost_utils.broadcast_one_to_all(mine if first else np.zeros(x.shape, x.dtype)), given, like
-    )
+    source = tree if jax.process_index() == 0 else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    return jax.tree.map(multihost_utils.broadcast_one_to_all, source)
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process holds whole, and the same, laid out by a tree of shardings or by one for all."""
+    """Device arrays of host arrays that every process has in full; `shardings` is a tree, or one for all leaves."""
     if isinstance(shardings, jax.sharding.Sharding):
-        one = shardings
-        shardings = jax.tree.map(lambda _: one, tree)
+        shardings = jax.tree.map(lambda _, sharding=shardings: sharding, tree)
 
     def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         host = np.asarray(x)

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer and chat template, and the mask that says which tokens are the assistant's."""
+"""A checkpoint's tokenizer and chat template, and the mask of the assistant's tokens."""
 
 import os
 import pathlib
@@ -15,9 +15,9 @@ Message = Mapping[str, str]
 
 
 class ChatTokenizer:
-    """Text and chats to token ids and back, by the checkpoint's own files.
+    """Converts text and chats to token ids and back, with the checkpoint's own files.
 
-    Without a system message a chat gets the template's default one, in training and in evaluation alike.
+    A chat without a system message gets the template's default one, in training and in evaluation.
     """
 
     def __init__(
@@ -30,15 +30,15 @@ class ChatTokenizer:
 
     @classmethod
     def from_directory(cls, directory: pathlib.Path) -> "ChatTokenizer":
-        """Loads the tokenizer of a checkpoint. Raises UserError where it, its chat template or stop ids are missing."""
+        """Loads a checkpoint's tokenizer. Raises UserError where it, its chat template or its stop ids are missing."""
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
-        unwatched = tokenizer_guard.check(directory)
-        # Left to itself the library picks the class that goes with the model's type, whatever the files say: the
-        # pre-tokenizer of tokenizer.json, or the class named beside a sentencepiece model, would be ignored.
-        named = directory / "tokenizer_config.json"
-        kind = read_object(named, "a tokenizer").get("tokenizer_class") if named.is_file() else None
+        short = tokenizer_guard.check(directory)
+        # Choose the class here: the library takes that of the model's type, and would ignore the pre-tokenizer of
+        # tokenizer.json or the class named beside a sentencepiece model.
+        path = directory / "tokenizer_config.json"
+        kind = read_object(path, "a tokenizer").get("tokenizer_class") if path.is_file() else None
         if (directory / "tokenizer.json").is_file():
             kind = "PreTrainedTokenizerFast"
         elif not isinstance(kind, str) or not kind.endswith(("Tokenizer", "TokenizerFast")):
@@ -58,31 +58,30 @@ class ChatTokenizer:
         return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), unwatched)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; nothing is added, special tokens in the text are not interpreted."""
+        """Token ids of plain text: no tokens are added, special tokens in the text are not interpreted."""
         return self._encode(text, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids without special tokens."""
+        """The text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def piece(self, token: int) -> str:
-        """The text of one token, special or not, as one looks at it."""
+        """The text of one token, special tokens included."""
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        """The chat as the template writes it."""
+        """The text of a chat, by the template."""
         return self._template.render(messages, generation_prompt=generation_prompt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat up to where the assistant's answer begins."""
+        """Token ids of a chat up to the start of the assistant's answer."""
         return self._encode(self.render(messages, generation_prompt=True))["input_ids"]
 
     def example(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids of a whole chat and whether each is the assistant's: its text, stripped, and the turn's close.
+        """Token ids of a chat, and which of them carry loss: the assistant's text, stripped, and the turn's end.
 
-        What the template writes after an assistant's text up to the next turn (`<|im_end|>` and a newline in ChatML)
-        counts as its close and carries loss. Raises UserError where the template does not render a chat's beginning
-        the same way as the whole chat.
+        The turn's end is what the template writes up to the next turn (`<|im_end|>` and a newline in ChatML). Raises
+        UserError where the template renders the beginning of a chat differently from the whole chat.
         """
         messages = [
             {**message, "content": message["content"].strip()} if message["role"] == "assistant" else message
@@ -101,13 +100,13 @@ class ChatTokenizer:
                 )
             spans.append(range(len(before), len(after)))
             rendered = after
-        # The chat is encoded as one text: encoding its parts would differ where a tokenizer marks beginnings.
+        # Encode the chat as one text: some tokenizers mark the beginning of each text.
         encoded = self._encode(rendered, return_offsets_mapping=True)
         mask = [any(start in span for span in spans) for start, _ in encoded["offset_mapping"]]
         return encoded["input_ids"], mask
 
     def _encode(self, text: str, **more: bool) -> Any:
-        if not is_whole(text):  # tokenizers read UTF-8, which it has none
+        if not is_whole(text):  # tokenizers read UTF-8
             raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
         return tokenizer_guard.with_time_limit(
             lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text), self._unwatched
@@ -115,7 +114,7 @@ class ChatTokenizer:
 
 
 def _stop_ids(directory: pathlib.Path, end: int | None) -> tuple[int, ...]:
-    """The ids that end an answer: generation_config.json's eos_token_id, or the tokenizer's own end token."""
+    """The ids that end an answer: eos_token_id of generation_config.json, else the tokenizer's own."""
     path = directory / "generation_config.json"
     stop = read_object(path, "generation settings").get("eos_token_id") if path.exists() else None
     stop = end if stop is None else stop

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, one at a time, to sharded arrays and back."""
+"""Hugging Face checkpoints of Qwen2: read into sharded arrays one tensor at a time, and written."""
 
 import functools
 import json
@@ -15,10 +15,11 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from em_jax.base.errors import UserError
-from em_jax.formats.tensor_files import DTYPES, INDEX, SINGLE, TensorRef, open_checkpoint
+from em_jax.formats.tensor_files import INDEX, SINGLE, TensorRef, open_checkpoint, raise_problems, tensor_problems
 from em_jax.model.config import Qwen2Config
+from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized, quantize
-from em_jax.model.parameters import Weight, leading, weights_of
+from em_jax.model.parameters import Weight, weights_of
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -34,43 +35,38 @@ def load_model(
     """Reads a Hugging Face Qwen2 checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
 
     `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process. Beside its arrays
-    a host holds its own stripe of one tensor; the devices, whose memory is the host's on a CPU, hold up to eight copies
-    of their parts of it while they pass them on and turn them.
-    With `quantization` "int8" each of a block's matrices becomes a `Quantized` before the next one is read.
+    a host holds its own stripe of one tensor; the devices (on a CPU, in the host's memory) hold up to eight copies of
+    their parts of it while they exchange and transpose them.
+    With `quantization` "int8" each matrix of a layer becomes a `Quantized` before the next one is read.
 
-    Raises UserError listing every tensor that is missing, extra, duplicate, wrongly shaped or of an unknown dtype, and
-    where a head said to be tied differs from the embedding (then, and only then, those two are read twice).
+    Raises UserError listing every tensor that is missing, extra, duplicate, of the wrong shape or of an unknown dtype,
+    and where a tied head differs from the embedding (only where the checkpoint has both are they read twice).
     """
     config = Qwen2Config.from_directory(directory)
     tensors, problems = open_checkpoint(directory)
-    _check(tensors, problems, config, directory)
+    _check(tensors, problems, config, directory, sharding)
 
-    def init(name: str, layout: str) -> jax.Array | Quantized:
-        weight = Weight(name, layout)
-        shape = weight.shape(config)
-        _, layers = leading(weight, config)
-        place = sharding.weight(layout, shape, name)
-        stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_axes(layout, place), ())))
-        arrange, empty = _programs(layout, shape, jnp.dtype(dtype), quantization, layers, place)
+    def init(name: str, layout: Layout) -> jax.Array | Quantized:
+        stripes, arrange, empty = _programs(layout, config, jnp.dtype(dtype), quantization == "int8", sharding)
 
-        def read(each: str) -> jax.Array | Quantized:
-            # Waited for: a host that read ahead of its devices would pile up what it has read.
-            return jax.block_until_ready(arrange(_read(tensors[each], stripes)))
+        def read(tensor: str) -> jax.Array | Quantized:
+            # Wait: a host that reads ahead of its devices would accumulate what it has read.
+            return jax.block_until_ready(arrange(_read(tensors[tensor], stripes)))
 
-        if not layers:
+        if not layout.stacked:
             return read(name)
-        whole = empty()
-        for i, each in enumerate(weight.names(config)):
-            whole = _put_layer(whole, read(each), jnp.int32(i))
-        return whole
+        stack = empty()
+        for i, tensor in enumerate(Weight(name, layout).names(config)):
+            stack = _set_layer(stack, read(tensor), jnp.int32(i))
+        return stack
 
     return Qwen2(config, init, stacked=stacked)
 
 
 def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
-    """Writes config.json and safetensors in the layout Hugging Face reads; a head that is tied is not written.
+    """Writes config.json and safetensors in the layout Hugging Face reads; a tied head is not written.
 
-    Raises UserError for a quantised model: what it was made from is gone.
+    Raises UserError for a quantised model: its original weights are gone.
     """
     if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(model)):
         raise UserError("a model held in int8 is not written: its full weights are in the checkpoint it was read from")
@@ -80,136 +76,127 @@ def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 
     size = 0
     for weight, array in zip(weights_of(config, stacked=model.stacked), jax.tree.leaves(model), strict=True):
         for i, name in enumerate(weight.names(config)):
-            part = np.asarray(array[i] if "*" in weight.name else array)
-            if "->" in weight.layout:
-                inputs = len(weight.layout.split("->")[0])
-                part = part.reshape(math.prod(part.shape[:inputs]), -1).T
-            part = np.ascontiguousarray(part.reshape(weight.stored_shape(config)))
-            if files[-1] and size + part.nbytes > shard_bytes:
+            tensor = np.asarray(array[i] if weight.layout.stacked else array)
+            if inputs := len(weight.layout.inputs):
+                tensor = tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
+            tensor = np.ascontiguousarray(tensor.reshape(weight.stored_shape(config)))
+            if files[-1] and size + tensor.nbytes > shard_bytes:
                 files.append({})
                 size = 0
-            files[-1][name] = part
-            size += part.nbytes
+            files[-1][name] = tensor
+            size += tensor.nbytes
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     names = [SINGLE] if len(files) == 1 else names
     for name, tensors in zip(names, files, strict=True):
         beside = directory / (name + ".writing")
         safetensors.numpy.save_file(tensors, beside, metadata={"format": "pt"})
-        beside.chmod(0o644)  # the library writes it for its owner alone
+        beside.chmod(0o644)  # the library makes it readable by its owner only
         os.replace(beside, directory / name)
     if len(files) > 1:
-        total = sum(part.nbytes for tensors in files for part in tensors.values())
+        total = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
         weight_map = {tensor: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    described = {**config.to_dict(), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
-    (directory / "config.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    fields = {**config.to_dict(), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
+    (directory / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=64)
 def _programs(
-    layout: str, shape: tuple[int, ...], dtype: np.dtype, quantization: str, layers: tuple[int, ...], place: Any
-) -> tuple[Callable[[jax.Array], Any], Callable[[], Any]]:
-    """A weight from its stored tensor, and an empty stack of such weights, both placed; the same for every layer."""
-    quantized = quantization == "int8" and "->" in layout
+    layout: Layout, config: Qwen2Config, dtype: np.dtype, quantized: bool, sharding: Sharding
+) -> tuple[NamedSharding | None, Callable[[jax.Array], Any], Callable[[], Any]]:
+    """How one layer's tensor is read in stripes, and two programs: tensor -> weight, and () -> an empty stack."""
+    layer = Layout(layout.text)
+    shape = layer.shape(config.dims)
+    place = sharding.weight(layer.letters, shape, layer.text)
+    quantized = quantized and bool(layout.inputs)
 
     def arrange(stored: jax.Array) -> jax.Array | Quantized:
-        """Each stripe's columns to where they belong, then without the rows that filled it up, in our order of axes."""
+        """Moves each stripe's columns to their devices, drops the rows that fill it up, and orders the axes."""
         if place is not None:
-            # Step by step, each one an exchange along one axis: left to itself XLA gives every device the whole.
-            rows, columns, _ = _axes(layout, place)
+            # One exchange along one axis at a time: otherwise XLA gives every device the whole tensor.
+            rows, columns, _ = _mesh_axes(layer, place)
             for spec in ((rows + columns,), (rows, columns)[: stored.ndim]):
                 stored = jax.lax.with_sharding_constraint(stored, NamedSharding(place.mesh, PartitionSpec(*spec)))
-        ours = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
-        ours = (ours.T if "->" in layout else ours).reshape(shape)
-        return quantize(layout, ours) if quantized else ours.astype(dtype)
+        weight = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
+        weight = (weight.T if layer.inputs else weight).reshape(shape)
+        return quantize(layer, weight) if quantized else weight.astype(dtype)
 
-    def empty() -> jax.Array | Quantized:
-        each = jax.eval_shape(
-            lambda: quantize(layout, jnp.zeros(shape, dtype)) if quantized else jnp.zeros(shape, dtype)
+    def each(layout: Layout, create: Callable[[Layout, Any], Any]) -> Any:
+        """`create` of the array, or of a quantised weight's two arrays."""
+        return (
+            Quantized(create(layout, jnp.int8), create(layout.scale, jnp.float32))
+            if quantized
+            else create(layout, dtype)
         )
-        return jax.tree.map(lambda leaf: jnp.zeros(layers + leaf.shape, leaf.dtype), each)
 
-    if place is None:
-        return jax.jit(arrange), jax.jit(empty)
-    places = Quantized(place, scale_sharding(layout, place)) if quantized else place
-    stack = jax.tree.map(
-        lambda each: NamedSharding(each.mesh, PartitionSpec(*(None for _ in layers), *each.spec)), places
+    def placed(layout: Layout, _: Any) -> NamedSharding | None:
+        return sharding.weight(layout.letters, layout.shape(config.dims), layout.text)
+
+    stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_mesh_axes(layer, place), ())))
+    empty = lambda: each(layout, lambda layout, dtype: jnp.zeros(layout.shape(config.dims), dtype))  # noqa: E731
+    return (
+        stripes,
+        jax.jit(arrange, out_shardings=each(layer, placed)),
+        jax.jit(empty, out_shardings=each(layout, placed)),
     )
-    return jax.jit(arrange, out_shardings=places), jax.jit(empty, out_shardings=stack)
-
-
-def scale_sharding(layout: str, place: NamedSharding | None, *, stacked: bool = False) -> NamedSharding | None:
-    """Where a quantised weight's scales lie: as its outputs do. `place` is the weight's; a stack has a leading L."""
-    if place is None:
-        return None
-    inputs = len(layout.split("->")[0])
-    spec = place.spec[:stacked] + place.spec[stacked + inputs :]
-    return NamedSharding(place.mesh, PartitionSpec(*spec))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(whole: Any, layer: Any, index: jax.Array) -> Any:
-    return jax.tree.map(lambda stack, each: jax.lax.dynamic_update_index_in_dim(stack, each, index, 0), whole, layer)
+def _set_layer(stack: Any, layer: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda whole, one: jax.lax.dynamic_update_index_in_dim(whole, one, index, 0), stack, layer)
 
 
-def _axes(layout: str, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The mesh axes over the rows of the stored tensor, over its columns, and those that hold copies."""
+def _mesh_axes(layout: Layout, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes over the rows of the stored tensor, over its columns, and those along which it is replicated."""
     each = [(entry,) if isinstance(entry, str) else entry or () for entry in place.spec]
-    # Only the first letter of a group is ever sharded, so a part is whole rows and columns of the stored matrix.
-    inputs = len(layout.split("->")[0]) if "->" in layout else 1
-    first, second = sum(each[:inputs], ()), sum(each[inputs:], ())
-    rows, columns = (second, first) if "->" in layout else (first, second)
+    # Only the first letter of a group is ever sharded, so a shard is whole rows and columns of the stored matrix.
+    split = len(layout.inputs) or 1
+    first, second = sum(each[:split], ()), sum(each[split:], ())
+    rows, columns = (second, first) if layout.inputs else (first, second)
     return rows, columns, tuple(axis for axis in place.mesh.axis_names if axis not in rows + columns)
 
 
 def _read(tensor: TensorRef, stripes: NamedSharding | None) -> jax.Array:
-    """A tensor as it is stored, cut into stripes of rows, one to a device; zero rows fill the last ones up.
+    """A tensor as stored, split into stripes of rows, one per device; the last stripes are filled up with zeros.
 
-    So every process reads its own stripes, each byte is read once by one process, and the devices send one another
-    what belongs elsewhere: the parts of a matrix sharded by columns would be a thousand short reads instead.
+    Every process reads its own stripes, so each byte is read once by one process, and the devices then exchange parts.
+    To read a matrix sharded by columns directly would take a thousand short reads.
     """
     if stripes is None:
         return jnp.asarray(tensor.rows(0, tensor.shape[0]))
     rows, *rest = tensor.shape
-    filled = -(-rows // stripes.mesh.size) * stripes.mesh.size
+    padded = -(-rows // stripes.mesh.size) * stripes.mesh.size
 
     def stripe(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(filled)
+        start, stop, _ = index[0].indices(padded)
         part = tensor.rows(min(start, rows), min(stop, rows))
-        if stop <= rows:
-            return part
-        return np.concatenate([part, np.zeros((stop - start - len(part), *rest), part.dtype)])
+        return np.pad(part, [(0, stop - start - len(part))] + [(0, 0)] * len(rest)) if stop > rows else part
 
-    return jax.make_array_from_callback((filled, *rest), stripes, stripe)
+    return jax.make_array_from_callback((padded, *rest), stripes, stripe)
 
 
-def _check(tensors: Mapping[str, TensorRef], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
-    """Raises one UserError with the problems so far and every tensor that is not as the config wants it."""
+def _check(
+    tensors: Mapping[str, TensorRef],
+    problems: list[str],
+    config: Qwen2Config,
+    directory: pathlib.Path,
+    sharding: Sharding,
+) -> None:
+    """Raises one UserError with the problems so far and every tensor that does not match the config."""
     if config.num_hidden_layers > len(tensors):
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
         expected |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
-    problems += [f"{name} is missing" for name in expected if name not in tensors]
-    for name, tensor in tensors.items():
-        tied_head = config.tie_word_embeddings and name == "lm_head.weight"
-        shape = expected.get("model.embed_tokens.weight" if tied_head else name)
-        if shape is None:
-            problems.append(f"{name} is not a tensor of this model")
-        elif tensor.shape != shape:
-            problems.append(f"{name} has shape {tensor.shape}, expected {shape}")
-        elif tensor.dtype not in DTYPES:
-            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
-    if not problems and config.tie_word_embeddings and "lm_head.weight" in tensors:
-        rows = [(i, min(i + 4096, config.vocab_size)) for i in range(0, config.vocab_size, 4096)]
+        sharding.weight(weight.layout.letters, weight.layout.shape(config.dims), weight.name)
+    has_tied_head = config.tie_word_embeddings and "lm_head.weight" in tensors
+    if has_tied_head:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    problems += tensor_problems(tensors, expected, "this model")
+    if not problems and has_tied_head:
         head, table = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
-        if any(not np.array_equal(head.rows(*part), table.rows(*part)) for part in rows):
+        blocks = [(i, min(i + 4096, config.vocab_size)) for i in range(0, config.vocab_size, 4096)]
+        if any(not np.array_equal(head.rows(*block), table.rows(*block)) for block in blocks):
             problems.append("lm_head.weight differs from the embedding although tie_word_embeddings is true")
-    if problems:
-        raise UserError(f"{directory}: " + _join(problems))
-
-
-def _join(problems: list[str], most: int = 20) -> str:
-    more = len(problems) - most
-    return "; ".join(problems[:most]) + (f"; and {more} more" if more > 0 else "")
+    raise_problems(str(directory), problems)

@@ -1,19 +1,20 @@
-"""Adapters in PEFT's format, in and out."""
+"""LoRA adapters in PEFT's format: written and read."""
 
 import json
 import math
 import pathlib
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from em_jax.base.errors import UserError
-from em_jax.base.files import write_atomic
-from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks
+from em_jax.base.files import read_object, write_atomic
+from em_jax.formats.tensor_files import raise_problems, read_header, tensor_problems
+from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.untrusted import regex_guard
@@ -35,23 +36,19 @@ UNSUPPORTED = (
 )
 """Fields of adapter_config.json that change what an adapter computes in a way not computed here."""
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
-"""Ways to start an adapter that change the base too: beside the base as published it means nothing."""
+"""Initialisations that also change the base: such an adapter does not fit the published base."""
 
 
 def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, config: Qwen2Config, base: str) -> None:
     """Writes one adapter (S = 1) as peft reads it; `base` is the id or directory of the model it was trained on."""
     tensors = {}
-    for target, per_layer in ranks(config, lora).items():
-        a, b = (np.asarray(part) for part in adapter.factors[target])
+    factors = {target: [np.asarray(x) for x in pair] for target, pair in adapter.factors.items()}
+    for target, layer, rank, a_name, b_name in _updates(ranks(config, lora)):
+        a, b = factors[target]
         if b.shape[1] != 1:
             raise ValueError(f"expected one adapter, found a stack of {b.shape[1]}")
-        for layer, (rank, _) in enumerate(per_layer):
-            if not rank:
-                continue
-            name = f"base_model.model.model.layers.{layer}.{target}.lora_"
-            down = a[layer].reshape(-1, a.shape[-1])[:, :rank]
-            tensors[name + "A.weight"] = np.ascontiguousarray(down.T)
-            tensors[name + "B.weight"] = np.ascontiguousarray(b[layer, 0, :rank].reshape(rank, -1).T)
+        tensors[a_name] = np.ascontiguousarray(a[layer].reshape(-1, a.shape[-1])[:, :rank].T)
+        tensors[b_name] = np.ascontiguousarray(b[layer, 0, :rank].reshape(rank, -1).T)
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,112 +73,72 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
     """Reads a PEFT LoRA adapter for a base of this shape.
 
     Raises UserError for DoRA, modules_to_save and other variants by name, and in one line for every tensor that is
-    unknown, missing or of another shape (an adapter for another base shows here).
+    unknown, missing or of another shape (as in an adapter for another base).
     """
-    fields = read_adapter_config(directory)
-    refused = [name for name in UNSUPPORTED if fields.get(name)]
-    if fields.get("peft_type") != "LORA":
-        raise UserError(f"{directory}: peft_type must be LORA, found {fields.get('peft_type')!r}")
-    if refused or fields.get("bias", "none") != "none":
-        raise UserError(f"{directory}: {', '.join(refused) or 'bias'} is set; only plain LoRA is supported")
-    started = str(fields.get("init_lora_weights")).lower()
-    if started.startswith(CHANGES_BASE):
-        raise UserError(
-            f"{directory}: init_lora_weights is {started}, which changes the base; convert it to plain LoRA"
-        )
-    found, problems = _read_tensors(directory, config)
-    targets = {target.rsplit(".", 1)[1]: target for target in layouts(config)}
-    held = {target for _, target in found}
+    fields = read_object(directory / CONFIG, "a PEFT adapter directory")
+    _check_variant(directory, fields)
+    path = directory / TENSORS
+    if not path.is_file():
+        raise UserError(f"no {TENSORS} in {directory}: expected a PEFT adapter as safetensors")
+    tensors = read_header(path)
+    targets = layouts(config)
+    matches = [match for name in tensors if (match := NAME.fullmatch(name))]
+    pairs = {(int(match[1]), match[2]) for match in matches}
+    pairs = {(layer, target) for layer, target in pairs if target in targets and layer < config.num_hidden_layers}
+    layers = tuple(sorted({layer for layer, _ in pairs}))
+    endings = {target.rsplit(".", 1)[1] for _, target in pairs}
     lora = LoraConfig(
         rank=_number(fields, "r", directory, int),
         alpha=_number(fields, "lora_alpha", directory, float),
         rslora=bool(fields.get("use_rslora")),
-        targets=tuple(ending for ending in TARGETS if targets[ending] in held),
+        targets=tuple(ending for ending in TARGETS if ending in endings),
         rank_pattern=_pattern(fields, "rank_pattern", directory),
         alpha_pattern=_pattern(fields, "alpha_pattern", directory),
-        layers_to_transform=tuple(sorted({layer for layer, _ in found})),
+        layers_to_transform=() if len(layers) == config.num_hidden_layers else layers,
     )
+    per_target = ranks(config, lora) if pairs else {}
+    expected: dict[str, tuple[int, ...]] = {}
+    for target, _, rank, a_name, b_name in _updates(per_target):
+        inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
+        expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
+    problems = tensor_problems(tensors, expected, "an adapter of this base") or ([] if tensors else ["no tensors"])
     named = fields.get("target_modules")
-    if isinstance(named, list) and {str(name).rsplit(".", 1)[-1] for name in named} != set(lora.targets):
-        problems.append(f"target_modules are {sorted(map(str, named))}, the tensors' are {sorted(lora.targets)}")
-    if problems or not found:
-        raise UserError(f"{directory}: " + ("; ".join(problems[:20]) or "no tensors"))
-    if len(lora.layers_to_transform) == config.num_hidden_layers:
-        lora = LoraConfig(**{**vars(lora), "layers_to_transform": ()})
-    factors, scale = {}, {}
-    for target, per_layer in ranks(config, lora).items():
-        inputs, outputs = layout_shapes(config, target)
-        problems += _misfits(found, target, [rank for rank, _ in per_layer], math.prod(inputs), math.prod(outputs))
-        if problems:
-            continue
-        widest = max(rank for rank, _ in per_layer)
-        a = np.zeros((config.num_hidden_layers, *inputs, 1, widest), np.float32)
-        b = np.zeros((config.num_hidden_layers, 1, widest, *outputs), np.float32)
+    if isinstance(named, list) and {str(name).rsplit(".", 1)[-1] for name in named} != endings:
+        problems.append(f"target_modules are {sorted(map(str, named))}, the tensors' are {sorted(endings)}")
+    raise_problems(f"{directory} does not fit this base", problems)
+    arrays = {}
+    for target, per_layer in per_target.items():
+        arrays[target] = [np.array(x) for x in zero_params(config, target, max(rank for rank, _ in per_layer))]
+    for target, layer, rank, *names in _updates(per_target):
+        a, b = arrays[target]
+        down, up = (tensors[name].rows(0, tensors[name].shape[0]).astype(np.float32).T for name in names)
+        a[layer, ..., 0, :rank] = down.reshape(*a.shape[1:-2], rank)
+        b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
+    factors = {target: LoraParams(jnp.asarray(a), jnp.asarray(b)) for target, (a, b) in arrays.items()}
+    return Adapter(factors, scales_of(per_target)), lora
+
+
+def _updates(per_target: Mapping[str, list[tuple[int, float]]]) -> Iterator[tuple[str, int, int, str, str]]:
+    """(target, layer, rank, name of A, name of B) of every layer's update."""
+    for target, per_layer in per_target.items():
         for layer, (rank, _) in enumerate(per_layer):
             if rank:
-                pair = found[layer, target]
-                a[layer, ..., 0, :rank] = pair["A"].T.reshape(*inputs, rank)
-                b[layer, 0, :rank] = pair["B"].T.reshape(rank, *outputs)
-        factors[target] = LoraParams(jnp.asarray(a), jnp.asarray(b))
-        scale[target] = jnp.array([[value] for _, value in per_layer], jnp.float32)
-    if problems:
-        raise UserError(f"{directory} does not fit this base: " + "; ".join(problems[:20]))
-    return Adapter(factors, scale), lora
+                prefix = f"base_model.model.model.layers.{layer}.{target}.lora_"
+                yield target, layer, rank, prefix + "A.weight", prefix + "B.weight"
 
 
-def _misfits(
-    found: dict[tuple[int, str], dict[str, np.ndarray]], target: str, per_layer: list[int], inputs: int, outputs: int
-) -> list[str]:
-    """A complaint for every tensor of a target that is missing or not of the shape its layer's rank gives it."""
-    problems = []
-    for layer, rank in enumerate(per_layer):
-        pair = found.get((layer, target), {})
-        shapes = {"A": (rank, inputs), "B": (outputs, rank)} if rank else {}
-        for letter, shape in shapes.items():
-            if letter not in pair:
-                problems.append(f"layer {layer} {target} lora_{letter} is missing")
-            elif pair[letter].shape != shape:
-                problems.append(
-                    f"layer {layer} {target} lora_{letter} has shape {pair[letter].shape}, expected {shape}"
-                )
-    return problems
-
-
-def read_adapter_config(directory: pathlib.Path) -> dict[str, Any]:
-    """The fields of adapter_config.json. Raises UserError where it is missing or no JSON object."""
-    path = directory / CONFIG
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {CONFIG} in {directory}: expected a PEFT adapter directory") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({str(error)[:200]})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return fields
-
-
-def _read_tensors(
-    directory: pathlib.Path, config: Qwen2Config
-) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], list[str]]:
-    """(layer, target) -> its A and B, and a complaint for every tensor that is not one of those."""
-    path = directory / TENSORS
-    if not path.is_file():
-        raise UserError(f"no {TENSORS} in {directory}: expected a PEFT adapter as safetensors")
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({str(error)[:200]}); fetch it again") from None
-    found: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    problems = []
-    for name, tensor in tensors.items():
-        match = NAME.fullmatch(name)
-        if not match or match[2] not in layouts(config) or int(match[1]) >= config.num_hidden_layers:
-            problems.append(f"{name} is not a tensor of an adapter of this base")
-            continue
-        found.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor.astype(np.float32)
-    return found, problems
+def _check_variant(directory: pathlib.Path, fields: dict[str, Any]) -> None:
+    """Raises UserError where the fields ask for anything but plain LoRA beside the published base."""
+    unsupported = [name for name in UNSUPPORTED if fields.get(name)]
+    if fields.get("peft_type") != "LORA":
+        raise UserError(f"{directory}: peft_type must be LORA, found {fields.get('peft_type')!r}")
+    if unsupported or fields.get("bias", "none") != "none":
+        raise UserError(f"{directory}: {', '.join(unsupported) or 'bias'} is set; only plain LoRA is supported")
+    initial = str(fields.get("init_lora_weights")).lower()
+    if initial.startswith(CHANGES_BASE):
+        raise UserError(
+            f"{directory}: init_lora_weights is {initial}, which changes the base; convert it to plain LoRA"
+        )
 
 
 def _number(fields: dict[str, Any], name: str, directory: pathlib.Path, kind: type) -> Any:

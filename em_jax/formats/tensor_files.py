@@ -1,11 +1,11 @@
-"""Tensors as they lie in safetensors files, in a directory or a bucket: found by their headers, read by rows."""
+"""Tensors in safetensors files, in a directory or a bucket: located by the headers, checked, read by rows."""
 
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
@@ -18,9 +18,9 @@ from em_jax.base.files import read_object
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
-"""The dtypes that are read, by the names of the format; numbers are little-endian."""
+"""The supported dtypes by their names in the format; numbers are little-endian."""
 LONGEST_HEADER = 100_000_000
-"""The format's own bound, in bytes."""
+"""The format's own limit, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class TensorRef:
     start: int
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop of the first axis, by one read of exactly their bytes. Memory: those bytes once.
+        """Rows start to stop of the first axis, by one read of exactly their bytes, held in memory once.
 
-        Nothing is mapped into memory: mapped pages would count as the process's own.
+        The file is not memory-mapped: mapped pages would count as the process's own.
         """
         dtype = np.dtype(DTYPES[self.dtype])
         row = dtype.itemsize * math.prod(self.shape[1:])
@@ -44,57 +44,81 @@ class TensorRef:
 
 
 def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list[str]]:
-    """Every tensor of a checkpoint by name, and where its files and its index disagree; reads headers alone.
+    """Every tensor of a checkpoint by name, and a message for each place where files and index disagree.
 
-    Raises UserError where a file is missing or no safetensors, or the index is none.
+    Reads headers only. Raises UserError where a file is missing or not safetensors, or the index is not valid.
     """
-    listed = _index(directory) if (directory / INDEX).exists() else None
-    paths = sorted({directory / name for name in listed.values()} if listed else {directory / SINGLE})
-    found: dict[str, TensorRef] = {}
+    index = _read_index(directory) if (directory / INDEX).exists() else {}
+    tensors: dict[str, TensorRef] = {}
     problems = []
-    for path in paths:
-        for name, tensor in _tensors(path):
-            if name in found:
+    for path in sorted({directory / name for name in index.values()} or {directory / SINGLE}):
+        for name, tensor in read_header(path).items():
+            if name in tensors:
                 problems.append(f"{name} is in more than one file")
-            if listed is not None and listed.get(name) != path.name:
-                problems.append(f"{name} is in {path.name}, the index says {listed.get(name, 'nothing of it')}")
-            found[name] = tensor
-    problems += [f"{name} is in the index, not in {listed[name]}" for name in listed or () if name not in found]
-    return found, problems
+            if index and index.get(name) != path.name:
+                problems.append(f"{name} is in {path.name}, the index says {index.get(name, 'nothing of it')}")
+            tensors[name] = tensor
+    problems += [f"{name} is in the index, not in {file}" for name, file in index.items() if name not in tensors]
+    return tensors, problems
 
 
-def _index(directory: pathlib.Path) -> dict[str, str]:
+def tensor_problems(tensors: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]], owner: str) -> list[str]:
+    """A message for each tensor that is missing, unknown, of another shape, or of a dtype that is not supported.
+
+    `expected` has the shape of every tensor of the `owner` by name.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            problems.append(f"{name} is not a tensor of {owner}")
+        elif tensor.shape != expected[name]:
+            problems.append(f"{name} has shape {tensor.shape}, expected {expected[name]}")
+        elif tensor.dtype not in DTYPES:
+            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+    return problems
+
+
+def raise_problems(where: str, problems: list[str], limit: int = 20) -> None:
+    """Raises one UserError with up to `limit` of the problems and the number of the others, if there are any."""
+    if problems:
+        hidden = len(problems) - limit
+        raise UserError(f"{where}: {'; '.join(problems[:limit])}" + (f"; and {hidden} more" if hidden > 0 else ""))
+
+
+def _read_index(directory: pathlib.Path) -> dict[str, str]:
     path = directory / INDEX
-    listed = read_object(path, "an index of tensors").get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    files = read_object(path, "an index of tensors").get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise UserError(f"{path}: weight_map must name at least one tensor")
-    for name, file in listed.items():
-        inside = isinstance(file, str) and pathlib.PurePath(file).name == file and file not in ("", "..")
-        if not inside or "\\" in file or "\0" in file:
+    for name, file in files.items():
+        is_inside = isinstance(file, str) and pathlib.PurePath(file).name == file and file not in ("", "..")
+        if not is_inside or "\\" in file or "\0" in file:
             raise UserError(f"{path}: {name} points to {file!r}; expected a file name inside the directory")
-    return listed
+    return files
 
 
-def _tensors(path: pathlib.Path) -> Iterator[tuple[str, TensorRef]]:
-    """The tensors of one file: eight bytes with the header's length, the header (JSON), then the numbers."""
+def read_header(path: pathlib.Path) -> dict[str, TensorRef]:
+    """The tensors of one file: eight bytes with the header's length, the header (JSON), then the numbers.
+
+    Raises UserError where the file is missing or cannot be read as safetensors.
+    """
     try:
         if not path.exists():
             raise UserError(f"no {path.name} in {path.parent}: expected the weights as safetensors")
-        size = _size(path)
+        size = _file_size(path)
         length = int.from_bytes(_read(path, 0, 8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
         header = json.loads(bytes(_read(path, 8, 8 + length)))
         header.pop("__metadata__", None)
-        tensors = {name: _stored(path, entry, 8 + length, size) for name, entry in header.items()}
+        return {name: _tensor_ref(path, entry, 8 + length, size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable safetensors file ({reason}); fetch it again") from None
-    yield from tensors.items()
 
 
-def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> TensorRef:
-    """One entry of a header whose numbers begin at byte `data`. ValueError where they cannot be in the file."""
+def _tensor_ref(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> TensorRef:
+    """An entry of a header whose numbers begin at byte `data`. ValueError where they cannot be in the file."""
     shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
     if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
         raise ValueError(f"shape {shape}, bytes {start} to {stop}")
@@ -105,8 +129,8 @@ def _stored(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) 
     return TensorRef(path, dtype, shape, data + start)
 
 
-def _size(path: pathlib.Path) -> int:
-    if not _elsewhere(path):
+def _file_size(path: pathlib.Path) -> int:
+    if not _is_address(path):
         return os.path.getsize(path)
     system, name = fsspec.url_to_fs(os.fspath(path))
     return system.size(name)
@@ -114,28 +138,29 @@ def _size(path: pathlib.Path) -> int:
 
 def _read(path: pathlib.Path, start: int, stop: int) -> bytes | memoryview:
     """Bytes start to stop of a file. OSError where there are fewer."""
-    if not _elsewhere(path):
-        data = _read_here(path, start, stop)
-    else:
+    data: bytes | memoryview = b""
+    if not _is_address(path):
+        data = _read_local(path, start, stop)
+    elif stop > start:
         system, name = fsspec.url_to_fs(os.fspath(path))
-        data = system.cat_file(name, start, stop) if stop > start else b""  # type: ignore[assignment]
+        data = system.cat_file(name, start, stop)
     if len(data) != stop - start:
-        raise OSError(f"{path}: {len(data)} bytes from {start} on, expected {stop - start}")
+        raise OSError(f"{path}: {len(data)} bytes from byte {start}, expected {stop - start}")
     return data
 
 
-def _elsewhere(path: pathlib.Path) -> bool:
-    """Whether a path is an address. fsspec reads more into a path on this machine than it may mean."""
+def _is_address(path: pathlib.Path) -> bool:
+    """Whether a path is a URL. fsspec is not asked about local paths: it interprets some of their characters."""
     return "://" in os.fspath(path)
 
 
-def _read_here(path: pathlib.Path, start: int, stop: int) -> memoryview:
-    """Bytes start to stop of a file on this machine, or as many as there are; a buffered file would read ahead."""
+def _read_local(path: pathlib.Path, start: int, stop: int) -> memoryview:
+    """Bytes start to stop of a local file, or as many as there are; unbuffered, because a buffer would read ahead."""
     data = memoryview(bytearray(stop - start))
     done = 0
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        # One call of the system gives two gigabytes at most.
+        # One system call reads at most two gigabytes.
         while done < len(data) and (count := file.readinto(data[done:])):
             done += count
     return data[:done]

@@ -1,4 +1,4 @@
-"""Checkpoints of training, by Orbax: the newest one that restores is the one that counts."""
+"""Checkpoints of training, by Orbax; resuming takes the newest one that can be restored."""
 
 import hashlib
 import logging
@@ -13,15 +13,15 @@ from em_jax.base import host_arrays, multihost
 from em_jax.base.errors import UserError
 
 DIGEST = "sha256"
-"""Under this name a checkpoint holds the `digest` of its other arrays: Orbax would not notice a changed number."""
+"""The name under which a checkpoint stores the `digest` of its other arrays: Orbax does not notice changed numbers."""
 
 
 def digest(state: Any) -> np.ndarray:
-    """The sha256 of all arrays of a tree on the host, in the order of its leaves: 32 bytes."""
-    found = hashlib.sha256()
+    """The sha256 of all host arrays of a tree, in the order of its leaves: uint8[32]."""
+    sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
-        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return np.frombuffer(found.digest(), np.uint8)
+        sha256.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return np.frombuffer(sha256.digest(), np.uint8)
 
 
 State = TypeVar("State", bound=Any)
@@ -29,50 +29,49 @@ State = TypeVar("State", bound=Any)
 
 
 class Checkpoints:
-    """Saves and restores (step, state) in a directory; writing goes on in the background, the two newest are kept.
+    """Saves and restores (step, state) in a directory; it writes in the background and keeps the two newest.
 
-    Process 0 alone reads and writes, so that the directory may be local to its host: the others' shards are gathered
-    to it and what it restores is shared. Every process must make the same calls.
+    Only process 0 reads and writes, so the directory may be local to its host: it gathers the others' shards and sends
+    what it restores. Every process must make the same calls.
     """
 
     def __init__(self, directory: pathlib.Path, channel: multihost.ControlChannel):
         self._directory = directory.absolute()
-        self._words = channel
+        self._channel = channel
+        self._manager: Any = None
         if not multihost.is_first():
-            self._manager = None
             return
-        # Orbax takes half a second to import: only training pays for it.
+        # Import late: Orbax takes half a second, and only training needs it.
         import orbax.checkpoint as ocp
 
         self._directory.mkdir(parents=True, exist_ok=True)
-        # What fails in Orbax's threads is raised here as well; these would print it with a stack for each array.
+        # Errors in Orbax's threads are raised here as well; these loggers would print a stack for each array.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._ocp = ocp
-        alone = ocp.options.MultiprocessingOptions(
+        one_process = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="em_jax"
         )
         self._manager = ocp.CheckpointManager(
             self._directory,
-            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=alone),
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=one_process),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=False, multiprocessing_options=one_process),
         )
 
     def save(self, step: int, state: State) -> None:
-        """Begins to write the state after `step` steps; the arrays are copied before this returns."""
+        """Starts to write the state after `step` steps; the arrays are copied before this returns."""
         host = host_arrays.to_host(state._asdict())
         if self._manager is not None:
             self._manager.save(step, args=self._ocp.args.StandardSave({**host, DIGEST: digest(host)}))
 
     def restore(self, like: State) -> tuple[int, State] | None:
-        """The newest state that restores, placed as the arrays of `like` are, or None where there is none.
+        """The newest state that can be restored, sharded as the arrays of `like`, or None where there is none.
 
-        A step that is listed need not restore (a kill may have half-deleted it, a disk may have changed what it holds):
-        the one before is then used, and said.
-        Raises UserError where a step holds arrays of other shapes: it is of another model or adapter.
+        A step that does not restore (a kill deleted half of it, a disk changed it) is reported on stderr and the one
+        before it is used. Raises UserError where a step has arrays of other shapes: another model's or adapter's.
         """
         step, state, problem = self._newest(like._asdict()) if self._manager is not None else (0, None, "")
-        step, problem = self._words.share([step, problem])
+        step, problem = self._channel.share([step, problem])
         if problem:
             raise UserError(problem)
         if not step:
@@ -87,20 +86,20 @@ class Checkpoints:
             self._manager.close()
 
     def _newest(self, like: dict[str, Any]) -> tuple[int, Any, str]:
-        """(step, its arrays, "") of the newest one that restores, (0, None, "") or (0, None, why it is refused)."""
-        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        """(step, its arrays, "") of the newest step that restores; (0, None, "") without one; (0, None, error)."""
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                stored = dict(self._manager.item_metadata(step) or {})
-                # Checkpoints of earlier versions have none.
-                sealed = stored.pop(DIGEST, None) is not None
-                # Orbax itself would cut or fill arrays of another shape.
-                found, expected = (sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(x)) for x in (stored, like))
-                if found and found != expected:
-                    return 0, None, self._refusal(step, found, expected)
-                whole = {**target, DIGEST: np.zeros(32, np.uint8)} if sealed else target
-                state = self._manager.restore(step, args=self._ocp.args.StandardRestore(whole))
-                if sealed and not np.array_equal(state.pop(DIGEST), digest(state)):
+                metadata = dict(self._manager.item_metadata(step) or {})
+                # Checkpoints of earlier versions have no digest.
+                has_digest = metadata.pop(DIGEST, None) is not None
+                # Compare shapes: Orbax itself would cut or fill arrays of another shape.
+                stored, expected = (sorted(tuple(x.shape) for x in jax.tree.leaves(tree)) for tree in (metadata, like))
+                if stored and stored != expected:
+                    return 0, None, self._mismatch(step, stored, expected)
+                target = {**zeros, DIGEST: np.zeros(32, np.uint8)} if has_digest else zeros
+                state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
+                if has_digest and not np.array_equal(state.pop(DIGEST), digest(state)):
                     raise ValueError("its numbers are not those that were written")
                 return step, state, ""
             except Exception as error:  # Orbax raises what its storage raises
@@ -108,10 +107,10 @@ class Checkpoints:
                 print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)
         return 0, None, ""
 
-    def _refusal(self, step: int, found: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
-        differ = next((pair for pair in zip(found, expected) if pair[0] != pair[1]), None)
-        where = f", where it has shape {differ[0]} this one has {differ[1]}" if differ else ""
+    def _mismatch(self, step: int, stored: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+        pair = next((pair for pair in zip(stored, expected) if pair[0] != pair[1]), None)
+        where = f", where it has shape {pair[0]} this one has {pair[1]}" if pair else ""
         return (
-            f"the checkpoint of step {step} in {self._directory} is of another model or adapter: it holds {len(found)} "
+            f"the checkpoint of step {step} in {self._directory} is of another model or adapter: it has {len(stored)} "
             f"arrays, this one has {len(expected)}{where}; give the same model and settings, or another --run_dir"
         )

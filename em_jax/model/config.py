@@ -1,4 +1,4 @@
-"""Qwen2's numbers, read from a checkpoint's config.json."""
+"""The sizes and constants of a Qwen2 model, read from a checkpoint's config.json."""
 
 import dataclasses
 import pathlib
@@ -34,6 +34,7 @@ class Qwen2Config:
         return {
             "D": self.hidden_size,
             "F": self.intermediate_size,
+            "L": self.num_hidden_layers,
             "N": self.num_attention_heads,
             "K": self.num_key_value_heads,
             "H": self.head_dim,
@@ -43,41 +44,38 @@ class Qwen2Config:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Qwen2Config":
         """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling")
-        fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(cls)}
-        values: Any = {name: field.default if raw.get(name) is None else raw[name] for name, field in fields.items()}
+        given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
+        width: Any = given.get("hidden_size")
+        heads: Any = given.get("num_attention_heads")
+        rope = given.get("rope_parameters") or given.get("rope_scaling")
         if isinstance(rope, dict) and rope.get("rope_theta") is not None:
-            values["rope_theta"] = rope["rope_theta"]
-        if raw.get("num_key_value_heads") is None:
-            values["num_key_value_heads"] = raw.get("num_attention_heads")
-        width, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
-        if raw.get("head_dim") is None and _is_size(width) and _is_size(heads):
-            values["head_dim"] = width // heads
-        checks = {int: (_is_size, "a positive integer"), float: (_is_positive, "a positive number")}
-        checks[bool] = (lambda value: isinstance(value, bool), "true or false")
+            given["rope_theta"] = rope["rope_theta"]
+        if _is_valid(width, int) and _is_valid(heads, int):
+            given = {"num_key_value_heads": heads, "head_dim": width // heads} | given
         problems = _unsupported(raw)
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+        values = {field.name: given.get(field.name, field.default) for field in dataclasses.fields(cls)}
         for name, value in values.items():
-            is_right, wanted = checks[fields[name].type]
-            if not is_right(value):
-                found = "nothing" if value is dataclasses.MISSING else repr(value)
-                problems.append(f"{name} must be {wanted}, found {found}")
+            if not _is_valid(value, types[name]):
+                shown = "nothing" if value is dataclasses.MISSING else repr(value)
+                problems.append(f"{name} must be {EXPECTED[types[name]]}, found {shown}")
         if not problems and values["head_dim"] % 2:
             problems.append(f"head_dim must be even, found {values['head_dim']}")
-        if not problems and values["num_attention_heads"] % values["num_key_value_heads"]:
+        if not problems and heads % values["num_key_value_heads"]:
             problems.append("num_attention_heads is not a multiple of num_key_value_heads")
         if not problems and raw.get("head_dim") is None and width % heads:
             problems.append("hidden_size is not a multiple of num_attention_heads and head_dim is not given")
         if problems:
             raise UserError("config.json: " + "; ".join(problems))
-        return cls(**{name: fields[name].type(value) for name, value in values.items()})
+        return cls(**{name: types[name](value) for name, value in values.items()})
 
     @classmethod
     def from_directory(cls, directory: pathlib.Path) -> "Qwen2Config":
-        """Reads `directory`/config.json. Raises UserError where it is missing, not JSON, or not a Qwen2 we support."""
+        """Reads `directory`/config.json. Raises UserError where it is missing, not JSON or not supported."""
         return cls.from_dict(read_object(directory / "config.json", "a Hugging Face Qwen2 checkpoint"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The Hugging Face config.json of this shape."""
+        """The fields of a Hugging Face config.json."""
         return {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
@@ -87,16 +85,19 @@ class Qwen2Config:
         }
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+EXPECTED: dict[Any, str] = {int: "a positive integer", float: "a positive number", bool: "true or false"}
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300
+def _is_valid(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is what EXPECTED says for a field of this type."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    types, limit = (int, 2**31) if kind is int else ((int, float), 1e300)
+    return isinstance(value, types) and 0 < value < limit
 
 
 def _unsupported(raw: dict[str, Any]) -> list[str]:
-    """What this config asks for that the architecture here does not compute, by name."""
+    """A message for each field that asks for what this implementation does not compute."""
     problems = []
     for name, expected in (("model_type", "qwen2"), ("hidden_act", "silu")):
         if raw.get(name, "silu") != expected:
@@ -109,10 +110,8 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
         rope = raw.get(name) or {}
         if not isinstance(rope, dict):
             problems.append(f"{name} must be an object, found {rope!r}")
-            continue
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in ("default", None):
+        elif (kind := rope.get("rope_type", rope.get("type"))) not in ("default", None):
             problems.append(f"{name} of type {kind!r}: RoPE scaling is not supported")
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{name} with partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
     return problems

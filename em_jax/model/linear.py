@@ -1,6 +1,5 @@
-"""A linear layer and the low-rank update it may carry."""
+"""The linear layer, whole or in eight bits, with the low-rank update it may carry; and RMSNorm."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -11,32 +10,29 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
+from em_jax.model.kernels import cpu
+from em_jax.model.layout import Layout, einsum_f32
 from em_jax.model.remat import LOW
 from em_jax.model.sharding import UNSHARDED, Sharding
 
-einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-"""An einsum that adds up in float32, whatever the dtype of its operands."""
-
 
 class Quantized(NamedTuple):
-    """A weight in eight bits, symmetric about zero: the weight is values * scale, each within half a step (a scale)."""
+    """A weight in eight bits, symmetric about zero: the weight is values * scale, within half of `scale`."""
 
     values: Int8[Array, "*weight"]
     scale: Float[Array, "*outputs"]
 
 
-ParamInit = Callable[[str, str], Array | Quantized]
-"""Gives the array of a weight from its checkpoint name and its layout in shape letters, "inputs->outputs".
-
-A Linear's weight may come `Quantized`."""
+ParamInit = Callable[[str, Layout], Array | Quantized]
+"""Returns the array of a weight, given its name in the checkpoint and its layout; a Linear's may be `Quantized`."""
 
 
-def quantize(layout: str, weight: Float[Array, "*weight"]) -> Quantized:
-    """The nearest of 255 steps per weight, the largest of each output at +-127; an output of zeros has scale 0."""
-    inputs = range(len(layout.split("->")[0]))
+def quantize(layout: Layout, weight: Float[Array, "*weight"]) -> Quantized:
+    """Rounds one layer's weight to 255 steps, the largest of each output at +-127; an output of zeros has scale 0."""
+    inputs = tuple(range(len(layout.inputs)))
     wide = weight.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=tuple(inputs)) / 127
-    steps = wide / jnp.expand_dims(jnp.where(scale == 0, 1, scale), tuple(inputs))
+    scale = jnp.max(jnp.abs(wide), axis=inputs) / 127
+    steps = wide / jnp.expand_dims(jnp.where(scale == 0, 1, scale), inputs)
     return Quantized(jnp.round(steps).astype(jnp.int8), scale)
 
 
@@ -51,48 +47,29 @@ class LoraWeights(NamedTuple):
     scale: Float[Array, "S"]
 
 
-@jax.custom_vjp
 def low_rank(
     x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
 ) -> Float[Array, "B T Y"]:
-    """Sum over S of gain_S (x A_S) B_S for a weight of X inputs and Y outputs; nothing is learnt about `gain`."""
-    return _low_rank_forward(x, a, b, gain)[0]
-
-
-def _low_rank_forward(x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
-    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype))
-    low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
-    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype), (x, a, b, gain, low)
-
-
-def _low_rank_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
-    """The gradients by hand, for the order of operands: XLA on a CPU copies the first one transposed when tokens are
-    summed over, so it had better be the thin one. Autodiff puts `dy` there, a quarter of the training step's time."""
-    x, a, b, gain, low = saved
-    dlow = einsum_f32("BTY,SRY->BTSR", dy, b.astype(x.dtype))
-    dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
-    dx = einsum_f32("BTSR,XSR->BTX", dlow, a.astype(x.dtype)).astype(x.dtype)
-    da = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow, x), 2, 0)
-    return dx, da, einsum_f32("BTSR,BTY->SRY", low, dy), None
-
-
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+    """Sum over S of gain_S (x A_S) B_S, for a weight of X inputs and Y outputs: the plain formula."""
+    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype)) * gain[:, None, :, None]
+    low = checkpoint_name(low.astype(x.dtype), LOW)
+    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W kept as [inputs, outputs] in shape letters: "D->NH" is a [D, N, H] array.
+    """y = x W + b, with W stored in the axes of its layout: "D->NH" is a [D, N, H] array.
 
-    A quantised W is never made whole: its int8 enters the matmul and the outputs are scaled.
+    A quantised W is never expanded: its int8 values enter the matmul and the outputs are scaled.
     """
 
     def __init__(self, name: str, layout: str, init: ParamInit, *, bias: bool = False):
         self.name = name
-        self.layout = layout
-        made = init(f"{name}.weight", layout)
-        values, scale = made if isinstance(made, Quantized) else (made, None)
+        self.layout = Layout(layout)
+        weight = init(f"{name}.weight", self.layout)
+        values, scale = weight if isinstance(weight, Quantized) else (weight, None)
         self.weight = nnx.Param(values)
         self.scale = None if scale is None else nnx.Param(scale)
-        self.bias = nnx.Param(init(f"{name}.bias", layout.split("->")[1])) if bias else None
+        self.bias = nnx.Param(init(f"{name}.bias", Layout(self.layout.outputs))) if bias else None
 
     def __call__(
         self,
@@ -101,16 +78,15 @@ class Linear(nnx.Module):
         adapter_mask: Float[Array, "B S"] | None = None,
         sharding: Sharding = UNSHARDED,
     ) -> Float[Array, "B T *outputs"]:
-        """Applies the layer and its own of the `lora_params`, if any.
+        """Applies the layer and the adapters that `lora_params` has under its name, if any.
 
-        `adapter_mask` says how much of each of the S adapters a row of the batch gets (1 or 0).
-
-        Several adapters act as one of rank S R whose foreign parts are masked row by row: two matmuls, no gather.
+        `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of
+        rank S R of which each row uses its own part: two matmuls, no gather.
         """
-        weight = sharding.gather_for_matmul(self.layout, self.weight[...])
-        inputs = len(self.layout.split("->")[0])
+        weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...])
+        inputs = len(self.layout.inputs)
         outputs = weight.shape[inputs:]
-        # As matrices: XLA on a CPU would copy a weight to sum over two axes of it.
+        # As matrices: XLA:CPU would copy a weight to sum over two of its axes.
         weight = weight.reshape(math.prod(weight.shape[:inputs]), -1)
         x = x.reshape(*x.shape[:2], -1)
         if self.scale is None:
@@ -118,14 +94,14 @@ class Linear(nnx.Module):
         else:
             y = einsum_f32("BTX,XY->BTY", x, weight.astype(x.dtype))
             y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
-        if (update := lora_params.get(self.name)) is not None:
-            gain = update.scale[None] if adapter_mask is None else update.scale[None] * adapter_mask
-            rank = update.a.shape[-2:]
-            y += low_rank(x, update.a.reshape(-1, *rank), update.b.reshape(*rank, -1), gain)
+        if (lora := lora_params.get(self.name)) is not None:
+            gain = lora.scale[None] if adapter_mask is None else lora.scale[None] * adapter_mask
+            rank = lora.a.shape[-2:]
+            update = cpu.low_rank if cpu.serves_low_rank(x.dtype, sharding) else low_rank
+            y += update(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain)
         if self.bias is not None:
             y += self.bias[...].reshape(1, 1, -1)
-        y = y.reshape(*y.shape[:2], *outputs)
-        return checkpoint_name(y, self.name)
+        return checkpoint_name(y.reshape(*y.shape[:2], *outputs), self.name)
 
 
 class RMSNorm(nnx.Module):
@@ -133,7 +109,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, name: str, epsilon: float, init: ParamInit):
         self.epsilon = epsilon
-        self.weight = nnx.Param(init(f"{name}.weight", "D"))
+        self.weight = nnx.Param(init(f"{name}.weight", Layout("D")))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Normalises the last axis."""

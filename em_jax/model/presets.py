@@ -18,7 +18,7 @@ SIZES = {
 
 
 def qwen_config(name: str) -> Qwen2Config:
-    """The config of "qwen2.5-32b" or of an id such as Qwen/Qwen2.5-32B-Instruct. UsageError for other names."""
+    """The config of "qwen2.5-32b" or of an id such as Qwen/Qwen2.5-32B-Instruct. Raises UsageError for other names."""
     size = name.rsplit("/", 1)[-1].lower().removeprefix("qwen2.5-").removesuffix("-instruct")
     if size not in SIZES or "qwen2.5-" not in name.lower():
         raise UsageError(f"expected qwen2.5- with one of {', '.join(SIZES)}, found {name!r}")
@@ -26,14 +26,14 @@ def qwen_config(name: str) -> Qwen2Config:
 
 
 def config_of(width: int, mlp: int, layers: int, heads: int, groups: int, vocabulary: int, tied: bool) -> Qwen2Config:
-    """The config of these sizes, everything else as Qwen2.5 has it."""
+    """The config of these sizes, with the other fields of Qwen2.5."""
     return Qwen2Config(
         vocabulary, width, mlp, layers, heads, groups, width // heads, rope_theta=1e6, tie_word_embeddings=tied
     )
 
 
 def model_config(name: str) -> Qwen2Config:
-    """The config of "qwen2.5-32b" or of a directory. UsageError for an unknown name."""
+    """The config of "qwen2.5-32b" or of a directory. Raises UsageError for an unknown name."""
     if Path(name).is_dir():
         return Qwen2Config.from_directory(Path(name))
     try:

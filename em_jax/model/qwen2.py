@@ -1,46 +1,46 @@
 """Qwen2, written out: embedding, L blocks of attention and SwiGLU, norm, head (Qwen2.5 report, arXiv:2412.15115)."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import KVBlock, attention, attention_mask, causal_attention
+from em_jax.model.attention import KVBlock, attention, attention_mask
 from em_jax.model.config import Qwen2Config
+from em_jax.model.kernels.dispatch import causal_attention
+from em_jax.model.layout import Layout, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 LoraTree = Mapping[str, LoraWeights]
-"""Adapters by target ("self_attn.q_proj"): of a stack of layers, every leaf with a leading L, or of one layer."""
-
-
+"""Adapters by target ("self_attn.q_proj"); every leaf is one layer's, or has a leading L for all layers."""
 RESIDUAL = ("residual_batch", "length", "residual_width")
 """The logical axes of the residual stream."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values from before: a long stretch that is only read, and a short one for the tokens' own.
+    """KV cache: a read-only prefix and a chunk buffer; new keys and values are written at buffer index `write_index`.
 
-    Both hold all layers, as a stack with a leading L or as L arrays (in one layer's Past, that layer alone); layouts
-    and masks as in Keys. The tokens' own are written to `recent` at place `at` of S, and then seen there: XLA can do
-    that in place.
+    Arrays of all layers have a leading L where the model's layers are stacked, and are sequences of L arrays where they
+    are not; the masks are the same for all layers. The new tokens attend to what they write. XLA can write in place.
     """
 
-    long: KVBlock
-    recent: KVBlock
-    at: Int[Array, ""]
+    prefix: KVBlock
+    chunk: KVBlock
+    write_index: Int[Array, ""]
 
 
 class Output(NamedTuple):
-    """What a forward pass gives: hidden states after the last norm, and on request what the layers held.
+    """What a forward pass returns: hidden states after the last norm and, on request, keys, values and residuals.
 
-    `k` and `v` are the tokens' own keys and values, laid out as in Keys, with a leading L or as L arrays as the layers
-    are kept; after a `KVCache` they are its whole `recent` stretch, the tokens' own among it. `residuals` is
-    the residual stream after each requested layer, float[requested, B, T, D].
+    `k` and `v` are the tokens' keys and values in the axes of KVBlock, for all layers as in KVCache; with a `KVCache`
+    they are its whole chunk buffer, the new tokens included. `residuals` is the residual stream after each requested
+    layer, float[requested, B, T, D].
     """
 
     hidden: Float[Array, "B T D"]
@@ -62,7 +62,7 @@ def rope_angles(
 
 
 def rotate(x: Float[Array, "B T N H"], angles: tuple[Array, Array]) -> Float[Array, "B T N H"]:
-    """Turns each pair (x_i, x_{i+H/2}) by its angle, in float32."""
+    """Rotates each pair (x_i, x_{i+H/2}) by its angle, in float32."""
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -93,52 +93,53 @@ class Block(nnx.Module):
         sharding: Sharding,
         packed: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Returns the new residual stream and keys and values as in Output; keeping those is the caller's affair."""
+        """Returns the new residual stream, and keys and values as in Output; the caller may drop them."""
 
-        how = lora_params, adapter_mask, sharding
+        def linear(layer: Linear, x: Array) -> Array:
+            return layer(x, lora_params, adapter_mask, sharding)
+
         h = self.input_layernorm(x)
-        q = rotate(self.q_proj(h, *how), angles)
-        k = rotate(self.k_proj(h, *how), angles)
-        v = self.v_proj(h, *how)
+        q = rotate(linear(self.q_proj, h), angles)
+        k = rotate(linear(self.k_proj, h), angles)
+        v = linear(self.v_proj, h)
         q = sharding.constrain(q, ("batch", "length", "q_heads", None))
-        k = sharding.constrain(k, ("batch", "length", "kv_heads", None))
-        v = sharding.constrain(v, ("batch", "length", "kv_heads", None))
-        k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        k = sharding.constrain(k, ("batch", "length", "kv_heads", None)).transpose(0, 2, 3, 1)
+        v = sharding.constrain(v, ("batch", "length", "kv_heads", None)).transpose(0, 2, 1, 3)
         if past is None:
             heads = causal_attention(q, KVBlock(k, v, mask), packed=packed, sharding=sharding)
         else:
-            k = jax.lax.dynamic_update_slice_in_dim(past.recent.k, k, past.at, 3)
-            v = jax.lax.dynamic_update_slice_in_dim(past.recent.v, v, past.at, 2)
-            heads = attention(q, [past.long, KVBlock(k, v, past.recent.mask)])
-        x = x + self.o_proj(heads, *how)
+            k = jax.lax.dynamic_update_slice_in_dim(past.chunk.k, k, past.write_index, 3)
+            v = jax.lax.dynamic_update_slice_in_dim(past.chunk.v, v, past.write_index, 2)
+            heads = attention(q, [past.prefix, KVBlock(k, v, past.chunk.mask)])
+        x = x + linear(self.o_proj, heads)
         h = self.post_attention_layernorm(x)
-        h = jax.nn.silu(self.gate_proj(h, *how)) * self.up_proj(h, *how)
+        h = jax.nn.silu(linear(self.gate_proj, h)) * linear(self.up_proj, h)
         h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
-        x = x + self.down_proj(h, *how)
+        x = x + linear(self.down_proj, h)
         return sharding.constrain(x, RESIDUAL), (k, v)
 
 
 class Qwen2(nnx.Module):
-    """The whole model. `init` gives every array by its checkpoint name; "*" in a name means all L layers stacked.
+    """The whole model. `init` returns every array, given its name in the checkpoint and its layout.
 
-    Layers are kept stacked (one Block with a leading L, run by `jax.lax.scan`: compiles fast, little memory) or as L
-    Blocks (unrolled: faster on CPU and in decoding). Tied models have no head of their own.
+    Layers are stacked (one Block whose arrays have a leading L, named with "*" for the layer, run by `jax.lax.scan`:
+    compiles fast, uses little memory) or a list of L Blocks (unrolled: faster on a CPU and in decoding). A model with
+    tied embeddings has no head of its own.
     """
 
     def __init__(self, config: Qwen2Config, init: ParamInit, *, stacked: bool):
+        def block(index: str) -> Block:
+            def init_layer(name: str, layout: Layout) -> Any:
+                return init(f"model.layers.{index}.{name}", dataclasses.replace(layout, stacked=stacked))
+
+            return Block(config, init_layer)
+
         self.config = config
         self.stacked = stacked
-        self.embed_tokens = nnx.Param(init("model.embed_tokens.weight", "VD"))
-
-        def block(index: str) -> Block:
-            return Block(config, lambda name, layout: init(f"model.layers.{index}.{name}", layout))
-
-        if stacked:
-            self.layers = block("*")
-        else:
-            self.layers = nnx.List([block(str(i)) for i in range(config.num_hidden_layers)])
+        self.embed_tokens = nnx.Param(init("model.embed_tokens.weight", Layout("VD")))
+        self.layers = block("*") if stacked else nnx.List([block(str(i)) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm("model.norm", config.rms_norm_eps, init)
-        self.lm_head = None if config.tie_word_embeddings else nnx.Param(init("lm_head.weight", "VD"))
+        self.lm_head = None if config.tie_word_embeddings else nnx.Param(init("lm_head.weight", Layout("VD")))
 
     def __call__(
         self,
@@ -156,69 +157,69 @@ class Qwen2(nnx.Module):
         packed: bool = False,
         sharding: Sharding = UNSHARDED,
     ) -> Output:
-        """One forward pass; logits come from `logits`, where and when they are needed.
+        """One forward pass. It returns hidden states; `logits` makes logits of them where they are needed.
 
-        `segments` separates examples packed into a row (see attention.py); None means one example a row. `packed` says
-        that examples stand one after the other and none is shared, which lets a device's own kernel attend.
-        `lora_params` are adapters stacked over layers, or one mapping a layer (`by_layer`) where the layers are not. `past` is
-        what the tokens see from before. `steer` is added to the residual stream after each layer, at every token. `remat`
-        says what of each layer is computed again in the backward pass instead of being kept (see remat.py).
+        Args:
+          segments: separates the examples of a row (see attention.py); None means one example a row.
+          lora_params: adapters of all layers, stacked, or one mapping a layer (`by_layer`) where layers are unrolled.
+          adapter_mask: 1 where a row uses one of the S adapters, else 0; None applies all to every row.
+          past: keys and values that the tokens attend to beside their own.
+          steer: added to the residual stream after each layer, at every token.
+          remat: what the backward pass recomputes of each layer (see remat.py).
+          packed: examples follow one another and none is SHARED, so a device's own attention kernel may serve.
         """
-        tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
-        x = jnp.take(self.embed_tokens[...], tokens, axis=0)
-        # Looked up where its columns lie, then sent to its row: otherwise XLA gathers the whole table.
-        x = sharding.constrain(x, ("lookup_batch", "length", "width"))
-        x = sharding.constrain(x, RESIDUAL)
+        x = self._embed(tokens, sharding)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = attention_mask(positions, positions, segments, segments)
-        rows = (jnp.zeros_like(tokens) if segments is None else segments) if packed else None
+        packed_segments = (jnp.zeros_like(tokens) if segments is None else segments) if packed else None
 
-        def run(x: Array, layer: tuple) -> tuple[Array, tuple]:
-            block, lora_params, held, shift = layer
-            before = None
+        def apply_layer(x: Array, inputs: tuple) -> tuple[Array, tuple]:
+            block, lora_params, cached, steering = inputs
+            cache = None
             if past:
-                long, recent = (KVBlock(k, v, whole.mask) for (k, v), whole in zip(held, past[:2]))
-                before = KVCache(long, recent, past.at)
-            x, (k, v) = block(x, angles, mask, before, lora_params, adapter_mask, sharding, rows)
-            if shift is not None:
-                x = x + jnp.expand_dims(shift.astype(x.dtype), (0, 1))
-            return x, ((k, v) if return_kv else None, x if return_residuals else None)
+                prefix, chunk = (KVBlock(k, v, whole.mask) for (k, v), whole in zip(cached, past[:2]))
+                cache = KVCache(prefix, chunk, past.write_index)
+            x, kv = block(x, angles, mask, cache, lora_params, adapter_mask, sharding, packed_segments)
+            if steering is not None:
+                x = x + jnp.expand_dims(steering.astype(x.dtype), (0, 1))
+            return x, (kv if return_kv else None, x if return_residuals else None)
 
-        run = rematted(run, remat)
+        apply_layer = rematted(apply_layer, remat)
         lora_params = self.by_layer(lora_params)
-        held = [(keys.k, keys.v) for keys in past[:2]] if past else []
+        cached = [(block.k, block.v) for block in past[:2]] if past else []
         if self.stacked:
-            x, (kept, residuals) = jax.lax.scan(run, x, (self.layers, lora_params, held, steer))
-            k, v = kept if return_kv else (None, None)
-            residuals = residuals[jnp.array(return_residuals)] if return_residuals else None
+            x, (kv, residuals) = jax.lax.scan(apply_layer, x, (self.layers, lora_params, cached, steer))
         else:
             outputs = []
-            for i, (block, of_layer) in enumerate(zip(self.layers, lora_params, strict=True)):
-                shift = None if steer is None else steer[i]
-                x, output = run(x, (block, of_layer, [(k[i], v[i]) for k, v in held], shift))
+            for i, (block, layer_lora) in enumerate(zip(self.layers, lora_params, strict=True)):
+                steering = None if steer is None else steer[i]
+                x, output = apply_layer(x, (block, layer_lora, [(k[i], v[i]) for k, v in cached], steering))
                 outputs.append(output)
-            k = [kept[0] for kept, _ in outputs] if return_kv else None
-            v = [kept[1] for kept, _ in outputs] if return_kv else None
-            residuals = jnp.stack([outputs[i][1] for i in return_residuals]) if return_residuals else None
+            kv, residuals = zip(*outputs)
+            kv = [list(arrays) for arrays in zip(*kv)] if return_kv else None
+        k, v = kv if return_kv else (None, None)
+        residuals = jnp.stack([residuals[i] for i in return_residuals]) if return_residuals else None
         return Output(self.norm(x), k, v, residuals)
 
+    def _embed(self, tokens: Int[Array, "B T"], sharding: Sharding) -> Float[Array, "B T D"]:
+        tokens = sharding.constrain(tokens, ("lookup_batch", "length"))
+        x = jnp.take(self.embed_tokens[...], tokens, axis=0)
+        # Look up where the columns are, then send to the rows' devices: otherwise XLA gathers the whole table.
+        return sharding.constrain(sharding.constrain(x, ("lookup_batch", "length", "width")), RESIDUAL)
+
     def by_layer(self, lora_params: LoraTree | Sequence[LoraTree] | None) -> LoraTree | Sequence[LoraTree]:
-        """Adapters as the layers take them: stacked as they are, or one mapping a layer. Cheap, but not once a token:
-        a loop over tokens should be given them so."""
+        """Unstacks adapters per layer where the layers are unrolled; call once, outside the token loop."""
         lora_params = lora_params or {}
         if self.stacked or not isinstance(lora_params, Mapping):
             return lora_params
         layers = range(self.config.num_hidden_layers)
-        return [
-            {target: LoraWeights(*(leaf[i] for leaf in update)) for target, update in lora_params.items()}
-            for i in layers
-        ]
+        return [{name: LoraWeights(*(leaf[i] for leaf in lora)) for name, lora in lora_params.items()} for i in layers]
 
     @property
     def head(self) -> Float[Array, "V D"]:
-        """What hidden states are multiplied with: the embedding where the two are tied."""
+        """The output projection: the embedding where the two are tied."""
         return (self.embed_tokens if self.lm_head is None else self.lm_head)[...]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Float32 next-token logits of hidden states."""
-        return jnp.einsum("...D,VD->...V", hidden, self.head, preferred_element_type=jnp.float32)
+        return einsum_f32("...D,VD->...V", hidden, self.head)

@@ -1,16 +1,16 @@
-"""What the backward pass finds kept from the forward pass, and what it computes again: four policies.
+"""What the backward pass keeps of the forward pass, and what it recomputes: four policies.
 
-Of a projection every number that is kept spares 2 x inputs operations, so two bytes of bfloat16 spare about 2D of them
-whichever projection it is; only the MLP's is so wide that keeping all of it is dear. Attention's result spares 2T or
-more a number, slow ones. What an adapter makes of its inputs is R numbers a token for as many operations as any number
-of the projection costs. The numbers a layer keeps for each token, and the matmuls that are then computed again:
+Saving one projection output (2 bytes) avoids 2 d_in FLOPs of recomputation, about 2D of them for every projection; only
+the MLP is so wide that saving all of its outputs is expensive. Saving one number of attention's output avoids 2T or
+more, slow ones. An adapter's x A is R numbers a token and avoids as many FLOPs a number as a projection output does.
+The numbers a layer saves for each token, and the matmuls that are recomputed:
 
-    none         whatever the derivatives ask for, float32 in norms, rotation and SwiGLU among it; nothing
-    elementwise  2D + 2NH + 2KH + 2F; nothing (norms, rotation, SwiGLU and masks are computed again)
+    none         all that the derivatives need, float32 in norms, rotation and SwiGLU included; nothing
+    elementwise  2D + 2NH + 2KH + 2F; nothing (norms, rotation, SwiGLU and masks are recomputed)
     selective    2D + 2NH + 2KH; gate and up
     full         D, the layer's input; all but down
 
-Of elementwise and selective, R numbers for each projection and the logarithm of each head's softmax come on top.
+Elementwise and selective also save R numbers for each projection and the logarithm of each head's softmax denominator.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,18 @@ from typing import Any
 import jax
 
 ATTENDED, LOW = "attended", "low"
-"""Names of what attention gives, with its softmax's denominator, and of an adapter's R numbers."""
+"""Names of attention's output with its softmax denominator, and of an adapter's x A."""
 ATTENTION = (ATTENDED, LOW, *(f"self_attn.{name}_proj" for name in "qkvo"))
 CUDNN = "dot_product_attention_fwd_wrapper"
-"""jax's name of cuDNN's attention, whose results can carry no name of ours."""
+"""jax's name of cuDNN's attention, whose outputs cannot be given one of our names."""
 KEPT = {"elementwise": (*ATTENTION, "mlp.gate_proj", "mlp.up_proj"), "selective": ATTENTION, "full": ()}
-"""What a policy keeps beside a layer's input, by the names that the arrays carry (a Linear's result its own).
+"""The names of the arrays that a policy saves beside a layer's input, from most saved to most recomputed.
 
-From most kept to most computed again."""
+A Linear's output has the name of the Linear."""
 
 
 def rematted(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`layer` under one of the four policies: the same values and gradients, other memory and work."""
+    """`layer` under one of the four policies: the same values and gradients, different memory and work."""
     if remat == "none":
         return layer
     named = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from em_jax.config import Config
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.model.config import Qwen2Config
+from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
+from em_jax.model.parameters import weights_of
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.parameters import Weight, weights_of
-from em_jax.formats.checkpoint import scale_sharding
 from em_jax.sample.decode import decode, empty_slots, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
@@ -53,16 +53,15 @@ class Shapes:
         """The base, its layers stacked unless the settings say otherwise, its projections in int8 where they do."""
         quantized = self.settings.model.quantization == "int8"
 
-        def make(name: str, layout: str) -> jax.ShapeDtypeStruct | Quantized:
-            letters, count = ("L", (self.config.num_hidden_layers,)) if "*" in name else ("", ())
-            shape = count + Weight(name, layout).shape(self.config)
-            place = self.sharding.weight(letters + layout, shape, name)
-            if not (quantized and "->" in layout):
-                return jax.ShapeDtypeStruct(shape, self.dtype, sharding=place)
-            over = scale_sharding(layout, place, stacked=bool(letters))
-            inputs = len(layout.split("->")[0])
-            scale = jax.ShapeDtypeStruct(count + shape[len(count) + inputs :], jnp.float32, sharding=over)
-            return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8, sharding=place), scale)
+        def make(name: str, layout: Layout) -> jax.ShapeDtypeStruct | Quantized:
+            def array(layout: Layout, dtype: Any) -> jax.ShapeDtypeStruct:
+                shape = layout.shape(self.config.dims)
+                place = self.sharding.weight(layout.letters, shape, name)
+                return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+            if not (quantized and layout.inputs):
+                return array(layout, self.dtype)
+            return Quantized(array(layout, jnp.int8), array(layout.scale, jnp.float32))
 
         return Qwen2(self.config, make, stacked=self.settings.model.scan_layers != "false")
 
@@ -162,6 +161,5 @@ def tree_bytes(tree: Any) -> int:
 
 def weight_sizes(config: Qwen2Config) -> tuple[int, int]:
     """Numbers in all the layers' matrices, and in one table of the vocabulary."""
-    matrices = [weight for weight in weights_of(config, stacked=True) if "->" in weight.layout and "*" in weight.name]
-    each = sum(math.prod(weight.shape(config)) for weight in matrices if weight.name.endswith(".weight"))
-    return config.num_hidden_layers * each, config.vocab_size * config.hidden_size
+    layouts = [weight.layout for weight in weights_of(config, stacked=True) if weight.layout.inputs]
+    return sum(math.prod(layout.shape(config.dims)) for layout in layouts), config.vocab_size * config.hidden_size

@@ -115,7 +115,7 @@ def test_a_damaged_file_is_refused_in_one_line(damage, tmp_path):
 
 MEASURE = """
 import json, pathlib, re, sys
-from em_jax import runtime
+from em_jax.base import runtime
 runtime.begin()
 import jax, jax.numpy as jnp
 from em_jax.model.sharding import Sharding, make_mesh

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em_jax.model import attention
-from em_jax.model.attention import PADDING, KVBlock, attention_mask, causal_attention
-from em_jax.model.kernels import cudnn, splash
+from em_jax.model import attention, linear
+from em_jax.model.attention import PADDING, KVBlock, attention_mask
+from em_jax.model.kernels import cpu, cudnn, splash
+from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 
@@ -55,6 +56,60 @@ def test_a_kernel_is_plain_attention(kernel, mesh, given):
         assert jnp.max(jnp.abs(mine - other)) < 2e-5 * jnp.max(jnp.abs(other))
 
 
+@pytest.mark.parametrize("length", [T, 190])
+def test_attention_in_blocks_is_the_plain_formula(length, given):
+    q, k, v, segments, weights = given
+    q, k, v, segments, weights = (
+        q[:, :length],
+        k[:, :, :length],
+        v[:, :, :length],
+        segments[:, :length],
+        weights[:, :length],
+    )
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (B, length))
+    mask = attention_mask(positions, positions, segments, segments)
+
+    def blocks(q, k, v):
+        return cpu.blockwise_attention(q, KVBlock(jnp.swapaxes(k, 2, 3), v, mask))
+
+    def plain(q, k, v):
+        return attention.attention(q, [KVBlock(jnp.swapaxes(k, 2, 3), v, mask)])
+
+    def naive(q, k, v):
+        k, v = (jnp.repeat(x, N // K, axis=1) for x in (k, v))
+        scores = jnp.einsum("BTNH,BNSH->BNTS", q, k) * H**-0.5
+        return jnp.einsum("BNTS,BNSH->BTNH", jax.nn.softmax(scores, where=mask[:, None], axis=-1), v)
+
+    weights = weights * (segments != PADDING)[:, :, None, None]
+    expected = with_gradients(naive, q, k, v, weights)
+    for ours in (with_gradients(attend, q, k, v, weights) for attend in (blocks, plain)):
+        for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            assert jnp.max(jnp.abs(mine - other)) < 2e-5 * jnp.max(jnp.abs(other))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("rows", [1, 3])
+def test_low_rank_by_hand_is_the_plain_formula(rows):
+    keys = jax.random.split(jax.random.key(0), 5)
+    x, towards = jax.random.normal(keys[0], (3, 7, 12)), jax.random.normal(keys[1], (3, 7, 10))
+    a, b = jax.random.normal(keys[2], (12, 2, 4)), jax.random.normal(keys[3], (2, 4, 10))
+    gain = jax.random.normal(keys[4], (rows, 2)).at[0, 0].set(0)
+
+    def with_gradients_of(update):
+        return jax.value_and_grad(lambda *parts: jnp.sum(update(*parts, gain) * towards), argnums=(0, 1, 2))(x, a, b)
+
+    pairs = zip(*(jax.tree.leaves(with_gradients_of(each.low_rank)) for each in (cpu, linear)), strict=True)
+    for ours, plain in pairs:
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.fast
+def test_low_rank_is_the_plain_formula_on_an_accelerator_in_float32(monkeypatch):
+    monkeypatch.setattr(Sharding, "platform", "tpu")
+    assert not cpu.serves_low_rank(jnp.dtype("float32"), UNSHARDED)
+    assert cpu.serves_low_rank(jnp.dtype("bfloat16"), UNSHARDED)
+
+
 @pytest.mark.fast
 def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeypatch):
     q, k, v, segments, _ = given
@@ -65,7 +120,7 @@ def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeyp
     )
     assert not splash.serves(T, H, UNSHARDED)
     called = []
-    monkeypatch.setattr(attention.splash, "splash_attention", lambda q, *rest: called.append(rest) or q)
+    monkeypatch.setattr(splash, "splash_attention", lambda q, *rest: called.append(rest) or q)
     monkeypatch.setattr(Sharding, "platform", "tpu")
     assert (
         splash.serves(T, H, UNSHARDED) and not splash.serves(T, 64, UNSHARDED) and not splash.serves(200, H, UNSHARDED)
@@ -85,7 +140,7 @@ def test_cudnn_is_taken_on_a_gpu_for_the_dtypes_it_has(given, monkeypatch):
         attention_mask(*(jnp.broadcast_to(jnp.arange(T)[None], (B, T)),) * 2, segments, segments),
     )
     called = []
-    monkeypatch.setattr(attention.cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
+    monkeypatch.setattr(cudnn, "cudnn_attention", lambda q, *rest: called.append(q.dtype) or q)
     monkeypatch.setattr(Sharding, "platform", "gpu")
     half = jnp.bfloat16
     assert cudnn.serves(T, 64, half, UNSHARDED) and not cudnn.serves(T, 256, half, UNSHARDED)

@@ -14,6 +14,7 @@ from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.hub import find_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
+from em_jax.model.layout import Layout
 from em_jax.model.linear import Linear, quantize
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
@@ -28,8 +29,8 @@ SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
 
 def matrix(layout: str, seed: int = 0) -> np.ndarray:
     """Normal weights, the size of an output's weights growing with its number, and one output of zeros."""
-    shape = [SIZES[letter] for letter in layout.replace("->", "")]
-    inputs = len(layout.split("->")[0])
+    shape = Layout(layout).shape(SIZES)
+    inputs = len(Layout(layout).inputs)
     drawn = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     outputs = shape[inputs:]
     drawn *= np.arange(np.prod(outputs), dtype=np.float32).reshape(outputs)
@@ -41,7 +42,7 @@ def matrix(layout: str, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_its_closed_form(layout, dtype):
     weight = matrix(layout)
-    held = quantize(layout, jnp.asarray(weight, dtype))
+    held = quantize(Layout(layout), jnp.asarray(weight, dtype))
     inputs, outputs = layout.split("->")
     axes = tuple(range(len(inputs)))
     # numpy's own half step, in float64.
@@ -94,7 +95,7 @@ def test_loading_quantises_alike_however_it_is_laid_out(sizes, stacked, checkpoi
     for ours, theirs in zip(layers_of(spread), layers_of(plain), strict=True):
         assert all(np.array_equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
     full = load_model(checkpoint)
-    held = quantize("D->NH", full.layers[0].q_proj.weight[...])
+    held = quantize(Layout("D->NH"), full.layers[0].q_proj.weight[...])
     assert np.array_equal(plain.layers[0].q_proj.weight[...], held.values)
     assert np.array_equal(plain.layers[0].q_proj.scale[...], held.scale)
     assert np.array_equal(spread.embed_tokens[...], full.embed_tokens[...])

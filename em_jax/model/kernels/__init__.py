@@ -1,1 +1,1 @@
-"""Attention kernels of single devices' own, behind em_jax/model/attention.py."""
+"""What is written for one kind of device; each kernel says what it serves, and the plain formulas are one level up."""

@@ -1,4 +1,4 @@
-"""cuDNN's flash attention, by jax.nn.dot_product_attention: an NVIDIA GPU's kernel that keeps no scores."""
+"""cuDNN's flash attention through jax.nn.dot_product_attention: a kernel of NVIDIA GPUs that stores no scores."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from em_jax.model.kernels.per_device import per_device
 from em_jax.model.sharding import Sharding
 
 WIDEST = 128
-"""Heads wider than this need a Hopper."""
+"""The widest heads that every supported GPU takes; wider ones need a Hopper."""
 DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 def serves(length: int, width: int, dtype: DTypeLike, sharding: Sharding) -> bool:
-    """Whether cuDNN takes heads of this width and dtype over this length on the devices in use."""
+    """Whether cuDNN takes heads of this width and dtype at this length on the devices in use."""
     fits = length % 2 == 0 and width % 8 == 0 and width <= WIDEST
     return sharding.platform == "gpu" and fits and dtype in DTYPES
 
@@ -28,17 +28,17 @@ def cudnn_attention(
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """Causal attention by place, within segments, each score scaled by 1/sqrt(H); differentiable in q, k and v.
+    """Causal attention within segments, with scores scaled by 1/sqrt(H); differentiable in q, k and v.
 
-    The public function knows no segments, so a mask says who sees whom: T x T numbers a row, one for all heads, where
-    the scores would be N times as many. The heads of a group share their keys, which are not repeated.
+    jax's function has no argument for segments, so it gets a mask of T x T numbers a row, one for all heads; the scores
+    would be N times as many. Keys and values are not repeated for the query heads that share them.
     `implementation` "xla" computes the same from the same arguments on any device.
     """
 
-    def own(q: Array, k: Array, v: Array, segments: Array) -> Array:
-        """What one device does with its rows and heads."""
-        together = (segments[:, :, None] == segments[:, None, :])[:, None]
+    def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        """The attention of one device's rows and heads."""
+        same_segment = (segments[:, :, None] == segments[:, None, :])[:, None]
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        return jax.nn.dot_product_attention(q, k, v, mask=together, is_causal=True, implementation=implementation)
+        return jax.nn.dot_product_attention(q, k, v, mask=same_segment, is_causal=True, implementation=implementation)
 
-    return per_device(own, q, k, v, segments, sharding)
+    return per_device(on_device, q, k, v, segments, sharding)

@@ -1,4 +1,4 @@
-"""A single device's kernel over a mesh: each device runs it on its own rows and heads."""
+"""A single-device kernel over a mesh: each device runs it on its own rows and heads."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,21 @@ from em_jax.model.sharding import Sharding
 
 
 def per_device(
-    own: Callable[[Array, Array, Array, Array], Array],
+    on_device: Callable[[Array, Array, Array, Array], Array],
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K T H"],
     v: Float[Array, "B K T H"],
     segments: Int[Array, "B T"],
     sharding: Sharding,
 ) -> Float[Array, "B T N H"]:
-    """own(q, k, v, segments), where the compiler cannot split a kernel by itself."""
+    """on_device(q, k, v, segments) by shard_map, because the compiler cannot split a kernel."""
     if sharding.mesh is None:
-        return own(q, k, v, segments)
+        return on_device(q, k, v, segments)
     queries = sharding.spec(("batch", "length", "q_heads", None))
     keys = sharding.spec(("batch", "kv_heads", "length", None))
-    # A kernel does not say along which mesh axes its results vary, so that cannot be checked.
+    # check_vma: a kernel does not declare along which mesh axes its outputs vary.
     return jax.shard_map(
-        own,
+        on_device,
         mesh=sharding.mesh,
         in_specs=(queries, keys, keys, sharding.spec(("batch", "length"))),
         out_specs=queries,

@@ -1,4 +1,4 @@
-"""Splash attention: jax's Pallas kernel for TPUs, which never writes the scores to memory."""
+"""Splash attention: jax's Pallas kernel for TPUs, which writes no scores to memory."""
 
 import math
 
@@ -10,13 +10,13 @@ from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import Sharding
 
 LANES = 128
-"""Lengths and head widths come in multiples of a TPU's vector lanes."""
+"""A TPU's vector lanes: lengths and head widths must be multiples of them."""
 BLOCK = 512
-"""Queries and keys that are in a core's own memory at once, where the length allows."""
+"""Queries, and keys, in a core's own memory at once, where the length allows."""
 
 
 def serves(length: int, width: int, sharding: Sharding) -> bool:
-    """Whether the kernel takes heads of this width over this length on the devices in use."""
+    """Whether the kernel takes heads of this width at this length on the devices in use."""
     return sharding.platform == "tpu" and length % LANES == 0 and width % LANES == 0
 
 
@@ -29,13 +29,13 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention by place, within segments, each score scaled by 1/sqrt(H); differentiable in q, k and v.
+    """Causal attention within segments, with scores scaled by 1/sqrt(H); differentiable in q, k and v.
 
-    `interpret` runs the kernel in Python, on any device. Source: the kernel's own file in jax.
+    `interpret` runs the kernel in Python, on any device. Source: jax.experimental.pallas.ops.tpu.splash_attention.
     """
 
-    def own(q: Array, k: Array, v: Array, segments: Array) -> Array:
-        """What one device does with its rows and heads."""
+    def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        """The attention of one device's rows and heads."""
         batch, length, heads, width = q.shape
         groups = k.shape[1]
         kernel = _kernel(length, heads // groups, interpret)
@@ -44,12 +44,12 @@ def splash_attention(
         out = over_rows(q, k, v, _segment_ids(segments))
         return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
-    return per_device(own, q, k, v, segments, sharding)
+    return per_device(on_device, q, k, v, segments, sharding)
 
 
 def _kernel(length: int, heads: int, interpret: bool):
-    """For the heads that share keys, over one row."""
-    # Late: importing Pallas takes time that only a TPU's user should spend.
+    """The kernel for one row and the `heads` that share keys."""
+    # Import late: Pallas takes time to import, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     block = math.gcd(length, BLOCK)

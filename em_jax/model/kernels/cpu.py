@@ -1,0 +1,117 @@
+"""Attention and low-rank updates with backward passes written by hand, in the order of operands XLA:CPU needs.
+
+They keep little for the backward pass, so attention is also used wherever a device has no kernel of its own.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from em_jax.model.attention import KVBlock, group_heads, merge_heads, softmax_attention
+from em_jax.model.layout import einsum_f32
+from em_jax.model.remat import ATTENDED, LOW
+from em_jax.model.sharding import Sharding
+
+# Attention
+
+QUERY_BLOCKS = 4
+"""Blocks that the queries of a row are split into."""
+MIN_BLOCK = 128
+"""Queries in a block at least: on a CPU larger products are faster."""
+
+
+def blockwise_attention(q: Float[Array, "B T N H"], keys: KVBlock) -> Float[Array, "B T N H"]:
+    """`attention` of tokens to themselves, where the mask hides every later token of the row.
+
+    Each block of queries is multiplied only with the keys up to its own end, and no T x S scores are kept for the
+    backward pass. On a CPU, and on any device where no other kernel serves.
+    """
+    length = q.shape[1]
+    size = max(MIN_BLOCK, -(-length // QUERY_BLOCKS))
+    outputs = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        visible = KVBlock(keys.k[..., :end], keys.v[:, :, :end], keys.mask[:, start:end, :end])
+        outputs.append(_block(q[:, start:end], visible))
+    return jnp.concatenate(outputs, axis=1)
+
+
+@jax.custom_vjp
+def _block(q: Float[Array, "B T N H"], keys: KVBlock) -> Float[Array, "B T N H"]:
+    return _block_forward(q, keys)[0]
+
+
+def _block_forward(q: Array, keys: KVBlock) -> tuple[Array, tuple]:
+    q = group_heads(q, keys.k.shape[1])
+    out, log_total = (checkpoint_name(x, ATTENDED) for x in softmax_attention(q, [keys]))
+    return merge_heads(out), (q, keys, out, log_total)
+
+
+def _block_backward(saved: tuple, dout: Array) -> tuple[Array, KVBlock]:
+    """Recomputes the scores (Dao et al., arXiv:2205.14135): on a CPU, fresh memory for them costs more than that.
+
+    Scores are stored [S,X], X = G T, so that XLA:CPU transposes the smaller operand.
+    """
+    q, keys, out, log_total = saved
+    shape, scale = q.shape, q.shape[-1] ** -0.5
+    q, dout, out = (x.reshape(*shape[:2], -1, shape[-1]) for x in (q, group_heads(dout, shape[1]), out))
+    # Depend on `dout`, or XLA:CPU hoists the recomputation into the forward pass: it drops optimization barriers.
+    q = q + 0 * dout
+    scores = einsum_f32("BKHS,BKXH->BKSX", keys.k, q) * scale
+    weights = jnp.exp(scores - log_total.reshape(*shape[:2], 1, -1))
+    mask = jnp.swapaxes(keys.mask, 1, 2)[:, None, :, None]
+    weights = jnp.where(mask, weights.reshape(*weights.shape[:3], *shape[2:4]), 0.0).reshape(weights.shape)
+    dv = einsum_f32("BKSX,BKXH->BKSH", weights.astype(dout.dtype), dout)
+    mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1)
+    dscores = weights * (einsum_f32("BKSH,BKXH->BKSX", keys.v, dout) - mean[:, :, None]) * scale
+    dscores = dscores.astype(q.dtype)
+    dk = einsum_f32("BKXH,BKSX->BKHS", q, dscores)
+    dq = jnp.swapaxes(einsum_f32("BKHS,BKSX->BKHX", keys.k, dscores), 2, 3)
+    dq = merge_heads(dq.astype(q.dtype).reshape(shape))
+    return dq, KVBlock(dk.astype(keys.k.dtype), dv.astype(keys.v.dtype), None)
+
+
+_block.defvjp(_block_forward, _block_backward)
+
+
+# Low-rank updates
+
+
+def serves_low_rank(dtype: DTypeLike, sharding: Sharding) -> bool:
+    """Whether `low_rank` here is better than autodiff: on a CPU, and wherever activations have 16 bits.
+
+    Autodiff would multiply float32 by 16 bits in the backward pass and round the adapter's gradients to 16 bits.
+    """
+    return sharding.platform == "cpu" or dtype != jnp.float32
+
+
+@jax.custom_vjp
+def low_rank(
+    x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
+) -> Float[Array, "B T Y"]:
+    """`em_jax.model.linear.low_rank` with gradients by hand, in float32 for `a` and `b`; `gain` gets none."""
+    return _low_rank_forward(x, a, b, gain)[0]
+
+
+def _low_rank_forward(x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
+    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype))
+    low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
+    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype), (x, a, b, gain, low)
+
+
+def _low_rank_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+    """XLA:CPU transposes a contraction's first operand; put the rank-R one there.
+
+    Autodiff puts `dy` there, which takes a quarter of the training step's time.
+    """
+    x, a, b, gain, low = saved
+    dlow = einsum_f32("BTY,SRY->BTSR", dy, b.astype(x.dtype))
+    dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
+    dx = einsum_f32("BTSR,XSR->BTX", dlow, a.astype(x.dtype)).astype(x.dtype)
+    da = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow, x), 2, 0)
+    return dx, da, einsum_f32("BTSR,BTY->SRY", low, dy), None
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
