@@ -34,7 +34,7 @@ class ChatTokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
-        short = tokenizer_guard.check(directory)
+        unwatched = tokenizer_guard.check(directory)
         # Choose the class here: the library takes that of the model's type, and would ignore the pre-tokenizer of
         # tokenizer.json or the class named beside a sentencepiece model.
         path = directory / "tokenizer_config.json"
