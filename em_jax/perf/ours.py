@@ -66,7 +66,7 @@ class Trainer:
     def step(self, number: int) -> float:
         """One optimizer step; returns its loss."""
         self.state, metrics = optimizer_step(
-            self.model, self.state, self.scale, self.examples, self.plan.steps[number], optimizer=self.optimizer,
-            remat=self.remat
+            self.model, self.state, self.plan.steps[number], scale=self.scale, examples=self.examples,
+            optimizer=self.optimizer, remat=self.remat
         )  # fmt: skip
         return float(metrics.loss)

@@ -57,7 +57,7 @@ def compile_passes(config: Config, rows: list[Any]) -> int:
     model = Qwen2Config.from_directory(directory)
     sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None))
     tokenizer = ChatTokenizer.from_directory(directory)
-    plan = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding).plan
+    _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)
     for shape in sorted(plan.shapes):
         shapes.train_pass(shape).traced.lower().compile()

@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from em_jax.base.sanitize import sanitize_line
-from em_jax.sample.batch import TokenChunk
+from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.sample.engine import Engine
-from em_jax.sample.scheduler import PromptRequest, Scheduler
+from em_jax.sample.scheduler import Scheduler
 from em_jax.serve.refusals import Refusal
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that come together, or follow on answers that ended:
 until nothing came or ended for QUIET, but no longer than GATHERING. A chunk for a few takes as long as one for many."""
 
-Order = PromptRequest | set[tuple[int, int]]
-"""A prompt to answer, or the (request, sample) answers that nobody wants any more."""
+Order = list[SampleRequest] | set[tuple[int, int]]
+"""Requests for one prompt, or the (request, sample) answers that nobody wants any more."""
 
 
 class Answers:
@@ -90,7 +90,7 @@ class Batcher:
             await asyncio.to_thread(self._thread.join)
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
-        """Asks for n answers to a prompt; `options` are those of Engine.asked. Raises Refusal where too many wait."""
+        """Asks for n answers to a prompt, with the options of Engine.sample_requests. Raises Refusal if too many wait."""
         if self._wanted + n > self._queue:
             raise Refusal(
                 429,
@@ -101,10 +101,10 @@ class Batcher:
         if self._gave_up:
             raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
-        prompt_request = self._engine.prompt_request(number, ids, range(n), adapter, **options)
+        requests = self._engine.sample_requests(number, ids, range(n), adapter, **options)
         answers = self._asking[number] = Answers(self, number, n)
         self._wanted += n
-        self.order(prompt_request)
+        self.order(requests)
         return answers
 
     def order(self, order: Order) -> None:
@@ -138,12 +138,13 @@ class Batcher:
             if self._ending:
                 return False
             try:
-                for chunks in scheduler.step():
-                    loop.call_soon_threadsafe(self._deliver, chunks)
-                    if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
-                        self._changed = time.monotonic()
-                        under_way -= ended
-                    self._gather(scheduler, under_way)
+                chunks = scheduler.collect()
+                loop.call_soon_threadsafe(self._deliver, chunks)
+                if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
+                    self._changed = time.monotonic()
+                    under_way -= ended
+                self._gather(scheduler, under_way)
+                scheduler.dispatch()
             except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
                     return False
@@ -158,9 +159,9 @@ class Batcher:
             with self._news:
                 orders, self._orders = self._orders, []
             for order in orders:
-                if isinstance(order, PromptRequest):
+                if isinstance(order, list):
                     scheduler.submit(order)
-                    under_way |= {request[:2] for request in order.requests}
+                    under_way |= {request[:2] for request in order}
                 else:
                     scheduler.cancel(order)
                     under_way -= order

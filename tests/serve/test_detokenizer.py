@@ -30,7 +30,9 @@ def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, spent):
     for start in range(0, len(drawn), size):
         tokens = drawn[start : start + size]
         last = "length" if start + size >= len(drawn) else None
-        growing.add(TokenChunk(SampleRequest(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last))
+        growing.add(
+            TokenChunk(SampleRequest(0, 0, [1], None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last)
+        )
         assert growing.text.startswith(shown) and growing.shown() <= len(growing.tokens)
         shown = growing.text
         if growing.finish_reason:
