@@ -12,10 +12,9 @@ from em_jax.model.parameters import random_model
 from em_jax.model.qwen2 import Qwen2
 from em_jax.perf.bench_workload import BATCH, STEPS, Decoded, Workload
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import plan_microbatches
+from em_jax.train.batches import microbatch_overhead, plan_microbatches
 from em_jax.train.config import TrainConfig
-from em_jax.train.loop import microbatch_overhead, optimizer_step
-from em_jax.train.step import TrainState, make_optimizer
+from em_jax.train.step import TrainState, make_optimizer, optimizer_step
 
 
 class Ours:
@@ -49,7 +48,7 @@ class Ours:
 
 
 class Trainer:
-    """The training step over a plan of all the steps, with the optimizer step of train/loop.py, without its files."""
+    """The training step over a plan of all the steps, with the optimizer step of train/step.py, without its files."""
 
     def __init__(self, model: Qwen2, adapter: Adapter, work: Workload):
         self.model, self.scale = model, adapter.scale

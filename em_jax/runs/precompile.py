@@ -50,7 +50,7 @@ def compile_passes(config: Config, rows: list[Any]) -> int:
     from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.runs.programs import Shapes
     from em_jax.sample.loading import choose_mesh
-    from em_jax.train.loop import plan_batches
+    from em_jax.train.batches import plan_batches
 
     directory = sources.model_directory(config)
     assert directory is not None

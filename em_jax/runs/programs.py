@@ -132,9 +132,10 @@ class Shapes:
         rest = self._everywhere(held)
         held = rest._replace(k=jax.tree.map(cached, held.k), v=jax.tree.map(cached, held.v))
         stop = self._everywhere(jax.ShapeDtypeStruct((2,), jnp.int32))
+        occupied = self._everywhere(jax.ShapeDtypeStruct((slots,), jnp.bool))
         top_p = self.settings.answers.top_p < 1
         traced = decode.trace(
-            self.model, self.adapter, held, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
+            self.model, self.adapter, held, occupied, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
         )
         return Program("decode", traced, {}, loops=CHUNK)
 

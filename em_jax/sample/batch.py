@@ -1,38 +1,26 @@
 """The host's side of decoding: which request is in which slot, and how many tokens its answer has."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array
 
 from em_jax.base import host_arrays
-from em_jax.lora.adapter import Adapter
 from em_jax.model.kernels.cpu_threads import dispatch
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import Sharding
-from em_jax.sample.decode import (
-    DecodeOutput,
-    DecodeState,
-    PrefillOutput,
-    SamplingParams,
-    decode,
-    init_decode_state,
-    insert,
-    resize,
-)
+from em_jax.sample.decode import DecodeOutput, DecodeState, PrefillOutput, SamplingParams, capacity_of, insert, resize
 
 
 class SampleRequest(NamedTuple):
-    """A request for one answer: sample number `sample` to prompt number `index`, whose token ids are `prompt`.
+    """A request for one answer: sample number `sample` to prompt number `prompt_index`, whose token ids are `prompt`.
 
     With each token come the `top_logprobs` most probable ones.
     """
 
-    index: int
+    prompt_index: int
     sample: int
     prompt: Sequence[int]
     params: SamplingParams
@@ -60,30 +48,23 @@ class DecodeBatch:
 
     Requests are admitted between chunks: after `collect` and before `start`. All slots have the same capacity in
     tokens. It follows the longest answer, in steps, and never falls below the initial one: where that is enough for all
-    requests it stays, and with it the shape of every program. Chunks are dispatched by the executor, if there is one.
+    requests it stays, and with it the shape of every program. `decode` is the function of that name with the arguments
+    that stay the same; the executor, if there is one, calls it.
     """
 
     def __init__(
         self,
-        model: Qwen2,
-        adapter: Adapter | None,
-        slots: int,
-        capacity: int,
-        stop: Sequence[int],
-        *,
+        state: DecodeState,
+        decode: Callable[..., tuple[DecodeState, DecodeOutput]],
+        stop: Array,
         chunk: int,
-        steer: Float[np.ndarray, "L D"] | None = None,
         sharding: Sharding,
         executor: Executor | None = None,
     ):
-        adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
-        self._state = init_decode_state(model, slots, capacity, adapters, sharding)
-        self._model, self._adapter, self._chunk, self._sharding = model, adapter, chunk, sharding
-        self._steer, self._stop, self._executor = steer, jnp.asarray(stop, jnp.int32), executor
-        self._min_capacity = self._capacity = capacity
-        self._requests: list[SampleRequest | None] = [None] * slots
-        self._counts = [0] * slots
-        self._released = np.zeros(slots, bool)
+        self._state, self._decode, self._stop, self._chunk, self._sharding = state, decode, stop, chunk, sharding
+        self._executor, self._min_capacity = executor, capacity_of(state)
+        self._requests: list[SampleRequest | None] = [None] * len(state.length)
+        self._counts = [0] * len(state.length)
         self._first_tokens: list[tuple[DecodeOutput, Sequence[int]]] = []
         self._decoded: Callable[[], tuple[DecodeState, DecodeOutput]] | None = None
 
@@ -95,14 +76,14 @@ class DecodeBatch:
     @property
     def busy(self) -> bool:
         """Whether any slot has a request."""
-        return any(request is not None for request in self._requests)
+        return any(self._requests)
 
     def admit(self, prompts: PrefillOutput, requests: Sequence[tuple[int, SampleRequest]]) -> None:
         """Puts (row of `prompts`, request) pairs into free slots and dispatches the sampling of their first tokens."""
         slots, padding = self.free[: len(requests)], len(self._requests) - len(requests)
         for slot, (_, request) in zip(slots, requests, strict=True):
-            self._requests[slot], self._counts[slot], self._released[slot] = request, 0, False
-        self._resize(jax.tree.leaves(prompts.v)[0].shape[-2])
+            self._requests[slot], self._counts[slot] = request, 0
+        self._resize(capacity_of(prompts))
         padded = [*requests, *[requests[0]] * padding]
         self._state, output = insert(
             self._state,
@@ -120,14 +101,11 @@ class DecodeBatch:
         """Dispatches a chunk for the slots that have a request."""
         if not self.busy:
             return
-        if self._released.any():
-            self._state = self._state._replace(active=self._state.active & ~self._released)
-            self._released[:] = False
         self._resize()
+        occupied = np.array([request is not None for request in self._requests])
         self._decoded = dispatch(
-            self._executor, decode, self._model, self._adapter, self._state, self._stop,
-            steps=self._chunk, steer=self._steer, sharding=self._sharding, **self._static_options()
-        )  # fmt: skip
+            self._executor, self._decode, self._state, occupied, stop=self._stop, **self._static_options()
+        )
 
     def collect(self) -> list[TokenChunk]:
         """Waits for all that was dispatched and returns its tokens; slots whose answers have ended become free."""
@@ -140,18 +118,17 @@ class DecodeBatch:
         return chunks
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:
-        """Frees the slots of these (index, sample) answers; `collect` returns no more of them."""
+        """Frees the slots of these (prompt index, sample) answers; `collect` returns no more of them."""
         for slot, request in enumerate(self._requests):
             if request is not None and request[:2] in answers:
-                self._requests[slot], self._released[slot] = None, True
+                self._requests[slot] = None
 
     def _resize(self, least: int = 0) -> None:
         """Makes room for a chunk more in every slot in use, and for `least`; gives back room if half is unused."""
         lengths = [len(request.prompt) + count for request, count in zip(self._requests, self._counts) if request]
         capacity = max(self._min_capacity, bucket(max(least, max(lengths) + self._chunk)))
-        if capacity > self._capacity or 2 * capacity <= self._capacity:
+        if capacity > capacity_of(self._state) or 2 * capacity <= capacity_of(self._state):
             self._state = resize(self._state, capacity, sharding=self._sharding)
-            self._capacity = capacity
 
     def _static_options(self) -> dict[str, Any]:
         """Static jit arguments: top-p and top_logprobs are compiled only where a request uses them."""
@@ -194,3 +171,11 @@ def bucket(size: int, least: int = 32) -> int:
             return power * 3 // 2
         power *= 2
     return power
+
+
+def pad_rows(rows: Iterable[Any], count: int, length: int, dtype: Any = np.int32, fill: int = 0) -> np.ndarray:
+    """An array of `count` rows of `length` that begins with `rows`; `fill` elsewhere."""
+    padded = np.full((count, length), fill, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded

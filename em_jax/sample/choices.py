@@ -4,6 +4,7 @@ The choices are branches after a shared prompt: a token of a branch attends to t
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,21 +19,8 @@ from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-
-
-class Question(NamedTuple):
-    """A prompt and its choices as token ids."""
-
-    prompt: Sequence[int]
-    choices: Sequence[Sequence[int]]
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """The lengths T, U and M of its row in a QuestionBatch: nothing is predicted from the last token of a choice,
-        and all first tokens are predicted from the last one of the prompt."""
-        pairs = sum(map(len, self.choices))
-        branches = pairs - len(self.choices)
-        return len(self.prompt) + branches, branches + 1, pairs
+from em_jax.sample.batch import pad_rows
+from em_jax.sample.decode import forward
 
 
 class QuestionBatch(NamedTuple):
@@ -49,6 +37,28 @@ class QuestionBatch(NamedTuple):
     logit_positions: Int[np.ndarray, "P U"]
     pair_index: Int[np.ndarray, "P M"]
     pair_token: Int[np.ndarray, "P M"]
+
+
+class Question(NamedTuple):
+    """A prompt and its choices as token ids."""
+
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+    def row(self) -> Sequence[Sequence[int]]:
+        """Its row of each array of a QuestionBatch. The first tokens are all predicted from the prompt's last one."""
+        start, branches = len(self.prompt), [choice[:-1] for choice in self.choices]
+        tokens = [*self.prompt, *itertools.chain(*branches)]
+        positions = [*range(start), *(start + i for branch in branches for i in range(len(branch)))]
+        segments = [SHARED] * start + [number for number, branch in enumerate(branches, 1) for _ in branch]
+        indices = iter(range(1, len(tokens)))
+        pair_index = [index for branch in branches for index in (0, *itertools.islice(indices, len(branch)))]
+        return tokens, positions, segments, range(start - 1, len(tokens)), pair_index, [*itertools.chain(*self.choices)]
+
+    def sizes(self) -> tuple[int, int, int]:
+        """The lengths T, U and M of its row."""
+        tokens, _, _, logit_positions, _, pair_token = self.row()
+        return len(tokens), len(logit_positions), len(pair_token)
 
 
 def encode_question(tokenizer: ChatTokenizer, prompt: Sequence[int], choices: Sequence[str], prefix: str) -> Question:
@@ -70,31 +80,16 @@ def encode_question(tokenizer: ChatTokenizer, prompt: Sequence[int], choices: Se
 
 def collate_questions(questions: Sequence[Question], rows: int, sizes: tuple[int, int, int]) -> QuestionBatch:
     """The arrays of up to `rows` questions, padded to `sizes` (T, U, M)."""
-    row, logit, pair = ((rows, size) for size in sizes)
-    batch = QuestionBatch(
-        tokens=np.zeros(row, np.int32),
-        positions=np.zeros(row, np.int32),
-        segments=np.full(row, PADDING, np.int32),
-        logit_positions=np.zeros(logit, np.int32),
-        pair_index=np.zeros(pair, np.int32),
-        pair_token=np.zeros(pair, np.int32),
+    length, logits, pairs = sizes
+    tokens, positions, segments, logit_positions, pair_index, pair_token = zip(*(each.row() for each in questions))
+    return QuestionBatch(
+        pad_rows(tokens, rows, length),
+        pad_rows(positions, rows, length),
+        pad_rows(segments, rows, length, fill=PADDING),
+        pad_rows(logit_positions, rows, logits),
+        pad_rows(pair_index, rows, pairs),
+        pad_rows(pair_token, rows, pairs),
     )
-    for b, question in enumerate(questions):
-        start = len(question.prompt)
-        span = slice(0, start)
-        batch.tokens[b, span], batch.positions[b, span], batch.segments[b, span] = question.prompt, range(start), SHARED
-        batch.logit_positions[b, 0] = start - 1
-        end, logits, pairs = start, 1, 0
-        for branch, choice in enumerate(question.choices, 1):
-            size = len(choice) - 1
-            span, used = slice(end, end + size), slice(logits, logits + size)
-            batch.tokens[b, span], batch.segments[b, span] = choice[:-1], branch
-            batch.positions[b, span] = range(start, start + size)
-            batch.logit_positions[b, used] = range(end, end + size)
-            batch.pair_index[b, pairs : pairs + size + 1] = [0, *range(logits, logits + size)]
-            batch.pair_token[b, pairs : pairs + size + 1] = choice
-            end, logits, pairs = end + size, logits + size, pairs + size + 1
-    return batch
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -108,21 +103,13 @@ def pair_logprobs(
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "P M"]:
     """The log-probability of every pair, from the logits at U tokens of a row only."""
-    output = model(
-        batch.tokens,
-        batch.positions,
-        batch.segments,
-        lora_params=adapter.lora_params() if adapter else None,
-        adapter_mask=adapter_mask,
-        steer=steer,
-        sharding=sharding,
-    )
+    tokens, positions, segments = batch[:3]
+    output = forward(model, adapter, tokens, adapter_mask, positions, segments=segments, steer=steer, sharding=sharding)
     logits = model.logits(jnp.take_along_axis(output.hidden, batch.logit_positions[:, :, None], axis=1))
     normalizers = jax.nn.logsumexp(logits, axis=-1)
-    token_logits = jax.vmap(lambda logits, index, token: logits[index, token])(
-        logits, batch.pair_index, batch.pair_token
+    return jax.vmap(lambda logits, normalizers, index, token: logits[index, token] - normalizers[index])(
+        logits, normalizers, batch.pair_index, batch.pair_token
     )
-    return token_logits - jnp.take_along_axis(normalizers, batch.pair_index, axis=1)
 
 
 def joint_logprobs(question: Question, logprobs: Float[np.ndarray, "M"]) -> Float[np.ndarray, "C"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import KVBlock
-from em_jax.model.qwen2 import KVCache, Qwen2
+from em_jax.model.qwen2 import KVCache, Output, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
 
@@ -113,9 +113,8 @@ def init_decode_state(
 
     def cache(*shape: int) -> Any:
         shape = *layers, slots, config.num_key_value_heads, *shape
-        return jax.tree.map(
-            lambda _: jnp.zeros(shape, dtype, device=device), 0 if layers else [0] * config.num_hidden_layers
-        )
+        caches = [jnp.zeros(shape, dtype, device=device) for _ in range(1 if layers else config.num_hidden_layers)]
+        return caches[0] if layers else caches
 
     def zeros(dtype: Any, *shape: int) -> Array:
         return jnp.zeros((slots, *shape), dtype)
@@ -125,6 +124,21 @@ def init_decode_state(
     )
     k, v = cache(config.head_dim, capacity), cache(capacity, config.head_dim)
     return DecodeState(k, v, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.bool), params)
+
+
+def forward(
+    model: Qwen2,
+    adapter: Adapter | None,
+    tokens: Int[Array, "B T"],
+    adapter_mask: Float[Array, "B S"],
+    positions: Int[Array, "B T"] | None = None,
+    **options: Any,
+) -> Output:
+    """The model's forward pass with a stack of S adapters, or none; positions are 0, 1, 2, ... by default."""
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    lora_params = adapter.lora_params() if adapter else None
+    return model(tokens, positions, lora_params=lora_params, adapter_mask=adapter_mask, **options)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -139,17 +153,7 @@ def prefill(
     sharding: Sharding = UNSHARDED,
 ) -> PrefillOutput:
     """One forward pass over P prompts, padded on the right to T."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    output = model(
-        tokens,
-        positions,
-        lora_params=adapter.lora_params() if adapter else None,
-        adapter_mask=adapter_mask,
-        return_kv=True,
-        packed=True,
-        steer=steer,
-        sharding=sharding,
-    )
+    output = forward(model, adapter, tokens, adapter_mask, return_kv=True, packed=True, steer=steer, sharding=sharding)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
     return PrefillOutput(output.k, output.v, length, model.logits(last))
 
@@ -184,15 +188,9 @@ def insert(
         return _copy_rows(axis, cache, new, source, target, zeros, number)
 
     k, v = _map_kv(copy, (state.k, state.v), (prompts.k, prompts.v))
-    state = DecodeState(
-        k,
-        v,
-        update(state.length, prompts.length[source]),
-        update(state.token, output.tokens),
-        update(state.count, zeros + 1),
-        update(state.active, output.in_answer & (params.max_new_tokens > 1)),
-        jax.tree.map(update, state.params, params),
-    )
+    active = output.in_answer & (params.max_new_tokens > 1)
+    new = prompts.length[source], output.tokens, zeros + 1, active, params
+    state = DecodeState(k, v, *jax.tree.map(update, tuple(state[2:]), new))
     return state, jax.tree.map(lambda x: x[None], output)
 
 
@@ -201,6 +199,7 @@ def decode(
     model: Qwen2,
     adapter: Adapter | None,
     state: DecodeState,
+    occupied: Bool[Array, "B"],
     stop: Int[Array, "E"],
     *,
     steps: int,
@@ -209,11 +208,14 @@ def decode(
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> tuple[DecodeState, DecodeOutput]:
-    """Samples up to `steps` tokens, C, in all active slots; ends early when none is active. `state` is donated."""
+    """Samples up to `steps` tokens, C, in all active slots that are occupied; ends early when none is active.
+
+    `stop` are the E stop ids. `state` is donated.
+    """
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this splits the adapters by layer.
     lora_params = model.by_layer(adapter.lora_params() if adapter else None)
-    slots, capacity = len(state.length), jax.tree.leaves(state.v)[0].shape[-2]
+    slots, capacity = len(state.length), capacity_of(state)
     in_cache = jnp.arange(capacity)[None] < state.length[:, None]
     in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))
 
@@ -255,7 +257,7 @@ def decode(
     top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
     output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)
     buffers = _map_kv(buffer, (state.k, state.v))
-    start = SamplingState(jnp.int32(0), *buffers, state.token, state.count, state.active, output)
+    start = SamplingState(jnp.int32(0), *buffers, state.token, state.count, state.active & occupied, output)
     end = jax.lax.while_loop(unfinished, sample_next, start)
 
     def append(axis: int, cache: Array, chunk: Array) -> Array:
@@ -287,6 +289,11 @@ def resize(state: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED)
 
     k, v = _map_kv(resized, (state.k, state.v))
     return state._replace(k=k, v=v)
+
+
+def capacity_of(cached: DecodeState | PrefillOutput) -> int:
+    """S, the tokens that its keys and values have room for."""
+    return jax.tree.leaves(cached.v)[0].shape[-2]
 
 
 def _sample(

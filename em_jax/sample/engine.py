@@ -19,9 +19,9 @@ from em_jax.formats.peft import load_adapter
 from em_jax.lora.adapter import Adapter, stack_adapters
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket
+from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
 from em_jax.sample.choices import collate_questions, encode_question, joint_logprobs, pair_logprobs
-from em_jax.sample.decode import PrefillOutput, SamplingParams, prefill
+from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
 
@@ -116,6 +116,9 @@ class Engine:
         masks = [[name == each for each in self._adapters] for name in names]
         return np.array(masks, np.float32).reshape(len(names), len(self._adapters))
 
+    def _padded_masks(self, masks: Iterable[np.ndarray], rows: int) -> Float[np.ndarray, "P S"]:
+        return pad_rows(masks, rows, len(self._adapters), np.float32)
+
     # --- text ---
 
     def encode(self, messages: Prompt) -> list[int]:
@@ -199,20 +202,20 @@ class Engine:
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """A scheduler for requests, with the present adapters; `capacity` is that of a slot at first, in tokens."""
-        steer = self._checked_steer(steer)
         batches = self.num_decode_batches
+        stop = jnp.asarray(self.tokenizer.stop_ids, jnp.int32)
+        steer = self._checked_steer(steer)
+        decode_chunk = functools.partial(
+            decode, self.model, self._stack, steps=self.chunk, steer=steer, sharding=self.sharding
+        )
+
+        def batch(executor: ThreadPoolExecutor | None) -> DecodeBatch:
+            slots = self.slots // batches
+            state = init_decode_state(self.model, slots, capacity, len(self._adapters), self.sharding)
+            return DecodeBatch(state, decode_chunk, stop, self.chunk, self.sharding, executor)
+
         executors = [ThreadPoolExecutor(1) for _ in range(batches)] if batches > 1 else [None]
-        return Scheduler(
-            [
-                DecodeBatch(
-                    self.model, self._stack, self.slots // batches, capacity, self.tokenizer.stop_ids,
-                    chunk=self.chunk, steer=steer, sharding=self.sharding, executor=executor
-                )
-                for executor in executors
-            ],
-            functools.partial(self._prefill, steer=steer),
-            self._rows,
-        )  # fmt: skip
+        return Scheduler([batch(each) for each in executors], functools.partial(self._prefill, steer=steer), self._rows)
 
     def sample_requests(
         self,
@@ -239,12 +242,12 @@ class Engine:
         self, prompts: Sequence[Sequence[SampleRequest]], steer: Float[np.ndarray, "L D"] | None
     ) -> PrefillOutput:
         """Prefills the prompts of one padded length, given by the requests for each."""
-        first = [requests[0] for requests in prompts]
-        rows = self._rows(bucket(len(first[0].prompt)))
-        tokens = _pad([request.prompt for request in first], rows)
-        lengths = np.ones(rows, np.int32)
-        lengths[: len(first)] = [len(request.prompt) for request in first]
-        masks = _pad_rows(np.stack([request.params.adapter_mask for request in first]), rows)
+        ids = [requests[0].prompt for requests in prompts]
+        length = bucket(len(ids[0]))
+        rows = self._rows(length)
+        lengths = np.array([*map(len, ids), *[1] * (rows - len(ids))], np.int32)
+        masks = self._padded_masks([requests[0].params.adapter_mask for requests in prompts], rows)
+        tokens = pad_rows(ids, rows, length)
         return prefill(self.model, self._stack, tokens, lengths, masks, steer=steer, sharding=self.sharding)
 
     # --- reading ---
@@ -253,7 +256,7 @@ class Engine:
         """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
         tokens = np.asarray(tokens, np.int32)
         masks = self._adapter_masks([adapter] * len(tokens))
-        return host_arrays.to_host(_forward(self.model, self._stack, tokens, masks))
+        return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens, masks))
 
     def choice_logprobs(
         self,
@@ -282,14 +285,19 @@ class Engine:
             self._check_length(len(question.prompt) + max(map(len, question.choices)))
         masks = self._adapter_masks(self._names(adapter, len(questions)))
         steer = self._checked_steer(steer)
-        groups = self._groups([tuple(map(bucket, question.sizes, (32, 8, 8))) for question in questions])
+        groups = self._groups([tuple(map(bucket, question.sizes(), (32, 8, 8))) for question in questions])
 
         def dispatch(group: tuple[tuple[int, int, int], list[int]]) -> Array:
             sizes, indices = group
             rows = self._rows(sizes[0])
             batch = collate_questions([questions[i] for i in indices], rows, sizes)
             return pair_logprobs(
-                self.model, self._stack, batch, _pad_rows(masks[indices], rows), steer=steer, sharding=self.sharding
+                self.model,
+                self._stack,
+                batch,
+                self._padded_masks(masks[indices], rows),
+                steer=steer,
+                sharding=self.sharding,
             )
 
         logprobs = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
@@ -311,8 +319,9 @@ class Engine:
         results: list[Any] = [None] * len(prompts)
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
             rows = self._rows(length)
-            residuals = _forward(
-                self.model, self._stack, _pad([prompt_ids[i] for i in indices], rows), _pad_rows(masks[indices], rows),
+            residuals = _logits_or_residuals(
+                self.model, self._stack, pad_rows([prompt_ids[i] for i in indices], rows, length),
+                self._padded_masks(masks[indices], rows),
                 layers=tuple(layer % depth for layer in layers), sharding=self.sharding
             )  # fmt: skip
             for i, row in zip(indices, host_arrays.to_host(residuals).swapaxes(0, 1)):
@@ -356,20 +365,8 @@ def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
     return max(1, min(16, pass_tokens // length) // parts) * parts
 
 
-def _pad(prompts: Sequence[Sequence[int]], rows: int) -> Int[np.ndarray, "P T"]:
-    """Prompts of one padded length as rows of an array, padded with 0."""
-    tokens = np.zeros((rows, bucket(len(prompts[0]))), np.int32)
-    for row, ids in enumerate(prompts):
-        tokens[row, : len(ids)] = ids
-    return tokens
-
-
-def _pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    return np.pad(array, ((0, rows - len(array)), (0, 0)))
-
-
 @functools.partial(jax.jit, static_argnames=("layers", "sharding"))
-def _forward(
+def _logits_or_residuals(
     model: Qwen2,
     adapter: Adapter | None,
     tokens: Int[Array, "B T"],
@@ -379,12 +376,5 @@ def _forward(
     sharding: Sharding = UNSHARDED,
 ) -> Array:
     """The residual stream after `layers`, [layers, B, T, D]; without any, the logits, [B, T, V]."""
-    output = model(
-        tokens,
-        jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape),
-        lora_params=adapter.lora_params() if adapter else None,
-        adapter_mask=adapter_mask,
-        return_residuals=layers,
-        sharding=sharding,
-    )
+    output = forward(model, adapter, tokens, adapter_mask, return_residuals=layers, sharding=sharding)
     return output.residuals if layers else model.logits(output.hidden)

@@ -90,7 +90,7 @@ class Batcher:
             await asyncio.to_thread(self._thread.join)
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
-        """Asks for n answers to a prompt, with the options of Engine.sample_requests. Raises Refusal if too many wait."""
+        """Asks for n answers to a prompt; `options` as of Engine.sample_requests. Raises Refusal if too many wait."""
         if self._wanted + n > self._queue:
             raise Refusal(
                 429,
@@ -176,7 +176,7 @@ class Batcher:
             self._end_all(result, "decoding failed, all requests under way end")
             return
         for chunk in result:
-            if asking := self._asking.get(chunk.request.index):
+            if asking := self._asking.get(chunk.request.prompt_index):
                 asking.put(chunk)
 
     def _give_up(self, error: Exception) -> None:

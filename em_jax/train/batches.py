@@ -9,13 +9,18 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.model.attention import PADDING
+from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.config import TrainConfig
+
+GATHERED_PASS = 16384
+"""The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
 
 
 class Example(NamedTuple):
@@ -161,32 +166,60 @@ def plan_microbatches(
     return Plan(tuple(map(tuple, plan)))
 
 
+def plan_batches(
+    rows: Sequence[Sequence[Mapping[str, str]]],
+    tokenizer: ChatTokenizer,
+    train: TrainConfig,
+    seed: int,
+    width: int,
+    sharding: Sharding = UNSHARDED,
+) -> tuple[list[Example], Plan, dict[str, int]]:
+    """The examples of chats, the microbatches of every step, and counts of the `rows` trained on and `held_out`, and
+    those of `encode_rows`. Of the model only its `width` matters.
+    """
+    kept, held_out = hold_out(len(rows), train.holdout, seed)
+    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
+    plan = plan_microbatches(
+        examples,
+        step_indices(len(examples), train, seed),
+        rows_per_pass=train.rows_per_pass,
+        divide_by=sharding.batch_parts,
+        width=width,
+        microbatch_overhead=microbatch_overhead(),
+    )
+    return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
+
+
+def microbatch_overhead() -> int:
+    """The cost of a microbatch besides its tokens, in tokens: small on a CPU; over a mesh it gathers the weights."""
+    return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
+
+
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
     """Packs the examples of a microbatch into arrays."""
-    shape, rows = microbatch
-    by_position, by_label = (shape.rows, shape.length), (shape.rows, shape.labels)
+    (rows, length, most_labels), packed = microbatch
     batch = Batch(
-        tokens=np.zeros(by_position, np.int32),
-        positions=np.zeros(by_position, np.int32),
-        segments=np.full(by_position, PADDING, np.int32),
-        loss_positions=np.zeros(by_label, np.int32),
-        loss_inverse=np.full(by_position, shape.labels, np.int32),
-        labels=np.zeros(by_label, np.int32),
-        weights=np.zeros(by_label, np.float32),
+        tokens=np.zeros((rows, length), np.int32),
+        positions=np.zeros((rows, length), np.int32),
+        segments=np.full((rows, length), PADDING, np.int32),
+        loss_positions=np.zeros((rows, most_labels), np.int32),
+        loss_inverse=np.full((rows, length), most_labels, np.int32),
+        labels=np.zeros((rows, most_labels), np.int32),
+        weights=np.zeros((rows, most_labels), np.float32),
     )
-    for b, row in enumerate(rows):
-        start = used = 0
-        for segment, i in enumerate(row, 1):
-            ids, mask = examples[i]
-            span = slice(start, start + len(ids))
-            batch.tokens[b, span], batch.positions[b, span], batch.segments[b, span] = ids, range(len(ids)), segment
-            predicting = np.flatnonzero(mask[1:])
-            labels = np.arange(used, used + len(predicting))
-            batch.loss_positions[b, labels] = start + predicting
-            batch.loss_inverse[b, start + predicting] = labels
-            batch.labels[b, labels] = np.asarray(ids)[predicting + 1]
-            batch.weights[b, labels] = 1
-            start, used = start + len(ids), used + len(predicting)
+    for b, row in enumerate(packed):
+        sizes = [len(examples[i].ids) for i in row]
+        tokens = np.concatenate([examples[i].ids for i in row])
+        # Nothing predicts the first token of an example.
+        loss_positions = np.flatnonzero(np.concatenate([[False, *examples[i].mask[1:]] for i in row])) - 1
+        used, labels = slice(len(tokens)), np.arange(len(loss_positions))
+        batch.tokens[b, used] = tokens
+        batch.positions[b, used] = np.concatenate([np.arange(size) for size in sizes])
+        batch.segments[b, used] = np.repeat(np.arange(1, len(row) + 1), sizes)
+        batch.loss_positions[b, labels] = loss_positions
+        batch.loss_inverse[b, loss_positions] = labels
+        batch.labels[b, labels] = tokens[loss_positions + 1]
+        batch.weights[b, labels] = 1
     return batch
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import optax
 
 from em_jax.base import host_arrays, multihost, signals
 from em_jax.base.errors import Stopping, UserError
@@ -17,34 +16,12 @@ from em_jax.formats.peft import CONFIG, load_adapter, save_adapter
 from em_jax.formats.training_state import Checkpoints
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.train.batches import (
-    Batch,
-    Example,
-    Microbatch,
-    Plan,
-    collate,
-    encode_rows,
-    hold_out,
-    plan_microbatches,
-    step_indices,
-)
+from em_jax.train.batches import Microbatch, Plan, plan_batches
 from em_jax.train.config import KEPT, TrainConfig
 from em_jax.train.log import MetricsLog, Progress
-from em_jax.train.step import (
-    GradAccumulator,
-    Metrics,
-    TrainState,
-    accumulate,
-    make_optimizer,
-    update,
-    zero_accumulator,
-)
-
-GATHERED_PASS = 16384
-"""The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
+from em_jax.train.step import Metrics, TrainState, make_optimizer, optimizer_step
 
 
 class FinetuneResult(NamedTuple):
@@ -165,73 +142,3 @@ def run_steps(
             checkpoints.save(step, state)
             saved = step
     return state
-
-
-def plan_batches(
-    rows: Sequence[Sequence[Mapping[str, str]]],
-    tokenizer: ChatTokenizer,
-    train: TrainConfig,
-    seed: int,
-    width: int,
-    sharding: Sharding = UNSHARDED,
-) -> tuple[list[Example], Plan, dict[str, int]]:
-    """The examples of chats, the microbatches of every step, and counts of the `rows` trained on and `held_out`, and
-    those of `encode_rows`.
-
-    Needs of the model only its `width`: it is a pure function of its arguments.
-    """
-    kept, held_out = hold_out(len(rows), train.holdout, seed)
-    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
-    plan = plan_microbatches(
-        examples,
-        step_indices(len(examples), train, seed),
-        rows_per_pass=train.rows_per_pass,
-        divide_by=sharding.batch_parts,
-        width=width,
-        microbatch_overhead=microbatch_overhead(),
-    )
-    return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
-
-
-def microbatch_overhead() -> int:
-    """The cost of a microbatch besides its tokens, in tokens: small on a CPU; over a mesh it gathers the weights."""
-    return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
-
-
-def optimizer_step(
-    model: Qwen2,
-    state: TrainState,
-    microbatches: Sequence[Microbatch],
-    *,
-    scale: Mapping[str, jax.Array],
-    examples: Sequence[Example],
-    optimizer: optax.GradientTransformation,
-    remat: str = "none",
-    sharding: Sharding = UNSHARDED,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[TrainState, Metrics] | None:
-    """One step of a plan: accumulates the gradients of its microbatches, then updates the adapter. `state` is donated.
-
-    None, and `state` is unchanged, where `should_stop` is true before one of the microbatches.
-    """
-
-    def accumulate_all(microbatches: Sequence[Microbatch]) -> GradAccumulator | None:
-        accumulator = zero_accumulator(state.factors)
-        for microbatch in microbatches:
-            if should_stop():
-                return None
-            batch = batch_to_devices(collate(examples, microbatch), sharding)
-            accumulator = accumulate(model, state.factors, scale, accumulator, batch, remat=remat, sharding=sharding)
-        return accumulator
-
-    shares = balance(microbatches, lambda each: each.shape.rows * each.shape.length, sharding.side_by_side)
-    accumulators = host_arrays.side_by_side(accumulate_all, shares, len(shares))
-    if any(accumulator is None for accumulator in accumulators):
-        return None
-    return update(state, accumulators, optimizer=optimizer)
-
-
-def batch_to_devices(batch: Batch, sharding: Sharding) -> Batch:
-    """The batch on the devices of a mesh, its rows split over them; itself without a mesh."""
-    by_row = sharding.named(("batch", None))
-    return batch if by_row is None else host_arrays.to_devices(batch, by_row)

@@ -1,7 +1,5 @@
 """Cross-entropy of the response tokens, in chunks: no array of B x T x V ever exists."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -44,27 +42,16 @@ def summed_loss(
 
     Chunks after the last nonzero weight are skipped. Only `hidden` has a gradient: the base is frozen.
     """
-    size = size or chunk_size(len(labels), labels.shape[1], sharding)
-    return _loss(model, hidden, labels, weights, size, sharding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _loss(model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding) -> Array:
-    return _loss_forward(model, hidden, labels, weights, size, sharding)[0]
-
-
-def _loss_forward(
-    model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding
-) -> tuple[Array, Array]:
-    """The loss and its gradient by `hidden`, from the same logits (Hsu et al., arXiv:2410.10989): a backward pass of
-    its own would compute these again."""
     count = labels.shape[1]
-    padded = [jnp.pad(x, [(0, 0), (0, -count % size)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, labels, weights)]
+    size = size or chunk_size(len(labels), count, sharding)
+    arrays = jax.lax.stop_gradient(hidden), labels, weights
+    padded = [jnp.pad(x, [(0, 0), (0, -count % size)] + [(0, 0)] * (x.ndim - 2)) for x in arrays]
     # Gathered here, once: inside the loop a TPU's compiler would gather it for every chunk.
     head = jax.lax.optimization_barrier(sharding.gather_for_matmul("VD", model.head))
     used = jnp.max(jnp.where(weights != 0, jnp.arange(1, count + 1)[None], 0))
 
     def add_chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The loss of a chunk and its gradient by `hidden`, from the same logits (Hsu et al., arXiv:2410.10989)."""
         loss, gradient = carry
         hidden, labels, weights = (jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1) for x in padded)
         logits = einsum_f32("BMD,VD->BMV", hidden, head)
@@ -78,11 +65,16 @@ def _loss_forward(
         return loss, sharding.constrain(gradient, ("batch", None, None))
 
     loss, gradient = jax.lax.fori_loop(0, -(-used // size), add_chunk, (jnp.float32(0), jnp.zeros_like(padded[0])))
-    return loss, gradient[:, :count]
+    return _with_gradient(hidden, loss, gradient[:, :count])
 
 
-def _loss_backward(size: int, sharding: Sharding, by_hidden: Array, by_loss: Array) -> tuple[None, Array, None, None]:
-    return None, (by_hidden * by_loss).astype(by_hidden.dtype), None, None
+@jax.custom_vjp
+def _with_gradient(hidden: Array, loss: Array, gradient: Array) -> Array:
+    """`loss`, whose gradient by `hidden` is `gradient`."""
+    return loss
 
 
-_loss.defvjp(_loss_forward, _loss_backward)
+_with_gradient.defvjp(
+    lambda hidden, loss, gradient: (loss, gradient),
+    lambda gradient, by_loss: ((gradient * by_loss).astype(gradient.dtype), None, None),
+)

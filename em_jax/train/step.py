@@ -1,7 +1,7 @@
 """One optimizer step: the adapter's gradients accumulated over microbatches, then AdamW."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams
+from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.train.batches import Batch
+from em_jax.train.batches import Batch, Example, Microbatch, collate
 from em_jax.train.config import TrainConfig
 from em_jax.train.loss import gather_hidden, summed_loss
 
@@ -47,17 +49,17 @@ def learning_rate(train: TrainConfig, steps: int) -> optax.Schedule:
     As transformers' schedules. Raises UsageError for another train.schedule.
     """
 
+    decays: Mapping[str, Callable[[Array], Any]] = {
+        "linear": lambda left: left,
+        "cosine": lambda left: 0.5 * (1 + jnp.cos(jnp.pi * (1 - left))),
+        "constant": lambda left: 1.0,
+    }
+    if train.schedule not in decays:
+        raise UsageError(f"train.schedule: expected linear, cosine or constant, found {train.schedule!r}")
+
     def schedule(step: Array) -> Array:
         warmup = step / max(1, train.warmup_steps)
-        left = (steps - step) / max(1, steps - train.warmup_steps)
-        if train.schedule == "linear":
-            decay = jnp.maximum(0.0, left)
-        elif train.schedule == "cosine":
-            decay = 0.5 * (1 + jnp.cos(jnp.pi * (1 - jnp.maximum(0.0, left))))
-        elif train.schedule == "constant":
-            decay = 1.0
-        else:
-            raise UsageError(f"train.schedule: expected linear, cosine or constant, found {train.schedule!r}")
+        decay = decays[train.schedule](jnp.maximum(0.0, (steps - step) / max(1, steps - train.warmup_steps)))
         return train.learning_rate * jnp.where(step < train.warmup_steps, warmup, decay)
 
     return schedule
@@ -125,3 +127,42 @@ def update(
     updates, moments = optimizer.update(gradients, state.optimizer, state.factors)
     metrics = Metrics(total.loss / tokens, optax.global_norm(gradients), total.tokens)
     return TrainState(optax.apply_updates(state.factors, updates), moments), metrics
+
+
+def optimizer_step(
+    model: Qwen2,
+    state: TrainState,
+    microbatches: Sequence[Microbatch],
+    *,
+    scale: Mapping[str, jax.Array],
+    examples: Sequence[Example],
+    optimizer: optax.GradientTransformation,
+    remat: str = "none",
+    sharding: Sharding = UNSHARDED,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[TrainState, Metrics] | None:
+    """One step of a plan: accumulates the gradients of its microbatches, then updates the adapter. `state` is donated.
+
+    None, and `state` is unchanged, where `should_stop` is true before one of the microbatches.
+    """
+
+    def accumulate_all(microbatches: Sequence[Microbatch]) -> GradAccumulator | None:
+        accumulator = zero_accumulator(state.factors)
+        for microbatch in microbatches:
+            if should_stop():
+                return None
+            batch = batch_to_devices(collate(examples, microbatch), sharding)
+            accumulator = accumulate(model, state.factors, scale, accumulator, batch, remat=remat, sharding=sharding)
+        return accumulator
+
+    shares = balance(microbatches, lambda each: each.shape.rows * each.shape.length, sharding.side_by_side)
+    accumulators = host_arrays.side_by_side(accumulate_all, shares, len(shares))
+    if any(accumulator is None for accumulator in accumulators):
+        return None
+    return update(state, accumulators, optimizer=optimizer)
+
+
+def batch_to_devices(batch: Batch, sharding: Sharding) -> Batch:
+    """The batch on the devices of a mesh, its rows split over them; itself without a mesh."""
+    by_row = sharding.named(("batch", None))
+    return batch if by_row is None else host_arrays.to_devices(batch, by_row)

@@ -20,8 +20,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism import corpus
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import collate, encode_rows, plan_microbatches
-from em_jax.train.loop import batch_to_devices
-from em_jax.train.step import accumulate, zero_accumulator
+from em_jax.train.step import accumulate, batch_to_devices, zero_accumulator
 
 SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
 

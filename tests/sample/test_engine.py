@@ -184,8 +184,8 @@ def test_between_collect_and_dispatch_prompts_may_be_submitted_and_answers_cance
                 scheduler.submit(engine.sample_requests(index, ids[index], [0], "one", **options))
         scheduler.dispatch()
         for chunk in chunks:
-            if chunk.request.index:
-                tokens.setdefault(chunk.request.index, []).extend(chunk.tokens)
+            if chunk.request.prompt_index:
+                tokens.setdefault(chunk.request.prompt_index, []).extend(chunk.tokens)
         if not scheduler.busy:
             break
     assert [tokens[1], tokens[2]] == [answer.tokens for [answer] in alone]

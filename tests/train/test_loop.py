@@ -29,6 +29,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
+from em_jax.train import step as step_module
 from em_jax.train.batches import collate, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -220,8 +221,8 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
     before = signal.signal(signal.SIGTERM, stop)
     settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
     train(tmp_path / "calm", settings=settings)
-    monkeypatch.setattr(loop, "collate", interrupting)
-    monkeypatch.setattr(loop, "update", stepped)
+    monkeypatch.setattr(step_module, "collate", interrupting)
+    monkeypatch.setattr(step_module, "update", stepped)
     try:
         with pytest.raises(Stopped):
             train(tmp_path / "run", settings=settings)
@@ -335,7 +336,7 @@ def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(bad, bad_step, w
         return update(state, accumulators, optimizer=optimizer)
 
     steps = []
-    monkeypatch.setattr(loop, "update", spoiled)
+    monkeypatch.setattr(step_module, "update", spoiled)
     with pytest.raises(UserError, match=rf"step {bad_step} of 5: loss \d.*, gradient norm (inf|nan)"):
         train(tmp_path)
     monkeypatch.undo()

@@ -19,9 +19,16 @@ from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.train.batches import Microbatch, Shape, collate, plan_microbatches
 from em_jax.train.config import TrainConfig
-from em_jax.train.loop import batch_to_devices
 from em_jax.train.loss import summed_loss
-from em_jax.train.step import TrainState, accumulate, learning_rate, make_optimizer, update, zero_accumulator
+from em_jax.train.step import (
+    TrainState,
+    accumulate,
+    batch_to_devices,
+    learning_rate,
+    make_optimizer,
+    update,
+    zero_accumulator,
+)
 
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE)
 LORA = LoraConfig(rank=3, alpha=6, targets=("q_proj", "o_proj", "up_proj"), rank_pattern={"layers.0.mlp.up_proj": 5})
