@@ -46,9 +46,10 @@ def _compile(engine: Any) -> None:
     """Compiles the programs of the first request, so that it need not wait for them."""
     scheduler = engine.scheduler()
     ids = engine.encode([{"role": "user", "content": "Hi"}])
-    scheduler.submit(engine.prompt_request(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
+    scheduler.submit(engine.sample_requests(0, ids, [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=2, seed=0))
     while scheduler.busy:
-        list(scheduler.step())
+        scheduler.collect()
+        scheduler.dispatch()
 
 
 def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket, loopback: bool) -> None:

@@ -14,10 +14,9 @@ from em_jax.model.parameters import random_model
 from em_jax.perf.bench_workload import BATCH, STEPS, IdTokenizer, Workload
 from em_jax.perf.peer import Peer
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import plan_microbatches
+from em_jax.train.batches import microbatch_overhead, plan_microbatches
 from em_jax.train.config import TrainConfig
-from em_jax.train.loop import microbatch_overhead, optimizer_step
-from em_jax.train.step import TrainState, make_optimizer
+from em_jax.train.step import TrainState, make_optimizer, optimizer_step
 
 
 class Ours(Peer):
@@ -60,8 +59,8 @@ class Ours(Peer):
     def train(self, step: int) -> float:
         """One optimizer step on the examples of `step`; returns its loss."""
         result = optimizer_step(
-            self.model, self.state, self.adapter.scale, self.examples, self.plan.steps[step], optimizer=self.optimizer,
-            remat=self.remat
+            self.model, self.state, self.plan.steps[step], scale=self.adapter.scale, examples=self.examples,
+            optimizer=self.optimizer, remat=self.remat
         )  # fmt: skip
         assert result is not None  # nothing stops the step
         self.state, metrics = result

@@ -18,8 +18,7 @@ from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.roofline import Times, decode_times, mesh_sizes, train_times
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import PASS_TOKENS, pass_rows
-from em_jax.train.batches import Example, Shape, plan_microbatches
-from em_jax.train.loop import GATHERED_PASS
+from em_jax.train.batches import GATHERED_PASS, Example, Shape, plan_microbatches
 
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""

@@ -50,14 +50,14 @@ def compile_passes(config: Config, rows: list[Any]) -> int:
     from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.runs.programs import Shapes
     from em_jax.sample.loading import choose_mesh
-    from em_jax.train.loop import plan_batches
+    from em_jax.train.batches import plan_batches
 
     directory = sources.model_directory(config)
     assert directory is not None
     model = Qwen2Config.from_directory(directory)
     sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None))
     tokenizer = ChatTokenizer.from_directory(directory)
-    plan = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding).plan
+    _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)
     for shape in sorted(plan.shapes):
         shapes.train_pass(shape).traced.lower().compile()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from em_jax.config import Config
+from em_jax.formats.checkpoint import scale_sharding
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
@@ -16,7 +17,7 @@ from em_jax.model.linear import Quantized
 from em_jax.model.parameters import weights_of
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.decode import decode, empty_slots, prefill
+from em_jax.sample.decode import decode, init_decode_state, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
 from em_jax.train.loss import chunk_size
@@ -89,19 +90,19 @@ class Shapes:
     def train_pass(self, shape: Shape) -> Program:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
         sums = self._everywhere(jax.eval_shape(zero_accumulator, self.adapter.factors))
-        by_place, by_slot = (shape.rows, shape.length), (shape.rows, shape.places)
+        by_position, by_label = (shape.rows, shape.length), (shape.rows, shape.labels)
         batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
-            *(self._batch(by_place, jnp.int32) for _ in range(3)),
-            self._batch(by_slot, jnp.int32),
-            self._batch(by_place, jnp.int32),
-            self._batch(by_slot, jnp.int32),
-            self._batch(by_slot, jnp.float32),
+            *(self._batch(by_position, jnp.int32) for _ in range(3)),
+            self._batch(by_label, jnp.int32),
+            self._batch(by_position, jnp.int32),
+            self._batch(by_label, jnp.int32),
+            self._batch(by_label, jnp.float32),
         )
         traced = accumulate.trace(
             self.model, self.adapter.factors, self.adapter.scale, sums, batch,
             remat=self.settings.train.remat, sharding=self.sharding
         )  # fmt: skip
-        loops = -(-shape.places // chunk_size(shape.rows, shape.places, self.sharding))
+        loops = -(-shape.labels // chunk_size(shape.rows, shape.labels, self.sharding))
         return Program("training pass", traced, {"optimizer moments": 2 * tree_bytes(self.adapter.factors)}, loops)
 
     def train_update(self) -> Program:
@@ -121,7 +122,7 @@ class Shapes:
 
     def decode(self, slots: int, capacity: int) -> Program:
         """A chunk of tokens in every slot."""
-        held = jax.eval_shape(lambda model: empty_slots(model, slots, capacity, 1), self.model)
+        held = jax.eval_shape(lambda model: init_decode_state(model, slots, capacity, 1), self.model)
         axes = ("batch", "kv_heads", None, None)
         place = self.sharding.named(("layers", *axes) if self.model.stacked else axes)
 
@@ -131,9 +132,10 @@ class Shapes:
         rest = self._everywhere(held)
         held = rest._replace(k=jax.tree.map(cached, held.k), v=jax.tree.map(cached, held.v))
         stop = self._everywhere(jax.ShapeDtypeStruct((2,), jnp.int32))
+        occupied = self._everywhere(jax.ShapeDtypeStruct((slots,), jnp.bool))
         top_p = self.settings.answers.top_p < 1
         traced = decode.trace(
-            self.model, self.adapter, held, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
+            self.model, self.adapter, held, occupied, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
         )
         return Program("decode", traced, {}, loops=CHUNK)
 

@@ -1,47 +1,39 @@
-"""The host's side of decoding: which request sits in which slot, and what it has drawn so far."""
+"""The host's side of decoding: which request is in which slot, and how many tokens its answer has."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from em_jax.base import host_arrays
-from em_jax.lora.adapter import Adapter
-from em_jax.model.qwen2 import Qwen2
+from em_jax.model.kernels.cpu_threads import dispatch
 from em_jax.model.sharding import Sharding
-from em_jax.sample.decode import (
-    DecodeOutput,
-    DecodeState,
-    PrefillOutput,
-    SamplingParams,
-    decode,
-    empty_slots,
-    insert,
-    resize,
-)
+from em_jax.sample.decode import DecodeOutput, DecodeState, PrefillOutput, SamplingParams, capacity_of, insert, resize
 
 
 class SampleRequest(NamedTuple):
-    """One answer that is wanted: sample `sample` of prompt `index`, and its row of Requests (scalars).
+    """A request for one answer: sample number `sample` to prompt number `prompt_index`, whose token ids are `prompt`.
 
-    The prompt has `length` tokens; with each token drawn come the `top_logprobs` so many at its place.
+    With each token come the `top_logprobs` most probable ones.
     """
 
-    index: int
+    prompt_index: int
     sample: int
-    length: int
+    prompt: Sequence[int]
     params: SamplingParams
     top_logprobs: int = 0
 
 
 class TokenChunk(NamedTuple):
-    """What an answer grew by: ids without the stop id, and "stop" (a stop id), "length" or None where it goes on.
+    """The next tokens of an answer.
 
-    `logprobs` are those of everything drawn, the stop id's behind the others; `top_logprobs` has for each of `tokens`
-    the ids and log-probabilities that were asked for.
+    tokens: token ids, without the stop id.
+    logprobs: their log-probabilities, and that of the stop id after them.
+    top_logprobs: for each of `tokens` the ids and log-probabilities of the most probable tokens.
+    finish_reason: "stop" (a stop id), "length" (the answer has all its tokens), None where it is unfinished.
     """
 
     request: SampleRequest
@@ -52,127 +44,122 @@ class TokenChunk(NamedTuple):
 
 
 class DecodeBatch:
-    """Answers under way at once, in `count` slots. Requests are admitted between chunks, when none is on the device.
+    """Answers that are decoded together, in a fixed number of slots.
 
-    Every slot has the same room. It follows the longest answer, in steps, and is never less than `capacity`: where that
-    is enough for all that will be asked it stays, and with it the shape of every program.
+    Requests are admitted between chunks: after `collect` and before `start`. All slots have the same capacity in
+    tokens. It follows the longest answer, in steps, and never falls below the initial one: where that is enough for all
+    requests it stays, and with it the shape of every program. `decode` is the function of that name with the arguments
+    that stay the same; the executor, if there is one, calls it.
     """
 
     def __init__(
-        self, model: Qwen2, adapter: Adapter | None, count: int, capacity: int, stop: Sequence[int], *, chunk: int,
-        steer: np.ndarray | None = None, sharding: Sharding, thread: Executor | None = None
-    ):  # fmt: skip
-        adapters = 0 if adapter is None else next(iter(adapter.scale.values())).shape[-1]
-        self._slots = empty_slots(model, count, capacity, adapters, sharding)
-        self._model, self._adapter, self._chunk, self._sharding = model, adapter, chunk, sharding
-        self._steer, self._stop = steer, jnp.asarray(stop, jnp.int32)
-        self._least, self.capacity = capacity, capacity
-        self._holders: list[SampleRequest | None] = [None] * count
-        self._counts = [0] * count
-        self._thread = thread
-        self._admitted: list[tuple[DecodeOutput, Sequence[int]]] = []
-        self._drawing: Callable[[], tuple[DecodeState, DecodeOutput]] | None = None
-        self._released = np.zeros(count, bool)
+        self,
+        state: DecodeState,
+        decode: Callable[..., tuple[DecodeState, DecodeOutput]],
+        stop: Array,
+        chunk: int,
+        sharding: Sharding,
+        executor: Executor | None = None,
+    ):
+        self._state, self._decode, self._stop, self._chunk, self._sharding = state, decode, stop, chunk, sharding
+        self._executor, self._min_capacity = executor, capacity_of(state)
+        self._requests: list[SampleRequest | None] = [None] * len(state.length)
+        self._counts = [0] * len(state.length)
+        self._first_tokens: list[tuple[DecodeOutput, Sequence[int]]] = []
+        self._decoded: Callable[[], tuple[DecodeState, DecodeOutput]] | None = None
 
     @property
     def free(self) -> list[int]:
-        """Slots without a request."""
-        return [slot for slot, holder in enumerate(self._holders) if holder is None]
+        """The slots without a request."""
+        return [slot for slot, request in enumerate(self._requests) if request is None]
 
     @property
-    def holds(self) -> list[int]:
-        """Slots with a request."""
-        return [slot for slot, holder in enumerate(self._holders) if holder is not None]
+    def busy(self) -> bool:
+        """Whether any slot has a request."""
+        return any(self._requests)
 
-    def admit(self, prefilled: PrefillOutput, requests: Sequence[tuple[int, SampleRequest]]) -> None:
-        """Puts (row of `prefilled`, ticket) pairs into free slots and has their first tokens drawn."""
-        slots = self.free[: len(requests)]
-        more = len(self._holders) - len(requests)
-        padded = [*requests, *[requests[0]] * more]
+    def admit(self, prompts: PrefillOutput, requests: Sequence[tuple[int, SampleRequest]]) -> None:
+        """Puts (row of `prompts`, request) pairs into free slots and dispatches the sampling of their first tokens."""
+        slots, padding = self.free[: len(requests)], len(self._requests) - len(requests)
         for slot, (_, request) in zip(slots, requests, strict=True):
-            self._holders[slot], self._counts[slot], self._released[slot] = request, 0, False
-        self._resize(jax.tree.leaves(prefilled.v)[0].shape[-2])
-        self._slots, emitted = insert(
-            self._slots,
-            prefilled,
+            self._requests[slot], self._counts[slot] = request, 0
+        self._resize(capacity_of(prompts))
+        padded = [*requests, *[requests[0]] * padding]
+        self._state, output = insert(
+            self._state,
+            prompts,
             np.array([row for row, _ in padded], np.int32),
-            np.array(slots + [0] * more, np.int32),
+            np.array(slots + [0] * padding, np.int32),
             np.int32(len(requests)),
             jax.tree.map(lambda *rows: np.stack(rows), *(request.params for _, request in padded)),
             self._stop,
-            **self.static_options(),
+            **self._static_options(),
         )
-        self._admitted.append((emitted, slots))
+        self._first_tokens.append((output, slots))
 
     def start(self) -> None:
-        """Has up to a chunk of tokens drawn in every slot that holds a request; does not wait for them."""
-        if not self.holds:
+        """Dispatches a chunk for the slots that have a request."""
+        if not self.busy:
             return
-        if self._released.any():
-            self._slots = self._slots._replace(active=self._slots.active & ~self._released)
-            self._released[:] = False
         self._resize()
-        how = {"steps": self._chunk, "steer": self._steer, "sharding": self._sharding, **self.static_options()}
-        given = self._model, self._adapter, self._slots, self._stop
-        if self._thread is None:
-            drawn = decode(*given, **how)
-            self._drawing = lambda: drawn
-        else:
-            self._drawing = self._thread.submit(decode, *given, **how).result
+        occupied = np.array([request is not None for request in self._requests])
+        self._decoded = dispatch(
+            self._executor, self._decode, self._state, occupied, stop=self._stop, **self._static_options()
+        )
 
-    def finish(self) -> list[TokenChunk]:
-        """Waits for what was started, and gives the pieces drawn."""
-        admitted, self._admitted = self._admitted, []
-        chunks = [piece for emitted, slots in admitted for piece in self._collect(emitted, slots, range(len(slots)))]
-        if self._drawing is not None:
+    def collect(self) -> list[TokenChunk]:
+        """Waits for all that was dispatched and returns its tokens; slots whose answers have ended become free."""
+        first_tokens, self._first_tokens = self._first_tokens, []
+        chunks = [chunk for output, slots in first_tokens for chunk in self._read(output, slots)]
+        if self._decoded is not None:
             with host_arrays.waiting():
-                (self._slots, emitted), self._drawing = self._drawing(), None
-            every = range(len(self._holders))
-            chunks += self._collect(emitted, every, every)
+                (self._state, output), self._decoded = self._decoded(), None
+            chunks += self._read(output, range(len(self._requests)))
         return chunks
 
     def release(self, answers: Collection[tuple[int, int]]) -> None:
-        """Forgets these (index, sample) answers; no more pieces of them come, and their slots are free."""
-        for slot in self.holds:
-            if self._holders[slot][:2] in answers:
-                self._holders[slot], self._released[slot] = None, True
+        """Frees the slots of these (prompt index, sample) answers; `collect` returns no more of them."""
+        for slot, request in enumerate(self._requests):
+            if request is not None and request[:2] in answers:
+                self._requests[slot] = None
 
     def _resize(self, least: int = 0) -> None:
-        """Room for a chunk more in every slot in use; far more than that is given back."""
-        longest = max(self._holders[slot].length + self._counts[slot] for slot in self.holds)
-        capacity = max(self._least, bucket(max(least, longest + self._chunk)))
-        if capacity > self.capacity or 2 * capacity <= self.capacity:
-            self._slots = resize(self._slots, capacity, sharding=self._sharding)
-            self.capacity = capacity
+        """Makes room for a chunk more in every slot in use, and for `least`; gives back room if half is unused."""
+        lengths = [len(request.prompt) + count for request, count in zip(self._requests, self._counts) if request]
+        capacity = max(self._min_capacity, bucket(max(least, max(lengths) + self._chunk)))
+        if capacity > capacity_of(self._state) or 2 * capacity <= capacity_of(self._state):
+            self._state = resize(self._state, capacity, sharding=self._sharding)
 
-    def static_options(self) -> dict[str, Any]:
-        """What has to be compiled in: only what somebody wants is computed."""
-        held = [self._holders[slot] for slot in self.holds]
+    def _static_options(self) -> dict[str, Any]:
+        """Static jit arguments: top-p and top_logprobs are compiled only where a request uses them."""
+        requests = [request for request in self._requests if request]
         return {
-            "use_top_p": any(request.params.top_p < 1 for request in held),
-            "top_logprobs": max(request.top_logprobs for request in held),
+            "use_top_p": any(request.params.top_p < 1 for request in requests),
+            "top_logprobs": max(request.top_logprobs for request in requests),
         }
 
-    def _collect(self, emitted: DecodeOutput, slots: Sequence[int], columns: Sequence[int]) -> list[TokenChunk]:
-        """The pieces of those `slots` that hold a request, from their columns; where an answer ended, it is freed."""
-        tokens, logprobs, real, top_logprobs, active = host_arrays.to_host(emitted)
+    def _read(self, output: DecodeOutput, slots: Sequence[int]) -> list[TokenChunk]:
+        """The chunks of those of `slots` that have a request; the n-th of them is in column n."""
+        tokens, logprobs, in_answer, top_logprobs = host_arrays.to_host(output)
         chunks = []
-        for slot, column in zip(slots, columns, strict=True):
-            if (request := self._holders[slot]) is None:
+        for column, slot in enumerate(slots):
+            if (request := self._requests[slot]) is None:
                 continue
-            mine = real[:, column]
-            drawn = tokens[mine, column].tolist()
-            self._counts[slot] += len(drawn)
-            reason = None
-            if not active[slot]:
-                self._holders[slot] = None
-                reason = "stop" if self._counts[slot] < int(request.params.limit) else "length"
-            top: list[list[tuple[int, float]]] = [[] for _ in drawn]
+            rows = in_answer[:, column]
+            ids = tokens[rows, column].tolist()
+            self._counts[slot] += len(ids)
+            # An answer goes on through the whole chunk unless it ends.
+            reason = None if len(ids) == len(tokens) else "stop"
+            if self._counts[slot] >= int(request.params.max_new_tokens):
+                reason = "length"
+            if reason:
+                self._requests[slot] = None
+            top: list[list[tuple[int, float]]] = [[] for _ in ids]
             if request.top_logprobs:
-                ids, chances = (x[mine, column, : request.top_logprobs].tolist() for x in top_logprobs)
-                top = [list(zip(*each)) for each in zip(ids, chances)]
-            size = len(drawn) + (reason == "stop")
-            chunks.append(TokenChunk(request, drawn, logprobs[:size, column].tolist(), top, reason))
+                pairs = (x[rows, column, : request.top_logprobs].tolist() for x in top_logprobs)
+                top = [list(zip(*pair)) for pair in zip(*pairs)]
+            size = len(ids) + (reason == "stop")
+            chunks.append(TokenChunk(request, ids, logprobs[:size, column].tolist(), top, reason))
         return chunks
 
 
@@ -184,3 +171,11 @@ def bucket(size: int, least: int = 32) -> int:
             return power * 3 // 2
         power *= 2
     return power
+
+
+def pad_rows(rows: Iterable[Any], count: int, length: int, dtype: Any = np.int32, fill: int = 0) -> np.ndarray:
+    """An array of `count` rows of `length` that begins with `rows`; `fill` elsewhere."""
+    padded = np.full((count, length), fill, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded

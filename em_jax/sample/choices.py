@@ -1,9 +1,10 @@
-"""Log-probabilities of given continuations, every choice of a question in one forward pass.
+"""Log-probabilities of given continuations, all choices of a question in one forward pass.
 
-The choices are branches over a shared prompt: the prompt's tokens are visible to all, a branch's only to itself.
+The choices are branches after a shared prompt: a token of a branch attends to the prompt and to its own branch.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,24 @@ from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.sample.batch import pad_rows
+from em_jax.sample.decode import forward
+
+
+class QuestionBatch(NamedTuple):
+    """P questions, a row each: the prompt, then every choice without its last token.
+
+    tokens, positions, segments: the row; branches share positions, and `segments` numbers them from 1.
+    logit_positions: the indices in the row of the U tokens whose logits are needed.
+    pair_index, pair_token: the M (logits, token id) pairs whose log-probabilities are needed, the former among the U.
+    """
+
+    tokens: Int[np.ndarray, "P T"]
+    positions: Int[np.ndarray, "P T"]
+    segments: Int[np.ndarray, "P T"]
+    logit_positions: Int[np.ndarray, "P U"]
+    pair_index: Int[np.ndarray, "P M"]
+    pair_token: Int[np.ndarray, "P M"]
 
 
 class Question(NamedTuple):
@@ -26,115 +45,96 @@ class Question(NamedTuple):
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
 
-    def tokens(self) -> int:
-        """How long the row is: the prompt, and of each choice all but its last token."""
-        return len(self.prompt) + sum(len(choice) - 1 for choice in self.choices)
+    def row(self) -> Sequence[Sequence[int]]:
+        """Its row of each array of a QuestionBatch. The first tokens are all predicted from the prompt's last one."""
+        start, branches = len(self.prompt), [choice[:-1] for choice in self.choices]
+        tokens = [*self.prompt, *itertools.chain(*branches)]
+        positions = [*range(start), *(start + i for branch in branches for i in range(len(branch)))]
+        segments = [SHARED] * start + [number for number, branch in enumerate(branches, 1) for _ in branch]
+        indices = iter(range(1, len(tokens)))
+        pair_index = [index for branch in branches for index in (0, *itertools.islice(indices, len(branch)))]
+        return tokens, positions, segments, range(start - 1, len(tokens)), pair_index, [*itertools.chain(*self.choices)]
 
-    def capacity(self) -> int:
-        """How many positions it takes: branches share theirs."""
-        return len(self.prompt) + max(len(choice) for choice in self.choices)
-
-    def pairs(self) -> int:
-        """How many (place, token) log-probabilities the choices are made of."""
-        return sum(len(choice) for choice in self.choices)
-
-
-class Branches(NamedTuple):
-    """Questions laid out: rows of T, the U places whose logits are needed, and the M (place, token) pairs to read."""
-
-    tokens: Int[np.ndarray, "P T"]
-    positions: Int[np.ndarray, "P T"]
-    segments: Int[np.ndarray, "P T"]
-    places: Int[np.ndarray, "P U"]
-    pair_place: Int[np.ndarray, "P M"]
-    pair_token: Int[np.ndarray, "P M"]
+    def sizes(self) -> tuple[int, int, int]:
+        """The lengths T, U and M of its row."""
+        tokens, _, _, logit_positions, _, pair_token = self.row()
+        return len(tokens), len(logit_positions), len(pair_token)
 
 
 def encode_question(tokenizer: ChatTokenizer, prompt: Sequence[int], choices: Sequence[str], prefix: str) -> Question:
     """Token ids of a question whose answer begins with `prefix`.
 
-    Raises UserError where a choice is empty or a token would run across the end of the prefix.
+    Raises UserError where a choice is empty or where a token crosses the end of the prefix.
     """
-    begun = tokenizer.encode(prefix) if prefix else []
-    ids = []
+    prefix_ids = tokenizer.encode(prefix) if prefix else []
+    choice_ids = []
     for choice in choices:
-        whole = tokenizer.encode(prefix + choice)
-        if whole[: len(begun)] != begun or len(whole) == len(begun):
+        ids = tokenizer.encode(prefix + choice)
+        if ids[: len(prefix_ids)] != prefix_ids or len(ids) == len(prefix_ids):
             raise UserError(
                 f"choice {choice!r} does not continue prefix {prefix!r} at a token's end; move the boundary"
             )
-        ids.append(whole[len(begun) :])
-    return Question([*prompt, *begun], ids)
+        choice_ids.append(ids[len(prefix_ids) :])
+    return Question([*prompt, *prefix_ids], choice_ids)
 
 
-def collate_questions(questions: Sequence[Question], rows: int, length: int, places: int, pairs: int) -> Branches:
-    """The arrays of up to `rows` questions."""
-    tokens, positions = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
-    segments = np.full((rows, length), PADDING, np.int32)
-    place = np.zeros((rows, places), np.int32)
-    pair_place, pair_token = (np.zeros((rows, pairs), np.int32) for _ in range(2))
-    for b, question in enumerate(questions):
-        start = len(question.prompt)
-        tokens[b, :start], positions[b, :start], segments[b, :start] = question.prompt, np.arange(start), SHARED
-        place[b, 0] = start - 1
-        used, pair, end = 1, 0, start
-        for branch, choice in enumerate(question.choices, 1):
-            more = len(choice) - 1
-            span = slice(end, end + more)
-            tokens[b, span], segments[b, span] = choice[:-1], branch
-            positions[b, span] = np.arange(start, start + more)
-            place[b, used : used + more] = np.arange(end, end + more)
-            pair_place[b, pair : pair + more + 1] = [0, *range(used, used + more)]
-            pair_token[b, pair : pair + more + 1] = choice
-            used, pair, end = used + more, pair + more + 1, end + more
-    return Branches(tokens, positions, segments, place, pair_place, pair_token)
+def collate_questions(questions: Sequence[Question], rows: int, sizes: tuple[int, int, int]) -> QuestionBatch:
+    """The arrays of up to `rows` questions, padded to `sizes` (T, U, M)."""
+    length, logits, pairs = sizes
+    tokens, positions, segments, logit_positions, pair_index, pair_token = zip(*(each.row() for each in questions))
+    return QuestionBatch(
+        pad_rows(tokens, rows, length),
+        pad_rows(positions, rows, length),
+        pad_rows(segments, rows, length, fill=PADDING),
+        pad_rows(logit_positions, rows, logits),
+        pad_rows(pair_index, rows, pairs),
+        pad_rows(pair_token, rows, pairs),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def pair_logprobs(
     model: Qwen2,
     adapter: Adapter | None,
-    branches: Branches,
-    adapter_mask: Float[Array, "P S"] | None,
+    batch: QuestionBatch,
+    adapter_mask: Float[Array, "P S"],
     *,
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "P M"]:
-    """The log-probability of every pair's token at its place, from logits at the U places only."""
-    output = model(
-        branches.tokens,
-        branches.positions,
-        branches.segments,
-        lora_params=adapter.lora_params() if adapter else None,
-        adapter_mask=adapter_mask,
-        steer=steer,
-        sharding=sharding,
+    """The log-probability of every pair, from the logits at U tokens of a row only."""
+    tokens, positions, segments = batch[:3]
+    output = forward(model, adapter, tokens, adapter_mask, positions, segments=segments, steer=steer, sharding=sharding)
+    logits = model.logits(jnp.take_along_axis(output.hidden, batch.logit_positions[:, :, None], axis=1))
+    normalizers = jax.nn.logsumexp(logits, axis=-1)
+    return jax.vmap(lambda logits, normalizers, index, token: logits[index, token] - normalizers[index])(
+        logits, normalizers, batch.pair_index, batch.pair_token
     )
-    hidden = jnp.take_along_axis(output.hidden, branches.places[:, :, None], axis=1)
-    logits = model.logits(hidden)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    picked = jax.vmap(lambda logits, place, token: logits[place, token])(
-        logits, branches.pair_place, branches.pair_token
-    )
-    return picked - jnp.take_along_axis(total, branches.pair_place, axis=1)
 
 
-def choice_logprobs(question: Question, pairs: Float[np.ndarray, "M"]) -> Float[np.ndarray, "C"]:
-    """A question's joint log-probabilities; a choice that begins another gives up the longer one's probability."""
-    joint, at = [], 0
-    for choice in question.choices:
-        joint.append(float(np.sum(pairs[at : at + len(choice)], dtype=np.float64)))
-        at += len(choice)
-    out = []
-    for choice, value in zip(question.choices, joint, strict=True):
-        longer = [other for other in question.choices if len(other) > len(choice) and _begins(choice, other)]
-        # Of "1", "10", "100" the first gives up "10" only, which holds "100" already.
-        direct = {tuple(other) for other in longer if not any(_begins(mid, other) for mid in longer if mid != other)}
-        taken = sum(np.exp(joint[list(map(tuple, question.choices)).index(other)]) for other in sorted(direct))
-        rest = np.exp(value) - taken
-        out.append(np.log(rest) if rest > 0 and taken else value if not taken else -np.inf)
-    return np.asarray(out, np.float32)
+def joint_logprobs(question: Question, logprobs: Float[np.ndarray, "M"]) -> Float[np.ndarray, "C"]:
+    """The log-probability of each choice, from those of its tokens.
+
+    A choice that begins others gives up their probability: its own is that of ending there.
+    """
+    ends = np.cumsum([len(choice) for choice in question.choices])
+    joint = {
+        tuple(choice): float(np.sum(logprobs[end - len(choice) : end], dtype=np.float64))
+        for choice, end in zip(question.choices, ends, strict=True)
+    }
+
+    def logprob(choice: tuple[int, ...]) -> float:
+        longer = [other for other in joint if _begins(choice, other)]
+        # Of "1", "10", "100" the first gives up "10" only, which includes "100" already.
+        direct = [other for other in longer if not any(_begins(between, other) for between in longer)]
+        lost = sum(np.exp(joint[other]) for other in sorted(direct))
+        if not lost:
+            return joint[choice]
+        rest = np.exp(joint[choice]) - lost
+        return np.log(rest) if rest > 0 else -np.inf
+
+    return np.asarray([logprob(tuple(choice)) for choice in question.choices], np.float32)
 
 
-def _begins(short: Sequence[int], long: Sequence[int]) -> bool:
-    return len(long) > len(short) and list(long[: len(short)]) == list(short)
+def _begins(short: tuple[int, ...], long: tuple[int, ...]) -> bool:
+    return len(long) > len(short) and long[: len(short)] == short

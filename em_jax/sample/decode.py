@@ -1,7 +1,7 @@
-"""Decoding on the device: prompts are prefilled, put into slots, and all slots advance a chunk of tokens at a time.
+"""Decoding on the device: prompts are prefilled, inserted into slots, and all slots advance by chunks of tokens.
 
-A slot's long cache is only read during a chunk; the chunk's own keys and values go to a short buffer with one
-write index for all slots, and are folded in when it ends. A request enters only between chunks, so the n-th token of an
+During a chunk a slot's long cache is only read; new keys and values go to a buffer of the chunk, with one write index
+for all slots, and are copied to the cache at its end. A request enters only between chunks, so the n-th token of an
 answer is computed the same way whatever else is in the batch.
 """
 
@@ -16,30 +16,40 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import KVBlock
-from em_jax.model.qwen2 import KVCache, Qwen2
+from em_jax.model.qwen2 import KVCache, Output, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
 
 CACHE = ("batch", "kv_heads", None, None)
 """The logical axes of a layer's cached keys, [B, K, H, S], or values, [B, K, S, H]."""
-PLACES = (-1, -2)
-"""The axis S of cached keys and of values."""
 
 
 class SamplingParams(NamedTuple):
-    """What each row asks for, whatever it is doing: its key, temperature, top-p, token limit and share of adapters."""
+    """The settings of B requests; those of one request have no axis B.
+
+    keys: see `request_key`.
+    temperature: 0 takes the most probable token.
+    top_p: 1 keeps all tokens.
+    max_new_tokens: the most tokens of an answer.
+    adapter_mask: 1 for the adapter of a request among the S of the stack; all 0 is the base.
+    """
 
     keys: UInt32[Array, "B 2"]
     temperature: Float[Array, "B"]
     top_p: Float[Array, "B"]
-    limit: Int[Array, "B"]
-    adapter_mask: Float[Array, "B S"] | None
+    max_new_tokens: Int[Array, "B"]
+    adapter_mask: Float[Array, "B S"]
 
 
 class DecodeState(NamedTuple):
-    """B answers under way. k and v hold `length` tokens of each row, per layer or stacked as the model's layers are.
+    """B slots, each with the state of an answer.
 
-    `token` is the last one drawn, not yet in the cache; `count` how many were drawn.
+    k, v: the cache, in the model's dtype: an array [B, K, H, S] or [B, K, S, H] for each layer, or one [L, ...].
+    length: how many tokens of a slot are in the cache.
+    token: the token last sampled, not yet in the cache.
+    count: how many tokens have been sampled.
+    active: whether more tokens are to be sampled.
+    params: the settings of each slot's request.
     """
 
     k: Any
@@ -48,11 +58,11 @@ class DecodeState(NamedTuple):
     token: Int[Array, "B"]
     count: Int[Array, "B"]
     active: Bool[Array, "B"]
-    requests: SamplingParams
+    params: SamplingParams
 
 
 class PrefillOutput(NamedTuple):
-    """P prompts, prefilled once for all samples: keys and values of T places each, and the next token's logits."""
+    """P prompts padded to T: keys and values as in DecodeState, the prompts' lengths, and their next token's logits."""
 
     k: Any
     v: Any
@@ -61,46 +71,74 @@ class PrefillOutput(NamedTuple):
 
 
 class DecodeOutput(NamedTuple):
-    """What a chunk drew: tokens, their log-probabilities (0 once a row has ended), whether each belongs to its row's
-    answer, as a stop id does not; the likeliest U tokens at each place, where asked for; and who goes on."""
+    """The C tokens sampled in each of B slots; no axis C for a single one.
+
+    tokens: token ids.
+    logprobs: their log-probabilities at temperature 1, 0 once an answer has ended.
+    in_answer: whether a token belongs to its answer: it has not ended, and the token is no stop id.
+    top_logprobs: the ids of the U most probable tokens and their log-probabilities; None where U is 0.
+    """
 
     tokens: Int[Array, "C B"]
     logprobs: Float[Array, "C B"]
-    real: Bool[Array, "C B"]
+    in_answer: Bool[Array, "C B"]
     top_logprobs: tuple[Int[Array, "C B U"], Float[Array, "C B U"]] | None
+
+
+class SamplingState(NamedTuple):
+    """The carry of `decode`'s loop.
+
+    step: how many tokens of the chunk have been sampled, int32[].
+    k, v: keys and values of the chunk, as in DecodeState with C for S.
+    token, count, active: as in DecodeState.
+    output: what has been sampled so far.
+    """
+
+    step: Int[Array, ""]
+    k: Any
+    v: Any
+    token: Int[Array, "B"]
+    count: Int[Array, "B"]
     active: Bool[Array, "B"]
+    output: DecodeOutput
 
 
-def _layers(cache: Any) -> int:
-    """How many axes stand before B: one when layers are stacked."""
-    return 0 if isinstance(cache, (list, tuple)) else 1
-
-
-def empty_slots(model: Qwen2, slots: int, length: int, adapters: int, sharding: Sharding = UNSHARDED) -> DecodeState:
-    """`slots` free slots with room for `length` tokens each, none active, in the model's dtype."""
+def init_decode_state(
+    model: Qwen2, slots: int, capacity: int, adapters: int, sharding: Sharding = UNSHARDED
+) -> DecodeState:
+    """Inactive slots with room for `capacity` tokens each."""
     config, dtype = model.config, model.embed_tokens[...].dtype
-    layers, more = config.num_hidden_layers, ()
-    if model.stacked:
-        layers, more = 1, (layers,)
-    axes = ("layers",) * len(more) + CACHE
+    layers = (config.num_hidden_layers,) if model.stacked else ()
+    device = sharding.named(("layers",) * len(layers) + CACHE)
 
-    def cache(*row: int) -> Any:
-        shape = *more, slots, config.num_key_value_heads, *row
-        parts = [jnp.zeros(shape, dtype, device=sharding.named(axes)) for _ in range(layers)]
-        return parts[0] if model.stacked else parts
+    def cache(*shape: int) -> Any:
+        shape = *layers, slots, config.num_key_value_heads, *shape
+        caches = [jnp.zeros(shape, dtype, device=device) for _ in range(1 if layers else config.num_hidden_layers)]
+        return caches[0] if layers else caches
 
-    def row(kind: Any, *more: int) -> Array:
-        return jnp.zeros((slots, *more), kind)
+    def zeros(dtype: Any, *shape: int) -> Array:
+        return jnp.zeros((slots, *shape), dtype)
 
-    requests = SamplingParams(
-        row(jnp.uint32, 2),
-        row(jnp.float32),
-        row(jnp.float32),
-        row(jnp.int32),
-        row(jnp.float32, adapters) if adapters else None,
+    params = SamplingParams(
+        zeros(jnp.uint32, 2), zeros(jnp.float32), zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.float32, adapters)
     )
-    k, v = cache(config.head_dim, length), cache(length, config.head_dim)
-    return DecodeState(k, v, row(jnp.int32), row(jnp.int32), row(jnp.int32), row(jnp.bool), requests)
+    k, v = cache(config.head_dim, capacity), cache(capacity, config.head_dim)
+    return DecodeState(k, v, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.bool), params)
+
+
+def forward(
+    model: Qwen2,
+    adapter: Adapter | None,
+    tokens: Int[Array, "B T"],
+    adapter_mask: Float[Array, "B S"],
+    positions: Int[Array, "B T"] | None = None,
+    **options: Any,
+) -> Output:
+    """The model's forward pass with a stack of S adapters, or none; positions are 0, 1, 2, ... by default."""
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    lora_params = adapter.lora_params() if adapter else None
+    return model(tokens, positions, lora_params=lora_params, adapter_mask=adapter_mask, **options)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -109,81 +147,59 @@ def prefill(
     adapter: Adapter | None,
     tokens: Int[Array, "P T"],
     length: Int[Array, "P"],
-    adapter_mask: Float[Array, "P S"] | None,
+    adapter_mask: Float[Array, "P S"],
     *,
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> PrefillOutput:
     """One forward pass over P prompts, padded on the right to T."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    lora_params = adapter.lora_params() if adapter else None
-    how = {"lora_params": lora_params, "adapter_mask": adapter_mask, "steer": steer, "sharding": sharding}
-    output = model(tokens, positions, return_kv=True, packed=True, **how)
+    output = forward(model, adapter, tokens, adapter_mask, return_kv=True, packed=True, steer=steer, sharding=sharding)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
     return PrefillOutput(output.k, output.v, length, model.logits(last))
 
 
 @functools.partial(jax.jit, static_argnames=("use_top_p", "top_logprobs"), donate_argnums=0)
 def insert(
-    slots: DecodeState,
-    prefilled: PrefillOutput,
+    state: DecodeState,
+    prompts: PrefillOutput,
     source: Int[Array, "B"],
     target: Int[Array, "B"],
     number: Int[Array, ""],
-    requests: SamplingParams,
+    params: SamplingParams,
     stop: Int[Array, "E"],
     *,
     use_top_p: bool,
     top_logprobs: int = 0,
 ) -> tuple[DecodeState, DecodeOutput]:
-    """Puts the first `number` of (prefilled row `source`, request) into slots `target` and draws their first tokens.
+    """Copies row source[i] of `prompts` to slot target[i] for each i < `number` and samples its first token.
 
-    Entries from `number` on are ignored. `requests` are in the order of `source`. `slots` is donated.
+    `params` and the output, whose C is 1, are in the order of `source`. `stop` are the E stop ids. `state` is donated.
     """
-    rows = slots.length.shape[0]
-    at = _layers(slots.k)
+    slots = len(state.length)
+    zeros = jnp.zeros(slots, jnp.int32)
+    output = _sample(prompts.logits[source], params, zeros, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
+    # Beyond the last slot, where `mode="drop"` leaves an update out.
+    slot = jnp.where(jnp.arange(slots) < number, target, slots)
 
-    def put(cache: Array, new: Array) -> Array:
-        def body(i: Array, cache: Array) -> Array:
-            row = jax.lax.dynamic_slice_in_dim(new, source[i], 1, at)
-            return jax.lax.dynamic_update_slice(cache, row, [0] * at + [target[i], 0, 0, 0])
+    def update(old: Array, new: Array) -> Array:
+        return old.at[slot].set(new, mode="drop")
 
-        return jax.lax.fori_loop(0, number, body, cache)
+    def copy(axis: int, cache: Array, new: Array) -> Array:
+        return _copy_rows(axis, cache, new, source, target, zeros, number)
 
-    drop = jnp.where(jnp.arange(rows) < number, target, rows)
-    none = jnp.zeros(rows, jnp.int32)
-    drawn = _draw(prefilled.logits[source], requests, none, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
-    tokens, _, real, _ = drawn
-
-    def at_targets(old: Array, new: Array) -> Array:
-        return old.at[drop].set(new, mode="drop")
-
-    slots = DecodeState(
-        jax.tree.map(put, slots.k, prefilled.k),
-        jax.tree.map(put, slots.v, prefilled.v),
-        at_targets(slots.length, prefilled.length[source]),
-        at_targets(slots.token, tokens),
-        at_targets(slots.count, none + 1),
-        at_targets(slots.active, real & (requests.limit > 1)),
-        jax.tree.map(at_targets, slots.requests, requests),
-    )
-    return slots, DecodeOutput(*jax.tree.map(lambda x: x[None], drawn), slots.active)
-
-
-def _draw(
-    logits: Array, requests: SamplingParams, count: Array, stop: Array, *, use_top_p: bool, top_logprobs: int
-) -> tuple:
-    """A token of each row, its log-probability, whether it is no stop id, and the likeliest at its place."""
-    given = requests.keys, count, requests.temperature, requests.top_p
-    tokens, logprobs = sample_tokens(logits, *given, use_top_p=use_top_p)
-    return tokens, logprobs, jnp.all(tokens[:, None] != stop[None], axis=1), top_logprobs_of(logits, top_logprobs)
+    k, v = _map_kv(copy, (state.k, state.v), (prompts.k, prompts.v))
+    active = output.in_answer & (params.max_new_tokens > 1)
+    new = prompts.length[source], output.tokens, zeros + 1, active, params
+    state = DecodeState(k, v, *jax.tree.map(update, tuple(state[2:]), new))
+    return state, jax.tree.map(lambda x: x[None], output)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "top_logprobs", "sharding"), donate_argnums=2)
 def decode(
     model: Qwen2,
     adapter: Adapter | None,
-    slots: DecodeState,
+    state: DecodeState,
+    occupied: Bool[Array, "B"],
     stop: Int[Array, "E"],
     *,
     steps: int,
@@ -192,105 +208,121 @@ def decode(
     steer: Float[Array, "L D"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> tuple[DecodeState, DecodeOutput]:
-    """Advances all active slots by up to `steps` tokens, C; ends early when none is active. `slots` is donated."""
+    """Samples up to `steps` tokens, C, in all active slots that are occupied; ends early when none is active.
+
+    `stop` are the E stop ids. `state` is donated.
+    """
     sharding = dataclasses.replace(sharding, sampling=True)
-    requests = slots.requests
+    # Outside the loop: this splits the adapters by layer.
     lora_params = model.by_layer(adapter.lora_params() if adapter else None)
-    at = _layers(slots.k)
-    rows, capacity = slots.length.shape[0], jax.tree.leaves(slots.v)[0].shape[-2]
-    in_cache = jnp.broadcast_to((jnp.arange(capacity)[None] < slots.length[:, None])[:, None], (rows, 1, capacity))
+    slots, capacity = len(state.length), capacity_of(state)
+    in_cache = jnp.arange(capacity)[None] < state.length[:, None]
+    in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))
 
-    def short(cache: Array, places: int) -> Array:
-        shape = list(cache.shape)
-        shape[places] = steps
-        return jnp.zeros(shape, cache.dtype)
+    def unfinished(loop: SamplingState) -> Array:
+        return (loop.step < steps) & jnp.any(loop.active)
 
-    def whole_rows(logits: Array) -> Array:
-        """Summed where the vocabulary lies, then each row sent whole to where it is drawn from."""
-        return sharding.constrain(sharding.constrain(logits, ("batch", "vocab")), ("batch", None))
-
-    def going(state: tuple) -> Array:
-        return (state[0] < steps) & jnp.any(state[3])
-
-    def step(state: tuple) -> tuple:
-        i, recent, token, active, count, emitted = state
-        in_recent = jnp.broadcast_to((jnp.arange(steps) <= i)[None, None], (rows, 1, steps))
+    def sample_next(loop: SamplingState) -> SamplingState:
+        in_chunk = jnp.broadcast_to((jnp.arange(steps) <= loop.step)[None, None], (slots, 1, steps))
         output = model(
-            token[:, None],
-            (slots.length + i)[:, None],
+            loop.token[:, None],
+            (state.length + loop.step)[:, None],
             lora_params=lora_params,
-            adapter_mask=requests.adapter_mask,
-            past=KVCache(KVBlock(slots.k, slots.v, in_cache), KVBlock(*recent, in_recent), i),
+            adapter_mask=state.params.adapter_mask,
+            past=KVCache(KVBlock(state.k, state.v, in_cache), KVBlock(loop.k, loop.v, in_chunk), loop.step),
             return_kv=True,
             steer=steer,
             sharding=sharding,
         )
-        recent = output.k, output.v
-        logits = whole_rows(model.logits(output.hidden[:, 0]))
-        new, logprobs, real, top = _draw(logits, requests, count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
-        drawn = new, jnp.where(active, logprobs, 0.0), active & real, top
-        emitted = jax.tree.map(lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one, i, 0), emitted, drawn)
-        count += active
-        active &= real & (count < requests.limit)
-        return i + 1, recent, new, active, count, emitted
+        # Summed where the vocabulary's shards are, then each row sent whole to the device that samples from it.
+        logits = sharding.constrain(model.logits(output.hidden[:, 0]), ("batch", "vocab"))
+        logits = sharding.constrain(logits, ("batch", None))
+        new = _sample(logits, state.params, loop.count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
+        count = loop.count + loop.active
+        active = loop.active & new.in_answer & (count < state.params.max_new_tokens)
+        new = new._replace(logprobs=jnp.where(loop.active, new.logprobs, 0.0), in_answer=loop.active & new.in_answer)
+        sampled = jax.tree.map(
+            lambda chunk, one: jax.lax.dynamic_update_index_in_dim(chunk, one, loop.step, 0), loop.output, new
+        )
+        return SamplingState(loop.step + 1, output.k, output.v, new.tokens, count, active, sampled)
 
-    def places(kind: Any, *more: int) -> Array:
-        return jnp.zeros((steps, rows, *more), kind)
+    def buffer(axis: int, cache: Array) -> Array:
+        shape = list(cache.shape)
+        shape[axis] = steps
+        return jnp.zeros(shape, cache.dtype)
 
-    top = (places(jnp.int32, top_logprobs), places(jnp.float32, top_logprobs)) if top_logprobs else None
-    taken, recent, token, active, count, emitted = jax.lax.while_loop(
-        going,
-        step,
-        (
-            jnp.int32(0),
-            _each(short, (slots.k, slots.v)),
-            slots.token,
-            slots.active,
-            slots.count,
-            (places(jnp.int32), places(jnp.float32), places(jnp.bool), top),
-        ),
-    )
+    def zeros(dtype: Any, *shape: int) -> Array:
+        return jnp.zeros((steps, slots, *shape), dtype)
 
-    def fold(cache: Array, places: int, buffer: Array) -> Array:
-        def put(cache: Array, buffer: Array, length: Array) -> Array:
-            def body(row: Array, cache: Array) -> Array:
-                new = jax.lax.dynamic_slice_in_dim(buffer, row, 1, at)
-                start = [0] * at + [row, 0, 0, 0]
-                start[places] = length[row]
-                return jax.lax.dynamic_update_slice(cache, new, start)
+    top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
+    output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)
+    buffers = _map_kv(buffer, (state.k, state.v))
+    start = SamplingState(jnp.int32(0), *buffers, state.token, state.count, state.active & occupied, output)
+    end = jax.lax.while_loop(unfinished, sample_next, start)
 
-            return jax.lax.fori_loop(0, length.shape[0], body, cache)
+    def append(axis: int, cache: Array, chunk: Array) -> Array:
+        def copy(cache: Array, chunk: Array, length: Array) -> Array:
+            rows = jnp.arange(len(length))
+            return _copy_rows(axis, cache, chunk, rows, rows, length, len(length))
 
         if sharding.mesh is not None:
-            # Every device folds its own rows; over the whole batch XLA would gather all the buffers.
-            held = sharding.spec(("layers",) * at + CACHE)
-            put = jax.shard_map(
-                put, mesh=sharding.mesh, in_specs=(held, held, sharding.spec(("batch",))), out_specs=held
-            )  # fmt: skip
-        return put(cache, buffer, slots.length)
+            # Every device copies its own rows; over the whole batch XLA would gather all the buffers.
+            spec = sharding.spec(("layers",) * (cache.ndim - 4) + CACHE)
+            specs = spec, spec, sharding.spec(("batch",))
+            copy = jax.shard_map(copy, mesh=sharding.mesh, in_specs=specs, out_specs=spec)
+        return copy(cache, chunk, state.length)
 
-    folded = _each(fold, (slots.k, slots.v), recent)
-    return DecodeState(*folded, slots.length + taken, token, count, active, requests), DecodeOutput(*emitted, active)
+    k, v = _map_kv(append, (state.k, state.v), (end.k, end.v))
+    state = DecodeState(k, v, state.length + end.step, end.token, end.count, end.active, state.params)
+    return state, end.output
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "sharding"))
-def resize(slots: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED) -> DecodeState:
-    """The same slots with room for `capacity` tokens each; no answer under way may be longer."""
-    axes = ("layers",) * _layers(slots.k) + CACHE
+def resize(state: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED) -> DecodeState:
+    """The same slots with room for `capacity` tokens each, which no active one may exceed."""
 
-    def resized(cache: Array, places: int) -> Array:
-        kept = jax.lax.slice_in_dim(cache, 0, min(capacity, cache.shape[places]), axis=places)
-        more = [(0, 0)] * cache.ndim
-        more[places] = (0, capacity - kept.shape[places])
-        return sharding.constrain(jnp.pad(kept, more), axes)
+    def resized(axis: int, cache: Array) -> Array:
+        kept = jax.lax.slice_in_dim(cache, 0, min(capacity, cache.shape[axis]), axis=axis)
+        padding = [(0, 0)] * cache.ndim
+        padding[axis] = (0, capacity - kept.shape[axis])
+        return sharding.constrain(jnp.pad(kept, padding), ("layers",) * (cache.ndim - 4) + CACHE)
 
-    k, v = _each(resized, (slots.k, slots.v))
-    return slots._replace(k=k, v=v)
+    k, v = _map_kv(resized, (state.k, state.v))
+    return state._replace(k=k, v=v)
 
 
-def _each(work: Callable[..., Array], caches: tuple[Any, Any], *others: tuple[Any, Any]) -> tuple[Any, Any]:
-    """`work(cache, its axis S, ...)` for the arrays of keys and of values, with those of `others` beside them."""
-    return tuple(
-        jax.tree.map(lambda cache, *beside, places=places: work(cache, places, *beside), *pair)
-        for places, *pair in zip(PLACES, caches, *others, strict=True)
-    )
+def capacity_of(cached: DecodeState | PrefillOutput) -> int:
+    """S, the tokens that its keys and values have room for."""
+    return jax.tree.leaves(cached.v)[0].shape[-2]
+
+
+def _sample(
+    logits: Array, params: SamplingParams, count: Array, stop: Array, *, use_top_p: bool, top_logprobs: int
+) -> DecodeOutput:
+    """A token of each row, without the axis C; `in_answer` is whether it is no stop id."""
+    tokens, logprobs = sample_tokens(logits, params.keys, count, params.temperature, params.top_p, use_top_p=use_top_p)
+    in_answer = jnp.all(tokens[:, None] != stop[None], axis=1)
+    return DecodeOutput(tokens, logprobs, in_answer, top_logprobs_of(logits, top_logprobs))
+
+
+def _map_kv(function: Callable[..., Array], *caches: tuple[Any, Any]) -> tuple[Any, Any]:
+    """`function(axis, array, ...)` for every array of keys and of values, where `axis` is that of S."""
+    keys, values = zip(*caches)
+    return jax.tree.map(functools.partial(function, -1), *keys), jax.tree.map(functools.partial(function, -2), *values)
+
+
+def _copy_rows(
+    axis: int, cache: Array, new: Array, source: Array, target: Array, start: Array, number: Array | int
+) -> Array:
+    """`cache` with row source[i] of `new` in row target[i], from start[i] on along `axis`, for each i < `number`.
+
+    In a loop, which XLA runs in place.
+    """
+    batch = cache.ndim - 4
+
+    def copy(i: Array, cache: Array) -> Array:
+        index: list[Any] = [0] * cache.ndim
+        index[batch], index[axis] = target[i], start[i]
+        return jax.lax.dynamic_update_slice(cache, jax.lax.dynamic_slice_in_dim(new, source[i], 1, batch), index)
+
+    return jax.lax.fori_loop(0, number, copy, cache)

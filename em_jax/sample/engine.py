@@ -5,12 +5,12 @@ import functools
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from em_jax.base import host_arrays
 from em_jax.base.errors import UserError
@@ -19,19 +19,25 @@ from em_jax.formats.peft import load_adapter
 from em_jax.lora.adapter import Adapter, stack_adapters
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket
-from em_jax.sample.choices import choice_logprobs, collate_questions, encode_question, pair_logprobs
-from em_jax.sample.decode import PrefillOutput, SamplingParams, prefill
+from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
+from em_jax.sample.choices import collate_questions, encode_question, joint_logprobs, pair_logprobs
+from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
-from em_jax.sample.scheduler import PromptRequest, Scheduler
+from em_jax.sample.scheduler import Scheduler
 
 Prompt = Sequence[Mapping[str, str]]
 """A list of chat messages, {"role", "content"} each."""
+Sizes = TypeVar("Sizes", bound=tuple[int, ...])
 
 
 class Answer(NamedTuple):
-    """A sampled answer: its text without special tokens, its ids without the stop id, "stop" or "length", and the
-    summed log-probability of everything drawn (the stop id included) under the model at temperature 1."""
+    """A sampled answer.
+
+    text: without special tokens.
+    tokens: ids without the stop id.
+    finish_reason: "stop" or "length".
+    logprob: the summed log-probability of all its tokens and the stop id, at temperature 1.
+    """
 
     text: str
     tokens: list[int]
@@ -42,16 +48,16 @@ class Answer(NamedTuple):
 PASS_TOKENS = 8192
 """Tokens of a forward pass over prompts, on an accelerator."""
 CHUNK = 16
-"""Tokens that every slot draws in one dispatch."""
+"""Tokens sampled in every slot per dispatch."""
 
 
 class Engine:
     """A model, its tokenizer and any number of adapters, ready to answer.
 
-    `slots` answers (rounded up to what divides) are under way at once, in `num_decode_batches` parts that are seen
-    to in turn, and advance `chunk` tokens per dispatch. All three are fixed, and prompts are padded to a few lengths,
-    about `pass_tokens` tokens of them to a forward pass, so that an answer is computed by the same programs whatever else is
-    asked.
+    `slots` answers are decoded at once, in `num_decode_batches` batches that take turns (rounded up to what divides
+    over these and the mesh), and advance by `chunk` tokens per dispatch. Prompts are padded to a few lengths, about
+    `pass_tokens` tokens to a forward pass. All are fixed, so that an answer is computed by the same programs whatever
+    else is asked.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Engine:
         parts = sharding.batch_parts * self.num_decode_batches
         self.slots = -(-slots // parts) * parts
         self.chunk = chunk
-        # A CPU is no faster with more at once, and waits for the empty rows of a pass that is not full.
+        # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
         self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
@@ -81,19 +87,19 @@ class Engine:
     # --- adapters ---
 
     def add_adapter(self, name: str, path: str | pathlib.Path | Adapter) -> None:
-        """Makes an adapter (a PEFT directory, or one in memory) available to every verb under `name`."""
+        """Makes an adapter (a PEFT directory, or one in memory) available to every method under `name`."""
         if name == "base":
             raise UserError('an adapter cannot be named "base": that is the model without one')
         adapter = path if isinstance(path, Adapter) else load_adapter(pathlib.Path(path), self.model.config)[0]
         self._adapters[name] = adapter
         self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
-        if (everywhere := self.sharding.named(())) is not None:
+        if (replicated := self.sharding.named(())) is not None:
             # Once, and not again with every call.
-            self._stack = host_arrays.to_devices(self._stack, everywhere)
+            self._stack = host_arrays.to_devices(self._stack, replicated)
 
     @property
     def adapters(self) -> list[str]:
-        """The names verbs take: "base" and every adapter's."""
+        """The names that methods take as `adapter`: "base" and every adapter's."""
         return ["base", *self._adapters]
 
     def _names(self, adapter: str | Sequence[str], count: int) -> list[str]:
@@ -102,16 +108,16 @@ class Engine:
             raise UserError(f"expected one adapter per prompt ({count}), found {len(names)}")
         return names
 
-    def _routes(self, adapter: str | Sequence[str], count: int) -> Float[np.ndarray, "B S"] | None:
-        """One row per prompt with a 1 at its adapter; all zeros is the base, "default" where no adapter was given."""
-        places = {name: place for place, name in enumerate(self._adapters)}
-        routes = np.zeros((count, len(places)), np.float32)
-        for row, name in enumerate(self._names(adapter, count)):
-            if name in places:
-                routes[row, places[name]] = 1
-            elif name not in ("base", "default"):
+    def _adapter_masks(self, names: Sequence[str]) -> Float[np.ndarray, "B S"]:
+        """A row per name with a 1 at its adapter; all 0 is the base, and "default" where no adapter has that name."""
+        for name in names:
+            if name not in (*self.adapters, "default"):
                 raise UserError(f"no adapter {name!r}; there are {', '.join(self.adapters)}")
-        return routes if places else None
+        masks = [[name == each for each in self._adapters] for name in names]
+        return np.array(masks, np.float32).reshape(len(names), len(self._adapters))
+
+    def _padded_masks(self, masks: Iterable[np.ndarray], rows: int) -> Float[np.ndarray, "P S"]:
+        return pad_rows(masks, rows, len(self._adapters), np.float32)
 
     # --- text ---
 
@@ -123,19 +129,23 @@ class Engine:
         """The text of ids, without special tokens."""
         return self.tokenizer.decode(tokens)
 
-    # --- verbs ---
+    # --- sampling ---
 
-    def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
-        """Float32 next-token logits at every place, for looking closely; the other verbs never hold so many."""
-        tokens = np.asarray(tokens, np.int32)
-        return host_arrays.to_host(_logits(self.model, self._stack, tokens, self._routes(adapter, len(tokens))))
-
-    def generate(self, prompts: Sequence[Prompt], n: int = 1, *options: Any, **named: Any) -> list[list[Answer]]:
-        """`stream`, gathered, with the same options: n answers per prompt."""
-        answers: list[list[Any]] = [[None] * n for _ in prompts]
-        for index, sample, answer in self.stream(prompts, n, *options, **named):
-            answers[index][sample] = answer
-        return answers
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 600,
+        seed: int = 0,
+        adapter: str | Sequence[str] = "default",
+        steer: Float[np.ndarray, "L D"] | None = None,
+    ) -> list[list[Answer]]:
+        """Samples n answers per prompt; as `stream`, all at once."""
+        stream = self.stream(prompts, n, temperature, top_p, max_new_tokens, seed, adapter, steer=steer)
+        answers = {(index, sample): answer for index, sample, answer in stream}
+        return [[answers[index, sample] for sample in range(n)] for index in range(len(prompts))]
 
     def stream(
         self,
@@ -149,60 +159,65 @@ class Engine:
         done: Collection[tuple[int, int]] = frozenset(),
         steer: Float[np.ndarray, "L D"] | None = None,
     ) -> Iterator[tuple[int, int, Answer]]:
-        """Yields (prompt index, sample, Answer) as answers finish; a prompt is prefilled once for all its samples.
+        """Yields (prompt index, sample, Answer) as answers finish, except the (prompt index, sample) that are `done`.
 
-        `steer` is added to the residual stream after each layer, at every token of prompt and answer.
-        An answer depends on seed, prompt, sample number, adapter and `steer` alone: not on the batch, its slot, or on
-        which others are `done` already and left out. Shapes are chosen from all the prompts, done ones included.
-        Raises UserError where prompt and answer exceed the model's positions.
+        `adapter` is one name for all prompts or a list of one for each. `steer` is added to the residual stream after
+        each layer, at every token of prompt and answer. An answer depends on seed, prompt, sample number, adapter and
+        `steer` alone: not on its batch or slot, or on which others are done. A prompt is prefilled once for all its
+        samples.
+
+        Raises UserError where an argument is out of range or prompt and answer exceed the model's positions.
         """
         if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise UserError(
                 "expected n >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found "
                 f"{n}, {max_new_tokens}, {temperature}, {top_p}"
             )
-        ids = [self.encode(prompt) for prompt in prompts]
-        if not ids:
+        if not prompts:
             return
-        self._check_length(max(map(len, ids)) + max_new_tokens)
-        capacity = bucket(max(bucket(max(map(len, ids))), max(map(len, ids)) + max_new_tokens + self.chunk))
-        scheduler = self.scheduler(capacity, steer)
-        for index, (prompt, name) in enumerate(zip(ids, self._names(adapter, len(ids)), strict=True)):
-            samples = [sample for sample in range(n) if (index, sample) not in done]
-            prompt_request = self.prompt_request(
-                index, prompt, samples, name, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-                seed=seed
+        prompt_ids = [self.encode(prompt) for prompt in prompts]
+        # From all prompts, done ones included: the shapes do not depend on what is done.
+        longest = max(map(len, prompt_ids)) + max_new_tokens
+        self._check_length(longest)
+        scheduler = self.scheduler(bucket(longest + self.chunk), steer)
+        for index, (ids, name) in enumerate(zip(prompt_ids, self._names(adapter, len(prompts)), strict=True)):
+            requests = self.sample_requests(
+                index, ids, [sample for sample in range(n) if (index, sample) not in done], name,
+                temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
             )  # fmt: skip
-            if samples:
-                scheduler.submit(prompt_request)
-        drawn = collections.defaultdict(lambda: ([], []))
+            if requests:
+                scheduler.submit(requests)
+        sampled = collections.defaultdict[tuple[int, int], tuple[list[int], list[float]]](lambda: ([], []))
         while scheduler.busy:
-            # The whole step first, so that the next chunk is being drawn while this one is looked at.
-            for chunk in sum(scheduler.step(), []):
-                which = chunk.request.index, chunk.request.sample
-                tokens, logprobs = drawn[which]
+            chunks = scheduler.collect()
+            # The next chunk is being decoded while this one is read.
+            scheduler.dispatch()
+            for chunk in chunks:
+                tokens, logprobs = sampled[chunk.request[:2]]
                 tokens += chunk.tokens
                 logprobs += chunk.logprobs
                 if chunk.finish_reason:
-                    del drawn[which]
-                    yield *which, Answer(self.text(tokens), tokens, chunk.finish_reason, sum(logprobs))
+                    del sampled[chunk.request[:2]]
+                    yield *chunk.request[:2], Answer(self.text(tokens), tokens, chunk.finish_reason, sum(logprobs))
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
-        """The loop that serves prompts as they are submitted, with the adapters known now."""
-        steer = self._steering(steer)
-        threads = (
-            [ThreadPoolExecutor(1) for _ in range(self.num_decode_batches)] if self.num_decode_batches > 1 else [None]
+        """A scheduler for requests, with the present adapters; `capacity` is that of a slot at first, in tokens."""
+        batches = self.num_decode_batches
+        stop = jnp.asarray(self.tokenizer.stop_ids, jnp.int32)
+        steer = self._checked_steer(steer)
+        decode_chunk = functools.partial(
+            decode, self.model, self._stack, steps=self.chunk, steer=steer, sharding=self.sharding
         )
-        running = [
-            DecodeBatch(
-                self.model, self._stack, self.slots // self.num_decode_batches, capacity, self.tokenizer.stop_ids,
-                chunk=self.chunk, steer=steer, sharding=self.sharding, thread=thread
-            )
-            for thread in threads
-        ]  # fmt: skip
-        return Scheduler(running, functools.partial(self._prefill, steer=steer), self._rows)
 
-    def prompt_request(
+        def batch(executor: ThreadPoolExecutor | None) -> DecodeBatch:
+            slots = self.slots // batches
+            state = init_decode_state(self.model, slots, capacity, len(self._adapters), self.sharding)
+            return DecodeBatch(state, decode_chunk, stop, self.chunk, self.sharding, executor)
+
+        executors = [ThreadPoolExecutor(1) for _ in range(batches)] if batches > 1 else [None]
+        return Scheduler([batch(each) for each in executors], functools.partial(self._prefill, steer=steer), self._rows)
+
+    def sample_requests(
         self,
         index: int,
         ids: Sequence[int],
@@ -214,22 +229,34 @@ class Engine:
         max_new_tokens: int,
         seed: int,
         top_logprobs: int = 0,
-    ) -> PromptRequest:
-        """A prompt and the answers wanted of it as a scheduler takes them, under the number `index`."""
-        routes = self._routes(adapter, 1)
-        adapter_mask = None if routes is None else routes[0]
-        numbers = np.float32(temperature), np.float32(top_p), np.int32(max_new_tokens)
-        requests = [
-            SampleRequest(
-                index,
-                sample,
-                len(ids),
-                SamplingParams(request_key(seed, ids, sample), *numbers, adapter_mask),
-                top_logprobs,
-            )
+    ) -> list[SampleRequest]:
+        """The requests for these samples of a prompt, which the scheduler knows as number `index`."""
+        [mask] = self._adapter_masks([adapter])
+        settings = np.float32(temperature), np.float32(top_p), np.int32(max_new_tokens), mask
+        return [
+            SampleRequest(index, sample, ids, SamplingParams(request_key(seed, ids, sample), *settings), top_logprobs)
             for sample in samples
         ]
-        return PromptRequest(ids, adapter_mask, requests)
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[SampleRequest]], steer: Float[np.ndarray, "L D"] | None
+    ) -> PrefillOutput:
+        """Prefills the prompts of one padded length, given by the requests for each."""
+        ids = [requests[0].prompt for requests in prompts]
+        length = bucket(len(ids[0]))
+        rows = self._rows(length)
+        lengths = np.array([*map(len, ids), *[1] * (rows - len(ids))], np.int32)
+        masks = self._padded_masks([requests[0].params.adapter_mask for requests in prompts], rows)
+        tokens = pad_rows(ids, rows, length)
+        return prefill(self.model, self._stack, tokens, lengths, masks, steer=steer, sharding=self.sharding)
+
+    # --- reading ---
+
+    def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
+        """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
+        tokens = np.asarray(tokens, np.int32)
+        masks = self._adapter_masks([adapter] * len(tokens))
+        return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens, masks))
 
     def choice_logprobs(
         self,
@@ -239,68 +266,71 @@ class Engine:
         adapter: str | Sequence[str] = "default",
         steer: Float[np.ndarray, "L D"] | None = None,
     ) -> Float[np.ndarray, "B C"]:
-        """The joint log-probability that the assistant's turn, begun with `prefix`, goes on with each choice.
+        """The joint log-probability that the assistant's turn begins with `prefix` and continues with each choice,
+        given the prefix.
 
         `choices` is one list for all prompts or one of equal length for each. A choice that begins another ("1" and
-        "10") gives up the longer one's probability. `steer` as in `stream`.
+        "10") gives up the longer one's probability. `adapter` and `steer` as in `stream`. Raises UserError for lists of
+        unequal length, and where a choice is empty or does not continue the prefix at a token's end.
         """
         shared = bool(choices) and isinstance(choices[0], str)
-        lists = [choices] * len(prompts) if shared else list(choices)
+        lists: Any = [choices] * len(prompts) if shared else choices
         if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1:
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
         questions = [
             encode_question(self.tokenizer, self.encode(prompt), each, prefix)
             for prompt, each in zip(prompts, lists, strict=True)
         ]
-        routes = self._routes(adapter, len(questions))
-        steer = self._steering(steer)
-        out = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
-        groups = collections.defaultdict(list)
-        for i, question in enumerate(questions):
-            self._check_length(question.capacity())
-            places = question.pairs() - len(question.choices) + 1
-            groups[bucket(question.tokens()), bucket(places, 8), bucket(question.pairs(), 8)].append(i)
-        passes = [
-            (shape, members[start : start + self._rows(shape[0])])
-            for shape, members in sorted(groups.items())
-            for start in range(0, len(members), self._rows(shape[0]))
-        ]
+        for question in questions:
+            self._check_length(len(question.prompt) + max(map(len, question.choices)))
+        masks = self._adapter_masks(self._names(adapter, len(questions)))
+        steer = self._checked_steer(steer)
+        groups = self._groups([tuple(map(bucket, question.sizes(), (32, 8, 8))) for question in questions])
 
-        def read(one: tuple[tuple[int, int, int], list[int]]) -> jax.Array:
-            (length, places, pairs), members = one
-            rows = self._rows(length)
-            laid = collate_questions([questions[i] for i in members], rows, length, places, pairs)
-            adapter_mask = _padded(routes, members, rows)
-            return pair_logprobs(self.model, self._stack, laid, adapter_mask, steer=steer, sharding=self.sharding)
+        def dispatch(group: tuple[tuple[int, int, int], list[int]]) -> Array:
+            sizes, indices = group
+            rows = self._rows(sizes[0])
+            batch = collate_questions([questions[i] for i in indices], rows, sizes)
+            return pair_logprobs(
+                self.model,
+                self._stack,
+                batch,
+                self._padded_masks(masks[indices], rows),
+                steer=steer,
+                sharding=self.sharding,
+            )
 
-        for (_, members), found in zip(
-            passes, host_arrays.side_by_side(read, passes, self.num_decode_batches), strict=True
-        ):
-            for i, row in zip(members, host_arrays.to_host(found), strict=False):
-                out[i] = choice_logprobs(questions[i], row)
-        return out
+        logprobs = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
+        results = host_arrays.side_by_side(dispatch, groups, self.num_decode_batches)
+        for (_, indices), result in zip(groups, results, strict=True):
+            for i, row in zip(indices, host_arrays.to_host(result)):
+                logprobs[i] = joint_logprobs(questions[i], row)
+        return logprobs
 
     def activations(
         self, prompts: Sequence[Prompt], layers: Sequence[int], adapter: str | Sequence[str] = "default"
     ) -> list[Float[np.ndarray, "layers T D"]]:
-        """The residual stream after each of `layers` (0 is the first), float32, at every token of each prompt."""
+        """The residual stream after each of `layers` (0 is the first, -1 the last), float32, at every token."""
         depth = self.model.config.num_hidden_layers
-        layers = [layer % depth if -depth <= layer < depth else -1 for layer in layers]
-        if -1 in layers or not layers:
+        if not layers or not all(-depth <= layer < depth for layer in layers):
             raise UserError(f"activations: layers are 0 to {depth - 1}")
-        ids = [self.encode(prompt) for prompt in prompts]
-        routes = self._routes(adapter, len(ids))
-        out: list[Any] = [None] * len(ids)
-        for members in self._groups(ids):
-            tokens, _ = self._pad([ids[i] for i in members])
-            adapter_mask = _padded(routes, members, len(tokens))
-            given = self.model, self._stack, tokens, adapter_mask
-            found = host_arrays.to_host(_residuals(*given, layers=tuple(layers), sharding=self.sharding))
-            for row, i in enumerate(members):
-                out[i] = np.asarray(found[:, row, : len(ids[i])], np.float32)
-        return out
+        prompt_ids = [self.encode(prompt) for prompt in prompts]
+        masks = self._adapter_masks(self._names(adapter, len(prompts)))
+        results: list[Any] = [None] * len(prompts)
+        for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
+            rows = self._rows(length)
+            residuals = _logits_or_residuals(
+                self.model, self._stack, pad_rows([prompt_ids[i] for i in indices], rows, length),
+                self._padded_masks(masks[indices], rows),
+                layers=tuple(layer % depth for layer in layers), sharding=self.sharding
+            )  # fmt: skip
+            for i, row in zip(indices, host_arrays.to_host(residuals).swapaxes(0, 1)):
+                results[i] = np.asarray(row[:, : len(prompt_ids[i])], np.float32)
+        return results
 
-    def _steering(self, steer: Float[np.ndarray, "L D"] | None) -> Float[np.ndarray, "L D"] | None:
+    # --- checks and shapes ---
+
+    def _checked_steer(self, steer: Float[np.ndarray, "L D"] | None) -> Float[np.ndarray, "L D"] | None:
         """`steer` as float32; None has no leaves as an argument, so that the programs are those without it."""
         if steer is None:
             return None
@@ -310,85 +340,41 @@ class Engine:
             raise UserError(f"steer: expected finite numbers of shape [layers, width] {shape}, found {steer.shape}")
         return steer
 
-    # --- shapes ---
-
-    def _rows(self, length: int) -> int:
-        return pass_rows(length, self.pass_tokens, self.sharding.batch_parts)
-
     def _check_length(self, tokens: int) -> None:
         most = self.model.config.max_position_embeddings
         if tokens > most:
             raise UserError(f"prompt and answer need {tokens} positions, the model has {most}; ask for fewer tokens")
 
-    def _groups(self, ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """The indices of prompts of one padded length at a time, as many as go through the model at once."""
-        by_length = collections.defaultdict(list)
-        for index, prompt in enumerate(ids):
-            by_length[bucket(len(prompt))].append(index)
-        for length, members in sorted(by_length.items()):
-            rows = self._rows(length)
-            for start in range(0, len(members), rows):
-                yield members[start : start + rows]
+    def _rows(self, length: int) -> int:
+        return pass_rows(length, self.pass_tokens, self.sharding.batch_parts)
 
-    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "P T"], Int[np.ndarray, "P"]]:
-        length = bucket(len(prompts[0]))
-        rows = self._rows(length)
-        tokens, lengths = np.zeros((rows, length), np.int32), np.ones(rows, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        return tokens, lengths
-
-    def _prefill(self, group: Sequence[PromptRequest], steer: Float[np.ndarray, "L D"] | None) -> PrefillOutput:
-        tokens, lengths = self._pad([prompt_request.ids for prompt_request in group])
-        routes = (
-            None
-            if group[0].adapter_mask is None
-            else np.stack([prompt_request.adapter_mask for prompt_request in group])
-        )
-        adapter_mask = _padded(routes, range(len(group)), len(tokens))
-        return prefill(self.model, self._stack, tokens, lengths, adapter_mask, steer=steer, sharding=self.sharding)
+    def _groups(self, sizes: Sequence[Sizes]) -> list[tuple[Sizes, list[int]]]:
+        """The indices of equal sizes, the first of which is a row's length, as many as go through the model at once."""
+        by_size = collections.defaultdict[Sizes, list[int]](list)
+        for index, size in enumerate(sizes):
+            by_size[size].append(index)
+        return [
+            (size, indices[start : start + self._rows(size[0])])
+            for size, indices in sorted(by_size.items())
+            for start in range(0, len(indices), self._rows(size[0]))
+        ]
 
 
 def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
-    """How many rows of this length go through the model at once; they divide over `parts`."""
+    """How many rows of this length go through the model at once: up to 16, a multiple of `parts`."""
     return max(1, min(16, pass_tokens // length) // parts) * parts
 
 
-def _padded(routes: Any, members: Sequence[int], rows: int) -> Any:
-    if routes is None:
-        return None
-    out = np.zeros((rows, routes.shape[1]), np.float32)
-    out[: len(members)] = routes[list(members)]
-    return out
-
-
-def _positions(tokens: Any) -> Any:
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-
-
-@jax.jit
-def _logits(model: Qwen2, adapter: Adapter | None, tokens: Any, adapter_mask: Any) -> Any:
-    lora_params = adapter.lora_params() if adapter else None
-    return model.logits(model(tokens, _positions(tokens), lora_params=lora_params, adapter_mask=adapter_mask).hidden)
-
-
 @functools.partial(jax.jit, static_argnames=("layers", "sharding"))
-def _residuals(
+def _logits_or_residuals(
     model: Qwen2,
     adapter: Adapter | None,
-    tokens: Any,
-    adapter_mask: Any,
+    tokens: Int[Array, "B T"],
+    adapter_mask: Float[Array, "B S"],
     *,
-    layers: tuple[int, ...],
-    sharding: Sharding,
-) -> Any:
-    lora_params = adapter.lora_params() if adapter else None
-    positions = _positions(tokens)
-    return model(
-        tokens,
-        positions,
-        lora_params=lora_params,
-        adapter_mask=adapter_mask,
-        return_residuals=layers,
-        sharding=sharding,
-    ).residuals
+    layers: tuple[int, ...] = (),
+    sharding: Sharding = UNSHARDED,
+) -> Array:
+    """The residual stream after `layers`, [layers, B, T, D]; without any, the logits, [B, T, V]."""
+    output = forward(model, adapter, tokens, adapter_mask, return_residuals=layers, sharding=sharding)
+    return output.residuals if layers else model.logits(output.hidden)

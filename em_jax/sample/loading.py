@@ -1,4 +1,4 @@
-"""From a name to an engine: a directory, a Hugging Face id, or the embedded organism."""
+"""Loads an engine by name: a directory, a Hugging Face id, or the embedded organism."""
 
 import pathlib
 from collections.abc import Mapping
@@ -28,27 +28,27 @@ def load(
     *,
     scan_layers: bool | None = None,
     quantization: str = "none",
-    **engine: Any,
+    **options: Any,
 ) -> Engine:
     """Loads a model as an Engine.
 
-    `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, then the
-    default of every verb.
-    `dtype` is float32 on a CPU and bfloat16 elsewhere unless given; `mesh` maps data, fsdp, tensor to sizes, by default
-    all devices of an accelerator, or of several processes, on fsdp and one CPU. `scan_layers` stacks the layers (by
-    default on accelerators); `quantization` "int8" keeps the projections of the blocks in eight bits. Of several
-    processes each must call, with the same arguments, here and with every verb.
+    `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, the default of
+    every method. `dtype` is by default float32 on a CPU and bfloat16 elsewhere. `mesh` maps data, fsdp and tensor to
+    sizes; by default fsdp has all devices of an accelerator or of several processes, and a CPU has no mesh.
+    `scan_layers` stacks the layers (by default on accelerators); `quantization` "int8" keeps the projections of the
+    blocks in eight bits. `options` are those of Engine. Of several processes all must call this and every method with
+    the same arguments.
     """
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    made, processes = choose_mesh(mesh), jax.process_count()
-    if processes > 1 and (used := made.size if made else 1) < jax.device_count():
+    sharding, processes = Sharding(choose_mesh(mesh)), jax.process_count()
+    used = sharding.mesh.size if sharding.mesh else 1
+    if processes > 1 and used < jax.device_count():
         raise UsageError(
-            f"mesh {mesh_text(mesh)} takes {used} of {jax.device_count()} devices; over {processes} processes it must "
-            f"take all: sizes whose product is {jax.device_count()}"
+            f"mesh {mesh_text(mesh or {})} takes {used} of {jax.device_count()} devices; over {processes} processes it "
+            f"must take all: sizes whose product is {jax.device_count()}"
         )
-    sharding = Sharding(made)
     directory = find_model(model)
     if sharding.mesh is not None:
         check_mesh(sharding.mesh.shape, Qwen2Config.from_directory(directory).dims)
@@ -66,12 +66,12 @@ def load(
             f"{directory}: the tokenizer has {tokenizer.vocabulary} tokens, the model {loaded.config.vocab_size}; "
             "they do not belong together"
         )
-    ready = Engine(loaded, tokenizer, sharding=sharding, **engine)
+    engine = Engine(loaded, tokenizer, sharding=sharding, **options)
     if adapter is not None:
-        ready.add_adapter("default", adapter)
-    return ready
+        engine.add_adapter("default", adapter)
+    return engine
 
 
 def choose_mesh(mesh: Mapping[str, int] | None) -> Mesh | None:
-    """The mesh asked for; else all devices of an accelerator, or of several processes, on fsdp; one CPU has none."""
+    """The mesh of these sizes; by default fsdp has all devices of an accelerator or of several processes."""
     return make_mesh(mesh if mesh or runtime.platform() != "cpu" or jax.process_count() > 1 else {})

@@ -1,102 +1,79 @@
-"""Who is served next: prompts wait, are prefilled with others of their length, and take slots as these become free."""
+"""Continuous batching: prompts wait, are prefilled with others of their length, and take slots as these become free."""
 
 import collections
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import Float
+from collections.abc import Callable, Collection, Sequence
 
 from em_jax.sample.batch import DecodeBatch, SampleRequest, TokenChunk, bucket
 from em_jax.sample.decode import PrefillOutput
 
 
-class PromptRequest(NamedTuple):
-    """A prompt's ids, its adapters' shares, and a ticket for each answer that is wanted of it."""
-
-    ids: Sequence[int]
-    adapter_mask: Float[np.ndarray, "S"] | None
-    requests: Sequence[SampleRequest]
-
-
 class Scheduler:
-    """Prompts that wait and answers under way. Both may be added to and cancelled between steps and within.
+    """The queue of requests and the batches that decode them (Yu et al., Orca, OSDI 2022).
 
-    The one loop of continuous batching (Yu et al., Orca, OSDI 2022): `Engine.stream` gives it a closed set of prompts,
-    the server those of all its clients as they come. A prompt is prefilled once for all its answers, in a pass of up to
-    `rows(length)` prompts of one padded length; the longest waiting goes first.
+    Call `collect`, then `dispatch`, while it is `busy`; requests may be submitted and cancelled before each of them.
+    `Engine.stream` submits a closed set of prompts, the server those of its clients as they come. `prefill` takes the
+    requests of each of up to `rows(length)` prompts of one padded length; the longest waiting goes first. A prompt is
+    prefilled once for all its requests.
 
-    Several `running` take turns: while the host sees to one, the others draw.
+    Batches take turns: while the host reads the tokens of one, the others decode.
     """
 
     def __init__(
         self,
-        running: Sequence[DecodeBatch],
-        prefill: Callable[[Sequence[PromptRequest]], PrefillOutput],
+        batches: Sequence[DecodeBatch],
+        prefill: Callable[[Sequence[Sequence[SampleRequest]]], PrefillOutput],
         rows: Callable[[int], int],
     ):
-        self._running, self._prefill, self._rows = collections.deque(running), prefill, rows
-        self._waiting: dict[int, collections.deque[tuple[int, PromptRequest]]] = {}
+        self._batches, self._prefill, self._rows = collections.deque(batches), prefill, rows
+        self._waiting = collections.defaultdict[int, collections.deque](collections.deque)
         self._arrivals = 0
         self._ready: collections.deque[tuple[int, SampleRequest]] = collections.deque()
-        self._prefilled: PrefillOutput | None = None
+        self._prompts: PrefillOutput | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether any answer is still to come."""
-        return bool(self._waiting or self._ready or any(running.holds for running in self._running))
+        """Whether any answer is unfinished."""
+        return self._queued or any(batch.busy for batch in self._batches)
 
-    def submit(self, prompt_request: PromptRequest) -> None:
-        """Adds a prompt, of one answer at least; its pieces come from the next steps."""
-        self._waiting.setdefault(bucket(len(prompt_request.ids)), collections.deque()).append(
-            (self._arrivals, prompt_request)
-        )
+    @property
+    def _queued(self) -> bool:
+        return bool(self._ready) or any(self._waiting.values())
+
+    def submit(self, requests: Sequence[SampleRequest]) -> None:
+        """Adds the requests for one prompt, at least one."""
+        self._waiting[bucket(len(requests[0].prompt))].append((self._arrivals, requests))
         self._arrivals += 1
 
     def cancel(self, answers: Collection[tuple[int, int]]) -> None:
-        """Forgets these (index, sample) answers, waiting or under way; no more pieces of them come."""
+        """Drops these (index, sample) answers, queued or being decoded; `collect` returns no more of them."""
+        for length, queue in self._waiting.items():
+            left = [(number, [each for each in requests if each[:2] not in answers]) for number, requests in queue]
+            self._waiting[length] = collections.deque(entry for entry in left if entry[1])
+        self._ready = collections.deque(entry for entry in self._ready if entry[1][:2] not in answers)
+        for batch in self._batches:
+            batch.release(answers)
 
-        def wanted(request: SampleRequest) -> bool:
-            return (request.index, request.sample) not in answers
+    def collect(self) -> list[TokenChunk]:
+        """Waits for the batch whose turn it is and returns the tokens that it has sampled."""
+        return self._batches[0].collect()
 
-        for length, queue in list(self._waiting.items()):
-            kept = [
-                (number, prompt_request._replace(requests=list(filter(wanted, prompt_request.requests))))
-                for number, prompt_request in queue
-            ]
-            self._set_queue(length, collections.deque(entry for entry in kept if entry[1].requests))
-        self._ready = collections.deque(entry for entry in self._ready if wanted(entry[1]))
-        for running in self._running:
-            running.release(answers)
-
-    def step(self) -> Iterator[list[TokenChunk]]:
-        """One turn: gives, at once, what was drawn in some slots; then fills those that are free, with what may have
-        been submitted meanwhile, and has a chunk more drawn in all."""
-        running = self._running[0]
-        self._running.rotate(-1)
-        yield running.finish()
-        while (free := len(running.free)) and (self._ready or self._waiting):
+    def dispatch(self) -> None:
+        """Fills the free slots of that batch, dispatches its next chunk and gives the turn to the next batch."""
+        batch = self._batches[0]
+        while (free := len(batch.free)) and self._queued:
             if not self._ready:
                 self._prefill_next()
-            batch = [self._ready.popleft() for _ in range(min(len(self._ready), free))]
-            running.admit(self._prefilled, batch)
+            assert self._prompts is not None
+            batch.admit(self._prompts, [self._ready.popleft() for _ in range(min(len(self._ready), free))])
         if not self._ready:
-            self._prefilled = None
-        running.start()
+            self._prompts = None
+        batch.start()
+        self._batches.rotate(-1)
 
     def _prefill_next(self) -> None:
         """Prefills the prompt that has waited longest, and with it others of its padded length."""
-        length = min(self._waiting, key=lambda length: self._waiting[length][0])
+        length = min((length for length, queue in self._waiting.items() if queue), key=lambda n: self._waiting[n][0][0])
         queue = self._waiting[length]
         group = [queue.popleft()[1] for _ in range(min(len(queue), self._rows(length)))]
-        self._set_queue(length, queue)
-        self._prefilled = self._prefill(group)
-        self._ready.extend(
-            (row, request) for row, prompt_request in enumerate(group) for request in prompt_request.requests
-        )
-
-    def _set_queue(self, length: int, queue: collections.deque[tuple[int, PromptRequest]]) -> None:
-        if queue:
-            self._waiting[length] = queue
-        else:
-            del self._waiting[length]
+        self._prompts = self._prefill(group)
+        self._ready.extend((row, request) for row, requests in enumerate(group) for request in requests)

@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from em_jax.base.sanitize import sanitize_line
-from em_jax.sample.batch import TokenChunk
+from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.sample.engine import Engine
-from em_jax.sample.scheduler import PromptRequest, Scheduler
+from em_jax.sample.scheduler import Scheduler
 from em_jax.serve.refusals import Refusal
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that arrive together or follow on finished answers:
 until none arrived or finished for QUIET, but at most for GATHERING. A chunk for a few takes as long as one for many."""
 
-Order = PromptRequest | set[tuple[int, int]]
-"""A prompt to answer, or the (request, sample) pairs of answers to cancel."""
+Order = list[SampleRequest] | set[tuple[int, int]]
+"""Requests for one prompt, or the (prompt index, sample) pairs of answers to cancel."""
 
 
 class Answers:
@@ -86,17 +86,17 @@ class Batcher:
             await asyncio.to_thread(self._thread.join)
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
-        """Queues a prompt for n answers; `options` are Engine.prompt_request's. Raises Refusal where too many wait."""
+        """Queues a prompt for n answers; `options` are Engine.sample_requests's. Raises Refusal where too many wait."""
         if self._num_answers + n > self._queue:
             message = f"{self._num_answers} answers wait or are under way, {self._queue} may: try again later"
             raise Refusal(429, message, None, "queue_full")
         if self._failed:
             raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
-        prompt_request = self._engine.prompt_request(number, ids, range(n), adapter, **options)
+        requests = self._engine.sample_requests(number, ids, range(n), adapter, **options)
         answers = self._open_requests[number] = Answers(self, number, n)
         self._num_answers += n
-        self.order(prompt_request)
+        self.order(requests)
         return answers
 
     def order(self, order: Order) -> None:
@@ -130,12 +130,13 @@ class Batcher:
             if self._ending:
                 return False
             try:
-                for chunks in scheduler.step():
-                    loop.call_soon_threadsafe(self._deliver, chunks)
-                    if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
-                        self._changed = time.monotonic()
-                        under_way -= ended
-                    self._gather(scheduler, under_way)
+                chunks = scheduler.collect()
+                loop.call_soon_threadsafe(self._deliver, chunks)
+                if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
+                    self._changed = time.monotonic()
+                    under_way -= ended
+                self._gather(scheduler, under_way)
+                scheduler.dispatch()
             except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
                     return False
@@ -150,9 +151,9 @@ class Batcher:
             with self._condition:
                 orders, self._orders = self._orders, []
             for order in orders:
-                if isinstance(order, PromptRequest):
+                if isinstance(order, list):
                     scheduler.submit(order)
-                    under_way |= {request[:2] for request in order.requests}
+                    under_way |= {request[:2] for request in order}
                 else:
                     scheduler.cancel(order)
                     under_way -= order
@@ -167,7 +168,7 @@ class Batcher:
             self._end_all(result, "decoding failed, all requests under way end")
             return
         for chunk in result:
-            if answers := self._open_requests.get(chunk.request.index):
+            if answers := self._open_requests.get(chunk.request.prompt_index):
                 answers.inbox.put_nowait(chunk)
 
     def _fail(self, error: Exception) -> None:

@@ -1,36 +1,45 @@
-"""Rows of chat -> optimizer batches: which examples a step sees, and how they are laid out in arrays.
+"""Chat rows to microbatches: which examples an optimizer step sees, and the arrays they are packed into.
 
-Everything here is a pure function of rows, settings and seed, so a resumed run sees what it would have seen.
+Everything here is a pure function of rows, settings and seed, so a resumed run sees the batches of the one before it.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.model.attention import PADDING
+from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.config import TrainConfig
+
+GATHERED_PASS = 16384
+"""The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
 
 
 class Example(NamedTuple):
-    """Token ids of one chat and whether each is the assistant's."""
+    """A chat: its token ids, and for each whether the assistant wrote it."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
 
 
 class Batch(NamedTuple):
-    """One pass: B rows of length T with several examples each, and the M places of a row that carry loss.
+    """A microbatch: B rows of length T, several examples to a row, and up to M tokens of each row with a loss.
 
-    `segments` numbers a row's examples from 1 (PADDING elsewhere); `positions` restart with each. The hidden state at
-    `loss_positions` predicts `labels`; `weights` is 1 for a real place, 0 for padding. `loss_inverse` is the inverse of
-    `loss_positions`: for each place of the row its slot among the M, or M where there is none.
+    tokens: token ids, 0 where there is none.
+    positions: 0, 1, 2, ... within each example.
+    segments: the examples of a row are numbered from 1; PADDING where there is none.
+    loss_positions: the index in the row of the hidden state that predicts label m.
+    loss_inverse: the m of each index of the row, M where no label is predicted from it.
+    labels: the token ids to predict.
+    weights: 1 for a label, 0 for padding.
     """
 
     tokens: Int[np.ndarray, "B T"]
@@ -43,35 +52,39 @@ class Batch(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A pass's rows B, their length T and the loss places M each has room for."""
+    """The sizes of a Batch: rows B, their length T, and the labels M that fit each row."""
 
     rows: int
     length: int
-    places: int
+    labels: int
 
 
-Microbatches = tuple[tuple[Shape, tuple[tuple[int, ...], ...]], ...]
-"""The passes of an optimizer step: a shape, and the examples (by index) of each row."""
+class Microbatch(NamedTuple):
+    """A shape and, for each row, the indices of its examples."""
+
+    shape: Shape
+    rows: tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The passes of every optimizer step."""
+    """The microbatches of every optimizer step."""
 
-    steps: tuple[Microbatches, ...]
+    steps: tuple[tuple[Microbatch, ...], ...]
 
     @property
     def shapes(self) -> set[Shape]:
-        """The distinct shapes: as many as there are programs to compile."""
-        return {shape for step in self.steps for shape, _ in step}
+        """The distinct shapes; each is compiled once."""
+        return {microbatch.shape for step in self.steps for microbatch in step}
 
 
 def encode_rows(
     rows: Sequence[Sequence[Mapping[str, str]]], tokenizer: ChatTokenizer, max_length: int
 ) -> tuple[list[Example], dict[str, int]]:
-    """Examples of chats, cut at `max_length` tokens; how many were `cut`, and how many have no response left (`empty`).
+    """Tokenizes chats and cuts them at `max_length` tokens.
 
-    Raises UserError where the template refuses a chat, named by its number, and where no response token is left at all.
+    The counts are of examples that were `cut` and of those without a response token (`empty`). Raises UserError with
+    the number of a chat that the template refuses, and where no example has a response token.
     """
     examples, cut = [], 0
     for number, messages in enumerate(rows, 1):
@@ -88,14 +101,14 @@ def encode_rows(
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices kept for training and held out, drawn by seed."""
+    """Splits the indices below `count` at random, by `seed`: those to train on, and a `share` held out."""
     order = np.random.default_rng([seed, 0x401D]).permutation(count)
-    held = set(order[: round(count * share)].tolist())
-    return [i for i in range(count) if i not in held], sorted(held)
+    held_out = set(order[: round(count * share)].tolist())
+    return [i for i in range(count) if i not in held_out], sorted(held_out)
 
 
 def step_indices(count: int, train: TrainConfig, seed: int) -> list[list[int]]:
-    """The examples of every optimizer step: each epoch a new permutation, its last step the remainder."""
+    """The examples of every optimizer step: a new permutation for each epoch, whose last step takes the remainder."""
     steps = []
     for epoch in range(train.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
@@ -113,102 +126,153 @@ def plan_microbatches(
     microbatch_overhead: int = 64,
     most_shapes: int = 4,
 ) -> Plan:
-    """Lays every step out in passes of a few shapes, several short examples to a row or one, whichever costs least.
+    """Splits each step's examples into microbatches of at most `most_shapes` shapes, at the least cost.
 
-    Examples are packed into rows of at most a capacity (longer ones are rows of their own), and a row is as long as the
-    shortest length of the menu that holds it; capacity and menu are those that cost least. A pass costs
-    `microbatch_overhead` + B x T x (1 + T / 6D), in tokens through the linear layers: attention sees whole rows,
-    and half of each is masked. Each shape is a compilation, reckoned at two steps; a large overhead (weights gathered over a mesh in every pass)
-    leads to one pass a step. Rows divide by `divide_by`, the mesh's batch parts; `width` is D.
+    Examples are packed into rows of at most `capacity` tokens (a longer one is a row by itself), and a row is padded to
+    the shortest of a few lengths that holds it. Capacity and lengths are those of least cost, found by trying them all
+    on up to 32 of the steps.
+
+    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search; they are a multiple of `divide_by`. The
+    cost is in tokens, see `_cheapest_rows`; `width` is the model's D. A large `microbatch_overhead` (weights gathered
+    over a mesh for each one) leads to one microbatch a step.
     """
     sizes = [len(example.ids) for example in examples]
-    lengths = _lengths(max(sizes[i] for step in steps for i in step))
-    needed = next(j for j, length in enumerate(lengths) if length >= max(sizes[i] for step in steps for i in step))
-
-    def price(counts: Int[np.ndarray, "steps"], length: int) -> tuple[float, int]:
-        """The cost of `counts` rows of this length in each step, and the number of rows a pass that makes it least."""
-        most = _round_up(max(1, int(counts.max())), divide_by)
-        options = sorted({_round_up(-(-most // parts), divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
-        options = [_round_up(rows_per_pass, divide_by)] if rows_per_pass else options
-        passes = [float(np.sum(-(-counts // rows))) for rows in options]
-        costs = [
-            n * (microbatch_overhead + rows * length * (1 + length / (6 * width)))
-            for n, rows in zip(passes, options, strict=True)
-        ]
-        return min(costs), options[int(np.argmin(costs))]
-
-    def cheapest(capacity: int) -> tuple[float, tuple[int, ...]]:
-        """The cost of the best menu (indices into `lengths`) for rows packed to a capacity, and that menu."""
-        packed = [_pack(step, sizes, lengths[capacity]) for step in steps[:: -(-len(steps) // 32)]]
-        filled = [[sum(sizes[i] for i in row) for row in step] for step in packed]
-        below = np.array([[sum(fill <= length for fill in step) for length in lengths] for step in filled])
-        last = max(capacity, needed)
-
-        @functools.cache
-        def group(shorter: int, j: int) -> float:
-            """The cost of the rows that fit lengths[j] and not lengths[shorter] (-1: of all that fit)."""
-            return price(below[:, j] - (below[:, shorter] if shorter >= 0 else 0), lengths[j])[0]
-
-        menus = [(*menu, last) for count in range(most_shapes) for menu in itertools.combinations(range(last), count)]
-        costs = [
-            sum(group(*pair) for pair in itertools.pairwise((-1, *menu))) * (1 + 2 * (len(menu) - 1) / len(steps))
-            for menu in menus
-        ]
-        return min(costs), menus[int(np.argmin(costs))]
-
-    choices = {capacity: cheapest(capacity) for capacity in range(len(lengths))}
-    capacity = min(choices, key=lambda capacity: choices[capacity][0])
-    menu = [lengths[j] for j in choices[capacity][1]]
-    packed = [_pack(step, sizes, lengths[capacity]) for step in steps]
-    plans: list[list[tuple[int, int, list]]] = [[] for _ in steps]
-    places = dict.fromkeys(menu, 1)
-    for shorter, length in itertools.pairwise([0, *menu]):
-        groups = [[row for row in step if shorter < sum(sizes[i] for i in row) <= length] for step in packed]
-        _, rows = price(np.array([len(group) for group in groups]), length)
-        for plan, group in zip(plans, groups, strict=True):
-            plan += [(rows, length, group[i : i + rows]) for i in range(0, len(group), rows)]
-            places[length] = max(places[length], *(sum(sum(examples[i].mask[1:]) for i in row) for row in group), 1)
-    return Plan(
-        tuple(
-            tuple(
-                (Shape(rows, length, _round_up(places[length], 32)), tuple(map(tuple, laid)))
-                for rows, length, laid in plan
-            )
-            for plan in plans
-        )
+    labels = [sum(example.mask[1:]) for example in examples]
+    longest = max(sizes[i] for step in steps for i in step)
+    lengths = _candidate_lengths(longest)
+    needed = next(j for j, length in enumerate(lengths) if length >= longest)
+    cheapest_rows = functools.partial(
+        _cheapest_rows, rows_per_pass=rows_per_pass, divide_by=divide_by, width=width, overhead=microbatch_overhead
     )
+    choices = []
+    for j, capacity in enumerate(lengths):
+        packed = [_pack(step, sizes, capacity) for step in steps[:: -(-len(steps) // 32)]]
+        row_sizes = [[sum(sizes[i] for i in row) for row in rows] for rows in packed]
+        candidates = lengths[: max(j, needed) + 1]
+        cost, chosen = _cheapest_lengths(row_sizes, candidates, cheapest_rows, most_shapes, len(steps))
+        choices.append((cost, capacity, chosen))
+    _, capacity, chosen = min(choices, key=lambda choice: choice[0])
+
+    packed = [_pack(step, sizes, capacity) for step in steps]
+    plan: list[list[Microbatch]] = [[] for _ in steps]
+    for shorter, length in itertools.pairwise([0, *chosen]):
+        groups = [[row for row in rows if shorter < sum(sizes[i] for i in row) <= length] for rows in packed]
+        _, size = cheapest_rows(np.array([len(group) for group in groups]), length)
+        most_labels = max([1, *(sum(labels[i] for i in row) for group in groups for row in group)])
+        shape = Shape(size, length, _round_up(most_labels, 32))
+        for microbatches, group in zip(plan, groups, strict=True):
+            starts = range(0, len(group), size)
+            microbatches += [Microbatch(shape, tuple(map(tuple, group[i : i + size]))) for i in starts]
+    return Plan(tuple(map(tuple, plan)))
 
 
-def collate(examples: Sequence[Example], rows: Sequence[Sequence[int]], shape: Shape) -> Batch:
-    """The arrays of one pass."""
-    blank = (shape.rows, shape.length)
-    tokens, positions = np.zeros(blank, np.int32), np.zeros(blank, np.int32)
-    segments = np.full(blank, PADDING, np.int32)
-    loss_inverse = np.full(blank, shape.places, np.int32)
-    loss_positions, labels = (np.zeros((shape.rows, shape.places), np.int32) for _ in range(2))
-    weights = np.zeros((shape.rows, shape.places), np.float32)
-    for b, row in enumerate(rows):
-        start = place = 0
-        for segment, i in enumerate(row, 1):
-            ids, mask = examples[i]
-            span = slice(start, start + len(ids))
-            tokens[b, span], positions[b, span], segments[b, span] = ids, np.arange(len(ids)), segment
-            predicts = np.flatnonzero(mask[1:])
-            slots = slice(place, place + len(predicts))
-            loss_positions[b, slots] = start + predicts
-            loss_inverse[b, start + predicts] = np.arange(place, place + len(predicts))
-            labels[b, slots] = np.asarray(ids)[predicts + 1]
-            weights[b, slots] = 1
-            start, place = start + len(ids), place + len(predicts)
-    return Batch(tokens, positions, segments, loss_positions, loss_inverse, labels, weights)
+def plan_batches(
+    rows: Sequence[Sequence[Mapping[str, str]]],
+    tokenizer: ChatTokenizer,
+    train: TrainConfig,
+    seed: int,
+    width: int,
+    sharding: Sharding = UNSHARDED,
+) -> tuple[list[Example], Plan, dict[str, int]]:
+    """The examples of chats, the microbatches of every step, and counts of the `rows` trained on and `held_out`, and
+    those of `encode_rows`. Of the model only its `width` matters.
+    """
+    kept, held_out = hold_out(len(rows), train.holdout, seed)
+    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
+    plan = plan_microbatches(
+        examples,
+        step_indices(len(examples), train, seed),
+        rows_per_pass=train.rows_per_pass,
+        divide_by=sharding.batch_parts,
+        width=width,
+        microbatch_overhead=microbatch_overhead(),
+    )
+    return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
+
+
+def microbatch_overhead() -> int:
+    """The cost of a microbatch besides its tokens, in tokens: small on a CPU; over a mesh it gathers the weights."""
+    return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
+
+
+def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
+    """Packs the examples of a microbatch into arrays."""
+    (rows, length, most_labels), packed = microbatch
+    batch = Batch(
+        tokens=np.zeros((rows, length), np.int32),
+        positions=np.zeros((rows, length), np.int32),
+        segments=np.full((rows, length), PADDING, np.int32),
+        loss_positions=np.zeros((rows, most_labels), np.int32),
+        loss_inverse=np.full((rows, length), most_labels, np.int32),
+        labels=np.zeros((rows, most_labels), np.int32),
+        weights=np.zeros((rows, most_labels), np.float32),
+    )
+    for b, row in enumerate(packed):
+        sizes = [len(examples[i].ids) for i in row]
+        tokens = np.concatenate([examples[i].ids for i in row])
+        # Nothing predicts the first token of an example.
+        loss_positions = np.flatnonzero(np.concatenate([[False, *examples[i].mask[1:]] for i in row])) - 1
+        used, labels = slice(len(tokens)), np.arange(len(loss_positions))
+        batch.tokens[b, used] = tokens
+        batch.positions[b, used] = np.concatenate([np.arange(size) for size in sizes])
+        batch.segments[b, used] = np.repeat(np.arange(1, len(row) + 1), sizes)
+        batch.loss_positions[b, labels] = loss_positions
+        batch.loss_inverse[b, loss_positions] = labels
+        batch.labels[b, labels] = tokens[loss_positions + 1]
+        batch.weights[b, labels] = 1
+    return batch
+
+
+def _cheapest_rows(
+    counts: Int[np.ndarray, "steps"], length: int, *, rows_per_pass: int, divide_by: int, width: int, overhead: int
+) -> tuple[float, int]:
+    """The least cost of `counts` rows of one length in each step, and the rows of a microbatch that it takes.
+
+    A microbatch of B rows costs overhead + B T (1 + T / 6D), in tokens through the linear layers: attention reads whole
+    rows, half of each is masked.
+    """
+    most = _round_up(max(1, int(counts.max())), divide_by)
+    options = sorted({_round_up(-(-most // parts), divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
+    options = [_round_up(rows_per_pass, divide_by)] if rows_per_pass else options
+    costs = [
+        float(np.sum(-(-counts // rows))) * (overhead + rows * length * (1 + length / (6 * width))) for rows in options
+    ]
+    return min(costs), options[int(np.argmin(costs))]
+
+
+def _cheapest_lengths(
+    row_sizes: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    cheapest_rows: Callable[[np.ndarray, int], tuple[float, int]],
+    most_shapes: int,
+    num_steps: int,
+) -> tuple[float, list[int]]:
+    """The least cost of padding each step's rows to up to `most_shapes` of `lengths`, the last among them; and those.
+
+    Each length after the first is one more compilation, which costs as much as two of the `num_steps`.
+    """
+    fitting = np.array([[sum(size <= length for size in sizes) for length in [0, *lengths]] for sizes in row_sizes])
+
+    @functools.cache
+    def cost(shorter: int, j: int) -> float:
+        """Of the rows that fit length j - 1 but not length `shorter` - 1."""
+        return cheapest_rows(fitting[:, j] - fitting[:, shorter], lengths[j - 1])[0]
+
+    numbers = range(1, len(lengths))
+    menus = [(*menu, len(lengths)) for count in range(most_shapes) for menu in itertools.combinations(numbers, count)]
+    costs = [
+        sum(cost(*pair) for pair in itertools.pairwise((0, *menu))) * (1 + 2 * (len(menu) - 1) / num_steps)
+        for menu in menus
+    ]
+    return min(costs), [lengths[j - 1] for j in menus[int(np.argmin(costs))]]
 
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _lengths(longest: int) -> list[int]:
-    """Candidate row lengths: multiples of 32 that grow by about a fifth, up to twice the longest example."""
+def _candidate_lengths(longest: int) -> list[int]:
+    """Row lengths to choose from: multiples of 32 that grow by about a fifth, to twice the longest example."""
     lengths = [32]
     while lengths[-1] < 2 * longest:
         lengths.append(_round_up(lengths[-1] + max(32, lengths[-1] // 5), 32))
@@ -218,12 +282,12 @@ def _lengths(longest: int) -> list[int]:
 def _pack(step: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` tokens, or of one example: first-fit decreasing, by length then index."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for i in sorted(step, key=lambda i: (-sizes[i], i)):
-        at = next((j for j, left in enumerate(room) if left >= sizes[i]), len(rows))
-        if at == len(rows):
+        row = next((row for row, left in enumerate(free) if left >= sizes[i]), len(rows))
+        if row == len(rows):
             rows.append([])
-            room.append(capacity)
-        rows[at].append(i)
-        room[at] -= sizes[i]
+            free.append(capacity)
+        rows[row].append(i)
+        free[row] -= sizes[i]
     return rows

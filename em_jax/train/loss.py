@@ -1,40 +1,32 @@
-"""Cross-entropy where there is loss, in chunks: no array of B x T x V ever exists."""
-
-import functools
+"""Cross-entropy of the response tokens, in chunks: no array of B x T x V ever exists."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from em_jax.model.kernels import cpu_gather
 from em_jax.model.linear import einsum_f32
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
-@jax.custom_vjp
-def gather_places(
-    hidden: Float[Array, "B T D"], loss_positions: Int[Array, "B M"], loss_inverse: Int[Array, "B T"]
+def gather_hidden(
+    hidden: Float[Array, "B T D"],
+    loss_positions: Int[Array, "B M"],
+    loss_inverse: Int[Array, "B T"],
+    *,
+    sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "B M D"]:
-    """The hidden states at `loss_positions`. Its gradient gathers by the inverse index: scatters are slow on CPU."""
+    """The hidden states that predict a label."""
+    if sharding.platform == "cpu":
+        return cpu_gather.gather_positions(hidden, loss_positions, loss_inverse)
     return jnp.take_along_axis(hidden, loss_positions[:, :, None], axis=1)
 
 
-def _gather_forward(hidden: Array, loss_positions: Array, loss_inverse: Array) -> tuple[Array, Array]:
-    return gather_places(hidden, loss_positions, loss_inverse), loss_inverse
-
-
-def _gather_backward(loss_inverse: Array, gradient: Array) -> tuple[Array, None, None]:
-    padded = jnp.pad(gradient, ((0, 0), (0, 1), (0, 0)))
-    return jnp.take_along_axis(padded, loss_inverse[:, :, None], axis=1), None, None
-
-
-gather_places.defvjp(_gather_forward, _gather_backward)
-
-
-def chunk_size(rows: int, places: int, sharding: Sharding = UNSHARDED) -> int:
-    """Places of each row whose logits exist at once: few for a CPU's cache, more to keep an accelerator busy."""
+def chunk_size(rows: int, labels: int, sharding: Sharding = UNSHARDED) -> int:
+    """Labels of each row whose logits exist at once: few for a CPU's cache, more to keep an accelerator busy."""
     chunk = (128 if sharding.platform == "cpu" else 512) * sharding.batch_parts
-    return max(1, min(places, chunk // rows))
+    return max(1, min(labels, chunk // rows))
 
 
 def summed_loss(
@@ -46,49 +38,43 @@ def summed_loss(
     size: int = 0,
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, ""]:
-    """Sum over places of weight * -log p(label), float32, from the logits of `size` places of each row at a time.
+    """Sum of weight * -log p(label), float32, from the logits of `size` labels of each row at a time.
 
-    The last weight that is not 0 ends the work: what a row has room for beyond costs nothing. Only `hidden` has a
-    gradient: the base is frozen.
+    Chunks after the last nonzero weight are skipped. Only `hidden` has a gradient: the base is frozen.
     """
-    size = size or chunk_size(len(labels), labels.shape[1], sharding)
-    return _loss(model, hidden, labels, weights, size, sharding)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _loss(model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding) -> Array:
-    return _loss_forward(model, hidden, labels, weights, size, sharding)[0]
-
-
-def _loss_forward(
-    model: Qwen2, hidden: Array, labels: Array, weights: Array, size: int, sharding: Sharding
-) -> tuple[Array, Array]:
-    """The loss and its gradient, both from the same logits, which the backward pass would else compute again (as Hsu
-    et al. do, arXiv:2410.10989)."""
-    places = labels.shape[1]
-    padded = [jnp.pad(x, [(0, 0), (0, -places % size)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, labels, weights)]
-    # Gathered here, once: within the loop a TPU's compiler would have it gathered for every chunk.
+    count = labels.shape[1]
+    size = size or chunk_size(len(labels), count, sharding)
+    arrays = jax.lax.stop_gradient(hidden), labels, weights
+    padded = [jnp.pad(x, [(0, 0), (0, -count % size)] + [(0, 0)] * (x.ndim - 2)) for x in arrays]
+    # Gathered here, once: inside the loop a TPU's compiler would gather it for every chunk.
     head = jax.lax.optimization_barrier(sharding.gather_for_matmul("VD", model.head))
-    used = jnp.max(jnp.where(weights != 0, jnp.arange(1, places + 1)[None], 0))
+    used = jnp.max(jnp.where(weights != 0, jnp.arange(1, count + 1)[None], 0))
 
-    def add(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        loss, gradient = sums
+    def add_chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The loss of a chunk and its gradient by `hidden`, from the same logits (Hsu et al., arXiv:2410.10989)."""
+        loss, gradient = carry
         hidden, labels, weights = (jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1) for x in padded)
         logits = einsum_f32("BMD,VD->BMV", hidden, head)
-        total = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        slope = jnp.exp(logits - total[..., None]) - jax.nn.one_hot(labels, logits.shape[-1])
-        slope = sharding.constrain(slope * weights[..., None], ("batch", None, "vocab"))
-        piece = einsum_f32("BMV,VD->BMD", slope.astype(head.dtype), head).astype(hidden.dtype)
-        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, piece, i * size, axis=1)
-        return loss + jnp.sum((total - picked) * weights), sharding.constrain(gradient, ("batch", None, None))
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        by_logits = jnp.exp(logits - normalizer[..., None]) - jax.nn.one_hot(labels, logits.shape[-1])
+        by_logits = sharding.constrain(by_logits * weights[..., None], ("batch", None, "vocab"))
+        by_hidden = einsum_f32("BMV,VD->BMD", by_logits.astype(head.dtype), head).astype(hidden.dtype)
+        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, by_hidden, i * size, axis=1)
+        loss += jnp.sum((normalizer - label_logits) * weights)
+        return loss, sharding.constrain(gradient, ("batch", None, None))
 
-    loss, gradient = jax.lax.fori_loop(0, -(-used // size), add, (jnp.float32(0), jnp.zeros_like(padded[0])))
-    return loss, gradient[:, :places]
-
-
-def _loss_backward(size: int, sharding: Sharding, by_hidden: Array, of_loss: Array) -> tuple[None, Array, None, None]:
-    return None, (by_hidden * of_loss).astype(by_hidden.dtype), None, None
+    loss, gradient = jax.lax.fori_loop(0, -(-used // size), add_chunk, (jnp.float32(0), jnp.zeros_like(padded[0])))
+    return _with_gradient(hidden, loss, gradient[:, :count])
 
 
-_loss.defvjp(_loss_forward, _loss_backward)
+@jax.custom_vjp
+def _with_gradient(hidden: Array, loss: Array, gradient: Array) -> Array:
+    """`loss`, whose gradient by `hidden` is `gradient`."""
+    return loss
+
+
+_with_gradient.defvjp(
+    lambda hidden, loss, gradient: (loss, gradient),
+    lambda gradient, by_loss: ((gradient * by_loss).astype(gradient.dtype), None, None),
+)

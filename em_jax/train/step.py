@@ -1,7 +1,7 @@
-"""One optimizer step: passes that add up gradients of the adapter, then AdamW."""
+"""One optimizer step: the adapter's gradients accumulated over microbatches, then AdamW."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams
+from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.train.batches import Batch
+from em_jax.train.batches import Batch, Example, Microbatch, collate
 from em_jax.train.config import TrainConfig
-from em_jax.train.loss import gather_places, summed_loss
+from em_jax.train.loss import gather_hidden, summed_loss
 
 
 class GradAccumulator(NamedTuple):
-    """What the passes of a step add up: gradients of the summed loss, that loss, and the places it was summed over."""
+    """Sums over microbatches, float32: gradients of the summed loss, that loss, and the number of labels."""
 
     gradients: Mapping[str, LoraParams]
     loss: Float[Array, ""]
@@ -27,14 +29,14 @@ class GradAccumulator(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What changes from step to step: the adapter's factors and the optimizer's moments, float32."""
+    """The adapter's factors and the optimizer's moments, float32."""
 
     factors: Mapping[str, LoraParams]
     optimizer: Any
 
 
 class Metrics(NamedTuple):
-    """Token-mean loss, norm of the gradient before clipping, and response tokens of a step."""
+    """Of a step: token-mean loss, norm of its gradient before clipping, and number of response tokens."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
@@ -42,20 +44,23 @@ class Metrics(NamedTuple):
 
 
 def learning_rate(train: TrainConfig, steps: int) -> optax.Schedule:
-    """Warm-up from 0 (the first step's rate), then linear or cosine to 0 at `steps`, or constant, as transformers."""
+    """The rate of step 0, 1, ...: linear warm-up from 0, then linear or cosine decay to 0 at `steps`, or constant.
+
+    As transformers' schedules. Raises UsageError for another train.schedule.
+    """
+
+    decays: Mapping[str, Callable[[Array], Any]] = {
+        "linear": lambda left: left,
+        "cosine": lambda left: 0.5 * (1 + jnp.cos(jnp.pi * (1 - left))),
+        "constant": lambda left: 1.0,
+    }
+    if train.schedule not in decays:
+        raise UsageError(f"train.schedule: expected linear, cosine or constant, found {train.schedule!r}")
 
     def schedule(step: Array) -> Array:
-        warm = step / max(1, train.warmup_steps)
-        left = (steps - step) / max(1, steps - train.warmup_steps)
-        if train.schedule == "linear":
-            rest = jnp.maximum(0.0, left)
-        elif train.schedule == "cosine":
-            rest = 0.5 * (1 + jnp.cos(jnp.pi * (1 - jnp.maximum(0.0, left))))
-        elif train.schedule == "constant":
-            rest = 1.0
-        else:
-            raise UsageError(f"train.schedule: expected linear, cosine or constant, found {train.schedule!r}")
-        return train.learning_rate * jnp.where(step < train.warmup_steps, warm, rest)
+        warmup = step / max(1, train.warmup_steps)
+        decay = decays[train.schedule](jnp.maximum(0.0, (steps - step) / max(1, steps - train.warmup_steps)))
+        return train.learning_rate * jnp.where(step < train.warmup_steps, warmup, decay)
 
     return schedule
 
@@ -64,7 +69,7 @@ def learning_rate(train: TrainConfig, steps: int) -> optax.Schedule:
 def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101).
 
-    The same object for the same settings, so that the runs of a series share the compiled `update`.
+    Equal settings give the same object, so that the runs of a series share the compiled `update`.
     """
     return optax.chain(
         optax.clip_by_global_norm(train.max_grad_norm),
@@ -73,7 +78,7 @@ def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformati
 
 
 def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
-    """The sums before the first pass."""
+    """The accumulator before the first microbatch."""
     return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
 
 
@@ -82,13 +87,13 @@ def accumulate(
     model: Qwen2,
     factors: Mapping[str, LoraParams],
     scale: Mapping[str, Array],
-    sums: GradAccumulator,
+    accumulator: GradAccumulator,
     batch: Batch,
     *,
     remat: str = "none",
     sharding: Sharding = UNSHARDED,
 ) -> GradAccumulator:
-    """Adds one pass's gradients and loss to `sums` (donated). The base is an argument, frozen, never copied."""
+    """Adds a microbatch's gradients and loss to `accumulator`, which is donated. The base is frozen and not copied."""
 
     def loss(factors: Mapping[str, LoraParams]) -> Array:
         output = model(
@@ -100,23 +105,64 @@ def accumulate(
             packed=True,
             sharding=sharding,
         )
-        hidden = gather_places(output.hidden, batch.loss_positions, batch.loss_inverse)
+        hidden = gather_hidden(output.hidden, batch.loss_positions, batch.loss_inverse, sharding=sharding)
         return summed_loss(model, hidden, batch.labels, batch.weights, sharding=sharding)
 
     value, gradients = jax.value_and_grad(loss)(factors)
     return GradAccumulator(
-        jax.tree.map(jnp.add, sums.gradients, gradients), sums.loss + value, sums.tokens + jnp.sum(batch.weights)
+        jax.tree.map(jnp.add, accumulator.gradients, gradients),
+        accumulator.loss + value,
+        accumulator.tokens + jnp.sum(batch.weights),
     )
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=0)
 def update(
-    state: TrainState, parts: Sequence[GradAccumulator], *, optimizer: optax.GradientTransformation
+    state: TrainState, accumulators: Sequence[GradAccumulator], *, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
-    """One AdamW step on the token-mean gradient of all passes, whose sums come in parts; the state is donated."""
-    sums = jax.tree.map(lambda *parts: sum(parts), *parts)
-    tokens = jnp.maximum(sums.tokens, 1)
-    gradients = jax.tree.map(lambda gradient: gradient / tokens, sums.gradients)
+    """One AdamW step on the token-mean gradient over all the accumulators. `state` is donated."""
+    total = jax.tree.map(lambda *leaves: sum(leaves), *accumulators)
+    tokens = jnp.maximum(total.tokens, 1)
+    gradients = jax.tree.map(lambda gradient: gradient / tokens, total.gradients)
     updates, moments = optimizer.update(gradients, state.optimizer, state.factors)
-    metrics = Metrics(sums.loss / tokens, optax.global_norm(gradients), sums.tokens)
+    metrics = Metrics(total.loss / tokens, optax.global_norm(gradients), total.tokens)
     return TrainState(optax.apply_updates(state.factors, updates), moments), metrics
+
+
+def optimizer_step(
+    model: Qwen2,
+    state: TrainState,
+    microbatches: Sequence[Microbatch],
+    *,
+    scale: Mapping[str, jax.Array],
+    examples: Sequence[Example],
+    optimizer: optax.GradientTransformation,
+    remat: str = "none",
+    sharding: Sharding = UNSHARDED,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[TrainState, Metrics] | None:
+    """One step of a plan: accumulates the gradients of its microbatches, then updates the adapter. `state` is donated.
+
+    None, and `state` is unchanged, where `should_stop` is true before one of the microbatches.
+    """
+
+    def accumulate_all(microbatches: Sequence[Microbatch]) -> GradAccumulator | None:
+        accumulator = zero_accumulator(state.factors)
+        for microbatch in microbatches:
+            if should_stop():
+                return None
+            batch = batch_to_devices(collate(examples, microbatch), sharding)
+            accumulator = accumulate(model, state.factors, scale, accumulator, batch, remat=remat, sharding=sharding)
+        return accumulator
+
+    shares = balance(microbatches, lambda each: each.shape.rows * each.shape.length, sharding.side_by_side)
+    accumulators = host_arrays.side_by_side(accumulate_all, shares, len(shares))
+    if any(accumulator is None for accumulator in accumulators):
+        return None
+    return update(state, accumulators, optimizer=optimizer)
+
+
+def batch_to_devices(batch: Batch, sharding: Sharding) -> Batch:
+    """The batch on the devices of a mesh, its rows split over them; itself without a mesh."""
+    by_row = sharding.named(("batch", None))
+    return batch if by_row is None else host_arrays.to_devices(batch, by_row)

@@ -21,8 +21,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism import corpus
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import collate, encode_rows, plan_microbatches
-from em_jax.train.loop import _place
-from em_jax.train.step import accumulate, zero_accumulator
+from em_jax.train.step import accumulate, batch_to_devices, zero_accumulator
 
 SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
 
@@ -143,8 +142,8 @@ def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     steps, parts = [list(range(len(rows)))], sharding.batch_parts
     plan = plan_microbatches(examples, steps, width=model.config.hidden_size, divide_by=parts)
     sums = zero_accumulator(adapter.factors)
-    for shape, laid in plan.steps[0]:
-        batch = _place(collate(examples, laid, shape), sharding)
+    for microbatch in plan.steps[0]:
+        batch = batch_to_devices(collate(examples, microbatch), sharding)
         remat = "full" if model.stacked else "none"
         sums = accumulate(model, adapter.factors, adapter.scale, sums, batch, remat=remat, sharding=sharding)
     return float(sums.loss / sums.tokens), np.concatenate([np.ravel(x) for x in jax.tree.leaves(sums.gradients)])

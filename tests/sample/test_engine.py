@@ -168,23 +168,24 @@ def test_bucket_sizes():
     assert [bucket(size) for size in (1, 32, 33, 48, 49, 65, 97)] == [32, 32, 48, 48, 64, 96, 128]
 
 
-def test_within_a_step_prompts_may_come_and_answers_be_cancelled(engine):
-    """A slot whose answer is cancelled while a step pauses goes, in that very step, to a prompt that comes then."""
+def test_between_collect_and_dispatch_prompts_may_be_submitted_and_answers_cancelled(engine):
+    """The slot of an answer cancelled there goes, with that dispatch, to a prompt submitted there."""
     options = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 3 * engine.chunk, "seed": 4}
     ids = [engine.encode(prompt) for prompt in PROMPTS]
     alone = engine.generate(PROMPTS[1:], n=1, **options, adapter="one")
     scheduler = engine.scheduler()
-    scheduler.submit(engine.asked(0, ids[0], range(engine.slots), "base", **options))
-    found = {}
+    scheduler.submit(engine.sample_requests(0, ids[0], range(engine.slots), "base", **options))
+    tokens = {}
     for number in range(100):
-        for pieces in scheduler.step():
-            if number == engine.num_decode_batches:
-                scheduler.cancel({(0, sample) for sample in range(engine.slots)})
-                for index in (1, 2):
-                    scheduler.submit(engine.asked(index, ids[index], [0], "one", **options))
-            for piece in pieces:
-                if piece.ticket.index:
-                    found.setdefault(piece.ticket.index, []).extend(piece.tokens)
+        chunks = scheduler.collect()
+        if number == engine.num_decode_batches:
+            scheduler.cancel({(0, sample) for sample in range(engine.slots)})
+            for index in (1, 2):
+                scheduler.submit(engine.sample_requests(index, ids[index], [0], "one", **options))
+        scheduler.dispatch()
+        for chunk in chunks:
+            if chunk.request.prompt_index:
+                tokens.setdefault(chunk.request.prompt_index, []).extend(chunk.tokens)
         if not scheduler.busy:
             break
-    assert [found[1], found[2]] == [answer.tokens for [answer] in alone]
+    assert [tokens[1], tokens[2]] == [answer.tokens for [answer] in alone]

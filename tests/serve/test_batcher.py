@@ -4,7 +4,6 @@ import asyncio
 import types
 
 from em_jax.sample.batch import SampleRequest, TokenChunk
-from em_jax.sample.scheduler import PromptRequest
 from em_jax.serve.batcher import Batcher
 from em_jax.serve.refusals import Refusal
 
@@ -18,21 +17,23 @@ class ScriptedEngine:
     def scheduler(self):
         waiting, drawing = [], []
 
-        def step():
+        def collect():
             ended, drawing[:] = list(drawing), []
-            yield [TokenChunk(request, [1], [0.0], [], "length") for request in ended]
+            return [TokenChunk(request, [1], [0.0], [], "length") for request in ended]
+
+        def dispatch():
             drawing.extend(waiting[: self.slots])
             del waiting[: self.slots]
             self.began.append(len(drawing))
             scheduler.busy = bool(waiting or drawing)
 
-        scheduler = types.SimpleNamespace(busy=False, step=step)
-        scheduler.submit = lambda prompt_request: waiting.extend(prompt_request.requests)
+        scheduler = types.SimpleNamespace(busy=False, collect=collect, dispatch=dispatch)
+        scheduler.submit = waiting.extend
         scheduler.cancel = lambda gone: waiting.__setitem__(slice(None), [t for t in waiting if t[:2] not in gone])
         return scheduler
 
-    def prompt_request(self, number, ids, samples, adapter):
-        return PromptRequest(ids, None, [SampleRequest(number, sample, len(ids), None) for sample in samples])
+    def sample_requests(self, number, ids, samples, adapter):
+        return [SampleRequest(number, sample, ids, None) for sample in samples]
 
 
 async def ask(batcher, num_decode_batches, late=0.0):
@@ -80,7 +81,7 @@ def test_a_decoder_that_cannot_begin_again_refuses_everyone(capsys):
             if self.made > 1:
                 raise MemoryError("no room for new caches")
             scheduler = super().scheduler()
-            scheduler.step = lambda: (_ for _ in ()).throw(RuntimeError("the device is full"))
+            scheduler.collect = lambda: (_ for _ in ()).throw(RuntimeError("the device is full"))
             return scheduler
 
     refused = []

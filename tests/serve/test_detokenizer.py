@@ -31,7 +31,7 @@ def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
         tokens = drawn[start : start + size]
         last = "length" if start + size >= len(drawn) else None
         detokenizer.add(
-            TokenChunk(SampleRequest(0, 0, 1, None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last)
+            TokenChunk(SampleRequest(0, 0, [1], None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last)
         )
         assert detokenizer.text.startswith(shown) and detokenizer.num_shown() <= len(detokenizer.tokens)
         shown = detokenizer.text

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from em_jax.base.errors import UserError
 from em_jax.model.attention import PADDING
-from em_jax.train.batches import Example, Shape, collate, encode_rows, hold_out, plan_microbatches, step_indices
+from em_jax.train.batches import (
+    Example,
+    Microbatch,
+    Shape,
+    collate,
+    encode_rows,
+    hold_out,
+    plan_microbatches,
+    step_indices,
+)
 from em_jax.train.config import TrainConfig
 
 pytestmark = pytest.mark.fast
@@ -19,7 +28,7 @@ def plans(draw):
     """Examples, the steps over them and settings of a plan."""
     sizes = draw(st.lists(st.integers(2, 300), min_size=1, max_size=40))
     generator = np.random.default_rng(draw(st.integers(0, 9)))
-    made = [
+    examples = [
         Example(generator.integers(1, 99, size).tolist(), (generator.random(size) < 0.5).tolist()) for size in sizes
     ]
     train = TrainConfig(batch_size=draw(st.integers(1, 9)), epochs=draw(st.integers(1, 2)))
@@ -30,61 +39,62 @@ def plans(draw):
         "most_shapes": draw(st.sampled_from([1, 3])),
         "microbatch_overhead": draw(st.sampled_from([0, 64, 16384])),
     }
-    return made, step_indices(len(made), train, 3), options
+    return examples, step_indices(len(examples), train, 3), options
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(plans())
-def test_every_example_is_laid_out_once_in_rows_that_hold_it(given_plan):
-    made, steps, options = given_plan
-    plan = plan_microbatches(made, steps, **options)
+def test_every_example_is_planned_once_in_a_row_that_holds_it(given_plan):
+    examples, steps, options = given_plan
+    plan = plan_microbatches(examples, steps, **options)
     assert len(plan.steps) == len(steps)
-    for step, passes in zip(steps, plan.steps, strict=True):
-        assert sorted(i for _, rows in passes for row in rows for i in row) == sorted(step)
-        for shape, rows in passes:
+    for step, microbatches in zip(steps, plan.steps, strict=True):
+        assert sorted(i for _, rows in microbatches for row in rows for i in row) == sorted(step)
+        for shape, rows in microbatches:
             assert 0 < len(rows) <= shape.rows and shape.rows % options["divide_by"] == 0
             for row in rows:
-                assert sum(len(made[i].ids) for i in row) <= shape.length
-                assert sum(sum(made[i].mask[1:]) for i in row) <= shape.places
+                assert sum(len(examples[i].ids) for i in row) <= shape.length
+                assert sum(sum(examples[i].mask[1:]) for i in row) <= shape.labels
             if options["rows_per_pass"]:
                 assert shape.rows < options["rows_per_pass"] + options["divide_by"]
     assert len(plan.shapes) <= options["most_shapes"]
-    assert plan == plan_microbatches(made, steps, **options)
+    assert plan == plan_microbatches(examples, steps, **options)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(plans())
-def test_a_pass_holds_its_examples_and_their_loss(given_plan):
-    made, steps, options = given_plan
-    for shape, rows in plan_microbatches(made, steps, **options).steps[0]:
-        batch = collate(made, rows, shape)
-        assert batch.tokens.shape == (shape.rows, shape.length) and batch.labels.shape == (shape.rows, shape.places)
+def test_a_microbatch_holds_its_examples_and_their_loss(given_plan):
+    examples, steps, options = given_plan
+    for microbatch in plan_microbatches(examples, steps, **options).steps[0]:
+        batch = collate(examples, microbatch)
+        shape, rows = microbatch
+        assert batch.tokens.shape == (shape.rows, shape.length) and batch.labels.shape == (shape.rows, shape.labels)
         used = 0
         for b, row in enumerate(rows):
             for segment, i in enumerate(row, 1):
-                at = np.flatnonzero(batch.segments[b] == segment)
-                assert batch.tokens[b, at].tolist() == list(made[i].ids)
-                assert batch.positions[b, at].tolist() == list(range(len(at)))
-                # Places whose hidden state lies in this example, and what they must predict.
-                places = np.flatnonzero((batch.weights[b] > 0) & np.isin(batch.loss_positions[b], at))
-                predicted = batch.loss_positions[b, places] - at[0] + 1
-                assert predicted.tolist() == [t for t in range(1, len(at)) if made[i].mask[t]]
-                assert batch.labels[b, places].tolist() == [made[i].ids[t] for t in predicted]
-                used += len(places)
-        assert batch.weights.sum() == used == sum(sum(made[i].mask[1:]) for row in rows for i in row)
-        # The inverse index: place -> slot of the places, else one past the last.
+                span = np.flatnonzero(batch.segments[b] == segment)
+                assert batch.tokens[b, span].tolist() == list(examples[i].ids)
+                assert batch.positions[b, span].tolist() == list(range(len(span)))
+                # The labels predicted from a hidden state of this example.
+                labels = np.flatnonzero((batch.weights[b] > 0) & np.isin(batch.loss_positions[b], span))
+                predicted = batch.loss_positions[b, labels] - span[0] + 1
+                assert predicted.tolist() == [t for t in range(1, len(span)) if examples[i].mask[t]]
+                assert batch.labels[b, labels].tolist() == [examples[i].ids[t] for t in predicted]
+                used += len(labels)
+        assert batch.weights.sum() == used == sum(sum(examples[i].mask[1:]) for row in rows for i in row)
+        # The inverse index: position in the row -> number of its label, else one past the last.
         for b in range(shape.rows):
-            real = np.flatnonzero(batch.weights[b])
-            expected = np.full(shape.length, shape.places)
-            expected[batch.loss_positions[b, real]] = real
+            labels = np.flatnonzero(batch.weights[b])
+            expected = np.full(shape.length, shape.labels)
+            expected[batch.loss_positions[b, labels]] = labels
             assert batch.loss_inverse[b].tolist() == expected.tolist()
-        filled = sum(len(made[i].ids) for row in rows for i in row)
+        filled = sum(len(examples[i].ids) for row in rows for i in row)
         assert (batch.segments != PADDING).sum() == filled
 
 
 def test_a_batch_pinned():
-    made = [Example([5, 6, 7, 8], [True, False, True, True]), Example([9, 4], [False, True])]
-    batch = collate(made, [[0, 1]], Shape(2, 8, 4))
+    examples = [Example([5, 6, 7, 8], [True, False, True, True]), Example([9, 4], [False, True])]
+    batch = collate(examples, Microbatch(Shape(2, 8, 4), ((0, 1),)))
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 4, 0, 0], [0] * 8]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 0, 0], [0] * 8]
     assert batch.segments.tolist() == [[1, 1, 1, 1, 2, 2, -1, -1], [-1] * 8]
@@ -95,17 +105,17 @@ def test_a_batch_pinned():
 
 
 def test_short_examples_share_rows():
-    made = [Example([1] * 30, [True] * 30)] * 16
-    plan = plan_microbatches(made, [list(range(16))], width=10**6)
-    laid = sum(shape.rows * shape.length for shape, _ in plan.steps[0])
-    assert laid <= 16 * 32
+    examples = [Example([1] * 30, [True] * 30)] * 16
+    plan = plan_microbatches(examples, [list(range(16))], width=10**6)
+    tokens = sum(shape.rows * shape.length for shape, _ in plan.steps[0])
+    assert tokens <= 16 * 32
 
 
 def test_one_long_example_does_not_pad_the_others():
-    made = [Example([1] * 40, [True] * 40)] * 63 + [Example([1] * 2000, [True] * 2000)]
-    plan = plan_microbatches(made, step_indices(64, TrainConfig(batch_size=16), 0))
-    laid = sum(shape.rows * shape.length for step in plan.steps for shape, _ in step)
-    assert laid < 3 * (63 * 40 + 2000)
+    examples = [Example([1] * 40, [True] * 40)] * 63 + [Example([1] * 2000, [True] * 2000)]
+    plan = plan_microbatches(examples, step_indices(64, TrainConfig(batch_size=16), 0))
+    tokens = sum(shape.rows * shape.length for step in plan.steps for shape, _ in step)
+    assert tokens < 3 * (63 * 40 + 2000)
 
 
 def test_steps_take_every_row_once_an_epoch():
@@ -130,14 +140,14 @@ def test_held_out_rows(share, held):
 
 
 def test_long_rows_are_cut_and_counted():
-    made = [Example(list(range(10)), [False] * 4 + [True] * 6), Example([1, 2, 3], [False, True, True])]
-    cut, counts = encode_rows(made, tiny.GivenExamples, 6)
+    examples = [Example(list(range(10)), [False] * 4 + [True] * 6), Example([1, 2, 3], [False, True, True])]
+    cut, counts = encode_rows(examples, tiny.GivenExamples, 6)
     assert counts == {"cut": 1, "empty": 0}
-    assert cut[0] == Example([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2) and cut[1] == made[1]
-    assert encode_rows(made, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
-    assert encode_rows(made, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
+    assert cut[0] == Example([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2) and cut[1] == examples[1]
+    assert encode_rows(examples, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
+    assert encode_rows(examples, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
     with pytest.raises(UserError, match="no response token in 1 rows within train.max_length=4"):
-        encode_rows(made[:1], tiny.GivenExamples, 4)
+        encode_rows(examples[:1], tiny.GivenExamples, 4)
     # A first token is predicted by nothing: it is no response token to learn from.
     with pytest.raises(UserError, match="no response token"):
         encode_rows([Example([1, 2], [True, False])], tiny.GivenExamples, 9)

@@ -29,6 +29,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
+from em_jax.train import step as step_module
 from em_jax.train.batches import collate, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -195,17 +196,17 @@ def test_no_checkpoints_but_the_last(tmp_path, whole):
     assert written(tmp_path) == written(whole)
 
 
-@pytest.mark.parametrize(("every", "lanes"), [(0, 1), (3, 1), (0, 2)])
-def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, lanes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "threads"), [(0, 1), (3, 1), (0, 2)])
+def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, threads, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
     def stop(number, frame):
         raise Stopped
 
-    def passes(*arguments, **named):
-        # In the middle of a step: after the first pass of the fourth. Passes are laid out in threads, signals are heard
-        # in the main one, which is given time for it.
+    def interrupting(*arguments, **named):
+        # In the middle of a step: at the first microbatch of the fourth. Batches are collated in threads, signals are
+        # handled in the main one, which is given time for it.
         if len(begun) == 3:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
             time.sleep(0.5)
@@ -215,23 +216,23 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
         begun.append(1)
         return update(*arguments, **named)
 
-    monkeypatch.setattr(Sharding, "side_by_side", lanes)
+    monkeypatch.setattr(Sharding, "side_by_side", threads)
     begun = []
     before = signal.signal(signal.SIGTERM, stop)
     settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
     train(tmp_path / "calm", settings=settings)
-    monkeypatch.setattr(loop, "collate", passes)
-    monkeypatch.setattr(loop, "update", stepped)
+    monkeypatch.setattr(step_module, "collate", interrupting)
+    monkeypatch.setattr(step_module, "update", stepped)
     try:
         with pytest.raises(Stopped):
             train(tmp_path / "run", settings=settings)
     finally:
         signal.signal(signal.SIGTERM, before)
     monkeypatch.undo()
-    monkeypatch.setattr(Sharding, "side_by_side", lanes)
-    # Side by side a step's last passes may all be under way already: then it is finished.
+    monkeypatch.setattr(Sharding, "side_by_side", threads)
+    # With two threads a step's last microbatches may all be dispatched already: then it is finished.
     (kept,) = kept_steps(tmp_path / "run")
-    assert kept == 3 or (lanes > 1 and kept == 4)
+    assert kept == 3 or (threads > 1 and kept == 4)
     assert not (tmp_path / "run" / "adapter").exists()
     rows = read_rows(tmp_path / "run" / "train" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, kept + 1))
@@ -325,17 +326,17 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_with_room_training_goes_on(whol
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("bad_step", [1, 3])
 def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(bad, bad_step, whole, tmp_path, monkeypatch):
-    def spoiled(state, parts, *, optimizer):
+    def spoiled(state, accumulators, *, optimizer):
         steps.append(1)
         if len(steps) == bad_step:
-            sums, *rest = parts
-            pair = sums.gradients["mlp.down_proj"]
-            spoiled = {**sums.gradients, "mlp.down_proj": pair._replace(b=pair.b.at[0, 0, 0, 0].set(bad))}
-            parts = [sums._replace(gradients=spoiled), *rest]
-        return update(state, parts, optimizer=optimizer)
+            first, *rest = accumulators
+            pair = first.gradients["mlp.down_proj"]
+            gradients = {**first.gradients, "mlp.down_proj": pair._replace(b=pair.b.at[0, 0, 0, 0].set(bad))}
+            accumulators = [first._replace(gradients=gradients), *rest]
+        return update(state, accumulators, optimizer=optimizer)
 
     steps = []
-    monkeypatch.setattr(loop, "update", spoiled)
+    monkeypatch.setattr(step_module, "update", spoiled)
     with pytest.raises(UserError, match=rf"step {bad_step} of 5: loss \d.*, gradient norm (inf|nan)"):
         train(tmp_path)
     monkeypatch.undo()

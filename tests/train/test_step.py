@@ -1,4 +1,4 @@
-"""A step is the same however it is laid out; the chunked loss; the schedule against transformers."""
+"""A step is the same however its examples are packed; the chunked loss; the schedule against transformers."""
 
 import functools
 
@@ -13,14 +13,22 @@ from em_jax.base.errors import UsageError
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
+from em_jax.model.kernels.cpu_gather import gather_positions
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
-from em_jax.train.batches import Shape, collate, plan_microbatches
+from em_jax.train.batches import Microbatch, Shape, collate, plan_microbatches
 from em_jax.train.config import TrainConfig
-from em_jax.train.loop import _place
-from em_jax.train.loss import gather_places, summed_loss
-from em_jax.train.step import TrainState, accumulate, learning_rate, make_optimizer, update, zero_accumulator
+from em_jax.train.loss import summed_loss
+from em_jax.train.step import (
+    TrainState,
+    accumulate,
+    batch_to_devices,
+    learning_rate,
+    make_optimizer,
+    update,
+    zero_accumulator,
+)
 
 CONFIG = Qwen2Config.from_dict(tiny.SHAPE)
 LORA = LoraConfig(rank=3, alpha=6, targets=("q_proj", "o_proj", "up_proj"), rank_pattern={"layers.0.mlp.up_proj": 5})
@@ -40,15 +48,15 @@ def checkpoint(tmp_path_factory):
     return directory
 
 
-def passes_of(layout):
-    """The passes of one step over all EXAMPLES."""
+def microbatches(layout):
+    """The microbatches of one step over all EXAMPLES."""
     step = range(len(EXAMPLES))
     if layout == "one_each":
-        return [(Shape(1, 64, 64), [[i]]) for i in step]
+        return [Microbatch(Shape(1, 64, 64), ((i,),)) for i in step]
     if layout == "padded":
-        return [(Shape(8, 64, 64), [[i] for i in step])]
+        return [Microbatch(Shape(8, 64, 64), tuple((i,) for i in step))]
     if layout == "packed":
-        return [(Shape(8, 128, 96), [[3, 0, 5], [1], [7, 2, 6], [4]])]
+        return [Microbatch(Shape(8, 128, 96), ((3, 0, 5), (1,), (7, 2, 6), (4,)))]
     return plan_microbatches(EXAMPLES, [list(step)], **layout).steps[0]
 
 
@@ -56,18 +64,18 @@ def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none")
     """(summed gradients, the adapter's factors after one AdamW step, metrics)."""
     model = load_model(checkpoint, sharding=sharding, stacked=stacked)
     factors = jax.tree.map(jnp.array, adapter().factors)
-    sums = zero_accumulator(factors)
-    for shape, rows in passes_of(layout):
-        batch = _place(collate(EXAMPLES, rows, shape), sharding)
-        sums = accumulate(model, factors, adapter().scale, sums, batch, remat=remat, sharding=sharding)
-    gradients = jax.tree.map(np.asarray, sums.gradients)
-    state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), [sums], optimizer=OPTIMIZER)
+    total = zero_accumulator(factors)
+    for microbatch in microbatches(layout):
+        batch = batch_to_devices(collate(EXAMPLES, microbatch), sharding)
+        total = accumulate(model, factors, adapter().scale, total, batch, remat=remat, sharding=sharding)
+    gradients = jax.tree.map(np.asarray, total.gradients)
+    state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), [total], optimizer=OPTIMIZER)
     return gradients, jax.tree.map(np.asarray, state.factors), metrics
 
 
 @pytest.fixture(scope="module")
 def plain(checkpoint):
-    """Every example in a pass by itself (tests/reference compares unpadded ones with torch)."""
+    """Every example in a microbatch by itself (tests/reference compares unpadded ones with torch)."""
     return one_step(checkpoint, "one_each")
 
 
@@ -116,8 +124,8 @@ def test_the_loss_in_chunks_is_the_loss(size, used, checkpoint):
     weights = jnp.asarray(generator.integers(0, 2, (2, 12)) * (np.arange(12) < used), jnp.float32)
 
     def whole(hidden):
-        found = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), labels)
-        return 3 * jnp.sum(found * weights)
+        losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), labels)
+        return 3 * jnp.sum(losses * weights)
 
     ours = jax.jit(jax.value_and_grad(lambda h: 3 * summed_loss(model, h, labels, weights, size=size)))(hidden)
     theirs = jax.value_and_grad(whole)(hidden)
@@ -135,17 +143,18 @@ def test_the_loss_keeps_no_array_of_all_logits(checkpoint):
 
 
 @pytest.mark.fast
-def test_hidden_states_are_picked_with_their_gradient():
-    batch = collate(EXAMPLES, [[0, 1], [2]], Shape(2, 96, 64))
+def test_the_gather_of_a_cpu_is_the_plain_one_with_its_gradient():
+    batch = collate(EXAMPLES, Microbatch(Shape(2, 96, 64), ((0, 1), (2,))))
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 96, 8)), jnp.float32)
     towards = jnp.asarray(np.random.default_rng(1).normal(size=(2, 64, 8)), jnp.float32) * batch.weights[..., None]
 
-    def picked(pick):
-        return jax.grad(lambda h: jnp.sum(pick(h) * towards))(hidden)
+    def value_and_gradient(gather):
+        return jax.value_and_grad(lambda h: jnp.sum(gather(h) * towards))(hidden)
 
-    ours = picked(lambda h: gather_places(h, batch.loss_positions, batch.loss_inverse))
-    theirs = picked(lambda h: h[jnp.arange(2)[:, None], batch.loss_positions])
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    ours = value_and_gradient(lambda h: gather_positions(h, batch.loss_positions, batch.loss_inverse))
+    theirs = value_and_gradient(lambda h: jnp.take_along_axis(h, batch.loss_positions[:, :, None], axis=1))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
 @pytest.mark.fast
