@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from em_jax.config import Config
-from em_jax.formats.checkpoint import scale_sharding
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout

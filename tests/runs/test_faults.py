@@ -1,7 +1,7 @@
 """What goes wrong around a run, put in its way on purpose: nothing is lost, and one line says what to do.
 
-Here with a stub engine and in this process. tests/runs/test_kill.py does it to the real thing, tests/train/test_loop.py to
-training, tests/runs/test_directory.py to single files.
+Here with a stub engine and in this process. tests/runs/test_kill.py does it to the real thing, tests/train/test_loop.py
+to training, tests/runs/test_directory.py to single files.
 """
 
 import errno
