@@ -196,8 +196,8 @@ def test_no_checkpoints_but_the_last(tmp_path, whole):
     assert written(tmp_path) == written(whole)
 
 
-@pytest.mark.parametrize(("every", "threads"), [(0, 1), (3, 1), (0, 2)])
-def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, threads, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "threads", "keep"), [(0, 1, 0), (3, 1, 0), (0, 2, 0), (0, 1, 1)])
+def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, threads, keep, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
@@ -219,7 +219,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
     monkeypatch.setattr(Sharding, "side_by_side", threads)
     begun = []
     before = signal.signal(signal.SIGTERM, stop)
-    settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
+    settings = dataclasses.replace(TRAIN, checkpoint_every=every, rows_per_pass=1, keep_adapters=keep)
     train(tmp_path / "calm", settings=settings)
     monkeypatch.setattr(step_module, "collate", interrupting)
     monkeypatch.setattr(step_module, "update", stepped)
