@@ -75,7 +75,7 @@ def test_the_inverse_cdf_of_a_cpu_is_the_plain_one(vocabulary):
         between = exact[row, min(ours[row], plain[row])]
         assert abs(between - target[row]) < 1e-5 * exact[row, -1]
     for tokens in (ours, plain):
-        assert np.take_along_axis(weights, drawn[:, None], axis=1).all()
+        assert np.take_along_axis(weights, tokens[:, None], axis=1).all()
 
 
 def test_a_key_is_made_of_seed_prompt_and_sample():
