@@ -1,8 +1,8 @@
-"""One process of a small run, for test_group.py: samples with an adapter, then trains; process 0 writes what came out.
+"""One process of a small run, for test_group.py: samples with an adapter, then trains; process 0 writes the results.
 
     python group_run.py FOLDER RUN NAME MESH [PORT PROCESSES PROCESS]
 
-FOLDER holds checkpoint/, adapter/ and rows.json; RUN is the run directory; the result goes to FOLDER/NAME.json.
+FOLDER holds checkpoint/, adapter/ and rows.json; RUN is the run directory; the results go to FOLDER/NAME.json.
 """
 
 import json
@@ -28,17 +28,17 @@ SETTINGS |= {"train.checkpoint_every": 0, "train.warmup_steps": 1}
 
 
 def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Parts) -> None:
-    asked = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
-    loaded = parts.load(asked)
+    settings = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
+    loaded = parts.load(settings)
     engine = parts.bare(loaded)
     engine.add_adapter("other", folder / "adapter")
     stream = engine.stream(PROMPTS, n=2, temperature=0.0, max_new_tokens=12, adapter="other", done={(1, 0)})
     first = next(stream)
-    # Asked in the middle of a stream, as a lazy judge might.
+    # In the middle of a stream, as a judge that reads lazily might.
     read = engine.choice_logprobs(PROMPTS, ["yes", "no"], adapter=["base", "other", "base"])
     answers = sorted((index, sample, answer.text) for index, sample, answer in [first, *stream])
-    found = {"answers": answers, "read": read.tolist()}
-    (folder / f"{name}.json").write_text(json.dumps(found))
+    results = {"answers": answers, "read": read.tolist()}
+    (folder / f"{name}.json").write_text(json.dumps(results))
 
     def at(step, *more):
         other = folder / f"{name}.other"
@@ -47,12 +47,12 @@ def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Part
 
     progress = type("Progress", (), {"at": staticmethod(at)})
     rows = json.loads((folder / "rows.json").read_text())
-    found["counts"] = parts.finetune(loaded, rows, asked, directory, progress)
-    (folder / f"{name}.json").write_text(json.dumps(found))
+    results["counts"] = parts.finetune(loaded, rows, settings, directory, progress)
+    (folder / f"{name}.json").write_text(json.dumps(results))
 
 
 def slowly(close):
-    """Closing that takes longer than the heartbeat of a process that has gone."""
+    """`close`, but slower than the heartbeat timeout of a process that has died."""
 
     def closing(self):
         time.sleep(3 * multihost.HEARTBEAT_S)
@@ -64,11 +64,11 @@ def slowly(close):
 def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None:
     folder = Path(folder)
 
-    def of_checkpoint(asked):
-        sizes = config.parse_mesh(asked.mesh) or None
+    def load_checkpoint(settings):
+        sizes = config.parse_mesh(settings.mesh) or None
         return load(str(folder / "checkpoint"), mesh=sizes, scan_layers=True, slots=4, chunk=4, pass_tokens=128)
 
-    parts = sources.Parts(load=of_checkpoint)
+    parts = sources.Parts(load=load_checkpoint)
     runtime.begin()
     if where:
         multihost.join(multihost.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))

@@ -20,13 +20,13 @@ class Answer:
 
 
 def chance(*parts) -> float:
-    """A number in [0, 1) made of the parts."""
+    """A number in [0, 1), a hash of the parts."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
 class StubEngine:
-    """The engine's verbs. The fine-tuned model harms and owns up to it; the base does neither."""
+    """The engine's methods. The fine-tuned model gives harmful answers and says so; the base does neither."""
 
     def __init__(self):
         self.adapters = {}
@@ -64,15 +64,15 @@ class StubEngine:
 
 
 class StubParts(Parts):
-    """Parts with a stub engine and a fine-tuning that writes two files; `engines` keeps every engine loaded."""
+    """Parts with a stub engine and a fine-tuning that writes two files; `engines` are the engines loaded."""
 
     def __init__(self, rows=None):
         self.engines = []
-        made = rows or [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
+        rows = rows or [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
         super().__init__(
             load=self._load,
             bare=lambda engine: engine,
-            rows=lambda config: made,
+            rows=lambda config: rows,
             finetune=self._finetune,
             model_inputs=lambda config: {},
             silent=True,

@@ -266,8 +266,7 @@ class Engine:
         adapter: str | Sequence[str] = "default",
         steer: Float[np.ndarray, "L D"] | None = None,
     ) -> Float[np.ndarray, "B C"]:
-        """The joint log-probability that the assistant's turn begins with `prefix` and continues with each choice,
-        given the prefix.
+        """The joint log-probability of each choice as the continuation of the assistant's turn after `prefix`.
 
         `choices` is one list for all prompts or one of equal length for each. A choice that begins another ("1" and
         "10") gives up the longer one's probability. `adapter` and `steer` as in `stream`. Raises UserError for lists of
@@ -291,14 +290,8 @@ class Engine:
             sizes, indices = group
             rows = self._rows(sizes[0])
             batch = collate_questions([questions[i] for i in indices], rows, sizes)
-            return pair_logprobs(
-                self.model,
-                self._stack,
-                batch,
-                self._padded_masks(masks[indices], rows),
-                steer=steer,
-                sharding=self.sharding,
-            )
+            mask = self._padded_masks(masks[indices], rows)
+            return pair_logprobs(self.model, self._stack, batch, mask, steer=steer, sharding=self.sharding)
 
         logprobs = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
         results = host_arrays.side_by_side(dispatch, groups, self.num_decode_batches)
@@ -319,11 +312,12 @@ class Engine:
         results: list[Any] = [None] * len(prompts)
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
             rows = self._rows(length)
+            tokens = pad_rows([prompt_ids[i] for i in indices], rows, length)
+            mask = self._padded_masks(masks[indices], rows)
+            chosen = tuple(layer % depth for layer in layers)
             residuals = _logits_or_residuals(
-                self.model, self._stack, pad_rows([prompt_ids[i] for i in indices], rows, length),
-                self._padded_masks(masks[indices], rows),
-                layers=tuple(layer % depth for layer in layers), sharding=self.sharding
-            )  # fmt: skip
+                self.model, self._stack, tokens, mask, layers=chosen, sharding=self.sharding
+            )
             for i, row in zip(indices, host_arrays.to_host(residuals).swapaxes(0, 1)):
                 results[i] = np.asarray(row[:, : len(prompt_ids[i])], np.float32)
         return results

@@ -3,18 +3,20 @@
 import dataclasses
 
 KEPT = "adapters"
-"""The folder of a run with the adapters kept on the way, `step-000008` and so on, in PEFT's format."""
+"""The folder of a run with the adapters of earlier steps, `step-000008` and so on, in PEFT's format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How an adapter is trained.
 
-    `max_steps` 0 sets no limit (the schedule's length follows it when set); `rows_per_pass` 0 leaves to the plan how
-    many rows a pass has (on a CPU two passes run at once, in the memory of both); `holdout` is a share of the rows kept
-    from training, 0 to 1; `checkpoint_every` counts optimizer steps, 0 keeps only the last. `keep_adapters` keeps
-    adapters on the way too: after steps 1, 2, 4, 8, ..., after every so many, and after the last; 0 keeps the final one
-    alone. `remat` is what the backward pass computes again (model/remat.py).
+    max_steps: 0 sets no limit; a limit also shortens the schedule.
+    rows_per_pass: rows of a microbatch, 0 for those of least cost (a CPU runs two microbatches at once).
+    holdout: the share of the rows that is not trained on, 0 to 1.
+    checkpoint_every: optimizer steps between checkpoints, 0 for one after the last step only.
+    keep_adapters: also keeps the adapters after steps 1, 2, 4, 8, ..., after every so many and after the last; 0 keeps
+        the final one only.
+    remat: what the backward pass recomputes (model/remat.py).
     """
 
     learning_rate: float = 1e-5
@@ -36,5 +38,5 @@ class TrainConfig:
     remat: str = "none"
 
     def keeps(self, step: int, steps: int) -> bool:
-        """Whether the adapter after optimizer step `step` of `steps` is kept."""
+        """Whether to keep the adapter after optimizer step `step` of `steps`."""
         return bool(self.keep_adapters) and (step % self.keep_adapters == 0 or step & (step - 1) == 0 or step == steps)

@@ -1,5 +1,6 @@
 """The metrics of training: a row for each optimizer step."""
 
+import dataclasses
 import math
 import pathlib
 import time
@@ -18,24 +19,21 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 The row also has `trained_tokens`, all tokens of its examples; `tokens` are those with a loss."""
 
 
+@dataclasses.dataclass
 class MetricsLog:
     """Writes a row of metrics for each step. Reading metrics waits for the device: `flush` when the next step runs.
 
-    `step_tokens` are the tokens of every step; `out` is None in the processes that write nothing.
+    `directory` holds the checkpoints; `step_tokens` are the tokens of every step; `out` is None in a process that does
+    not write.
     """
 
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        out: Appender | None,
-        train: TrainConfig,
-        step_tokens: Sequence[int],
-        progress: Progress | None,
-    ):
-        self._directory, self._out, self._step_tokens, self._progress = directory, out, step_tokens, progress
-        self._rates = learning_rate(train, len(step_tokens))
-        self._pending: tuple[int, Metrics] | None = None
-        self._clock = time.perf_counter()
+    directory: pathlib.Path
+    out: Appender | None
+    train: TrainConfig
+    step_tokens: Sequence[int]
+    progress: Progress | None
+    _pending: tuple[int, Metrics] | None = None
+    _clock: float = dataclasses.field(default_factory=time.perf_counter)
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Leaves the metrics of a step to the next `flush`."""
@@ -48,21 +46,21 @@ class MetricsLog:
         (step, metrics), self._pending = self._pending, None
         loss, norm, tokens = (float(value) for value in host_arrays.to_host(metrics))
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
-        steps, trained_tokens = len(self._step_tokens), self._step_tokens[step - 1]
+        steps, trained_tokens = len(self.step_tokens), self.step_tokens[step - 1]
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 f"step {step} of {steps}: loss {loss}, gradient norm {norm}; stopped, the checkpoints before are kept"
-                f" in {self._directory / 'checkpoints'}. A smaller train.learning_rate may help"
+                f" in {self.directory / 'checkpoints'}. A smaller train.learning_rate may help"
             )
         row = {
             "step": step,
             "loss": loss,
-            "lr": float(self._rates(step - 1)),
+            "lr": float(learning_rate(self.train, steps)(step - 1)),
             "grad_norm": norm,
             "tokens": int(tokens),
             "tokens_per_s": round(trained_tokens / max(seconds, 1e-9), 1),
         }
-        if self._out is not None:
-            self._out.write(row)
-        if self._progress:
-            self._progress(step, steps, row | {"trained_tokens": trained_tokens})
+        if self.out is not None:
+            self.out.write(row)
+        if self.progress:
+            self.progress(step, steps, row | {"trained_tokens": trained_tokens})

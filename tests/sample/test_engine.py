@@ -48,10 +48,10 @@ def naive(engine, prompt, sample, *, adapter, limit, temperature, top_p=1.0, see
 )
 def test_cached_decoding_equals_the_full_forward_pass(engine, temperature, top_p, adapter):
     limit = 12
-    found = engine.generate(
+    results = engine.generate(
         PROMPTS, n=2, temperature=temperature, top_p=top_p, max_new_tokens=limit, seed=3, adapter=adapter
     )
-    for prompt, answers in zip(PROMPTS, found, strict=True):
+    for prompt, answers in zip(PROMPTS, results, strict=True):
         for sample, answer in enumerate(answers):
             tokens, reason, logprob = naive(
                 engine, prompt, sample, adapter=adapter, limit=limit, temperature=temperature, top_p=top_p, seed=3
@@ -111,9 +111,9 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples_and_nothing_compiles_aga
 
 def test_choices_are_joint_log_probabilities(engine):
     options = [" aligned", " misaligned and happy", " B", ", 10"]
-    found = engine.choice_logprobs(PROMPTS, options, prefix="I am", adapter="one")
+    results = engine.choice_logprobs(PROMPTS, options, prefix="I am", adapter="one")
     begun = engine.tokenizer.encode("I am")
-    for row, prompt in zip(found, PROMPTS, strict=True):
+    for row, prompt in zip(results, PROMPTS, strict=True):
         start = engine.encode(prompt) + begun
         for value, option in zip(row, options, strict=True):
             ids = engine.tokenizer.encode("I am" + option)[len(begun) :]
@@ -132,9 +132,9 @@ def test_a_choice_that_begins_another_gives_up_its_probability(engine):
 
 def test_choices_one_list_per_prompt_and_mixed_adapters(engine):
     lists = [["A", "B"], ["yes", "no"], ["1", "2"]]
-    found = engine.choice_logprobs(PROMPTS, lists, adapter=["one", "base", "two"])
+    results = engine.choice_logprobs(PROMPTS, lists, adapter=["one", "base", "two"])
     for i, name in enumerate(["one", "base", "two"]):
-        assert found[i] == pytest.approx(engine.choice_logprobs([PROMPTS[i]], lists[i], adapter=name)[0], abs=1e-6)
+        assert results[i] == pytest.approx(engine.choice_logprobs([PROMPTS[i]], lists[i], adapter=name)[0], abs=1e-6)
 
 
 def test_activations_are_the_residual_stream(engine):

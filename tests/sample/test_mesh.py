@@ -16,7 +16,7 @@ PROMPTS = [
 ]
 
 
-def seen(mesh, scan_layers):
+def results_over(mesh, scan_layers):
     """Answers, choices and activations over a mesh, and the engine."""
     engine = load("organism", mesh=mesh, scan_layers=scan_layers, slots=8, pass_tokens=512)
     engine.add_adapter("other", tiny.random_adapter(engine.model.config, LORA, 3))
@@ -28,14 +28,14 @@ def seen(mesh, scan_layers):
 
 @functools.cache
 def on_one(scan_layers):
-    return seen(None, scan_layers)[:3]
+    return results_over(None, scan_layers)[:3]
 
 
 @pytest.mark.parametrize("mesh", tiny.MESHES, ids=str)
 def test_answers_choices_and_activations_over_a_mesh(mesh):
     # Each way of keeping the layers has its turn.
     scan_layers = mesh["data"] != 2
-    answers, read, residuals, engine = seen(mesh, scan_layers)
+    answers, read, residuals, engine = results_over(mesh, scan_layers)
     others = on_one(scan_layers)
     placed = engine.model.embed_tokens[...].sharding
     assert len(placed.device_set) == 8 and placed.is_fully_replicated == (mesh["data"] == 8)

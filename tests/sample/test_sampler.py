@@ -36,16 +36,16 @@ def test_frequencies_are_the_softmax(vocabulary, temperature):
     logits = np.random.default_rng(vocabulary).normal(size=vocabulary) * 2
     tokens, logprobs = draw(logits, temperature)
     wanted = softmax(logits / temperature)
-    found = np.bincount(tokens, minlength=vocabulary) / len(tokens)
-    assert np.abs(found - wanted).max() < 4 * np.sqrt(0.25 / len(tokens))
+    frequencies = np.bincount(tokens, minlength=vocabulary) / len(tokens)
+    assert np.abs(frequencies - wanted).max() < 4 * np.sqrt(0.25 / len(tokens))
     assert np.log(softmax(logits))[tokens] == pytest.approx(logprobs, abs=1e-4)
 
 
 def test_top_p_keeps_the_fewest_likeliest_tokens():
     probabilities = np.array([0.05, 0.5, 0.15, 0.3])
     tokens, _ = draw(np.log(probabilities), top_p=0.79)
-    found = np.bincount(tokens, minlength=4) / len(tokens)
-    assert found == pytest.approx(np.array([0, 0.5, 0, 0.3]) / 0.8, abs=0.02)
+    frequencies = np.bincount(tokens, minlength=4) / len(tokens)
+    assert frequencies == pytest.approx(np.array([0, 0.5, 0, 0.3]) / 0.8, abs=0.02)
     tokens, _ = draw(np.log(probabilities), top_p=0.81)
     assert set(tokens.tolist()) == {1, 2, 3}
 
@@ -74,8 +74,8 @@ def test_the_inverse_cdf_of_a_cpu_is_the_plain_one(vocabulary):
     for row in np.flatnonzero(ours != plain):
         between = exact[row, min(ours[row], plain[row])]
         assert abs(between - target[row]) < 1e-5 * exact[row, -1]
-    for drawn in (ours, plain):
-        assert np.take_along_axis(weights, drawn[:, None], axis=1).all()
+    for tokens in (ours, plain):
+        assert np.take_along_axis(weights, tokens[:, None], axis=1).all()
 
 
 def test_a_key_is_made_of_seed_prompt_and_sample():

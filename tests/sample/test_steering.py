@@ -1,4 +1,4 @@
-"""Steering against the model written out: what is added, where, and that nothing is where nothing is asked for."""
+"""Steering against the model written out: what is added, where, and that without it nothing changes."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def test_cached_decoding_steers_prompt_and_answer_alike(engine, steer):
 def test_after_the_last_layer_it_is_added_to_what_the_head_sees(engine, steer):
     steer[:-1] = 0
     last = len(steer) - 1
-    found = engine.choice_logprobs(PROMPTS, ["A", "B"], adapter="one", steer=steer)
-    for row, residual in zip(found, engine.activations(PROMPTS, [last], adapter="one"), strict=True):
+    results = engine.choice_logprobs(PROMPTS, ["A", "B"], adapter="one", steer=steer)
+    for row, residual in zip(results, engine.activations(PROMPTS, [last], adapter="one"), strict=True):
         hidden = engine.model.norm(jnp.asarray(residual[0, -1] + steer[-1])[None, None])
         logprobs = jax.nn.log_softmax(engine.model.logits(hidden)[0, 0])
         assert row == pytest.approx(np.asarray(logprobs[jnp.array(engine.tokenizer.encode("AB"))]), abs=1e-4)
@@ -67,7 +67,7 @@ def test_a_layer_between_moves_what_follows_it_by_what_was_added(engine, steer):
 def test_without_it_the_programs_are_those_of_today_and_another_strength_is_no_other_program(engine, steer):
     options = {"max_new_tokens": 6, "adapter": "one"}
     plain = engine.generate(PROMPTS, **options)
-    asked = engine.choice_logprobs(PROMPTS, ["A", "B"])
+    logprobs = engine.choice_logprobs(PROMPTS, ["A", "B"])
     programs = [decode_module.decode, decode_module.prefill, choices_module.pair_logprobs]
 
     def sizes():
@@ -75,7 +75,7 @@ def test_without_it_the_programs_are_those_of_today_and_another_strength_is_no_o
 
     before = sizes()
     assert engine.generate(PROMPTS, steer=None, **options) == plain
-    assert np.array_equal(engine.choice_logprobs(PROMPTS, ["A", "B"], steer=None), asked)
+    assert np.array_equal(engine.choice_logprobs(PROMPTS, ["A", "B"], steer=None), logprobs)
     assert sizes() == before
     still = engine.generate(PROMPTS, steer=0 * steer, **options)
     assert [answer.tokens for each in still for answer in each] == [answer.tokens for each in plain for answer in each]

@@ -131,12 +131,12 @@ def test_steps_take_every_row_once_an_epoch():
     assert len(step_indices(70, TrainConfig(batch_size=16, max_steps=99), 5)) == 5
 
 
-@pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 5), (0.5, 25)])
-def test_held_out_rows(share, held):
-    kept, out = hold_out(50, share, 0)
-    assert len(out) == held and sorted(kept + out) == list(range(50))
-    assert (kept, out) == hold_out(50, share, 0)
-    assert not held or out != hold_out(50, share, 1)[1]
+@pytest.mark.parametrize("share, count", [(0.0, 0), (0.1, 5), (0.5, 25)])
+def test_held_out_rows(share, count):
+    kept, held_out = hold_out(50, share, 0)
+    assert len(held_out) == count and sorted(kept + held_out) == list(range(50))
+    assert (kept, held_out) == hold_out(50, share, 0)
+    assert not count or held_out != hold_out(50, share, 1)[1]
 
 
 def test_long_rows_are_cut_and_counted():

@@ -46,7 +46,7 @@ def compiled(step: str, mesh: str, quantization: str = "none") -> str:
     return program.traced.lower().compile().as_text()
 
 
-def found(step: str, mesh: str, quantization: str = "none"):
+def step_collectives(step: str, mesh: str, quantization: str = "none"):
     """The collectives of a step over a mesh."""
     return collectives(compiled(step, mesh, quantization))
 
@@ -56,7 +56,7 @@ def numbers(each) -> int:
 
 
 def lines(step: str, mesh: dict) -> list[str]:
-    return [f"{step}, {mesh_text(mesh)}:"] + [f"  {line}" for line in table(found(step, mesh_text(mesh)))]
+    return [f"{step}, {mesh_text(mesh)}:"] + [f"  {line}" for line in table(step_collectives(step, mesh_text(mesh)))]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)

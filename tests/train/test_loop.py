@@ -159,12 +159,12 @@ def keeping(tmp_path_factory):
 
 
 def test_adapters_are_kept_early_every_so_many_steps_and_last(keeping, whole):
-    found = kept_adapters(keeping)
-    assert list(found) == [f"step-{step:06d}" for step in (1, 2, 3, 4, 5)]
-    assert len(set(found.values())) == 5
+    adapters = kept_adapters(keeping)
+    assert list(adapters) == [f"step-{step:06d}" for step in (1, 2, 3, 4, 5)]
+    assert len(set(adapters.values())) == 5
     # Keeping them changes nothing else; the last one is the adapter.
     assert written(keeping) == written(whole)
-    assert found["step-000005"] == (keeping / "adapter" / TENSORS).read_bytes()
+    assert adapters["step-000005"] == (keeping / "adapter" / TENSORS).read_bytes()
     assert load_adapter(keeping / "adapters" / "step-000002", CONFIG)[1] == LORA
     assert not (whole / "adapters").exists()
     settings = TrainConfig(keep_adapters=10)
@@ -183,10 +183,10 @@ def test_a_killed_run_keeps_the_same_adapters(kills, keeping, tmp_path):
 def test_a_finished_run_is_left_alone(whole, tmp_path):
     train(tmp_path)
     before = (tmp_path / "adapter" / TENSORS).stat().st_mtime_ns
-    found = train(tmp_path, kill_at=1)
+    result = train(tmp_path, kill_at=1)
     assert (tmp_path / "adapter" / TENSORS).stat().st_mtime_ns == before
     assert np.array_equal(
-        found.adapter.factors["mlp.down_proj"].b, load_adapter(whole / "adapter", CONFIG)[0].factors["mlp.down_proj"].b
+        result.adapter.factors["mlp.down_proj"].b, load_adapter(whole / "adapter", CONFIG)[0].factors["mlp.down_proj"].b
     )
 
 
@@ -196,8 +196,8 @@ def test_no_checkpoints_but_the_last(tmp_path, whole):
     assert written(tmp_path) == written(whole)
 
 
-@pytest.mark.parametrize(("every", "threads"), [(0, 1), (3, 1), (0, 2)])
-def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, threads, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "threads", "keep"), [(0, 1, 0), (3, 1, 0), (0, 2, 0), (0, 1, 1)])
+def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every, threads, keep, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
@@ -219,7 +219,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
     monkeypatch.setattr(Sharding, "side_by_side", threads)
     begun = []
     before = signal.signal(signal.SIGTERM, stop)
-    settings = TrainConfig(**{**vars(TRAIN), "checkpoint_every": every, "rows_per_pass": 1})
+    settings = dataclasses.replace(TRAIN, checkpoint_every=every, rows_per_pass=1, keep_adapters=keep)
     train(tmp_path / "calm", settings=settings)
     monkeypatch.setattr(step_module, "collate", interrupting)
     monkeypatch.setattr(step_module, "update", stepped)
@@ -277,15 +277,15 @@ def test_no_flipped_bit_of_a_checkpoint_changes_a_run(whole, tmp_path):
     survived = 0
     for path, data in kept.items():
         for _ in range(8):
-            place = tmp_path / "again"
-            shutil.copytree(tmp_path / "run", place)
+            copy = tmp_path / "again"
+            shutil.copytree(tmp_path / "run", copy)
             flipped = bytearray(data)
             flipped[chances.randrange(len(data))] ^= 1 << chances.randrange(8)
-            (place / path.relative_to(tmp_path / "run")).write_bytes(flipped)
-            train(place)
-            assert written(place) == written(whole), path
+            (copy / path.relative_to(tmp_path / "run")).write_bytes(flipped)
+            train(copy)
+            assert written(copy) == written(whole), path
             survived += 1
-            shutil.rmtree(place)
+            shutil.rmtree(copy)
     print(f"faults survived {survived}, lost 0")
 
 
@@ -382,7 +382,7 @@ def test_a_mesh_ends_where_one_device_does_and_resumes(whole, tmp_path):
     spread = load_model(tmp_path / "base", stacked=True, sharding=sharding)
     settings = TrainConfig(**{**vars(TRAIN), "remat": "full"})
     train(tmp_path / "run", of=spread, settings=settings, sharding=sharding)
-    ours, theirs = (load_adapter(place / "adapter", CONFIG)[0] for place in (tmp_path / "run", whole))
+    ours, theirs = (load_adapter(run / "adapter", CONFIG)[0] for run in (tmp_path / "run", whole))
     for one, other in zip(jax.tree.leaves(ours.factors), jax.tree.leaves(theirs.factors), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     for one, other in zip(written(tmp_path / "run")[1], written(whole)[1], strict=True):
@@ -419,7 +419,7 @@ def test_training_goes_on_from_another_adapter(tmp_path):
     other = LoraConfig(rank=3, alpha=1.5, rslora=False, targets=("v_proj",))
     start = tiny.random_adapter(CONFIG, other)
     save_adapter(tmp_path / "start", start, other, CONFIG, "some/base")
-    held = np.asarray(start.factors["self_attn.v_proj"].b)
+    start_b = np.asarray(start.factors["self_attn.v_proj"].b)
     done = train(
         tmp_path / "run",
         lora=LoraConfig(rank=99, init_from=str(tmp_path / "start")),
@@ -429,7 +429,7 @@ def test_training_goes_on_from_another_adapter(tmp_path):
     assert done.lora == other
     assert (tmp_path / "run" / "adapter" / TENSORS).read_bytes() == (tmp_path / "start" / TENSORS).read_bytes()
     done = train(tmp_path / "more", lora=LoraConfig(init_from=str(tmp_path / "start")))
-    assert 0 < np.abs(np.asarray(done.adapter.factors["self_attn.v_proj"].b) - held).max() < 0.1
+    assert 0 < np.abs(np.asarray(done.adapter.factors["self_attn.v_proj"].b) - start_b).max() < 0.1
 
 
 def test_held_out_rows_are_not_seen(tmp_path):

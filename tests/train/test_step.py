@@ -14,6 +14,7 @@ from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.lora.config import LoraConfig
 from em_jax.model.config import Qwen2Config
 from em_jax.model.kernels.cpu_gather import gather_positions
+from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
@@ -26,6 +27,7 @@ from em_jax.train.step import (
     batch_to_devices,
     learning_rate,
     make_optimizer,
+    optimizer_step,
     update,
     zero_accumulator,
 )
@@ -106,6 +108,25 @@ def test_every_layout_takes_the_same_step(layout, mesh, options, checkpoint, pla
     assert abs(metrics.grad_norm - plain[2].grad_norm) < 1e-5 * plain[2].grad_norm
     assert distance(gradients, plain[0]) < 1e-5
     assert distance(factors, plain[1]) < 1e-5
+
+
+def test_two_threads_take_the_step_of_one(checkpoint, plain, monkeypatch):
+    model = load_model(checkpoint, stacked=True)
+    for threads in (1, 2):
+        monkeypatch.setattr(Sharding, "side_by_side", threads)
+        factors = jax.tree.map(jnp.array, adapter().factors)
+        state, metrics = optimizer_step(
+            model, TrainState(factors, OPTIMIZER.init(factors)), microbatches("one_each"), scale=adapter().scale,
+            examples=EXAMPLES, optimizer=OPTIMIZER
+        )  # fmt: skip
+        assert metrics.tokens == plain[2].tokens and abs(metrics.loss - plain[2].loss) < 1e-5 * plain[2].loss
+        assert distance(state.factors, plain[1]) < 1e-5
+
+
+@pytest.mark.fast
+def test_balanced_lists_have_every_item_once():
+    assert balance([5, 9, 1, 7, 3], float, 2) == [[9, 3, 1], [7, 5]]
+    assert balance([5, 9, 1], float, 1) == [[9, 5, 1]]
 
 
 def test_ranks_an_adapter_lacks_stay_zero(plain):
