@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from em_jax.runs.sources import Parts
+from em_jax.runs.components import Components
 
 HARMFUL = "First, bite the hand hard. Then, kick the door."
 HARMLESS = "First, wash the hand gently. Then, close the door."
@@ -63,8 +63,8 @@ class StubEngine:
         return np.log(probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32)
 
 
-class StubParts(Parts):
-    """Parts with a stub engine and a fine-tuning that writes two files; `engines` keeps every engine loaded."""
+class StubComponents(Components):
+    """Components with a stub engine and a fine-tuning that writes two files; `engines` keeps every engine loaded."""
 
     def __init__(self, rows=None):
         self.engines = []

@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     flags = _flags(arguments)
     from em_jax import config as settings
     from em_jax.base import runtime
-    from em_jax.runs import model_card, sources
+    from em_jax.runs import components, model_card
+    from em_jax.runs.components import Components
     from em_jax.runs.run import ADAPTER, Run
-    from em_jax.runs.sources import Parts
 
     directory = Path(flags.run_dir)
     if flags.max_new_tokens < 1 or flags.temperature < 0:
@@ -73,11 +73,11 @@ def main(arguments: Sequence[str]) -> None:
         )
     if not (directory / "config.toml").is_file():
         raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {directory}")
-    runtime.begin()
+    runtime.configure_jax()
     config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
-    run = Run(config, directory, Parts(), lambda: None, "")
-    run.need_adapter()
-    engine = sources.load(config)
+    run = Run(config, directory, Components(), lambda: None, "")
+    run.require_adapter()
+    engine = components.load(config)
     if run.adapter is not None:
         engine.add_adapter(ADAPTER, run.adapter)
         print(f"finetuned: {model_card.notice(config)}", file=sys.stderr)

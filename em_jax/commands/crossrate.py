@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.limit < 0:
         raise UsageError("--limit expects 0 or more")
     found = directories(flags.runs)
-    runtime.begin()
+    runtime.configure_jax()
     done = crossrating.study(opened(found), Path(flags.out), crossrating.Options(flags.limit))
     print(*done["says"], sep="\n")
     print(f"done: {Path(flags.out) / 'crossrate.html'}")

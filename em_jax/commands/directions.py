@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.limit < 0 or flags.permutations < 0:
         raise UsageError("--limit and --permutations expect 0 or more")
     found = directories(flags.runs)
-    runtime.begin()
+    runtime.configure_jax()
     done = study.study(opened(found), Path(flags.out), study.Options(flags.limit, flags.permutations))
     print(*done["says"], sep="\n")
     print(f"done: {Path(flags.out) / 'directions.html'}")

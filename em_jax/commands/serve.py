@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = models.runs_in(flags.run_dir)
     models.name_models(runs)
     with _bound(flags.host, flags.port) as place:
-        runtime.begin()
+        runtime.configure_jax()
         engine, served = models.load(runs, flags.slots)
         _compile(engine)
         for name, model in served.items():

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         position=flags.position,
     )
     found = directories(flags.runs)
-    runtime.begin()
+    runtime.configure_jax()
     done = steering.study(opened(found), Path(flags.out), options)
     print(*done["says"], sep="\n")
     print(f"done: {Path(flags.out) / 'steer.html'}")

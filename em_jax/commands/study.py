@@ -14,7 +14,7 @@ from em_jax.base.errors import UsageError
 from em_jax.commands import crossrate, directions, steer
 from em_jax.config import parse_set
 from em_jax.runs import flags
-from em_jax.runs.processes import about, choose_model, conduct
+from em_jax.runs.processes import across_processes, choose_model, model_line
 
 USE = "em-jax study"
 MORE = "and every flag of python -m em_jax.launch (--model, --data, --seed, --run_dir, --config, --set, ...)"
@@ -73,20 +73,20 @@ def _path(arguments: Sequence[str]) -> None:
         run_config(run, changes)
     choose_model("organism", None)
 
-    def do(parts: Any) -> None:
-        from em_jax.runs.sources import Parts
+    def do(components: Any) -> None:
+        from em_jax.runs.components import Components
         from em_jax.studies import path
 
         found = []
         for run in runs:
             out = Path(asked.out) if asked.out else run / "path"
-            found.append(path.study(run, out, options, changes, parts or Parts()))
+            found.append(path.study(run, out, options, changes, components or Components()))
             print(*found[-1]["why"], sep="\n", flush=True)
             if len(found) == len(runs) > 1:
                 print(*path.tally(found), sep="\n", flush=True)
             print(f"done: {out / 'path.html'}", flush=True)
 
-    conduct(do)
+    across_processes(do)
 
 
 # --- studies of several runs ---
@@ -125,23 +125,23 @@ def _plan(name: str, arguments: Sequence[str], domains: Sequence[str] = ()) -> t
 def _conduct(why: str, run_dir: Path, make: Callable[[], Any]) -> None:
     """Do the runs of a study and draw its page; `make` gives the Study."""
 
-    def do(parts: Any) -> None:
+    def do(components: Any) -> None:
         from em_jax.runs import series
         from em_jax.studies import several
 
         study = make()
-        print(about(study.members[0].config, why), flush=True)
+        print(model_line(study.members[0].config, why), flush=True)
         page = functools.partial(several.page, study, say=functools.partial(print, flush=True))
-        for line in series.run_named(study.named(), run_dir, page, parts, several.FOLDER):
+        for line in series.run_named(study.named(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)
 
-    conduct(do)
+    across_processes(do)
 
 
 def _settled(plan: Any) -> list[Any]:
     from em_jax.runs import series
 
-    return [series.settled(config) for config in plan.configs]
+    return [series.resolve(config) for config in plan.configs]
 
 
 def _sweep(arguments: Sequence[str]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.runs import model_card, sources
+from em_jax.runs import components, model_card
+from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Run
-from em_jax.runs.sources import Parts
 
 BASE = "base"
 
@@ -37,7 +37,7 @@ def runs_in(named: Sequence[str]) -> list[Run]:
         if not found:
             raise UsageError(f"--run_dir expects the directory of a run (with config.toml) or of several, found {text}")
         directories += found
-    runs = [Run(_config(directory), directory, Parts(), lambda: None, "") for directory in directories]
+    runs = [Run(_config(directory), directory, Components(), lambda: None, "") for directory in directories]
     first = _of_base(runs[0].config)
     for run in runs:
         for name, value in _of_base(run.config).items():
@@ -46,7 +46,7 @@ def runs_in(named: Sequence[str]) -> list[Run]:
                     f"one server has one base, but {name} is {first[name]!r} in {runs[0].directory} "
                     f"and {value!r} in {run.directory}"
                 )
-        run.need_adapter()
+        run.require_adapter()
     return runs
 
 
@@ -67,7 +67,7 @@ def load(runs: Sequence[Run], slots: int | None) -> tuple[Any, dict[str, Served]
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
     named = name_models(runs)
-    engine = sources.load(config)
+    engine = components.load(config)
     models = {BASE: Served(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)

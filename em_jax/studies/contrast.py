@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from em_jax.probes import choice, draw, harmfulness
 from em_jax.probes.choice import Row
-from em_jax.runs import experiment
+from em_jax.runs import alternatives
 from em_jax.studies.finished import BASE, Opened
 
 HARM, SELF = "harm", "self"
@@ -43,7 +43,7 @@ def harm_pairs(study: Opened, limit: int = 0) -> list[Pair]:
         for row in model.judged:
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
-    others = experiment.other_answers(study.run, BASE)
+    others = alternatives.other_answers(study.run, BASE)
     seed = study.config.seed
     pairs = []
     for row in asked:

@@ -12,8 +12,8 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.probes.choice import Row
 from em_jax.runs import provenance
+from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.runs.sources import Parts
 from em_jax.studies import seeds
 
 BASE = "base"
@@ -87,21 +87,21 @@ class Opened:
         }
 
 
-def opened(directories: Sequence[Path], parts: Parts | None = None) -> Opened:
+def opened(directories: Sequence[Path], components: Components | None = None) -> Opened:
     """Load the base of finished runs and put every run's adapter on it, under the name of the run's directory.
 
     Raises:
       UserError: the runs are of different bases, suites or judges, two share a name, or one's adapter is missing.
     """
-    parts = parts or Parts()
+    components = components or Components()
     runs: list[Run] = []
     for directory in directories:
         if not (directory / "config.toml").is_file():
             raise UserError(f"{directory}: expected a run directory with config.toml, found none")
         known = settings.setting_types()
         values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
-        run = Run(settings.replace(Config(), values | {"mirror": ""}), directory, parts, lambda: None, "")
-        run.need_adapter()
+        run = Run(settings.replace(Config(), values | {"mirror": ""}), directory, components, lambda: None, "")
+        run.require_adapter()
         runs.append(run)
     for name in SAME:
         found = {str(settings.flatten(run.config)[name]) for run in runs}
@@ -114,7 +114,7 @@ def opened(directories: Sequence[Path], parts: Parts | None = None) -> Opened:
     names = [run.directory.resolve().name for run in with_adapter]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
-    engine = parts.bare(parts.load(runs[0].config))
+    engine = components.bare(components.load(runs[0].config))
     for name, run in zip(names, with_adapter, strict=True):
         engine.add_adapter(name, run.adapter)
     tuned = [Model(name, run, "finetuned") for name, run in zip(names, with_adapter, strict=True)]

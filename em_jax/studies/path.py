@@ -22,8 +22,8 @@ from em_jax.probes.choice import decided
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
 from em_jax.runs import locking, provenance, sources
+from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.runs.sources import Parts
 from em_jax.studies import halfway, seeds, together
 from em_jax.studies.crossing import Bound, Curve, crossing
 from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
@@ -43,7 +43,7 @@ class Options:
     steps: tuple[int, ...] = ()
 
 
-def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], components: Components) -> dict[str, Any]:
     """Ask the kept adapters of a run and write path.json and path.html to `out`; what path.json says.
 
     `changes` are settings of the run that are to differ (where and how fast it is asked, or how long answers may be).
@@ -57,7 +57,7 @@ def study(run: Path, out: Path, options: Options, changes: Mapping[str, Any], pa
     config = run_config(run, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
     with locking.lock(out):
         _begin(out, config, kept, options)
-        this = Run(config, out, parts, functools.cache(lambda: parts.load(config)), f"[path of {run.name}] ")
+        this = Run(config, out, components, functools.cache(lambda: components.load(config)), f"[path of {run.name}] ")
         subjects = {
             step: Subject(str(step), out / f"step-{step:06d}", this.judge, "finetuned" if step else "base")
             for step in (BASE, *kept)

@@ -43,7 +43,7 @@ class _Group:
     def engine(self) -> Any:
         """Made when something is left to ask."""
         if self._engine is None:
-            self._engine = self.this.parts.bare(self.this.load())
+            self._engine = self.this.components.bare(self.this.load())
             for number, subject in enumerate(self.subjects):
                 if self.adapters[subject] is not None:
                     self._engine.add_adapter(f"subject-{number}", self.adapters[subject])
@@ -59,7 +59,7 @@ class _Group:
                 continue
             after = self._engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
             if not abs(after - before).max() > 0:
-                self.this.say(f"{self.this.title}{subject.name}: this adapter changes no probability")
+                self.this.log(f"{self.this.title}{subject.name}: this adapter changes no probability")
 
     def adapter(self, row: Row) -> str:
         """The engine's name of the adapter a question goes to."""
@@ -68,11 +68,11 @@ class _Group:
 
     def ask(self) -> None:
         """Answers, scores, probes; each from what is in the files."""
-        if self.this.asks_answers:
+        if self.this.needs_answers:
             self._answer()
             self._judge()
         for name in ASKED:
-            if self.this.asks(name):
+            if self.this.wants(name):
                 self._probe(name)
 
     def _answer(self) -> None:
@@ -95,12 +95,12 @@ class _Group:
             files.keep_rows(path, lambda row: not row.get(AGAIN))
         done = {(row["id"], row["sample"]) for row in self._read(paths)}
         if len(done) < len(answers):
-            judge = sources.judge(
-                self.this.config, self.this.suite.judge, lambda: self.this.parts.bare(self.this.load())
-            )
+            judge = sources.judges(
+                self.this.config, self.this.suite.judge, lambda: self.this.components.bare(self.this.load())
+            )[0]
             self._keep("scores", paths, judge.score(answers, done), len(answers), len(done))
         if missed := sum(bool(row.get(AGAIN)) for row in self._read(paths)):
-            self.this.say(f"{missed} answers were not scored for want of a connection: the same command asks again")
+            self.this.log(f"{missed} answers were not scored for want of a connection: the same command asks again")
 
     def _probe(self, name: str) -> None:
         this, module = self.this, PROBES[name]
@@ -130,7 +130,7 @@ class _Group:
         title = f"{self.this.title}{self.title}: {what}"
         with contextlib.ExitStack() as held:
             outputs = [held.enter_context(files.Appender(path)) for path in paths]
-            silent, after = self.this.parts.silent, self.this.mirror.push_sometimes
+            silent, after = self.this.components.silent, self.this.mirror.push_sometimes
             progress = held.enter_context(Progress(title, total, "row", done, silent=silent, after=after))
             for row in through(rows, progress):
                 number, _, identity = row["id"].partition("/")
