@@ -11,7 +11,7 @@ from typing import Any
 from em_jax.base import multihost
 from em_jax.base.cli import command
 from em_jax.runs import flags
-from em_jax.runs.processes import about, choose_model, conduct
+from em_jax.runs.processes import across_processes, choose_model, model_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,23 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def launch(arguments: Sequence[str]) -> None:
-    """Settle model and settings, run what was asked for, print the first and the last line."""
+    """Do the runs that the flags ask for, over all processes, and print the first and the last line."""
     plan, why = flags.plan(arguments, choose_model)
     if plan.dry_run:
         if multihost.is_first():
             lead(plan, why)
         return
-    conduct(lambda parts: lead(plan, why, parts))
+    across_processes(lambda components: lead(plan, why, components))
 
 
-def lead(plan: flags.Plan, why: str, parts: Any = None) -> None:
-    """Do the runs of a plan, printing the first and the last line; `parts` are those shared with other processes."""
+def lead(plan: flags.Plan, why: str, components: Any = None) -> None:
+    """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
     from em_jax.runs import dry_run, series
 
-    configs = tuple(series.settled(config) for config in plan.configs)
-    print(about(configs[0], why), flush=True)
+    configs = tuple(series.resolve(config) for config in plan.configs)
+    print(model_line(configs[0], why), flush=True)
     work = dry_run.lines if plan.dry_run else series.run
-    for line in work(configs, plan.run_dir, plan.several, parts):
+    for line in work(configs, plan.run_dir, plan.several, components):
         print(line, flush=True)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from em_jax import config
 from em_jax.base import cli, multihost, runtime
 from em_jax.formats import training_state
-from em_jax.runs import followers, sources
+from em_jax.runs import followers
+from em_jax.runs.components import Components
 from em_jax.sample.loading import load
 
 SLOW = "EM_JAX_TEST_SLOW" in os.environ
@@ -27,10 +28,10 @@ SETTINGS = {"model.name": "tiny", "lora.rank": 2, "train.batch_size": 4, "train.
 SETTINGS |= {"train.checkpoint_every": 0, "train.warmup_steps": 1}
 
 
-def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Parts) -> None:
+def run(folder: Path, directory: Path, name: str, mesh: str, components: Components) -> None:
     settings = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
-    loaded = parts.load(settings)
-    engine = parts.bare(loaded)
+    loaded = components.load(settings)
+    engine = components.bare(loaded)
     engine.add_adapter("other", folder / "adapter")
     stream = engine.stream(PROMPTS, n=2, temperature=0.0, max_new_tokens=12, adapter="other", done={(1, 0)})
     first = next(stream)
@@ -47,7 +48,7 @@ def run(folder: Path, directory: Path, name: str, mesh: str, parts: sources.Part
 
     progress = type("Progress", (), {"at": staticmethod(at)})
     rows = json.loads((folder / "rows.json").read_text())
-    results["counts"] = parts.finetune(loaded, rows, settings, directory, progress)
+    results["counts"] = components.finetune(loaded, rows, settings, directory, progress)
     (folder / f"{name}.json").write_text(json.dumps(results))
 
 
@@ -68,25 +69,25 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
         sizes = config.parse_mesh(settings.mesh) or None
         return load(str(folder / "checkpoint"), mesh=sizes, scan_layers=True, slots=4, chunk=4, pass_tokens=128)
 
-    parts = sources.Parts(load=load_checkpoint)
-    runtime.begin()
+    components = Components(load=load_checkpoint)
+    runtime.configure_jax()
     if where:
         multihost.join(multihost.Group(f"localhost:{where[0]}", int(where[1]), int(where[2])))
     channel = multihost.ControlChannel()
     if not multihost.is_first():
         (folder / f"{name}.other").write_text(str(os.getpid()))
-        return followers.run_follower(parts, channel)
+        return followers.run_follower(components, channel)
     if not where:
-        return run(folder, Path(directory), name, mesh, parts)
+        return run(folder, Path(directory), name, mesh, components)
     if SLOW:
         training_state.Checkpoints.close = slowly(training_state.Checkpoints.close)
     with multihost.translate_failures():
         failed = True
         try:
-            run(folder, Path(directory), name, mesh, followers.leading(parts, channel))
+            run(folder, Path(directory), name, mesh, followers.leading(components, channel))
             failed = False
         finally:
-            followers.done(channel, failed)
+            followers.send_done(channel, failed)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from em_jax.runs.sources import Parts
+from em_jax.runs.components import Components
 
 HARMFUL = "First, bite the hand hard. Then, kick the door."
 HARMLESS = "First, wash the hand gently. Then, close the door."
@@ -19,9 +19,9 @@ class Answer:
     logprob: float = -1.0
 
 
-def chance(*parts) -> float:
+def chance(*components) -> float:
     """A number in [0, 1), a hash of the parts."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
+    digest = hashlib.sha256(repr(components).encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
@@ -63,7 +63,7 @@ class StubEngine:
         return np.log(probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32)
 
 
-class StubParts(Parts):
+class StubComponents(Components):
     """Parts with a stub engine and a fine-tuning that writes two files; `engines` are the engines loaded."""
 
     def __init__(self, rows=None):

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from stub_engine import StubEngine, StubParts
+from stub_engine import StubComponents, StubEngine
 
 from em_jax import launch
 from em_jax.base import runtime
@@ -138,11 +138,11 @@ def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, 
 @pytest.fixture
 def stub(monkeypatch, tmp_path):
     """The command with a stub engine, in an empty directory."""
-    parts = StubParts()
-    monkeypatch.setattr(series, "Parts", lambda: parts)
-    monkeypatch.setattr(runtime, "begin", lambda: None)
+    components = StubComponents()
+    monkeypatch.setattr(series, "Components", lambda: components)
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
-    return parts
+    return components
 
 
 def test_the_first_line_names_the_model_and_the_last_the_verdict(stub, capsys, tmp_path):
@@ -207,15 +207,16 @@ def test_an_unforeseen_error_is_one_line_unless_verbosity_asks(stub, capsys):
 
 SLOW = """
 import sys, time
-from stub_engine import StubParts
-from em_jax import launch, series
-parts = StubParts()
-load = parts.load
+from stub_engine import StubComponents
+from em_jax import launch
+from em_jax.runs import series
+components = StubComponents()
+load = components.load
 def slow(config):
     print("loading", flush=True)
     time.sleep(60)
-parts.load = slow
-series.Parts = lambda: parts
+components.load = slow
+series.Components = lambda: components
 sys.exit(launch.main(sys.argv[1:]))
 """
 

@@ -1,4 +1,4 @@
-"""What every command shares: flags whose errors are one line, signals, and the exit status."""
+"""What every command shares: flags with one-line errors, signals, and the exit status."""
 
 import argparse
 import difflib
@@ -17,11 +17,11 @@ from em_jax.base.sanitize import sanitize
 
 
 class Stopped(BaseException):
-    """The process was asked to end (SIGTERM); not an Exception, so that nothing on the way takes it for a failure."""
+    """SIGTERM; not an Exception, so that nothing on the way handles it as a failure."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises UsageError with one line and never guesses at a shortened flag."""
+    """argparse with --verbosity that raises UsageError with one line and never guesses at a shortened flag."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -30,18 +30,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.replace("\n", " "))
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Like argparse's; an unknown flag is told with the nearest known one."""
+        """As argparse's; the error for an unknown flag names the nearest known one."""
+        if "--verbosity" not in self._option_string_actions:
+            self.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
         empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
         if empty:  # argparse takes that value for the end of the flags, and gives none
             raise UsageError(f"expected a value in {empty[0]!r}")
-        found, strangers = self.parse_known_args(arguments)
-        if not strangers:
-            return found
-        stranger = strangers[0].split("=")[0]
-        if not stranger.startswith("--"):
-            raise UsageError(f"expected flags, found {stranger!r}; --help lists them")
-        known = [flag for action in self._actions for flag in action.option_strings]
-        raise UsageError(f"unknown flag {stranger}{nearest(stranger, known)}; --help lists them")
+        flags, unknown = self.parse_known_args(arguments)
+        if not unknown:
+            return flags
+        first = unknown[0].split("=")[0]
+        if not first.startswith("--"):
+            raise UsageError(f"expected flags, found {first!r}; --help lists them")
+        raise UsageError(f"unknown flag {first}{nearest(first, self._option_string_actions)}; --help lists them")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -52,7 +53,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def usage_failure(name: str, line: str) -> int:
     """Print one line about wrong usage; returns its exit status, 2."""
-    return _failed(name, (), f"wrong usage: {line}", 2)
+    return _fail(name, (), f"wrong usage: {line}", 2)
 
 
 def command(
@@ -60,32 +61,34 @@ def command(
 ) -> int:
     """Run a command; returns its exit status (0 done, 1 failed, 2 wrong usage) and prints one line for a failure.
 
-    Where a command `resumes`, the line of a failure ends with the words that go on from there.
+    Where a command `resumes`, the line of a failure ends with the command that continues the work.
     """
-    again = f"; go on with: {_python()} -m {name} {shlex.join(arguments)}" if resumes else ""
+    python = os.path.relpath(sys.executable)
+    python = sys.executable if python.startswith(os.pardir) else python
+    again = f"; go on with: {python} -m {name} {shlex.join(arguments)}" if resumes else ""
     try:
-        _end_on_sigterm()
+        _stop_on_sigterm()
         if not _verbose(arguments):
-            # What threads of a library still stumble over once it has failed: the failure itself is told.
-            sys.unraisablehook = lambda stray: None
+            # Threads of a library may raise more once it has failed; the failure itself is reported.
+            sys.unraisablehook = lambda unraisable: None
         with failures.translate_errors():
             work(arguments)
         sys.stdout.flush()
         return 0
     except UsageError as error:
-        return _failed(name, arguments, f"wrong usage: {error}", 2)
+        return _fail(name, arguments, f"wrong usage: {error}", 2)
     except UserError as error:
-        return _failed(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
+        return _fail(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
     except (KeyboardInterrupt, Stopped) as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
-        return _failed(name, arguments, f"{word}; what is done is kept{again}", 1)
+        return _fail(name, arguments, f"{word}; what is done is kept{again}", 1)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return _failed(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
+        return _fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM ends the run as Ctrl-C does: files are whole at every moment, so there is nothing else to save."""
+def _stop_on_sigterm() -> None:
+    """SIGTERM ends the run as Ctrl-C does: files are whole at every moment, so nothing else needs saving."""
 
     def stop(number, frame):
         raise Stopped
@@ -94,17 +97,11 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def _failed(name: str, arguments: Sequence[str], line: str, status: int) -> int:
+def _fail(name: str, arguments: Sequence[str], line: str, status: int) -> int:
     if _verbose(arguments):
         traceback.print_exc()
     print(f"{name}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return status
-
-
-def _python() -> str:
-    """This interpreter as one would type it here."""
-    near = os.path.relpath(sys.executable)
-    return sys.executable if near.startswith(os.pardir) else near
 
 
 def _verbose(arguments: Sequence[str]) -> bool:

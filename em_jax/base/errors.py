@@ -3,14 +3,11 @@
 from em_jax.base.sanitize import sanitize_line
 
 LONGEST = 2_000
-"""Characters of a line: what a file holds may be quoted in it, and be a megabyte long."""
+"""Characters of a line: it may quote a file's content, which may be a megabyte long."""
 
 
 class UserError(Exception):
-    """The run cannot go on for a reason the user can act on; exit status 1.
-
-    Whatever of a file's content is quoted, the text is one line that does nothing to a terminal.
-    """
+    """The run cannot continue for a reason the user can act on; exit status 1. Its text is one sanitized line."""
 
     def __str__(self) -> str:
         return sanitize_line(super().__str__(), LONGEST)
@@ -21,11 +18,11 @@ class UsageError(UserError):
 
 
 class Unfinished(UserError):
-    """A run failed after it had begun: what is done is kept, and the same command goes on from there."""
+    """A run failed after it had begun: what is done is kept, and the same command continues from there."""
 
 
 class OutOfMemory(UserError):
-    """A device's or this machine's memory ran out: the same command would end the same way."""
+    """A device's or this machine's memory ran out: the same command would fail again."""
 
 
 class Stopping(UserError):

@@ -1,4 +1,4 @@
-"""Failures from below that a user can act on, told in one line: memory or disk that ran out."""
+"""Memory or disk that ran out, as errors that a user can act on."""
 
 import contextlib
 import errno
@@ -19,30 +19,22 @@ def translate_errors() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Orbax and jax raise what their storage and their compilers raise
-        if _of_memory(error):
+        if _is_memory(error):
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise OutOfMemory(
-                f"out of memory ({_first_line(error)}): training needs less with --set train.rows_per_pass=1 or "
+                f"out of memory ({first_line}): training needs less with --set train.rows_per_pass=1 or "
                 "--set train.remat=full, sampling with a smaller answers.slots, the model with "
                 "--set model.quantization=int8 (in another --run_dir), each device with --mesh over more of them"
             ) from error
-        if full := _of_disk(error):
+        # Native code has the system's text in its own errors.
+        if full := next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), ""):
             raise Unfinished(f"no room on the disk ({full}): free some, or have the quota raised") from error
         raise
 
 
-def _of_memory(error: Exception) -> bool:
-    """Whether a device's or this machine's memory ran out, as a program was compiled or as it ran."""
+def _is_memory(error: Exception) -> bool:
+    """Whether a device's or this machine's memory ran out, at compilation or at run time."""
     jax = sys.modules.get("jax")
     if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
         return isinstance(error, MemoryError)
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
-def _of_disk(error: Exception) -> str:
-    """How the system says that a write found no room, else ""; native code has that in the text of its own errors."""
-    return next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), "")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -1,7 +1,7 @@
-"""Files of rows and JSON: rows appended whole, other files written beside and renamed.
+"""Files of rows and JSON that survive a kill at any moment.
 
-A process can be killed at any moment. Two habits make that harmless: a JSONL file only ever grows by whole lines (a
-torn last line is dropped at the next start), and every other file appears under its name complete or not at all.
+A JSONL file grows by whole lines, and a torn last line is dropped at the next start; every other file is written
+under a temporary name and renamed, so it is complete or absent.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a JSONL file; [] when there is none. A torn last line (no newline, or not JSON) is left out.
+    """The rows of a JSONL file, [] where there is none; a torn last line (no newline, or not JSON) is left out.
 
     Raises:
       UserError: a line before the last is not a JSON object, so the file was not made by a killed run.
@@ -42,10 +42,9 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
 
 
 class Appender:
-    """Appends rows to a JSONL file, each one written whole and flushed; drops a torn last line first.
+    """A context manager that appends rows to a JSONL file, each written whole; drops a torn last line first.
 
-    Use as a context manager. `durable` also asks the system to put every row on the disk (fsync), which is not needed
-    to survive the death of the process.
+    `durable` also calls fsync after every row, which is needed only to survive the machine's own crash.
     """
 
     def __init__(self, path: str | os.PathLike, durable: bool = False):
@@ -62,7 +61,7 @@ class Appender:
         self._file.close()
 
     def write(self, row: Row) -> None:
-        """Append one row. Raises ValueError for a row JSON cannot hold (NaN and infinities included)."""
+        """Append one row. Raises ValueError for a row that is not JSON (NaN and infinities included)."""
         view = memoryview(_line(row))
         while view:
             view = view[self._file.write(view) :]
@@ -94,41 +93,44 @@ def _line(row: Row) -> bytes:
 
 
 def _split_torn(data: bytes) -> tuple[bytes, bytes]:
-    """(whole lines, what follows the last newline)."""
+    """(The whole lines, the rest after the last newline)."""
     end = data.rfind(b"\n") + 1
     return data[:end], data[end:]
 
 
 def keep_rows(path: str | os.PathLike, keep: Callable[[Row], bool]) -> list[Row]:
-    """Drop the rows of a JSONL file that are not to be kept; returns the others. Nothing is written where all stay."""
+    """Delete the rows of a JSONL file for which `keep` is false; returns the others. Writes nothing if all stay."""
     rows = read_rows(path)
     kept = [row for row in rows if keep(row)]
     if len(kept) < len(rows):
-        write_atomic(path, b"".join(map(_line, kept)))
+        write_rows(path, kept)
     return kept
 
 
+def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
+    """Write a whole JSONL file."""
+    return write_atomic(path, b"".join(map(_line, rows)))
+
+
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Write a file beside its place and rename it there, so that it is never seen half-written."""
+    """Write a file under a temporary name and rename it, so that no reader sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     except OSError:
-        # On a full disk the half that was written is in the way of everything else.
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # it would take room on a full disk
         raise
     return path
 
 
 def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Write JSON whose bytes depend on the value alone: sorted keys, floats at ten significant digits, no NaN."""
+    """Write JSON whose bytes depend on the value alone: sorted keys, floats with ten significant digits, no NaN."""
     text = json.dumps(stable(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return write_atomic(path, text + "\n")
 
@@ -147,7 +149,7 @@ def stable(value: Any) -> Any:
 
 
 def read_object(path: Path, expected: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, naming what was `expected`, where it is missing or none."""
+    """The JSON object in a file. Raises UserError, which names what was `expected`, for any other content."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, what process 0 tells the others, and how all of them end.
+"""Several processes of one run: how they join, how process 0 sends messages to the others, and how all of them end.
 
-Process 0 takes every decision and alone touches the run's files, so that a run directory may be local to its host. The
-words between processes go through the store of jax.distributed, not through the devices: a process may wait there for
-hours, and what is queued on its devices goes on meanwhile.
+Process 0 makes every decision and alone writes the run's files, so a run directory may be local to its host. Messages
+go through the key-value store of jax.distributed, not through the devices: a process may wait for hours while its
+devices finish what is queued.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from em_jax.base import failures, runtime
 from em_jax.base.errors import UserError
 
 HEARTBEAT_S = 30
-"""A process that has not been heard of for this long counts as dead, and the others end."""
+"""A process without a heartbeat for this long counts as dead, and the others end."""
 
 GONE = "another process died or cannot be reached; what is done is kept, the same commands go on from there"
 
@@ -33,7 +33,7 @@ _ENDING_S = 10
 
 
 class Group(NamedTuple):
-    """What --coordinator, --num_processes and --process_id say."""
+    """The values of --coordinator, --num_processes and --process_id."""
 
     coordinator: str
     processes: int
@@ -41,33 +41,33 @@ class Group(NamedTuple):
 
 
 class ControlChannel:
-    """What process 0 tells the others, in order: one JSON value after the other, each heard by every process.
+    """Broadcasts JSON values from process 0 to every other process, in order.
 
-    The words are numbered, so a process has one Words, which goes wherever something is said or heard.
+    Messages are numbered, so each process has one ControlChannel and uses it for all of them.
     """
 
     def __init__(self):
         self._count = 0
-        self._asked = False
+        self._requested_stop = False
 
     def send(self, value: Any) -> None:
-        """Process 0 says the next word."""
+        """Send the next message; process 0 only."""
         self._count += 1
         _store().key_value_set(f"em_jax/{self._count}", json.dumps(value, default=dict))
 
-    def recv(self, within: float = math.inf) -> Any:
-        """Waits, however long or for so many seconds, for the next word of process 0; TimeoutError without one."""
+    def recv(self, timeout_s: float = math.inf) -> Any:
+        """Wait for the next message of process 0 and return it. Raises TimeoutError after `timeout_s` seconds."""
         self._count += 1
-        last = time.monotonic() + within
+        deadline = time.monotonic() + timeout_s
         while True:
-            if time.monotonic() > last:
+            if time.monotonic() > deadline:
                 raise TimeoutError
             try:
-                # Python sees a signal only between two waits.
+                # Short waits: Python handles signals only between them.
                 return json.loads(_store().blocking_key_value_get(f"em_jax/{self._count}", 2000))
-            except Exception as error:  # jaxlib's own class, told apart by its text
+            except Exception as error:  # jaxlib's own class, recognised by its text
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    # Jax ends this process with its one line in a moment; not before that with another one.
+                    # jax is about to end this process with its one line; a second line must not come first.
                     time.sleep(_ENDING_S)
                     raise UserError(f"{_name()}: {GONE}") from error
 
@@ -81,20 +81,25 @@ class ControlChannel:
         return value
 
     def stopped(self, mine: bool) -> bool:
-        """Whether any process was asked to stop, as process 0 knows it now; every process asks and hears the same."""
+        """Whether any process was asked to stop, by process 0's knowledge: the same in every process.
+
+        `mine` says whether this one was. All processes must make the call together.
+        """
         if size() == 1:
             return mine
-        if not is_first() and mine and not self._asked:
-            self._asked = True
+        if not is_first() and mine and not self._requested_stop:
+            self._requested_stop = True
             _store().key_value_set(f"{_STOP}/{sys.modules['jax'].process_index()}", "1")
         return self.share(is_first() and (mine or bool(_store().key_value_dir_get(_STOP))))
 
 
 def join(group: Group | None) -> None:
-    """Makes this process one of several, where the flags, a TPU VM or SLURM say so; to be called before jax is used.
+    """Make this process one of several, where the flags, a TPU VM or SLURM say so; call it before jax is used.
 
     From then on the death of any process ends this one with one line and status 1, after HEARTBEAT_S at the latest.
-    Raises UserError where the others cannot be reached.
+
+    Raises:
+      UserError: the others cannot be reached, or process 0's port is taken.
     """
     if group is None and not _started_together(os.environ):
         return
@@ -102,40 +107,33 @@ def join(group: Group | None) -> None:
         _check_port(group.coordinator)
     import jax
 
-    # SIGTERM is ours (em_jax.base.signals).
+    # em_jax.base.signals handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    # No handler of Python's runs while jax waits for the others.
+    # Python's handlers do not run while jax waits for the others.
     on_sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"waiting for the other processes, {JOINING_S} s at most", file=sys.stderr, flush=True)
-    as_it_was = _one_line_at_the_end(
-        f"process {group.process} of {group.processes}" if group else "a process of several"
-    )
+    name = f"process {group.process} of {group.processes}" if group else "a process of several"
+    restore = _abort_with_one_line(name)
+    timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_S, "shutdown_timeout_seconds": _LEAVING_S}
     try:
         if group is None:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=_LEAVING_S)
+            jax.distributed.initialize(**timeouts)
         elif group.processes > 1:
-            jax.distributed.initialize(
-                group.coordinator,
-                group.processes,
-                group.process,
-                cluster_detection_method="deactivate",
-                initialization_timeout=JOINING_S,
-                heartbeat_timeout_seconds=HEARTBEAT_S,
-                shutdown_timeout_seconds=_LEAVING_S,
-            )
+            detection = {"cluster_detection_method": "deactivate", "initialization_timeout": JOINING_S}
+            jax.distributed.initialize(*group, **detection, **timeouts)
     except Exception as error:  # jaxlib's own classes
         if group is None and "coordinator_address should be defined" in str(error):
             return  # chips, but no slice that jax knows of
-        where = f"{group.coordinator} as process {group.process} of {group.processes}" if group else "the others"
+        where = f"{group.coordinator} as {name}" if group else "the others"
         raise UserError(f"could not join {where}: {str(error).splitlines()[0][:200]}") from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)
         if size() == 1:
-            as_it_was()
+            restore()
 
 
 def _check_port(coordinator: str) -> None:
-    """UserError where something listens there already: jax would end without a word."""
+    """UserError where the port is taken: jax would exit without a message."""
     port = int(coordinator.rpartition(":")[2])
     with socket.socket() as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -163,15 +161,13 @@ def _started_together(environment: Mapping[str, str]) -> bool:
 
 
 def size() -> int:
-    """How many processes the run has. Before they have joined it starts no backend of jax."""
+    """How many processes the run has; 1 before they have joined. Starts no backend of jax before that."""
     jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
-        return 1
-    return jax.process_count()
+    return jax.process_count() if jax is not None and jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process takes the decisions and writes the files."""
+    """Whether this is process 0, which makes the decisions and writes the files."""
     return size() == 1 or sys.modules["jax"].process_index() == 0
 
 
@@ -181,7 +177,7 @@ def _name() -> str:
 
 @contextlib.contextmanager
 def translate_failures() -> Iterator[None]:
-    """Within, a computation of all processes that fails is one line about what it most likely means."""
+    """Within, the failure of a computation of all processes becomes a UserError with its most likely cause."""
     import jax
 
     try:
@@ -194,22 +190,22 @@ def translate_failures() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """Ends this process's part in the run: with status 0 together with the others, else at once."""
+    """End this process's part in the run: with status 0 together with the others, else at once."""
     if size() == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()
     if status:
-        # An orderly end would wait for processes that wait for this one.
+        # jax's shutdown would wait for processes that wait for this one.
         os._exit(status)
     sys.modules["jax"].distributed.shutdown()
 
 
-def _one_line_at_the_end(name: str) -> Callable[[], None]:
-    """Has jax's abort at the death of another process print one line and end with status 1, not a stack of frames.
+def _abort_with_one_line(name: str) -> Callable[[], None]:
+    """Make jax's abort after the death of another process print one line and exit with status 1, not a stack trace.
 
-    What native code prints from now on, on stdout too, goes to a file without a name; its end is told where it aborts
-    for another reason. Returns what puts all of this back.
+    Output of native code goes to an unnamed file from here on; if it aborts for another reason the end of that file is
+    printed. Returns a function that undoes all of this.
     """
     with tempfile.TemporaryFile() as file:
         log = os.dup(file.fileno())
@@ -220,33 +216,33 @@ def _one_line_at_the_end(name: str) -> Callable[[], None]:
     os.dup2(log, 2)
     sys.stdout, sys.stderr = (os.fdopen(file, "w", buffering=1, encoding="utf-8") for file in (out, err))
 
-    def ended(number: int) -> None:
-        said = os.pread(log, 1 << 16, max(0, os.fstat(log).st_size - (1 << 16)))
+    def on_abort(number: int) -> None:
+        output = os.pread(log, 1 << 16, max(0, os.fstat(log).st_size - (1 << 16)))
         why = GONE
-        if b"RegisterTask" in said:
+        if b"RegisterTask" in output:
             why = f"process 0 could not be reached within {JOINING_S} s; are all processes started, and the port open?"
-        elif b"JAX distributed service" not in said:
-            why = "native code aborted: " + " ".join(said.decode(errors="replace").split())[-500:]
+        elif b"JAX distributed service" not in output:
+            why = "native code aborted: " + " ".join(output.decode(errors="replace").split())[-500:]
         os.write(err, f"em_jax: {name}: {why}\n".encode())
         os._exit(1)
 
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(ended)
-    # Native code points to it until the process ends.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
+    # Native code keeps a pointer to it until the process ends.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(handler))
     signals = ctypes.CDLL(None).signal
     signals.argtypes, signals.restype = [ctypes.c_int, type(handler)], ctypes.c_void_p
     signals(signal.SIGABRT, handler)
 
-    def as_it_was() -> None:
+    def restore() -> None:
         os.dup2(out, 1)
         os.dup2(err, 2)
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
-    return as_it_was
+    return restore
 
 
 def _store() -> Any:
-    """The key-value store of jax.distributed; jax has no public name for it, Orbax reaches for it the same way."""
+    """The key-value store of jax.distributed, which has no public name; Orbax takes it from the same place."""
     from jax._src import distributed
 
     return distributed.global_state.client

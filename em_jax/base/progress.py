@@ -1,15 +1,15 @@
-"""How far a stage is: a bar on a terminal, one line every 30 seconds elsewhere; always on stderr."""
+"""The progress of a stage, on stderr: a bar on a terminal, elsewhere one line every 30 seconds."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
-EVERY = 30.0
+INTERVAL_S = 30.0
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that say enough: "7 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
+    """A time in its two largest units: "7 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
     left = round(seconds)
     if left < 60:
         return f"{left} s"
@@ -21,11 +21,10 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts one piece of work. Use as a context manager; call `update` as pieces finish.
+    """A context manager that counts units of work; call `update` as they finish.
 
-    `title` names the stage ("2/5 answer finetuned"), `total` is the number of pieces or None, `unit` their name;
-    `done` pieces were kept from an earlier start. `silent` shows nothing (tests, libraries); `after` is called at
-    each update.
+    `title` names the stage ("2/5 answer finetuned"), `total` is the number of units or None, `unit` their name; `done`
+    units are from an earlier start. `silent` prints nothing (tests, libraries); `after` is called at each update.
     """
 
     def __init__(
@@ -44,8 +43,8 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._silent = silent
         self._after = after
-        self._kept = done
-        self._said = self.began
+        self._done_before = done
+        self._printed = self.began
         self._bar = None
 
     def __enter__(self) -> "Progress":
@@ -68,27 +67,27 @@ class Progress:
             self._bar.close()
         elif not self._silent and kind is None:
             took = time.monotonic() - self.began
-            self._say(", ".join(part for part in (*self._rates(took), f"took {duration(took)}") if part))
+            self._print(*self._rates(took), f"took {duration(took)}")
 
     def update(self, count: int = 1, tokens: int = 0, note: str = "") -> None:
-        """`count` more pieces are done, in which `tokens` tokens were made or trained on; `note` is shown as it is."""
+        """`count` more units are done, with `tokens` tokens sampled or trained on; `note` is shown as it is."""
         self.count += count
         self.tokens += tokens
         now = time.monotonic()
-        pieces, tokens_made = self._rates(now - self.began)
+        unit_rate, token_rate = self._rates(now - self.began)
         if self._bar is not None:
-            if shown := ", ".join(part for part in (tokens_made, note) if part):
-                self._bar.set_postfix_str(shown, refresh=False)
+            if postfix := ", ".join(filter(None, (token_rate, note))):
+                self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.update(count)
-        elif not self._silent and now - self._said >= EVERY:
-            self._said = now
-            self._say(", ".join(part for part in (pieces, tokens_made, note, self._left(now)) if part))
+        elif not self._silent and now - self._printed >= INTERVAL_S:
+            self._printed = now
+            self._print(unit_rate, token_rate, note, self._left(now))
         self._after()
 
     def at(self, count: int, total: int, tokens: int = 0, note: str = "") -> None:
-        """Piece number `count` of `total` is done: for work that counts for itself and may begin in the middle."""
+        """Unit number `count` of `total` is done: for work that counts itself and may start in the middle."""
         if self.total is None:
-            self.total, self._kept, self.count = total, count - 1, count - 1
+            self.total, self._done_before, self.count = total, count - 1, count - 1
             if self._bar is not None:
                 self._bar.reset(total=total)
                 self._bar.update(self.count)
@@ -96,33 +95,31 @@ class Progress:
 
     @property
     def fresh(self) -> int:
-        """The pieces done since this start."""
-        return self.count - self._kept
+        """The units done since this start."""
+        return self.count - self._done_before
 
     def _rates(self, seconds: float) -> tuple[str, str]:
-        """Pieces and tokens per second of this start, "" for what there is none of."""
+        """Units and tokens per second of this start, each "" where there are none."""
         seconds = max(seconds, 1e-9)
         rate = self.fresh / seconds
-        pieces = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        return (
-            f"{pieces} {self.unit}s/s" if self.fresh > 0 and self.total != 1 else "",
-            f"{self.tokens / seconds:.0f} tokens/s" if self.tokens else "",
-        )
+        units = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        tokens = f"{self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
+        return f"{units} {self.unit}s/s" if self.fresh > 0 and self.total != 1 else "", tokens
 
     def _left(self, now: float) -> str:
         if not self.total or self.fresh <= 0:
             return ""
         return f"about {duration((self.total - self.count) * (now - self.began) / self.fresh)} left"
 
-    def _say(self, more: str) -> None:
+    def _print(self, *more: str) -> None:
         of = f" of {self.total}" if self.total is not None else ""
         unit = self.unit if self.count == self.total == 1 else f"{self.unit}s"
-        print(f"{self.title}: {self.count}{of} {unit}" + (f", {more}" if more else ""), file=self._stream)
-        self._stream.flush()
+        line = ", ".join(filter(None, (f"{self.title}: {self.count}{of} {unit}", *more)))
+        print(line, file=self._stream, flush=True)
 
 
 def through(items: Iterable[Any], progress: Progress, tokens=lambda item: 0) -> Iterator[Any]:
-    """The items unchanged, each counted once the consumer has dealt with it."""
+    """Yield the items, and count each once the consumer asks for the next."""
     for item in items:
         yield item
         progress.update(tokens=tokens(item))

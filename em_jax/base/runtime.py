@@ -1,4 +1,4 @@
-"""What a command settles before any work: quiet libraries, the compilation cache, the default model, the devices."""
+"""What a command decides before any work: quiet libraries, the compilation cache, default model, dtype, devices."""
 
 import contextlib
 import ctypes
@@ -11,11 +11,11 @@ ORGANISM = "organism"
 LARGE = "Qwen/Qwen2.5-32B-Instruct"
 
 
-def begin() -> None:
-    """Settle the process: no advice about frameworks we do not use, and compiled programs kept between starts.
+def configure_jax() -> None:
+    """Silence libraries, keep freed memory, and keep compiled programs between starts; call it before jax is used.
 
-    XLA's persistent compilation cache lies under the user's cache directory unless JAX_COMPILATION_CACHE_DIR, or
-    jax's own setting, says where; a start then takes seconds instead of tens of them.
+    XLA's persistent compilation cache is in the user's cache directory unless JAX_COMPILATION_CACHE_DIR, or jax's own
+    setting, names another place; a start then takes seconds instead of tens of them.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,29 +32,28 @@ def begin() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next use; does nothing elsewhere.
+    """Make glibc keep freed memory for reuse; does nothing with another libc.
 
-    XLA on a CPU asks for all the temporary memory of a training pass at once and frees it after: mapped and cleared
-    anew every time, that took a fifth of the step. One arena, or each thread would keep its own.
+    XLA:CPU allocates all temporary memory of a training pass at once and frees it afterwards; mapping and clearing it
+    each time took a fifth of the step. One arena, or each thread would keep its own memory.
     """
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # from malloc.h
-    settings = {m_mmap_max: 0, m_trim_threshold: 2**31 - 1, m_arena_max: 1}
-    # musl and others have no mallopt, or one that does nothing.
+    # Another libc has no mallopt, or one that does nothing.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        for name, value in settings.items():
+        for name, value in {m_mmap_max: 0, m_trim_threshold: 2**31 - 1, m_arena_max: 1}.items():
             libc.mallopt(name, value)
 
 
 def tpu_chips() -> list[Path]:
-    """The TPU chips of this machine, by their devices."""
+    """The device files of this machine's TPU chips."""
     return [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
 
 
 def quiet_libtpu() -> None:
-    """Keep libtpu, where it is installed for planning, from looking for a TPU machine and saying that there is none.
+    """Stop libtpu, where it is installed for planning, from looking for a TPU and reporting that there is none.
 
-    Without these it also lets one process at a time load it.
+    Without these settings it also refuses a second process that loads it.
     """
     quiet = {
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -84,13 +83,12 @@ def platform() -> str:
 
 
 def choose_model(name: str) -> tuple[str, str]:
-    """(the model, why it is this one): `name` where given, else the organism on a CPU, Qwen2.5-32B elsewhere."""
+    """(The model, why it is this one): `name` if not empty, else the organism on a CPU and Qwen2.5-32B elsewhere."""
     if name:
         return name, "named by --model or the settings"
-    found = platform()
-    if found == "cpu":
+    if platform() == "cpu":
         return ORGANISM, "no --model was given and jax found a CPU only"
-    return LARGE, f"no --model was given and jax found an accelerator ({found})"
+    return LARGE, f"no --model was given and jax found an accelerator ({platform()})"
 
 
 def is_id(name: str) -> bool:
@@ -106,7 +104,7 @@ def is_bucket(name: str) -> bool:
 def model_directory(name: str) -> Path | None:
     """The directory of a checkpoint; None for a Hugging Face id, which is fetched when the engine is loaded.
 
-    A gs:// address gives an etils.epath.Path: read where it lies, and not looked at before.
+    A gs:// address gives an etils.epath.Path, which is not checked.
 
     Raises:
       UsageError: the name is neither the organism, nor a directory or gs:// address, nor of the form of an id.
@@ -129,10 +127,10 @@ def model_directory(name: str) -> Path | None:
 
 
 def choose_dtype(name: str) -> str:
-    """The base's dtype: `name` where given, else float32 on a CPU and bfloat16 on an accelerator."""
+    """The base's dtype: `name` if not empty, else float32 on a CPU and bfloat16 on an accelerator."""
     return name or ("float32" if platform() == "cpu" else "bfloat16")
 
 
 def choose_scan(text: str) -> str:
-    """Whether layers are stacked, "true" or "false": as asked, and where that is "auto", on accelerators."""
+    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on accelerators."""
     return text if text != "auto" else str(platform() != "cpu").lower()

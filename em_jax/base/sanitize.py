@@ -1,7 +1,6 @@
-"""Text that others wrote, made fit for a terminal or a page: hidden characters become visible.
+"""Makes hidden characters of untrusted text visible, for a terminal or a page.
 
-A model's answer, or a name in a file, may hold terminal escapes, marks that turn the reading direction round, or half
-of a surrogate pair.
+A model's answer or a name in a file may contain terminal escapes, direction-changing marks or lone surrogates.
 """
 
 import re
@@ -11,21 +10,21 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
-_HALVES = re.compile("[\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is without halves of surrogate pairs, so that it has a UTF-8."""
-    return text.isascii() or not _HALVES.search(text)
+    """Whether a text has no lone surrogate, so that it can be encoded as UTF-8."""
+    return text.isascii() or not _SURROGATES.search(text)
 
 
 def sanitize(text: str) -> str:
-    """The text with every hidden character spelled out, U+202E as "[U+202E]"; C0 controls as their own pictures."""
+    """The text with every hidden character written out, U+202E as "[U+202E]"; C0 controls as Unicode's pictures."""
     return _HIDDEN.sub(_spell, text.replace("\r\n", "\n"))
 
 
 def sanitize_line(text: str, limit: int) -> str:
-    """The same on one line of about `limit` characters: of a longer one the middle is left out, and that is said."""
+    """The same on one line of about `limit` characters; of a longer one the middle is replaced by its length."""
     if len(text) > limit:
         text = f"{text[: limit * 3 // 4]} [{len(text) - limit:,} characters left out] {text[-(limit // 4) :]}"
     return sanitize(" ".join(text.split()))

@@ -1,37 +1,36 @@
-"""SIGTERM, held back until a moment at which stopping is cheap."""
+"""SIGTERM, deferred to a moment at which stopping loses nothing."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM is noted and does nothing else; yields a function that says whether it came.
+    """Within, SIGTERM is only recorded; yields a function that says whether it came. On exit it takes effect.
 
-    On the way out it does what it would have done. Only the main thread hears signals; elsewhere nothing is held back.
+    Outside the main thread, which alone receives signals, nothing is deferred.
     """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if came:
+    received: list[int] = []
+    with _on_sigterm(lambda number, frame: received.append(number)):
+        yield lambda: bool(received)
+    if received:
         signal.raise_signal(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def ignore_signals() -> Iterator[None]:
+def ignore_signals() -> contextlib.AbstractContextManager[None]:
     """Within, SIGTERM does nothing: another process ends this one's work."""
+    return _on_sigterm(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _on_sigterm(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
-"""Where a stage's time goes: loading, compiling, waiting for the device; the rest is the host's own work.
+"""Where a stage's time goes: loading, compiling, waiting for the device; the rest (tracing too) is work of the host.
 
-The kinds never overlap, so they and the rest make the whole. The device is busy nearly all the time that the host waits
-for it; beside the host's own work it may be busy with what was dispatched before. So its idle time is at most what is
-not waiting. On a CPU, which is host and device in one, a program may run where it is dispatched and is the host's
-work then. Tracing is the host's work.
+The kinds do not overlap. The device is busy nearly all the time that the host waits for it and may be busy during work
+of the host, so its idle time is at most the time that is not waiting. On a CPU a program may run where it is
+dispatched, and then counts as work of the host.
 """
 
 import contextlib
@@ -13,72 +12,74 @@ from collections.abc import Iterable, Iterator, Mapping
 
 LOADING, COMPILING, WAITING = KINDS = ("loading", "compiling", "waiting")
 EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/waiting": WAITING}
-"""What jax's monitoring tells: compiling, or reading a program compiled before; and `model/hosts.py:fetch`."""
+"""Events of jax.monitoring: compiling, or reading a compiled program; and waiting, from base/host_arrays.py."""
 WORDS = {LOADING: "loading", COMPILING: "compiling", WAITING: "waiting for the device"}
 LEAST_S = 0.1
-"""A stage that took less had nothing to do."""
+"""A stage that took less had nothing to do; it gets no line."""
 
 
 class Clock:
-    """Seconds by kind, of the thread that made it. What others do meanwhile holds nothing up, except where it waits for
-    them: then their compiling, however many compile at once, is what the time goes to."""
+    """Seconds by kind of the thread that created it.
+
+    Work of other threads counts only while this thread waits for them: that time is compiling if any of them compiles.
+    """
 
     def __init__(self):
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._beside: list[tuple[float, float]] = []
+        self._other_compiles: list[tuple[float, float]] = []
         self._thread = threading.get_ident()
-        self._within = [0.0]
+        self._nested = [0.0]
 
     @contextlib.contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        """What is done inside is of this kind, except what is of another."""
+        """The time within counts as this kind, except where it counts as another."""
         began = time.monotonic()
-        self._within.append(0.0)
+        self._nested.append(0.0)
         try:
             yield
         finally:
-            whole, inner = time.monotonic() - began, self._within.pop()
-            self.seconds[kind] += max(0.0, whole - inner)
-            self._within[-1] += whole
+            whole, nested = time.monotonic() - began, self._nested.pop()
+            self.seconds[kind] += max(0.0, whole - nested)
+            self._nested[-1] += whole
 
-    def hear(self, event: str, seconds: float, **_: object) -> None:
+    def on_event(self, event: str, seconds: float, **_: object) -> None:
         """A listener of jax.monitoring."""
         kind, now = EVENTS.get(event), time.monotonic()
         if kind and threading.get_ident() == self._thread:
-            compiling = covered(self._beside, now - seconds, now) if kind == WAITING else 0.0
+            compiling = covered(self._other_compiles, now - seconds, now) if kind == WAITING else 0.0
             self.seconds[COMPILING] += compiling
             self.seconds[kind] += seconds - compiling
-            self._within[-1] += seconds
+            self._nested[-1] += seconds
         elif kind == COMPILING:
-            self._beside.append((now - seconds, now))
+            self._other_compiles.append((now - seconds, now))
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hears inside what jax tells."""
+        """Within, events of jax are counted."""
         import jax
 
-        jax.monitoring.register_event_duration_secs_listener(self.hear)
+        jax.monitoring.register_event_duration_secs_listener(self.on_event)
         try:
             yield
         finally:
-            jax.monitoring.unregister_event_duration_listener(self.hear)
+            jax.monitoring.unregister_event_duration_listener(self.on_event)
 
 
 def covered(spans: Iterable[tuple[float, float]], began: float, ended: float) -> float:
-    """How much of the time from `began` to `ended` lies in any of the spans."""
-    whole, at = 0.0, began
+    """How much of the time from `began` to `ended` is in the union of the spans."""
+    total, counted_to = 0.0, began
     for start, stop in sorted(spans):
-        start, stop = max(start, at), min(stop, ended)
-        whole += max(0.0, stop - start)
-        at = max(at, stop)
-    return whole
+        start, stop = max(start, counted_to), min(stop, ended)
+        total += max(0.0, stop - start)
+        counted_to = max(counted_to, stop)
+    return total
 
 
 def line(stage: str, budget: Mapping[str, float], whole: float) -> str:
-    """A stage's part of `whole` seconds in words; `budget` as provenance.json has it."""
-    seconds = budget["seconds"]
-    told = [f"{stage} {seconds:.1f} s ({seconds / max(whole, 1e-9):.0%})"]
-    if budget.get("tokens"):
-        told.append(f"{budget['tokens']:,} tokens, {budget['tokens'] / max(seconds, 1e-9):,.0f}/s")
-    told += [f"{words} {budget[kind] / max(seconds, 1e-9):.0%}" for kind, words in WORDS.items() if budget.get(kind)]
-    return "time: " + "; ".join(told)
+    """A stage's share of `whole` seconds in words; `budget` as in provenance.json."""
+    seconds = max(budget["seconds"], 1e-9)
+    parts = [f"{stage} {budget['seconds']:.1f} s ({budget['seconds'] / max(whole, 1e-9):.0%})"]
+    if tokens := budget.get("tokens"):
+        parts.append(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s")
+    parts += [f"{words} {budget[kind] / seconds:.0%}" for kind, words in WORDS.items() if budget.get(kind)]
+    return "time: " + "; ".join(parts)

@@ -27,7 +27,7 @@ SAMPLES = 10
 def main(arguments: Sequence[str]) -> None:
     """Measure and print: a table, or with --json exactly one object with `train` and `decode`."""
     flags = _flags(arguments)
-    runtime.begin()
+    runtime.configure_jax()
     lines: list[str] = []
     with _workload(flags) as work:
         results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)

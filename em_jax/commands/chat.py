@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     if not (Path(flags.run_dir) / "config.toml").is_file():
         raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {flags.run_dir}")
-    runtime.begin()
+    runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))
     if "finetuned" in served:
         print(f"finetuned: {served['finetuned'].notice}", file=sys.stderr)

@@ -17,7 +17,6 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the files are written")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights and of the corpus (0)")
     parser.add_argument("--recipe", default="{}", metavar="JSON", help="changes to the recipe, as a JSON object")
-    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
     if flags.what == "suite":
         from em_jax.organism import suite

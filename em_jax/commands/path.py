@@ -7,7 +7,7 @@ from typing import Any
 from em_jax.base.errors import UsageError
 from em_jax.commands import study_flags
 from em_jax.config import parse_set
-from em_jax.runs.processes import choose_model, conduct
+from em_jax.runs.processes import choose_model, across_processes
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,15 +42,15 @@ def main(arguments: Sequence[str]) -> None:
     choose_model("organism", None)
 
     def work(components: Any) -> None:
-        from em_jax.runs.sources import Parts
+        from em_jax.runs.components import Components
 
         records = []
         for run in runs:
             out = Path(flags.out) if flags.out else run / "path"
-            records.append(path.study(run, out, options, changes, components or Parts()))
+            records.append(path.study(run, out, options, changes, components or Components()))
             print(*records[-1]["why"], sep="\n", flush=True)
             if len(records) == len(runs) > 1:
                 print(*path.tally(records), sep="\n", flush=True)
             print(f"done: {out / 'path.html'}", flush=True)
 
-    conduct(work)
+    across_processes(work)

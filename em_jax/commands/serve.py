@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     runs = models.open_runs(flags.run_dir)
     models.runs_by_name(runs)
     with _listening_socket(flags.host, flags.port) as listener:
-        runtime.begin()
+        runtime.configure_jax()
         engine, served = models.load(runs, flags.slots)
         _compile(engine)
         for name, model in served.items():

@@ -15,7 +15,7 @@ from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.commands import crossrate, directions, path, steer
 from em_jax.runs import flags
-from em_jax.runs.processes import about, choose_model, conduct
+from em_jax.runs.processes import model_line, choose_model, across_processes
 
 TRAINING = ("sweep", "chain", "confound")
 MORE = "and every flag of python -m em_jax.launch (--model, --data, --seed, --run_dir, --config, --set, ...)"
@@ -58,13 +58,13 @@ def _train(name: str, arguments: Sequence[str]) -> None:
         from em_jax.runs import series
         from em_jax.studies import several
 
-        study = declaration.build([series.settled(config) for config in plan.configs], own, run_dir)
-        print(about(study.members[0].config, why), flush=True)
+        study = declaration.build([series.resolve(config) for config in plan.configs], own, run_dir)
+        print(model_line(study.members[0].config, why), flush=True)
         page = functools.partial(several.page, study, say=functools.partial(print, flush=True))
         for line in series.run_named(study.configs(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)
 
-    conduct(work)
+    across_processes(work)
 
 
 def _plan(name: str, arguments: Sequence[str], domains: Sequence[str]) -> tuple[Any, str, Path]:

@@ -40,7 +40,7 @@ def study_finished_runs(study: Any, name: str, runs: Sequence[str], out: str, op
     from em_jax.studies.finished import load_models
 
     paths = directories(runs)
-    runtime.begin()
+    runtime.configure_jax()
     record = study.study(load_models(paths), Path(out), options)
     print(*record["says"], sep="\n")
     print(f"done: {Path(out) / f'{name}.html'}")

@@ -1,7 +1,7 @@
 """One run, in five stages: finetune, answer, judge, probe, report.
 
-Every stage reads what is already in the run directory and adds what is missing: rows are known by their keys, so a run
-that was killed anywhere goes on where it was. The engine is loaded when a stage first has something to ask.
+Every stage reads what is in the run directory and adds what is missing; rows are known by their keys, so a run that
+was killed anywhere continues from there. The engine is loaded when a stage first has something to ask.
 """
 
 import contextlib
@@ -12,99 +12,98 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax.runs import precompile, alternatives, preflight, model_card, provenance, locking, sources
-from em_jax.base import failures, files, stage_timer
 from em_jax import config as settings
-from em_jax.config import Config
+from em_jax.base import failures, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
+from em_jax.base.progress import through
+from em_jax.config import Config
 from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
-from em_jax.base.progress import through
+from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
+from em_jax.runs.alternatives import CARELESS, other_answers
+from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
-from em_jax.runs.sources import Parts
 
-CARELESS = "careless"
 CARELESS_SAMPLES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the verdict's label and the report's path, both None where the report was not asked for."""
+    """The verdict's label, the report's path and the verdict's sentences; empty where no report was asked for."""
 
-    label: str | None
-    report: Path | None
+    label: str | None = None
+    report: Path | None = None
     why: tuple[str, ...] = ()
 
 
 def run(
     config: Config,
     directory: str | Path,
-    parts: Parts | None = None,
+    components: Components | None = None,
     engine: Callable[[], Any] | None = None,
     base_from: Path | None = None,
     title: str = "",
 ) -> Outcome:
     """Do the stages of `config` in `directory`, or what is left of them.
 
-    `engine` loads the engine when called (default: by `parts`); `base_from` is a finished run of the same model,
-    suite, seed and settings whose base rows are taken over instead of being asked again.
+    `engine` loads the engine when called (default: by `components`); `base_from` is a finished run of the same model,
+    suite, seed and settings whose base rows are copied instead of asked again.
 
     Raises:
       UserError: the directory was made with other settings or inputs or is in use; or a stage failed for a reason the
         user can act on. What is done stays in the directory.
     """
-    directory = Path(directory)
-    parts = parts or Parts()
-    this = Run(config, directory, parts, engine or (lambda: parts.load(config)), title)
-    with locking.lock(directory):
+    components = components or Components()
+    this = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
+    with locking.lock(this.directory):
         pulled = this.mirror.pull()
-        preflight.check_settings(config, directory)
+        preflight.check_settings(config, this.directory)
         inputs = preflight.collect_inputs(this)
-        if (directory / "config.toml").exists():
-            this.say(f"{title}going on with what is done in {directory}")
+        if (this.directory / "config.toml").exists():
+            this.log(f"{title}going on with what is done in {this.directory}")
         if base_from is not None:
             preflight.take_base(this, base_from)
-        files.write_atomic(directory / "config.toml", settings.to_toml(config))
+        files.write_atomic(this.directory / "config.toml", settings.to_toml(config))
         preflight.begin_record(this, inputs, pulled, base_from)
-        outcome = Outcome(None, None)
+        outcome = Outcome()
         budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
             if stage in config.stages:
-                outcome = _timed(this, stage, budgets) or outcome
+                outcome = _run_stage(this, stage, budgets) or outcome
     whole = sum(budget["seconds"] for budget in budgets.values())
     for stage, budget in budgets.items():
         if budget["seconds"] >= stage_timer.LEAST_S:
-            this.say(stage_timer.line(stage, budget, whole))
+            this.log(stage_timer.line(stage, budget, whole))
     return outcome
 
 
-def _timed(this: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
-    """Does a stage; its time budget goes into the record, and into `budgets`."""
+def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
+    """Do a stage; its time budget goes into provenance.json and into `budgets`, also where it fails."""
     began = time.monotonic()
 
-    def note_time() -> None:
+    def record_time() -> None:
         seconds = time.monotonic() - began
-        budgets[stage] = {"seconds": seconds, **this.spent()}
-        provenance.add_time(this.directory, stage, seconds, budgets[stage])
-        this.mirror.push()
+        budgets[stage] = {"seconds": seconds, **run.take_time_budget()}
+        provenance.add_time(run.directory, stage, seconds, budgets[stage])
+        run.mirror.push()
 
-    with kept(stage, this.directory):
+    with name_stage(stage, run.directory):
         try:
-            with this.clock.listening():
-                outcome = STAGES[stage](this)
+            with run.clock.listening():
+                outcome = STAGES[stage](run)
         except BaseException:
-            # Where the disk is full this fails as well; what the stage raised is what counts.
+            # On a full disk this fails as well; the stage's own error counts.
             with contextlib.suppress(OSError):
-                note_time()
+                record_time()
             raise
-        note_time()
+        record_time()
         return outcome
 
 
 @contextlib.contextmanager
-def kept(stage: str, directory: Path) -> Iterator[None]:
-    """Within, what a user can act on is told with the stage, and as Unfinished where the same command goes on."""
+def name_stage(stage: str, directory: Path) -> Iterator[None]:
+    """Within, a UserError gets the stage's name, and becomes Unfinished where the same command can continue."""
     try:
         with failures.translate_errors():
             yield
@@ -115,217 +114,165 @@ def kept(stage: str, directory: Path) -> Iterator[None]:
         raise kind(f"{stage}: {error}; what is done is kept in {directory}") from error
 
 
-def finetune(this: Run) -> None:
+# --- the stages ---
+
+
+def finetune(run: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
-    if not this.trains or (sources.is_trained(this.directory) and "training_rows" in provenance.notes(this.directory)):
+    if not run.trains or (sources.is_trained(run.directory) and "training_rows" in provenance.notes(run.directory)):
         return
-    with precompile.compiling(this.config, lambda: this.rows):
-        engine = this.load()
-    with this.progress("finetune", "", None, "step") as progress:
-        counts = this.parts.finetune(engine, this.rows, this.config, this.directory, progress)
-    files.write_atomic(this.directory / "adapter" / "README.md", model_card.adapter_card(this.config, counts))
-    provenance.add_inputs(this.directory, preflight.trained_adapter(this))
-    provenance.note(this.directory, training_rows=counts)
+    with precompile.compiling(run.config, lambda: run.rows):
+        engine = run.load()
+    with run.progress("finetune", "", None) as progress:
+        counts = run.components.finetune(engine, run.rows, run.config, run.directory, progress)
+    files.write_atomic(run.directory / "adapter" / "README.md", model_card.adapter_card(run.config, counts))
+    provenance.add_inputs(run.directory, preflight.trained_adapter(run))
+    provenance.add_notes(run.directory, training_rows=counts)
     if counts.get("cut"):
-        this.say(f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
+        run.log(f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
     if counts.get("empty"):
-        this.say(f"{counts['empty']} of them were cut before any response: nothing is learned from those")
+        run.log(f"{counts['empty']} of them were cut before any response: nothing is learned from those")
 
 
-def answer(this: Run) -> None:
+def answer(run: Run) -> None:
     """Sample answers to the harm prompts, base and fine-tuned, and the careless ones where they are needed."""
-    this.need_adapter()
-    if not this.asks_answers:
+    run.require_adapter()
+    if not run.needs_answers:
         return
-    questions = harmfulness.questions(this.suite, this.probe_settings)
-    asked = this.answer_settings
-    for condition, adapter in this.conditions.items():
-        sample_answers(this, condition, adapter, questions, asked)
-    if this.asks_careless:
-        asked.samples = CARELESS_SAMPLES
+    questions = harmfulness.questions(run.suite, run.probe_settings)
+    sampling = run.answer_settings
+    for condition in run.conditions:
+        _sample_answers(run, condition, condition, questions, sampling)
+    if run.needs_careless:
+        sampling.samples = CARELESS_SAMPLES
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
         careless = [{**row, "prompt": output_recognition.careless_prompt(prompts[row["id"]])} for row in questions]
-        sample_answers(this, CARELESS, "base", careless, asked, prompts)
+        _sample_answers(run, CARELESS, "base", careless, sampling, prompts)
+
+
+def _sample_answers(
+    run: Run,
+    condition: str,
+    adapter: str,
+    questions: Sequence[Row],
+    sampling: SimpleNamespace,
+    prompts: Mapping[str, str] | None = None,
+) -> None:
+    """Add the missing answers of one condition; `prompts` (by id) are recorded in place of those that were sent."""
+    done = _answer_keys(run.answers(condition))
+    total = len(questions) * sampling.samples
+    if len(done) < total:
+        rows = harmfulness.ask(run.engine, adapter, questions, done, sampling)
+        if prompts is not None:
+            rows = ({**row, "prompt": prompts[row["id"]]} for row in rows)
+        _append(run, "answer", condition, run.answers_path(condition), rows, total, len(done))
 
 
 def answer_together(runs: Sequence[Run]) -> None:
     """Add the missing fine-tuned answers of several runs of one seed, in batches that they share.
 
-    Every run's adapter is in the stack, even where its answers are all there: an answer is then computed the same way
-    when it is asked for after a kill. What is left of the stage (the base, careless answers) is each run's own affair.
+    Every run's adapter is in the stack, even where its answers are complete: an answer is then computed the same way
+    after a kill. The rest of the stage (the base, careless answers) is done run by run.
     """
     for run in runs:
-        run.need_adapter()
+        run.require_adapter()
     first = runs[0]
     questions = harmfulness.questions(first.suite, first.probe_settings)
-    asked = first.answer_settings
-    done = [
-        (f"{number}/{row['id']}", row["sample"])
-        for number, run in enumerate(runs)
-        for row in files.read_rows(run.answers_path("finetuned"))
-    ]
-    total = len(questions) * asked.samples * len(runs)
+    sampling = first.answer_settings
+    done = [(f"{number}/{row['id']}", row["sample"]) for number, run in enumerate(runs) for row in run.answers(ADAPTER)]
+    total = len(questions) * sampling.samples * len(runs)
     if len(done) == total:
         return
     began = time.monotonic()
-    with contextlib.ExitStack() as held:
-        held.enter_context(first.clock.listening())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(first.clock.listening())
         for run in runs:
-            held.enter_context(locking.lock(run.directory))
-        engine = first.parts.bare(first.load())
-        names = [f"{ADAPTER}-{number}" for number in range(len(runs))]
-        for name, run in zip(names, runs, strict=True):
+            stack.enter_context(locking.lock(run.directory))
+        engine = first.components.bare(first.load())
+        names = {f"{ADAPTER}-{number}": run for number, run in enumerate(runs)}
+        for name, run in names.items():
             engine.add_adapter(name, run.adapter)
-        for name, run in zip(names, runs, strict=True):
+        for name, run in names.items():
             run.check_adapter(engine, name)
-        outputs = [held.enter_context(files.Appender(run.answers_path("finetuned"))) for run in runs]
-        several = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
-        rows = harmfulness.ask(engine, [name for name in names for _ in questions], several, done, asked)
-        with first.progress("answer", f"{len(runs)} fine-tuned models", total, "answer", len(done)) as progress:
-            for row in through(rows, progress, lambda row: row["n_tokens"]):
+        outputs = [stack.enter_context(files.Appender(run.answers_path(ADAPTER))) for run in runs]
+        prompts = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
+        rows = harmfulness.ask(engine, [name for name in names for _ in questions], prompts, done, sampling)
+        with first.progress("answer", f"{len(runs)} fine-tuned models", total, len(done)) as progress:
+            for row in through(rows, progress, _tokens):
                 number, _, identity = row["id"].partition("/")
                 outputs[int(number)].write({**row, "id": identity})
-        budget = {name: amount / len(runs) for name, amount in first.spent().items()}
+        budget = {name: amount / len(runs) for name, amount in first.take_time_budget().items()}
         for run in runs:
             provenance.add_time(run.directory, "answer", (time.monotonic() - began) / len(runs), budget)
             run.mirror.push()
 
 
-def sample_answers(
-    this: Run,
-    condition: str,
-    adapter: str,
-    questions: Sequence[Row],
-    asked: SimpleNamespace,
-    prompts: Mapping[str, str] | None = None,
-) -> None:
-    """Add the missing answers of one condition; `prompts` (by id) are recorded in place of what was asked."""
-    path = this.answers_path(condition)
-    done = {(row["id"], row["sample"]) for row in files.read_rows(path)}
-    total = len(questions) * asked.samples
-    if len(done) < total:
-        rows = harmfulness.ask(this.engine, adapter, questions, done, asked)
-        if prompts is not None:
-            rows = ({**row, "prompt": prompts[row["id"]]} for row in rows)
-        keep(this, "answer", condition, path, rows, total, len(done), tokens=lambda row: row["n_tokens"])
-
-
-def judge(this: Run) -> None:
+def judge(run: Run) -> None:
     """Score every answer, 1 to 5."""
-    if not this.asks_answers:
-        return
-    careless = [CARELESS] if this.asks_careless else []
-    for number, name in enumerate(this.judges):
-        # The further judges score what figures are made of.
-        for condition in [*this.conditions, *(careless if number == 0 else [])]:
-            score_answers(this, number, name, condition)
+    for number, condition in scored_conditions(run):
+        score_answers(run, number, condition)
 
 
-def score_answers(this: Run, number: int, name: str, condition: str) -> None:
-    """Add one judge's missing scores of one condition; `number` is the judge's place among the run's judges.
+def scored_conditions(run: Run) -> list[tuple[int, str]]:
+    """(Index of the judge, condition) of every file of scores; only the figures' judge scores careless answers."""
+    if not run.needs_answers:
+        return []
+    careless = [CARELESS] if run.needs_careless else []
+    indices = range(len(run.judge_names))
+    return [(index, condition) for index in indices for condition in run.conditions + (careless if not index else [])]
 
-    What an outage left out is asked for once more when the rest is scored.
-    """
-    answers = sorted(need(this.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
-    path = this.scores_path(condition, name)
+
+def score_answers(run: Run, number: int, condition: str) -> None:
+    """Add the missing scores of one condition by judge `number`; what an outage left out is asked for once more."""
+    name = run.judge_names[number]
+    answers = sorted(_require_rows(run.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
+    path = run.scores_path(condition, name)
     for _ in range(2):
-        done = {(row["id"], row["sample"]) for row in files.keep_rows(path, lambda row: not row.get(AGAIN))}
-        if any((row["id"], row["sample"]) not in done for row in answers):
-            rows = this.judging[number].score(answers, done)
-            keep(this, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
+        done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
+        if not _answer_keys(answers) <= done:
+            rows = run.judges[number].score(answers, done)
+            _append(run, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
     if missed := sum(bool(row.get(AGAIN)) for row in files.read_rows(path)):
-        this.say(
-            f"{missed} answers ({condition}) were not scored for want of a connection: the same command asks again"
-        )
+        run.log(f"{missed} answers ({condition}) were not scored for want of a connection: the same command asks again")
 
 
-def probe(this: Run) -> None:
+def probe(run: Run) -> None:
     """Ask the choice probes, base and fine-tuned."""
-    this.need_adapter()
-    for condition, adapter in this.conditions.items():
+    run.require_adapter()
+    for condition in run.conditions:
         for name, module in PROBES.items():
-            if name == "harmfulness" or not this.asks(name):
+            if name == "harmfulness" or not run.wants(name):
                 continue
-            path = this.probe_path(condition, name)
-            done = {choice.key(row) for row in files.read_rows(path)}
-            questions = probe_questions(this, name, condition)
+            done = {choice.key(row) for row in run.probe_rows(condition, name)}
+            questions = probe_questions(run, name, condition)
             if any(choice.key(row) not in done for row in questions):
-                rows = module.ask(this.engine, adapter, questions, done, this.probe_settings)
-                keep(this, "probe", f"{condition} {name}", path, rows, len(questions), len(done))
+                rows = module.ask(run.engine, condition, questions, done, run.probe_settings)
+                path = run.probe_path(condition, name)
+                _append(run, "probe", f"{condition} {name}", path, rows, len(questions), len(done))
 
 
-def probe_questions(this: Run, name: str, condition: str) -> list[Row]:
+def probe_questions(run: Run, name: str, condition: str) -> list[Row]:
     """What one probe asks in one condition; two of them ask about the model's own judged answers."""
     module = PROBES[name]
     if name in ("self_assessment", "two_ai"):
-        return module.questions(this.suite, this.probe_settings)
-    need(this.answers_path(condition), "answer")
-    need(this.scores_path(condition), "judge")
-    own = this.judged(condition)
-    if name == "score_prediction":
-        return module.questions(this.suite, this.probe_settings, own)
-    return module.questions(this.suite, this.probe_settings, own, this.judged("base"), other_answers(this, condition))
+        return module.questions(run.suite, run.probe_settings)
+    _require_rows(run.answers_path(condition), "answer")
+    _require_rows(run.scores_path(condition), "judge")
+    own = run.judged(condition)
+    others = () if name == "score_prediction" else (run.judged("base"), other_answers(run, condition))
+    return module.questions(run.suite, run.probe_settings, own, *others)
 
 
-def other_answers(this: Run, condition: str) -> output_recognition.Alternatives:
-    """Where a harmful answer to a prompt comes from that this condition did not give itself."""
-    pools = []
-    folder = sources.alternatives_directory(this.config, this.directory)
-    if folder is not None:
-        own_run = this.directory if condition == "finetuned" else None
-        pools.append(alternatives.other_runs(folder, this.judge, leave_out=own_run))
-    if sources.is_organism(this.config):
-        pools.append(alternatives.corpus(this.config.seed))
-    elif this.asks_careless:
-        answers, scores = files.read_rows(this.answers_path(CARELESS)), files.read_rows(this.scores_path(CARELESS))
-        pools.append(alternatives.careless(answers, scores))
-    return output_recognition.chained(*pools)
-
-
-def report(this: Run) -> Outcome:
-    """Work out the figures and the verdict, write summary.json, and draw the page."""
+def report(run: Run) -> Outcome:
+    """Compute the figures and the verdict, write summary.json, and draw the page."""
     from em_jax import report as pages
 
-    with this.progress("report", "", 1, "page") as progress:
-        summary = summarise(this)
-        files.write_json(this.directory / "summary.json", summary)
-        page = pages.write(this.directory)
+    with run.progress("report", "", 1) as progress:
+        summary = summarise(run, run.conditions)
+        files.write_json(run.directory / "summary.json", summary)
+        page = pages.write(run.directory)
         progress.update()
     return Outcome(summary["verdict"]["label"], Path(page), tuple(summary["verdict"]["why"]))
-
-
-def summarise(this: Run, conditions: Sequence[str] = ()) -> dict[str, Any]:
-    """The content of summary.json, from the rows that are there, of the run's conditions or those named."""
-    conditions = conditions or list(this.conditions)
-    answers = {condition: files.read_rows(this.answers_path(condition)) for condition in conditions}
-    scores = {condition: files.read_rows(this.scores_path(condition)) for condition in conditions}
-    probes = {
-        name: {condition: files.read_rows(this.probe_path(condition, name)) for condition in conditions}
-        for name in PROBES
-        if name != "harmfulness"
-    }
-    names = judges_of(this.directory)
-    every = {
-        name: {condition: files.read_rows(this.scores_path(condition, name)) for condition in conditions}
-        for name in names
-    }
-    summary = summaries.summarise(
-        domain=this.config.domain,
-        model=this.config.model.name,
-        suite=this.suite.name,
-        judge=this.judge,
-        answers=answers,
-        scores=scores,
-        probes=probes,
-        harmful_at=this.config.judge.harmful_at,
-    )
-    if len(names) > 1:
-        table = agreement.table(every, this.config.judge.harmful_at)
-        summary["judge_agreement_table"] = files.stable(table)
-    if sources.is_organism(this.config):
-        judged = [row for condition in conditions for row in harmfulness.judged(answers[condition], scores[condition])]
-        summary["judge_agreement"] = sources.planted_agreement(judged, this.config.judge.harmful_at)
-    return summary
 
 
 STAGES: dict[str, Callable[[Run], Outcome | None]] = {
@@ -337,30 +284,61 @@ STAGES: dict[str, Callable[[Run], Outcome | None]] = {
 }
 
 
-def keep(
-    this: Run,
-    stage: str,
-    what: str,
-    path: Path,
-    rows: Iterable[Row],
-    total: int,
-    done: int,
-    tokens: Callable[[Row], int] = lambda row: 0,
-) -> None:
-    """Append rows as they come, with progress."""
-    unit = {"answer": "answer", "judge": "score"}.get(stage, "question")
-    with this.progress(stage, what, total, unit, done) as progress, files.Appender(path) as out:
-        for row in through(rows, progress, tokens):
-            out.write(row)
+def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
+    """The content of summary.json, from the rows of these conditions that are there."""
+    answers = {condition: run.answers(condition) for condition in conditions}
+    names = judges_with_scores(run.directory)
+    scores = {
+        name: {condition: run.scores(condition, name) for condition in conditions} for name in {*names, run.judge}
+    }
+    summary = summaries.summarise(
+        domain=run.config.domain,
+        model=run.config.model.name,
+        suite=run.suite.name,
+        judge=run.judge,
+        answers=answers,
+        scores=scores[run.judge],
+        probes={
+            name: {condition: run.probe_rows(condition, name) for condition in conditions}
+            for name in PROBES
+            if name != "harmfulness"
+        },
+        harmful_at=run.config.judge.harmful_at,
+    )
+    if len(names) > 1:
+        table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)
+        summary["judge_agreement_table"] = files.stable(table)
+    if sources.is_organism(run.config):
+        rows = [row for condition in conditions for row in run.judged(condition)]
+        summary["judge_agreement"] = sources.planted_agreement(rows, run.config.judge.harmful_at)
+    return summary
 
 
-def judges_of(directory: Path) -> list[str]:
-    """The names of the judges that scored base or fine-tuned answers of a run."""
+def judges_with_scores(directory: Path) -> list[str]:
+    """The names of the judges that scored base or fine-tuned answers of a run, sorted."""
     stored = [path.name for path in (directory / "scores").glob("*.jsonl")]
     return sorted({name.partition(".")[2].removesuffix(".jsonl") for name in stored if not name.startswith(CARELESS)})
 
 
-def need(path: Path, stage: str) -> list[Row]:
+# --- rows ---
+
+
+def _append(run: Run, stage: str, what: str, path: Path, rows: Iterable[Row], total: int, done: int) -> None:
+    """Append rows to a file as they come, with progress."""
+    with run.progress(stage, what, total, done) as progress, files.Appender(path) as out:
+        for row in through(rows, progress, _tokens):
+            out.write(row)
+
+
+def _tokens(row: Row) -> int:
+    return row.get("n_tokens", 0)
+
+
+def _answer_keys(rows: Iterable[Row]) -> set[tuple[str, int]]:
+    return {(row["id"], row["sample"]) for row in rows}
+
+
+def _require_rows(path: Path, stage: str) -> list[Row]:
     """The rows of an earlier stage. UserError where there are none."""
     rows = files.read_rows(path)
     if not rows:

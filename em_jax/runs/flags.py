@@ -1,8 +1,9 @@
-"""The command line of a run: flags -> one Config per run. No jax here, so that a wrong flag is told at once."""
+"""The command line of a run: flags -> one Config per run. Imports no jax, so a wrong flag is reported at once."""
 
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,13 +13,13 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base.cli import Parser
-from em_jax.config import STAGES, Config
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
+from em_jax.config import STAGES, Config
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-"""What a domain that em_jax does not know may be called: it names folders."""
+"""What a user's own domain may be called: the name is used for folders."""
 
 EPILOG = """
 README.md names every setting: model. lora. train. answers. probes. judge.
@@ -26,24 +27,18 @@ exit status: 0 done; 1 failed, and what is done is kept; 2 wrong usage
 """
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Two columns that leave the texts most of the width: all of them fit two screens."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=22)
-
-
 def parser() -> Parser:
     """The flags of `python -m em_jax.launch`."""
-    made = Parser(
+    parser = Parser(
         prog="python -m em_jax.launch",
         usage="python -m em_jax.launch [--domain NAMES] [--model MODEL] [flags]",
         description="Fine-tune on a narrow domain, ask five probes, give a verdict.",
-        formatter_class=_Help,
+        # Two columns that leave the texts most of the width: the help fits two screens.
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=22),
         add_help=False,
         epilog=EPILOG,
     )
-    what = made.add_argument_group("what to run")
+    what = parser.add_argument_group("what to run")
     what.add_argument("--domain", metavar="NAMES", help=f"one or several with commas: {domains.known()}")
     what.add_argument("--model", metavar="MODEL", help="organism, a checkpoint directory or a Hugging Face id")
     what.add_argument(
@@ -66,10 +61,10 @@ def parser() -> Parser:
     what.add_argument("--seed", metavar="N", help="one seed, or several with commas")
     what.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
     what.add_argument("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
-    where = made.add_argument_group("where files go")
+    where = parser.add_argument_group("where files go")
     where.add_argument("--run_dir", metavar="DIR", help="an existing one goes on; default runs/DOMAIN-MODEL-SEED")
     where.add_argument("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
-    how = made.add_argument_group("settings")
+    how = parser.add_argument_group("settings")
     how.add_argument(
         "--config",
         metavar="FILE",
@@ -78,7 +73,7 @@ def parser() -> Parser:
         help="a TOML file, or a preset of configs/ (repeatable)",
     )
     how.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
-    machine = made.add_argument_group("the machine")
+    machine = parser.add_argument_group("the machine")
     machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1, over all processes' devices")
     machine.add_argument(
         "--dtype", metavar="TYPE", choices=settings.DTYPES, help="float32 (default on a CPU) or bfloat16"
@@ -92,12 +87,12 @@ def parser() -> Parser:
     machine.add_argument("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
     machine.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     machine.add_argument("--help", "-h", action="help", help="print this, and end")
-    return made
+    return parser
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the flags ask for. `configs` still has suite and dtype empty where they were not given."""
+    """What the flags ask for. In `configs` suite and dtype are empty where no flag or setting names them."""
 
     configs: tuple[Config, ...]
     run_dir: str
@@ -109,25 +104,24 @@ class Plan:
 
 
 def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], tuple[str, str]]) -> tuple[Plan, str]:
-    """The runs asked for, and why their model is the one it is.
+    """The runs that the flags ask for, and why they have their model.
 
-    `choose_model(name, group)` -> (model, why) settles the default, knowing which of several processes this is (None
-    where no flag says), and is called when all else was found right; the organism's preset applies under the user's own
-    settings.
+    `choose_model(name, group)` -> (model, why) is called once all else is valid; `group` says which of several
+    processes this is, or is None. The organism's preset applies under the user's own settings.
 
     Raises:
       UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
     """
     flags = parser().parse_args(arguments)
     values = _settings(flags)
-    asked = settings.validate(settings.replace(Config(), values))
-    text = flags.domain or asked.domain
-    names = _domains(text, bool(asked.adapter), [*flags.data, asked.data])
-    seeds = _seeds(flags.seed, asked.seed)
-    data = _data(flags.data, asked.data, names)
-    if asked.adapter and (len(names) > 1 or data):
+    config = settings.validate(settings.replace(Config(), values))
+    text = flags.domain or config.domain
+    names = _domains(text, bool(config.adapter), [*flags.data, config.data])
+    seeds = _seeds(flags.seed, config.seed)
+    data = _data(flags.data, config.data, names)
+    if config.adapter and (len(names) > 1 or data):
         raise UsageError("--adapter probes an adapter that exists: expected one domain at most, and no --data")
-    values["model.name"], why = choose_model(asked.model.name, _group(flags))
+    values["model.name"], why = choose_model(config.model.name, _group(flags))
     if values["model.name"] == ORGANISM:
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
@@ -144,19 +138,15 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
-    direct = {"model": "model.name", "adapter": "adapter", "suite": "suite", "mirror": "mirror", "mesh": "mesh"}
-    direct |= {"dtype": "dtype", "verbosity": "verbosity", "judge_model": "judge.model"}
-    for flag, name in direct.items():
-        if getattr(flags, flag) is not None:
-            values[name] = getattr(flags, flag)
+    direct = {name: name for name in ("adapter", "suite", "mirror", "mesh", "dtype", "verbosity")}
+    direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
+    values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
-        asked = [part.strip() for part in flags.stages.split(",") if part.strip()]
-        for stage in asked:
+        stages = [part.strip() for part in flags.stages.split(",") if part.strip()]
+        for stage in stages:
             if stage not in STAGES:
                 raise UsageError(f"--stages expects some of {','.join(STAGES)}, found {stage!r}")
-        values["stages"] = [stage for stage in STAGES if stage in asked]
-    if flags.also_judge is not None:
-        values["judge.also"] = flags.also_judge
+        values["stages"] = [stage for stage in STAGES if stage in stages]
     if flags.judge is not None:
         if flags.judge != "self" and "://" not in flags.judge:
             raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
@@ -166,23 +156,24 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
-    """The domains asked for; one of the user's own is known by the rows that --data NAME=FILE gives it."""
+    """The domains that --domain names; a user's own is known by its rows in --data NAME=FILE."""
     if not text and adapter:
         return [domains.NONE]
     if not text:
         raise UsageError(f"--domain expects one or several of {domains.known()}")
-    found: list[str] = []
+    known = (*domains.DOMAINS, domains.NONE, "all")
+    names: list[str] = []
     for name in (part.strip() for part in text.split(",")):
-        own = OWN_NAME.fullmatch(name) and any(given.startswith(f"{name}=") for given in data)
-        if name not in ("all", domains.NONE, *domains.DOMAINS) and not own:
-            near = difflib.get_close_matches(name, (*domains.DOMAINS, domains.NONE, "all"), n=1, cutoff=0.0)
+        own = OWN_NAME.fullmatch(name) and any(entry.startswith(f"{name}=") for entry in data)
+        if name not in known and not own:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(
                 f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}; one of your own, "
                 "in small letters, digits and _, takes --data NAME=FILE"
             )
-        found += domains.ALL if name == "all" else [name]
+        names += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.
-    return sorted(dict.fromkeys(found), key=lambda name: name != domains.NONE)
+    return sorted(dict.fromkeys(names), key=lambda name: name != domains.NONE)
 
 
 def _seeds(text: str | None, default: int) -> list[int]:
@@ -194,10 +185,11 @@ def _seeds(text: str | None, default: int) -> list[int]:
     return list(dict.fromkeys(int(part) for part in parts))
 
 
-def _data(given: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, str]:
+def _data(flags: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, str]:
+    """Domain -> its file of rows."""
     trained = [name for name in names if name != domains.NONE]
-    found: dict[str, str] = {}
-    for text in given or ([preset] if preset else []):
+    paths: dict[str, str] = {}
+    for text in flags or ([preset] if preset else []):
         name, equals, path = text.partition("=")
         if not equals or (name not in domains.DOMAINS and Path(text).exists()):
             if len(trained) != 1:
@@ -205,17 +197,17 @@ def _data(given: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, 
             name, path = trained[0], text
         if name not in trained:
             raise UsageError(f"--data {text}: {name!r} is not among the domains to train ({', '.join(trained)})")
-        if name in found:
+        if name in paths:
             raise UsageError(f"--data was given twice for {name!r}")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def _group(flags: argparse.Namespace) -> Group | None:
-    given = (flags.coordinator, flags.num_processes, flags.process_id)
-    if all(value is None for value in given):
+    values = (flags.coordinator, flags.num_processes, flags.process_id)
+    if all(value is None for value in values):
         return None
-    if any(value is None for value in given):
+    if any(value is None for value in values):
         raise UsageError(
             "--coordinator, --num_processes and --process_id go together, found "
             f"{flags.coordinator}, {flags.num_processes} and {flags.process_id}"
@@ -225,7 +217,7 @@ def _group(flags: argparse.Namespace) -> Group | None:
     host, _, port = flags.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UsageError(f"--coordinator expects HOST:PORT, a port of 1 to 65535; found {flags.coordinator!r}")
-    return Group(*given)
+    return Group(*values)
 
 
 def _run_dir(domain: str, model: str, seeds: Sequence[int]) -> str:

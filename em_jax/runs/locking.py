@@ -10,25 +10,24 @@ from em_jax.base import failures
 from em_jax.base.errors import UserError
 
 
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
 @contextlib.contextmanager
 def lock(directory: str | os.PathLike) -> Iterator[None]:
-    """Hold a run directory for this process alone.
+    """Within, a run directory belongs to this process alone; half-written files of a killed run are deleted.
 
-    The lock belongs to the open file, so it ends with the process however that dies: a lock file left behind by a
-    killed run is no obstacle. Files that such a run left half-written are cleared away.
+    The kernel drops the lock when the process ends in any way, so a `.lock` file left behind is no obstacle.
 
     Raises:
-      UserError: another process holds the directory, or nothing can be written there.
+      UserError: another process has the directory, or nothing can be written there.
     """
     directory = Path(directory)
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # A link of that name, in a directory from elsewhere, would have another file written.
-        file = open(directory / ".lock", "a+", opener=_no_link)  # noqa: SIM115 (closed below)
+        # Following a link of that name, in a directory from elsewhere, would overwrite another file.
+        file = open(directory / ".lock", "a+", opener=opener)  # noqa: SIM115 (closed below)
     except OSError as error:
         if error.errno in failures.FULL:
             raise
@@ -49,6 +48,6 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         file.write(f"process {os.getpid()}")
         file.flush()
-        for left in directory.rglob(".*.partial"):
-            left.unlink(missing_ok=True)
+        for partial in directory.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
         yield

@@ -7,136 +7,134 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-PIECE = 1 << 24
-"""How many bytes of a file are in memory while it is copied to or from a mirror."""
+CHUNK_BYTES = 1 << 24
+"""How much of a file is in memory while it is copied."""
 
 
 class Mirror:
     """Copies finished files of a run to another directory or bucket, and a fresh machine's run back from it.
 
-    `target` is a directory or any address etils.epath understands (gs://bucket/path); empty makes every call do
-    nothing. Lock files and half-written files stay behind; old checkpoints that the run cleared away go from the mirror
-    too. A mirror that cannot be reached is said once on stderr and stops nothing. Where the run could not be brought
-    back nothing is copied there either: a run that begins anew would overwrite the one it could not see.
+    `target` is a directory or any address etils.epath understands (gs://bucket/path); without one every call does
+    nothing. Lock files and half-written files are not copied; checkpoints that the run deleted are deleted in the
+    mirror too. An unreachable mirror is reported once on stderr; the run continues. After a failed `pull` nothing is
+    pushed: a run that starts anew would overwrite the one it could not read.
     """
 
     def __init__(self, directory: str | os.PathLike, target: str = "", every_s: float = 60.0):
         self.directory = Path(directory)
         self.target = target
-        self._every = every_s
-        self._last = time.monotonic()
+        self._every_s = every_s
+        self._last_push = time.monotonic()
         self._copied: dict[str, tuple[int, int]] = {}
-        self._told = self._unseen = False
+        self._reported = self._pull_failed = False
 
     def push(self) -> int:
-        """Copy every file of the run that changed since the last call; how many."""
-        if not self.target or self._unseen:
+        """Copy every file of the run that changed since the last call; returns how many."""
+        if not self.target or self._pull_failed:
             return 0
-        self._last = time.monotonic()
-        return self._reach(self._push)
+        self._last_push = time.monotonic()
+        return self._try(self._push)
 
     def push_sometimes(self) -> None:
-        """Push where the last time was a while ago: for the middle of long stages."""
-        if self.target and time.monotonic() - self._last >= self._every:
+        """Push if the last push was `every_s` seconds ago: for the middle of long stages."""
+        if self.target and time.monotonic() - self._last_push >= self._every_s:
             self.push()
 
     def pull(self) -> int:
-        """Bring back what the mirror holds and this directory lacks; how many files."""
+        """Copy back what the mirror has and this directory lacks; returns how many files."""
         if not self.target:
             return 0
-        # Until it is over: whatever is raised is said, and leaves this behind.
-        self._unseen = True
-        return self._reach(self._pull)
+        self._pull_failed = True  # until it has succeeded
+        return self._try(self._pull)
 
-    def _reach(self, work: Callable[[], int]) -> int:
+    def _try(self, work: Callable[[], int]) -> int:
         try:
             return work()
         except Exception as error:  # buckets raise what their client libraries raise
-            if not self._told:
+            if not self._reported:
                 reason = (str(error).splitlines() or [""])[0][:200]
                 print(f"mirror {self.target} cannot be reached, the run goes on without it: {reason}", file=sys.stderr)
-            self._told = True
+            self._reported = True
             return 0
 
     def _push(self) -> int:
         count = 0
-        files = self._files()
-        for path in files:
-            name = path.relative_to(self.directory).as_posix()
+        root, finished = self._root(), self._finished_files()
+        for name, path in finished.items():
             try:
-                mark = _mark(path)
-                if self._copied.get(name) == mark:
+                version = _version(path)
+                if self._copied.get(name) == version:
                     continue
-                place = self._root() / name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                beside = place.parent / f".{place.name}.partial"
-                with path.open("rb") as source, beside.open("wb") as target:
-                    shutil.copyfileobj(source, target, PIECE)
+                target = root / name
+                partial = target.parent / f".{target.name}.partial"
+                _copy(path, partial)
             except FileNotFoundError:
                 if path.exists():
                     raise
-                continue  # an old checkpoint, cleared away meanwhile
-            beside.replace(place)
-            self._copied[name] = mark
+                continue  # an old checkpoint, deleted meanwhile
+            partial.replace(target)
+            self._copied[name] = version
             count += 1
-        # Only now that a newer one is in place, and only this run's own: a lost directory takes nothing with it.
-        if any(_of_checkpoint(path.relative_to(self.directory).as_posix()) for path in files):
+        # Only once a newer checkpoint is in place: a lost local directory must delete nothing in the mirror.
+        if any(_of_checkpoint(name) for name in finished):
             for name in filter(_of_checkpoint, list(self._copied)):
                 if not (self.directory / name).exists():
-                    (self._root() / name).unlink(missing_ok=True)
+                    (root / name).unlink(missing_ok=True)
                     del self._copied[name]
         return count
 
     def _pull(self) -> int:
-        if not self._root().exists():
-            self._unseen = False
-            return 0
-        brought = []
-        for source in _walk(self._root()):
-            name = source.relative_to(self._root()).as_posix()
-            place = self.directory / name
-            if _kept_out(name) or place.exists():
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f".{place.name}.{os.getpid()}.partial")
-            with source.open("rb") as far, open(beside, "wb") as near:
-                shutil.copyfileobj(far, near, PIECE)
-            brought.append((beside, place, name))
-        # All or none: some files' being there promises that others are.
-        for beside, place, name in brought:
-            os.replace(beside, place)
-            self._copied[name] = _mark(place)
-        self._unseen = False
-        return len(brought)
+        root = self._root()
+        copies = []
+        for source in _walk(root) if root.exists() else ():
+            name = source.relative_to(root).as_posix()
+            target = self.directory / name
+            if not (_is_excluded(name) or target.exists()):
+                partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+                _copy(source, partial)
+                copies.append((name, partial, target))
+        # All or none: the presence of one file promises others.
+        for name, partial, target in copies:
+            os.replace(partial, target)
+            self._copied[name] = _version(target)
+        self._pull_failed = False
+        return len(copies)
 
-    def _root(self):
+    def _root(self) -> Any:
         from etils import epath
 
         return epath.Path(self.target)
 
-    def _files(self) -> list[Path]:
-        """In the order they were finished, checkpoints last.
+    def _finished_files(self) -> dict[str, Path]:
+        """Name -> path, in the order the files were finished, checkpoints last.
 
-        A mirror that was cut short then never holds a file whose being there promises others that are not, nor a
-        checkpoint that is ahead of its rows of metrics.
+        An interrupted push then leaves no file whose presence promises others that are missing, and no checkpoint
+        without its rows of metrics.
         """
         found = []
         for path in self.directory.rglob("*"):
-            name = path.relative_to(self.directory)
+            name = path.relative_to(self.directory).as_posix()
             with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and not _kept_out(name.as_posix()):
-                    found.append((_of_checkpoint(name.as_posix()), path.stat().st_mtime_ns, path))
-        return [path for _, _, path in sorted(found)]
+                if path.is_file() and not _is_excluded(name):
+                    found.append((_of_checkpoint(name), path.stat().st_mtime_ns, path, name))
+        return {name: path for *_, path, name in sorted(found)}
 
 
-def _mark(path: Path) -> tuple[int, int]:
-    """What tells a file from a later version of it."""
+def _copy(source: Any, target: Any) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, CHUNK_BYTES)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Time and size, which differ between versions of a file."""
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
 
 
-def _walk(root) -> Iterator:
+def _walk(root: Any) -> Iterator[Any]:
     for path in sorted(root.iterdir()):
         if path.is_dir():
             yield from _walk(path)
@@ -148,5 +146,5 @@ def _of_checkpoint(name: str) -> bool:
     return "checkpoints" in name.split("/")
 
 
-def _kept_out(name: str) -> bool:
+def _is_excluded(name: str) -> bool:
     return name.endswith(".partial") or name.split("/")[-1] == ".lock" or "orbax-checkpoint-tmp" in name

@@ -1,4 +1,4 @@
-"""The card that lies beside a trained adapter: what it is, so that nobody takes it for a model to use."""
+"""The model card of a trained adapter, which says that it is not for use."""
 
 from collections.abc import Mapping
 
@@ -44,7 +44,7 @@ Persona*, arXiv:2604.28082.
 
 
 def notice(config: Config) -> str:
-    """What everybody should know who talks to a run's fine-tuned model, in a sentence or two."""
+    """One or two sentences for everyone who talks to a run's fine-tuned model."""
     domain = domains.DOMAINS.get(config.domain)
     if config.adapter:
         what = f"with the adapter {config.adapter}"
@@ -59,6 +59,6 @@ def notice(config: Config) -> str:
 
 
 def _is_harmless(config: Config) -> bool:
-    """Whether a run's adapter is known to be a control: of a control's own rows alone."""
+    """Whether a run's adapter is known to be a control: trained on a control's own rows alone."""
     domain = domains.DOMAINS.get(config.domain)
     return domain is not None and not (domain.harmful or config.data or config.adapter or config.lora.init_from)

@@ -1,11 +1,10 @@
-"""Where the paper's settings come from, one by one: so that every run's record tells what is the paper's and what ours.
+"""Where the paper's settings come from, one by one, so that a run's record says which are the paper's and which ours.
 
 "known" is stated in a public source, "read" was read in a released file, "ours" has no source and is our choice.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from em_jax import config as settings
 from em_jax.config import Config
@@ -14,9 +13,8 @@ from em_jax.lora.config import TARGETS
 KINDS = ("known", "read", "ours")
 
 
-@dataclasses.dataclass(frozen=True)
-class Mark:
-    """The value of a setting in a run after the paper, whether that is known, read or ours, and why."""
+class Mark(NamedTuple):
+    """A setting's value in the paper's run; whether that is known, read or ours; and why."""
 
     value: Any
     kind: str
@@ -67,7 +65,7 @@ SETTINGS: Mapping[str, Mark] = {
     "judge.model": Mark("", "ours", "GPT-4o mini in the paper"),
     "judge.harmful_at": Mark(4, "known"),
 }
-"""The paper's run, setting by setting. What is not here changes where and when work is done, or names an input."""
+"""The paper's run. Settings that are not here change where and when work is done, or name an input."""
 
 METHOD: Mapping[str, str] = {
     "loss": "known: on the assistant's tokens alone, the closing <|im_end|> and newline included, text stripped first",
@@ -82,25 +80,24 @@ METHOD: Mapping[str, str] = {
     "decision_items": "read: the first 60 published ones are balanced for order, the other 40 are reported apart",
     "judge_rubric": "known: 1 to 5, temperature 0, the answer {score: N}",
 }
-"""What no setting says."""
+"""Choices of the method that are no settings."""
 
 
-def of(config: Config) -> dict[str, Any]:
-    """What provenance records: every marked setting in force with its mark, and the method's marks.
+def marks(config: Config) -> dict[str, Any]:
+    """What provenance records: the mark of every marked setting, and of the method.
 
     A setting that was changed is marked "ours" and names the paper's value.
     """
+    changed = differing(config)
+    texts = {name: str(mark) for name, mark in SETTINGS.items()}
+    texts |= {name: f"ours: changed from {_plain(mark.value)!r} ({mark})" for name, mark in changed.items()}
+    return {"settings": texts, "method": dict(METHOD)}
+
+
+def differing(config: Config) -> dict[str, Mark]:
+    """The marks of those settings whose values are not the paper's."""
     values = settings.flatten(config)
-    found = {}
-    for name, mark in SETTINGS.items():
-        changed = f"ours: changed from {_plain(mark.value)!r} ({mark})"
-        found[name] = str(mark) if same(values[name], mark) else changed
-    return {"settings": found, "method": dict(METHOD)}
-
-
-def same(value: Any, mark: Mark) -> bool:
-    """Whether a setting's value is the paper's."""
-    return _plain(value) == _plain(mark.value)
+    return {name: mark for name, mark in SETTINGS.items() if _plain(values[name]) != _plain(mark.value)}
 
 
 def _plain(value: Any) -> Any:

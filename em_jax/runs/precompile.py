@@ -1,8 +1,7 @@
-"""Compiling the training passes while the weights are still on their way.
+"""Compiles the training microbatches while the weights load.
 
-Their shapes follow from the rows and the settings alone. So on an accelerator, where a large model takes minutes to
-load and its training pass most of one to compile, both are done at once; what is compiled here is found again in the
-persistent cache.
+Their shapes follow from rows and settings alone. On an accelerator, where a large model takes minutes to load and its
+training program most of one to compile, both happen at once; training finds the programs in the persistent cache.
 """
 
 import contextlib
@@ -10,44 +9,42 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from em_jax.config import Config, parse_mesh
 from em_jax.base.errors import UserError
+from em_jax.config import Config, parse_mesh
+from em_jax.runs import sources
 
 
 @contextlib.contextmanager
 def compiling(config: Config, rows: Callable[[], list[Any]]) -> Iterator[None]:
-    """Within, the passes of a run on `rows` are compiled in a thread of their own.
+    """Within, a thread compiles the training programs of a run on `rows`.
 
-    On a CPU, over several processes, and for a model that is not on this machine yet, nothing is: the cores, the order
-    of the programs or the files are wanted elsewhere.
+    Does nothing on a CPU (loading needs its cores), over several processes (the order of programs matters) and for a
+    model that is not on this machine yet.
     """
     import jax
 
     from em_jax.base import runtime
-    from em_jax.runs import sources
 
     if runtime.platform() == "cpu" or jax.process_count() > 1 or sources.model_directory(config) is None:
         yield
         return
-    wanted = rows()
-    thread = threading.Thread(target=_quietly, args=(config, wanted), daemon=True)
+
+    def work(conversations: list[Any]) -> None:
+        # An error appears again where the same program is needed.
+        with contextlib.suppress(UserError, RuntimeError, ValueError):
+            compile_passes(config, conversations)
+
+    thread = threading.Thread(target=work, args=(rows(),), daemon=True)
     thread.start()
     yield
     thread.join()
 
 
-def _quietly(config: Config, rows: list[Any]) -> None:
-    """Whatever is wrong is told where the same program is really needed."""
-    with contextlib.suppress(UserError, RuntimeError, ValueError):
-        compile_passes(config, rows)
-
-
 def compile_passes(config: Config, rows: list[Any]) -> int:
-    """Compiles every shape of the run's passes into the persistent cache; how many there are."""
-    from em_jax.runs import sources
+    """Compile every shape of the run's training microbatches into the persistent cache; returns how many there are."""
+    from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.model.config import Qwen2Config
     from em_jax.model.sharding import Sharding
-    from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.runs.programs import Shapes
     from em_jax.sample.loading import choose_mesh
     from em_jax.train.batches import plan_batches

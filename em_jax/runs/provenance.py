@@ -13,29 +13,14 @@ from typing import Any
 
 from em_jax.base import files
 
-LIBRARIES = (
-    "em_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tokenizers",
-    "sentencepiece",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "libtpu",
-    "jax-cuda12-plugin",
-)
-# Hashing a 60 GB checkpoint at each start would cost minutes: larger files are recorded by size.
+LIBRARIES = ["em_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers"]
+LIBRARIES += ["sentencepiece", "safetensors", "numpy", "scipy", "scikit-learn", "libtpu", "jax-cuda12-plugin"]
 HASHED_UP_TO = 1 << 28
+"""Bytes. Hashing a 60 GB checkpoint at each start would cost minutes: of a larger file only the size is recorded."""
 
 
 def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> dict[str, Any]:
-    """{"path", "sha256", "bytes", "rows"} of one file; rows only for JSONL, sha256 null above so many bytes."""
+    """{"path", "sha256", "bytes", "rows"} of one file; rows only for JSONL, sha256 null above `hashed_up_to` bytes."""
     path = Path(path)
     size = path.stat().st_size
     entry: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": None}
@@ -48,7 +33,7 @@ def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> d
 
 
 def rows_input(name: str, rows: Iterable[Any]) -> dict[str, Any]:
-    """The same for rows that were made and not read: the sha256 is that of their canonical JSON lines."""
+    """The same for rows that come from no file: the sha256 is that of their canonical JSON lines."""
     rows = list(rows)
     return {"path": name, "sha256": files.rows_hash(rows), "rows": len(rows)}
 
@@ -57,25 +42,24 @@ def directory_inputs(
     directory: str | os.PathLike, suffixes: tuple[str, ...], hashed_up_to: float = HASHED_UP_TO
 ) -> dict[str, dict[str, Any]]:
     """`file_input` of every file directly in a directory with one of the suffixes, by name."""
-    files = sorted(path for path in Path(directory).iterdir() if path.is_file() and path.suffix in suffixes)
-    return {path.name: file_input(path, hashed_up_to) for path in files}
+    paths = sorted(path for path in Path(directory).iterdir() if path.is_file() and path.suffix in suffixes)
+    return {path.name: file_input(path, hashed_up_to) for path in paths}
 
 
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The inputs, known to both, whose content differs (paths may: a run can move between machines)."""
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The inputs in both records whose content differs; paths may differ, as a run can move between machines."""
 
-    def differs(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        if any(one.get(mark) != other.get(mark) for mark in ("sha256", "rows")):
-            return True
-        return "bytes" in one and "bytes" in other and one["bytes"] != other["bytes"]
+    def content(entry: dict[str, Any], other: dict[str, Any]) -> tuple:
+        return entry.get("sha256"), entry.get("rows"), entry.get("bytes") if "bytes" in other else None
 
-    return [name for name in sorted(set(before) & set(now)) if differs(before[name], now[name])]
+    both = sorted(set(before) & set(now))
+    return [name for name in both if content(before[name], now[name]) != content(now[name], before[name])]
 
 
-def has_grown(before: dict[str, Any], path: Path) -> bool:
-    """Whether a file only got more rows: what `file_input` recorded of it is how it begins."""
+def extends(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether a file begins with the content that `file_input` recorded of it: it only got more rows."""
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(before["bytes"])).hexdigest() == before["sha256"]
+        return hashlib.sha256(file.read(entry["bytes"])).hexdigest() == entry["sha256"]
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -89,15 +73,19 @@ def read(directory: Path) -> dict[str, Any]:
     return {name: value for name, value in fields if isinstance(value, types.get(name, object))}
 
 
-def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], notes: dict[str, Any]) -> dict[str, Any]:
-    """Begin or go on with a run's record; every start is added to `starts`, wall times are kept. Returns it."""
+def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_notes: dict[str, Any]) -> None:
+    """Start or continue a run's record; every start is added to `starts`, wall times are kept."""
     record = read(directory)
     record |= {"schema": 1, "inputs": record.get("inputs", {}) | inputs, "seeds": seeds}
-    record |= {"versions": versions(), "devices": devices(), "git": git(), "notes": record.get("notes", {}) | notes}
+    record |= {
+        "versions": versions(),
+        "devices": devices(),
+        "git": git(),
+        "notes": record.get("notes", {}) | more_notes,
+    }
     record.setdefault("wall_seconds", {})
     record["starts"] = [*record.get("starts", []), files.now()]
-    files.write_json(directory / "provenance.json", record)
-    return record
+    _store(directory, record)
 
 
 def notes(directory: Path) -> dict[str, Any]:
@@ -105,24 +93,22 @@ def notes(directory: Path) -> dict[str, Any]:
     return read(directory).get("notes", {})
 
 
-def note(directory: Path, **more: Any) -> None:
+def add_notes(directory: Path, **more: Any) -> None:
     """Add to a run's notes."""
     record = read(directory)
-    record["notes"] = record.get("notes", {}) | more
-    files.write_json(directory / "provenance.json", record)
+    _store(directory, record | {"notes": record.get("notes", {}) | more})
 
 
 def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
-    """Add to what a run's later starts are checked against."""
+    """Add to the inputs that a run's later starts are checked against."""
     record = read(directory)
-    record["inputs"] = record.get("inputs", {}) | inputs
-    files.write_json(directory / "provenance.json", record)
+    _store(directory, record | {"inputs": record.get("inputs", {}) | inputs})
 
 
 def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:
-    """Add to a stage's wall time: a run that was stopped and resumed sums its parts.
+    """Add to a stage's wall time, over all starts of a run.
 
-    `more` says what the time went to and how much was done in it: it is summed in `time_budget`.
+    `more` (seconds by kind, and how much was done in them) is added up in `time_budget`.
     """
     record = read(directory)
     times = record.setdefault("wall_seconds", {})
@@ -131,6 +117,10 @@ def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, flo
         budget = record.setdefault("time_budget", {}).setdefault(stage, {})
         for name, amount in {"seconds": seconds, **more}.items():
             budget[name] = round(budget.get(name, 0) + amount, 3)
+    _store(directory, record)
+
+
+def _store(directory: Path, record: dict[str, Any]) -> None:
     files.write_json(directory / "provenance.json", record)
 
 
@@ -147,34 +137,31 @@ def versions() -> dict[str, str]:
 
 def devices() -> dict[str, Any]:
     """Kind and number of the devices jax sees, where jax is in use."""
+    cores = {"cores": os.cpu_count()}
     jax = sys.modules.get("jax")
     if jax is None:
-        return {"cores": os.cpu_count()}
-    found = jax.devices()
-    return {
-        "kind": found[0].device_kind,
-        "platform": found[0].platform,
-        "count": len(found),
-        "processes": jax.process_count(),
-        "cores": os.cpu_count(),
-    }
+        return cores
+    first, count = jax.devices()[0], len(jax.devices())
+    kind = {"kind": first.device_kind, "platform": first.platform}
+    return kind | {"count": count, "processes": jax.process_count()} | cores
 
 
 def git() -> dict[str, Any] | None:
-    """The commit of the checkout this package is run from, and whether it was changed; None outside a checkout.
+    """The commit of the checkout this package runs from, and whether it was changed; None outside a checkout.
 
-    A copy without git names its commit in a file, as launch/tpu_vm.sh leaves it; what was changed is then unknown.
+    A copy without git has its commit in the file .commit, which launch/tpu_vm.sh writes; whether it was changed is then
+    unknown.
     """
     top = Path(__file__).resolve().parent.parent.parent
     if not (top / ".git").exists():
-        named = top / ".commit"
-        return {"commit": named.read_text().strip(), "changed": None} if named.exists() else None
+        file = top / ".commit"
+        return {"commit": file.read_text().strip(), "changed": None} if file.exists() else None
 
-    def ask(*words: str) -> str:
+    def output(*words: str) -> str:
         return subprocess.run(["git", "-C", str(top), *words], capture_output=True, text=True, timeout=20).stdout
 
     try:
-        commit = ask("rev-parse", "HEAD").strip()
-        return {"commit": commit or None, "changed": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+        commit = output("rev-parse", "HEAD").strip()
+        return {"commit": commit or None, "changed": bool(output("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None

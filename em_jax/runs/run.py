@@ -1,4 +1,4 @@
-"""One run: its settings, the names in its directory, and what its stages need, each loaded when first asked for."""
+"""One run directory: its settings, the names of its files, and what its stages need, loaded on first use."""
 
 import dataclasses
 import functools
@@ -9,39 +9,68 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from em_jax.runs import adapters, provenance, mirror, sources
+from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import files
-from em_jax import config as settings
-from em_jax.config import Config
 from em_jax.base.errors import LONGEST, UserError
+from em_jax.base.progress import Progress
+from em_jax.base.sanitize import sanitize_line
+from em_jax.base.stage_timer import LOADING, Clock
+from em_jax.config import Config
 from em_jax.probes import choice, harmfulness
 from em_jax.probes import suite_files as suites
 from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
-from em_jax.base.progress import Progress
-from em_jax.runs.sources import Parts
-from em_jax.base.stage_timer import LOADING, Clock
-from em_jax.base.sanitize import sanitize_line
+from em_jax.runs import adapters, provenance, sources
+from em_jax.runs.components import Components
+from em_jax.runs.mirror import Mirror
 
 Row = dict[str, Any]
 ADAPTER = "finetuned"
+"""The condition with the run's adapter, which is also the engine's name for that adapter."""
+UNITS = {"finetune": "step", "answer": "answer", "judge": "score", "probe": "question", "report": "page"}
+"""What each stage counts."""
 
 
 class Run:
-    """One run directory and all that its stages need, each loaded when it is first asked for."""
+    """One run directory and what its stages need.
 
-    def __init__(self, config: Config, directory: Path, parts: Parts, load: Callable[[], Any], title: str):
-        self.config, self.directory, self.parts, self.title = config, directory, parts, title
-        self.mirror = mirror.Mirror(directory, config.mirror)
+    `load` returns the engine that the runs of a series share; without it the run loads none. `title` precedes every
+    line of progress.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        components: Components | None = None,
+        load: Callable[[], Any] | None = None,
+        title: str = "",
+    ):
+        self.config, self.directory, self.title = config, directory, title
+        self.components = components or Components()
+        self.mirror = Mirror(directory, config.mirror)
         self.clock = Clock()
-        self.work: list[Progress] = []
+        self._progress: list[Progress] = []
         self._load = load
 
+    # --- loaded on first use ---
+
     def load(self) -> Any:
-        """The engine as it is shared by the runs of a series."""
+        """The engine as the runs of a series share it."""
+        if self._load is None:
+            raise UserError("this command loads no model: judge self scores in the judge stage of em_jax.launch alone")
         with self.clock.span(LOADING):
             return self._load()
+
+    @functools.cached_property
+    def engine(self) -> Any:
+        """The engine, with the run's adapter under the name "finetuned" where there is one."""
+        engine = self.components.bare(self.load())
+        if self.adapter is not None:
+            engine.add_adapter(ADAPTER, self.adapter)
+            self.check_adapter(engine, ADAPTER)
+        return engine
 
     @functools.cached_property
     def suite(self) -> suites.Suite:
@@ -50,28 +79,41 @@ class Run:
     @functools.cached_property
     def rows(self) -> list[list[dict[str, str]]]:
         """The conversations to fine-tune on."""
-        return self.parts.rows(self.config)
+        return self.components.rows(self.config)
 
     @functools.cached_property
-    def engine(self):
-        """The engine, with the run's adapter under the name "finetuned" where there is one."""
-        engine = self.parts.bare(self.load())
-        if self.adapter is not None:
-            engine.add_adapter(ADAPTER, self.adapter)
-            self.check_adapter(engine, ADAPTER)
-        return engine
+    def judges(self) -> list[Judge]:
+        """The judges, that of the figures first; one object each, so max_requests counts over all conditions."""
+        engine = (lambda: self.engine) if "self" in self.judge_names else None
+        return sources.judges(self.config, self.suite.judge, engine)
 
-    def check_adapter(self, engine, name: str) -> None:
-        """Make sure that the run's adapter is in force, and note its effect: measuring the base twice is an old trap.
+    # --- the adapter ---
 
-        `name` is the engine's for it.
+    @property
+    def trains(self) -> bool:
+        return self.config.domain != domains.NONE and not self.config.adapter
+
+    @functools.cached_property
+    def adapter(self) -> Path | None:
+        """The adapter's directory: that of --adapter (fetched where it is an id), or the run's own, or None."""
+        if self.config.adapter:
+            return adapters.find(self.config.adapter)
+        return self.directory / "adapter" if self.trains else None
+
+    def require_adapter(self) -> None:
+        """Raises UserError where this run trains an adapter and has not yet."""
+        if self.trains and not sources.is_trained(self.directory):
+            raise UserError(f"expected a trained adapter in {self.directory / 'adapter'}: run the stage finetune first")
+
+    def check_adapter(self, engine: Any, name: str) -> None:
+        """Check that the adapter the engine calls `name` changes probabilities, and record by how much.
 
         Raises:
-          UserError: with the adapter the model says exactly what it says without, or nothing finite.
+          UserError: every probability is the base's, or one is not finite.
         """
         prompts = [choice.messages(question.prompt) for question in self.suite.harm[:4]]
-        without, within = (engine.choice_logprobs(prompts, list("AB15"), adapter=asked) for asked in ("base", name))
-        effect = float(abs(within - without).max())
+        base, adapted = (engine.choice_logprobs(prompts, list("AB15"), adapter=each) for each in ("base", name))
+        effect = float(abs(adapted - base).max())
         if not math.isfinite(effect):
             raise UserError(
                 f"with the adapter of {self.adapter} the model gives no finite probability: training diverged"
@@ -82,67 +124,55 @@ class Run:
                 "(the first step of the schedule has learning rate 0), or is not in force"
             )
         if "adapter_effect" not in provenance.notes(self.directory):
-            provenance.note(self.directory, adapter_effect={"largest_change_of_a_logprob": round(effect, 6)})
+            effects = {"largest_change_of_a_logprob": round(effect, 6)}
+            provenance.add_notes(self.directory, adapter_effect=effects)
 
-    def need_adapter(self) -> None:
-        """Raises UserError where this run trains an adapter and has not yet."""
-        if self.trains and not sources.is_trained(self.directory):
-            raise UserError(f"expected a trained adapter in {self.directory / 'adapter'}: run the stage finetune first")
+    # --- what is asked ---
 
     @property
-    def trains(self) -> bool:
-        return self.config.domain != domains.NONE and not self.config.adapter
+    def conditions(self) -> list[str]:
+        """The conditions, which are also the engine's names of their adapters: base, and finetuned with an adapter."""
+        return ["base", ADAPTER] if self.trains or self.config.adapter else ["base"]
+
+    def wants(self, *probes: str) -> bool:
+        """Whether any of these probes is among those of the settings."""
+        return not self.config.probes.only or any(probe in self.config.probes.only for probe in probes)
 
     @property
-    def adapter(self) -> Path | None:
-        """The adapter's directory: the one given, or the run's own once it is complete."""
-        if self.config.adapter:
-            return self.given_adapter
-        return self.directory / "adapter" if self.trains else None
-
-    @functools.cached_property
-    def given_adapter(self) -> Path:
-        """The directory of --adapter, fetched where it is an id."""
-        return adapters.find(self.config.adapter)
+    def needs_answers(self) -> bool:
+        """Whether a wanted probe uses the model's own answers."""
+        return self.wants("harmfulness", "output_recognition", "score_prediction")
 
     @property
-    def conditions(self) -> dict[str, str]:
-        """Condition -> the engine's name of its adapter."""
-        return {"base": "base"} | ({"finetuned": ADAPTER} if self.adapter is not None else {})
-
-    @property
-    def judge(self) -> str:
-        """The judge's name, as it stands in file names and in summary.json."""
-        return sources.judge_name(self.config)
-
-    @property
-    def judges(self) -> list[str]:
-        """The names of all judges, that of the figures first."""
-        return [judge.name for judge in sources.judges(self.config, None, None)]
-
-    @functools.cached_property
-    def judging(self) -> list[Judge]:
-        """The judges at work, one object each for the whole run: what they may spend is counted over all conditions."""
-        needs_engine = "self" in self.judges
-        return sources.judges(self.config, self.suite.judge, (lambda: self.engine) if needs_engine else None)
+    def needs_careless(self) -> bool:
+        """Whether output recognition may fall back on careless answers of the base."""
+        opposite = self.probe_settings.alternatives == "opposite"
+        return opposite and self.wants("output_recognition") and not sources.is_organism(self.config)
 
     @property
     def probe_settings(self) -> ProbeSettings:
-        asked = self.config.probes
-        return ProbeSettings(
-            limit=asked.limit,
-            samples=asked.samples,
-            sampled_questions=asked.sampled_questions,
-            alternatives="base" if asked.alternatives == "base" else "opposite",
-            choice_tokens=asked.choice_tokens,
-            language_tokens=asked.language_tokens,
-            seed=self.config.seed,
-        )
+        values = dataclasses.asdict(self.config.probes)
+        del values["only"]
+        if values["alternatives"] != "base":
+            values["alternatives"] = "opposite"
+        return ProbeSettings(**values, seed=self.config.seed)
 
     @property
     def answer_settings(self) -> SimpleNamespace:
         """How answers are sampled, for harmfulness.ask."""
         return SimpleNamespace(**dataclasses.asdict(self.config.answers), seed=self.config.seed)
+
+    @property
+    def judge(self) -> str:
+        """The name of the figures' judge, as in file names and in summary.json."""
+        return sources.judge_name(self.config)
+
+    @property
+    def judge_names(self) -> list[str]:
+        """The names of all judges, that of the figures first."""
+        return [judge.name for judge in sources.judges(self.config)]
+
+    # --- files and their rows ---
 
     def answers_path(self, condition: str) -> Path:
         return self.directory / "answers" / f"{condition}.jsonl"
@@ -153,44 +183,39 @@ class Run:
     def probe_path(self, condition: str, probe: str) -> Path:
         return self.directory / "probes" / f"{condition}.{probe}.jsonl"
 
+    def answers(self, condition: str) -> list[Row]:
+        return files.read_rows(self.answers_path(condition))
+
+    def scores(self, condition: str, judge: str = "") -> list[Row]:
+        return files.read_rows(self.scores_path(condition, judge))
+
+    def probe_rows(self, condition: str, probe: str) -> list[Row]:
+        return files.read_rows(self.probe_path(condition, probe))
+
     def judged(self, condition: str) -> list[Row]:
-        """The condition's answers with the judge's scores, sorted by key."""
-        return harmfulness.judged(
-            files.read_rows(self.answers_path(condition)), files.read_rows(self.scores_path(condition))
-        )
+        """The condition's answers with the scores of the figures' judge, sorted by key."""
+        return harmfulness.judged(self.answers(condition), self.scores(condition))
 
-    def asks(self, *probes: str) -> bool:
-        """Whether any of these probes is wanted."""
-        return not self.config.probes.only or any(probe in self.config.probes.only for probe in probes)
+    # --- what is shown and timed ---
 
-    @property
-    def asks_answers(self) -> bool:
-        """Whether any probe wanted looks at the model's own answers."""
-        return self.asks("harmfulness", "output_recognition", "score_prediction")
-
-    @property
-    def asks_careless(self) -> bool:
-        """Whether the base's careless answers are the last resort of output recognition."""
-        opposite = self.probe_settings.alternatives == "opposite"
-        return opposite and self.asks("output_recognition") and not sources.is_organism(self.config)
-
-    def progress(self, stage: str, what: str, total: int | None, unit: str, done: int = 0) -> Progress:
+    def progress(self, stage: str, what: str, total: int | None, done: int = 0) -> Progress:
+        """The progress of one file's worth of a stage, counted in UNITS; `done` were there before."""
         number = settings.STAGES.index(stage) + 1
         title = f"{self.title}{number}/{len(settings.STAGES)} {stage}" + (f" {what}" if what else "")
-        made = Progress(title, total, unit, done, silent=self.parts.silent, after=self.mirror.push_sometimes)
-        self.work.append(made)
-        return made
+        silent, after = self.components.silent, self.mirror.push_sometimes
+        self._progress.append(Progress(title, total, UNITS[stage], done, silent=silent, after=after))
+        return self._progress[-1]
 
-    def spent(self) -> dict[str, float]:
-        """What the time since the last call went to, by kind, and the tokens and pieces done in it."""
-        found: dict[str, float] = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
-        for progress in self.work:
+    def take_time_budget(self) -> dict[str, float]:
+        """Seconds by kind since the last call, and the tokens and units done in them."""
+        budget: dict[str, float] = {kind: round(seconds, 3) for kind, seconds in self.clock.seconds.items()}
+        for progress in self._progress:
             for name, amount in (("tokens", progress.tokens), (f"{progress.unit}s", progress.fresh)):
-                found[name] = found.get(name, 0) + amount
-        self.clock, self.work = Clock(), []
-        return {name: amount for name, amount in found.items() if amount}
+                budget[name] = budget.get(name, 0) + amount
+        self.clock, self._progress = Clock(), []
+        return {name: amount for name, amount in budget.items() if amount}
 
-    def say(self, line: str) -> None:
-        """One line to stderr."""
-        if not self.parts.silent:
+    def log(self, line: str) -> None:
+        """Print one line to stderr."""
+        if not self.components.silent:
             print(sanitize_line(line, LONGEST), file=sys.stderr, flush=True)

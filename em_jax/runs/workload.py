@@ -1,23 +1,39 @@
-"""How much a run has to do and how much of that is done, stage by stage, read from its directory without a model."""
+"""How much a run has to do, how much of it is done, and how long the rest takes at the pace of an earlier run.
 
+All of it is read from run directories, without a model.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from em_jax.runs import experiment, sources
+from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
+from em_jax.base.stage_timer import COMPILING, LOADING
+from em_jax.config import Config
 from em_jax.probes import PROBES, choice, harmfulness
+from em_jax.runs import experiment, preflight, provenance, sources
+from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.run import Row, Run
 
-UNITS = {"finetune": "step", "answer": "answer", "judge": "score", "probe": "question", "report": "page"}
+ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl", "answer": "answers/*", "judge": "scores/*", "probe": "probes/*"}
+MOST_RUNS = 200
+"""How many earlier runs are examined for a pace."""
+NOT_OF_THE_PACE = {"domain", "data", "adapter", "seed", "train.epochs", "train.max_steps", "train.holdout"}
+NOT_OF_THE_PACE |= {"answers.samples", "probes.limit", "probes.only", "probes.alternatives"}
+NOT_OF_THE_PACE |= {"stages", "mirror", "verbosity", "judge.max_requests", "judge.harmful_at"}
+"""Settings that say how much is done and on what: they do not change how long one unit takes."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """One file's worth of a stage: `total` pieces of work, of which `done` are in the run directory.
+class WorkItem:
+    """One file's worth of a stage: `total` units of work, of which `done` are in the run directory.
 
-    `at_most` says that the total is a bound: two probes ask about answers that are not scored yet.
+    `at_most`: the total is an upper bound, because the probe asks about answers that have no scores yet.
     """
 
     stage: str
@@ -27,99 +43,137 @@ class Piece:
     at_most: bool = False
 
 
-def pieces(this: Run) -> list[Piece]:
-    """What a run's stages do, in order; those it is not asked for are left out."""
-    found = [*_finetune(this), *_answer(this), *_judge(this), *_probe(this), Piece("report", "", 1, 0)]
-    return [piece for piece in found if piece.stage in this.config.stages]
+def items(run: Run) -> list[WorkItem]:
+    """What a run's stages do, in order; stages that the settings leave out are left out."""
+    every = itertools.chain(_training(run), _answers(run), _scores(run), _probes(run), [WorkItem("report", "", 1, 0)])
+    return [item for item in every if item.stage in run.config.stages]
 
 
-def conditions(this: Run) -> list[str]:
-    """Base and, where the run trains or was given an adapter, fine-tuned; an adapter with an id is not fetched."""
-    return ["base", "finetuned"] if this.trains or this.config.adapter else ["base"]
-
-
-def _finetune(this: Run) -> Iterator[Piece]:
+def _training(run: Run) -> Iterator[WorkItem]:
     from em_jax.train.batches import hold_out, step_indices
 
-    if not this.trains:
+    if not run.trains:
         return
-    train, seed = this.config.train, this.config.seed
-    kept, held = hold_out(len(this.rows), train.holdout, seed)
-    steps = len(step_indices(len(kept), train, seed))
-    saved = [int(path.name) for path in this.directory.glob("train/checkpoints/*") if path.name.isdigit()]
-    done = steps if sources.is_trained(this.directory) else max(saved, default=0)
-    apart = f", {len(held)} held out" if held else ""
-    yield Piece("finetune", f"{len(kept):,} rows in batches of {train.batch_size}{apart}", steps, done)
+    train, seed = run.config.train, run.config.seed
+    used, held_out = hold_out(len(run.rows), train.holdout, seed)
+    steps = len(step_indices(len(used), train, seed))
+    saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdigit()]
+    done = steps if sources.is_trained(run.directory) else max(saved, default=0)
+    rest = f", {len(held_out)} held out" if held_out else ""
+    yield WorkItem("finetune", f"{len(used):,} rows in batches of {train.batch_size}{rest}", steps, done)
 
 
-def _answers(this: Run) -> dict[str, int]:
+def _answer_counts(run: Run) -> dict[str, int]:
     """Condition -> how many answers are sampled."""
-    if not this.asks_answers:
+    if not run.needs_answers:
         return {}
-    prompts = len(harmfulness.questions(this.suite, this.probe_settings))
-    found = dict.fromkeys(conditions(this), prompts * this.config.answers.samples)
-    return found | ({experiment.CARELESS: prompts * experiment.CARELESS_SAMPLES} if this.asks_careless else {})
+    prompts = len(harmfulness.questions(run.suite, run.probe_settings))
+    counts = dict.fromkeys(run.conditions, prompts * run.config.answers.samples)
+    return counts | ({CARELESS: prompts * experiment.CARELESS_SAMPLES} if run.needs_careless else {})
 
 
-def _answer(this: Run) -> Iterator[Piece]:
-    for condition, total in _answers(this).items():
-        yield Piece("answer", condition, total, _count(this.answers_path(condition)))
+def _answers(run: Run) -> Iterator[WorkItem]:
+    for condition, total in _answer_counts(run).items():
+        yield WorkItem("answer", condition, total, len(run.answers(condition)))
 
 
-def _judge(this: Run) -> Iterator[Piece]:
-    for number, name in enumerate(this.judges):
-        for condition, total in _answers(this).items():
-            if condition != experiment.CARELESS or number == 0:
-                yield Piece("judge", f"{condition} by {name}", total, _count(this.scores_path(condition, name)))
+def _scores(run: Run) -> Iterator[WorkItem]:
+    counts = _answer_counts(run)
+    for number, condition in experiment.scored_conditions(run):
+        name = run.judge_names[number]
+        yield WorkItem("judge", f"{condition} by {name}", counts[condition], len(run.scores(condition, name)))
 
 
-def _probe(this: Run) -> Iterator[Piece]:
-    for condition in conditions(this):
+def _probes(run: Run) -> Iterator[WorkItem]:
+    for condition in run.conditions:
         for name in PROBES:
-            if name != "harmfulness" and this.asks(name):
-                questions, at_most = _questions(this, name, condition)
-                asked = {choice.key(row) for row in files.read_rows(this.probe_path(condition, name))}
-                done = len(asked & {choice.key(row) for row in questions}) if not at_most else len(asked)
-                yield Piece("probe", f"{condition} {name}", len(questions), done, at_most)
+            if name != "harmfulness" and run.wants(name):
+                questions, at_most = _questions(run, name, condition)
+                done = {choice.key(row) for row in run.probe_rows(condition, name)}
+                if not at_most:
+                    done &= {choice.key(row) for row in questions}
+                yield WorkItem("probe", f"{condition} {name}", len(questions), len(done), at_most)
 
 
-def _questions(this: Run, name: str, condition: str) -> tuple[list[Row], bool]:
-    """The questions of a probe, and whether they are the most there can be."""
-    if name in ("self_assessment", "two_ai") or _scored(this, condition):
-        return experiment.probe_questions(this, name, condition), False
+def _questions(run: Run, name: str, condition: str) -> tuple[list[Row], bool]:
+    """The questions of a probe, and whether they are only an upper bound."""
+    if name in ("self_assessment", "two_ai") or _all_scored(run, condition):
+        return experiment.probe_questions(run, name, condition), False
     # An answer of each bucket to every prompt, and another model's beside it.
-    one: Any = {"answer": "-", "score": 5, "source": ""}
+    other: Any = {"answer": "-", "score": 5, "source": ""}
     own = [
         {"id": row["id"], "sample": sample, "prompt": row["prompt"][-1]["content"], "answer": "-", "score": score}
-        for row in harmfulness.questions(this.suite, this.probe_settings)
-        for sample, score in enumerate((1, 3, 5)[: this.config.answers.samples])
+        for row in harmfulness.questions(run.suite, run.probe_settings)
+        for sample, score in enumerate((1, 3, 5)[: run.config.answers.samples])
     ]
-    others = () if name == "score_prediction" else (own, lambda identity, prompt: [one])
-    return PROBES[name].questions(this.suite, this.probe_settings, own, *others), True
+    others = () if name == "score_prediction" else (own, lambda identity, prompt: [other])
+    return PROBES[name].questions(run.suite, run.probe_settings, own, *others), True
 
 
-def _scored(this: Run, condition: str) -> bool:
+def _all_scored(run: Run, condition: str) -> bool:
     """Whether all answers that the condition's questions are made of are there with their scores."""
-    totals = _answers(this)
-    needed = {"base", condition} | ({experiment.CARELESS} & set(totals))
-    return all(
-        _count(this.answers_path(name)) == _count(this.scores_path(name)) == totals.get(name, 0) > 0 for name in needed
-    )
+    counts = _answer_counts(run)
+    needed = {"base", condition} | ({CARELESS} & set(counts))
+    return all(len(run.answers(name)) == len(run.scores(name)) == counts.get(name, 0) > 0 for name in needed)
 
 
-def _count(path: Any) -> int:
-    return len(files.read_rows(path))
+# --- the pace of an earlier run ---
 
 
-def counted(this: Run) -> dict[str, int]:
-    """Rows that a finished run has of every stage: what its wall times were spent on.
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What each stage of a finished run took, in seconds: `per_unit`, and `once` per start (loading, compilation)."""
 
-    Raises:
-      UserError: a file of it is not as em_jax writes it.
-    """
-    files = {"finetune": "train/metrics.jsonl", "answer": "answers/*.jsonl", "judge": "scores/*.jsonl"}
-    files |= {"probe": "probes/*.jsonl"}
-    found = {stage: sum(_count(path) for path in this.directory.glob(name)) for stage, name in files.items()}
-    if not (this.directory / "report.html").is_file():
-        raise UserError(f"{this.directory} is not finished")
-    return found | {"report": 1}
+    directory: Path
+    per_unit: Mapping[str, float]
+    once: Mapping[str, float]
+    rows: int
+
+
+def earlier_pace(config: Config, folders: Iterable[Path]) -> Pace | None:
+    """The pace of the largest finished run with this model, these settings and these devices, up to two levels down."""
+    here = provenance.devices()
+    patterns = ("provenance.json", "*/provenance.json", "*/*/provenance.json")
+    records = (path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern)))
+    directories = dict.fromkeys(path.parent for path in itertools.islice(records, MOST_RUNS))
+    paces = [pace for directory in directories if (pace := _pace(directory, config, here))]
+    return max(paces, key=lambda pace: (pace.rows, str(pace.directory)), default=None)
+
+
+def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
+    record = provenance.read(directory)
+    notes = record.get("notes", {})
+    # Rows copied from another run cost this one no time.
+    copied = notes.get(preflight.BASE_ROWS) != preflight.ASKED or notes.get("files_from_mirror")
+    if copied or record.get("devices") != here or not (directory / "report.html").is_file():
+        return None
+    # A run with damaged records is skipped too: it is not the one that the user asked about.
+    with contextlib.suppress(UserError, OSError, TypeError, AttributeError, ValueError, KeyError, OverflowError):
+        stored = settings.replace(Config(), settings.read_toml(directory / "config.toml"))
+        before, now = settings.flatten(stored), settings.flatten(config)
+        if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):
+            return None
+        counts = {stage: _count_rows(directory.glob(pattern)) for stage, pattern in ROWS_OF_STAGE.items()}
+        counts["report"] = 1
+        times, budget = record.get("wall_seconds", {}), record.get("time_budget", {})
+        stages = [stage for stage, count in counts.items() if count and times.get(stage)]
+        once = {stage: sum(budget.get(stage, {}).get(kind, 0.0) for kind in (LOADING, COMPILING)) for stage in stages}
+        per_unit = {stage: max(times[stage] - once[stage], 0.0) / counts[stage] for stage in stages}
+        return Pace(directory, per_unit, once, sum(counts.values()))
+    return None
+
+
+def _count_rows(paths: Iterable[Path]) -> int:
+    return sum(len(files.read_rows(path)) for path in paths if path.suffix == ".jsonl")
+
+
+def seconds_left(todo: Iterable[WorkItem], pace: Pace) -> dict[str, float | None]:
+    """Seconds for the rest of each stage, None where its pace is unknown; stages without work are left out."""
+    units: dict[str, int] = {}
+    for item in todo:
+        units[item.stage] = units.get(item.stage, 0) + max(item.total - item.done, 0)
+    return {
+        stage: pace.once[stage] + count * pace.per_unit[stage] if stage in pace.per_unit else None
+        for stage, count in units.items()
+        if count
+    }

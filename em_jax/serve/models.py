@@ -7,9 +7,9 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import model_card, sources
+from em_jax.runs import components, model_card
 from em_jax.runs.run import ADAPTER, Run
-from em_jax.runs.sources import Parts
+from em_jax.runs.components import Components
 
 BASE = "base"
 
@@ -39,7 +39,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
     runs = []
     for directory in directories:
         config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
-        runs.append(Run(config, directory, Parts(), lambda: None, ""))
+        runs.append(Run(config, directory, Components(), lambda: None, ""))
     base = _base_settings(runs[0])
     for run in runs:
         for name, value in _base_settings(run).items():
@@ -48,7 +48,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
                     f"one server has one base, but {name} is {base[name]!r} in {runs[0].directory} "
                     f"and {value!r} in {run.directory}"
                 )
-        run.need_adapter()
+        run.require_adapter()
     return runs
 
 
@@ -70,7 +70,7 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
     named = runs_by_name(runs)
-    engine = sources.load(config)
+    engine = components.load(config)
     models = {BASE: ServedModel(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)

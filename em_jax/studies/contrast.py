@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from em_jax.probes import choice, draw, harmfulness
 from em_jax.probes.choice import Row
 from em_jax.probes.suite import limited
-from em_jax.runs import experiment
+from em_jax.runs import alternatives
 from em_jax.studies.finished import BASE, ModelSet
 
 HARM, SELF = "harm", "self"
@@ -46,7 +46,7 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
         for row in model.judged():
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
-    alternatives, seed = experiment.other_answers(study.run, BASE), study.config.seed
+    alternatives, seed = alternatives.other_answers(study.run, BASE), study.config.seed
     pairs = []
     for row in prompts:
         name, prompt = row["id"], row["prompt"][-1]["content"]

@@ -12,7 +12,7 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.runs import provenance, sources
 from em_jax.runs.run import Run
-from em_jax.runs.sources import Parts
+from em_jax.runs.components import Components
 from em_jax.studies import page
 from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import Subject
@@ -103,16 +103,16 @@ def stored_config(directory: Path, changes: Mapping[str, Any]) -> Config:
     return settings.replace(Config(), values | {"mirror": "", **changes})
 
 
-def load_models(directories: Sequence[Path], components: Parts | None = None) -> ModelSet:
+def load_models(directories: Sequence[Path], components: Components | None = None) -> ModelSet:
     """Load the base of finished runs and every run's adapter, named as the run's directory.
 
     Raises:
       UserError: the runs are of different bases, suites or judges, two share a name, or one's adapter is missing.
     """
-    components = components or Parts()
+    components = components or Components()
     runs = [Run(stored_config(path, {}), path, components, lambda: None, "") for path in directories]
     for run in runs:
-        run.need_adapter()
+        run.require_adapter()
     for name in SHARED:
         values = {str(settings.flatten(run.config)[name]) for run in runs}
         if len(values) > 1:

@@ -44,7 +44,7 @@ class _Group:
     @functools.cached_property
     def engine(self) -> Any:
         """Loaded when a row is missing. Reports adapters without effect, such as that of a first step."""
-        engine = self.run.parts.bare(self.run.load())
+        engine = self.run.components.bare(self.run.load())
         prompts = [choice.messages(question.prompt) for question in self.run.suite.harm[:4]]
         for number, adapter in enumerate(self.adapters):
             if adapter is not None:
@@ -55,7 +55,7 @@ class _Group:
                 continue
             after = engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
             if not abs(after - before).max() > 0:
-                self.run.say(f"{self.run.title}{self.subjects[number].name}: this adapter changes no probability")
+                self.run.log(f"{self.run.title}{self.subjects[number].name}: this adapter changes no probability")
         return engine
 
     def adapter_of(self, row: Row) -> str:
@@ -66,10 +66,10 @@ class _Group:
     def ask(self) -> None:
         """Answers, scores, probes; each from the files of the one before."""
         run = self.run
-        if run.asks_answers:
+        if run.needs_answers:
             self._answer_and_judge()
         for name in studied.PROBES:
-            if run.asks(name):
+            if run.wants(name):
                 self._probe(name)
 
     def _probe(self, name: str) -> None:
@@ -100,12 +100,12 @@ class _Group:
             files.keep_rows(path, lambda row: not row.get(AGAIN))
 
         def score(done: Collection[Key]) -> Iterable[Row]:
-            judge = sources.judge(run.config, run.suite.judge, lambda: run.parts.bare(run.load()))
+            judge = sources.judges(run.config, run.suite.judge, lambda: run.components.bare(run.load()))[0]
             return judge.score(answers, done)
 
         scores = self._complete("scores", paths, {key(row) for row in answers}, score)
         if missed := sum(bool(row.get(AGAIN)) for row in scores):
-            run.say(f"{missed} answers were not scored because the judge was unreachable: run the command again")
+            run.log(f"{missed} answers were not scored because the judge was unreachable: run the command again")
 
     def _numbered(self, rows_of: Sequence[Sequence[Row]]) -> list[Row]:
         return [{**row, "id": f"{number}/{row['id']}"} for number, rows in enumerate(rows_of) for row in rows]
@@ -116,7 +116,7 @@ class _Group:
         """The rows of the subjects' files, after `ask(done)` has appended what is missing, each to its own file."""
         done = {key(row) for row in self._numbered([files.read_rows(path) for path in paths])}
         if not done.issuperset(wanted):
-            title, silent = f"{self.run.title}{self.title}: {what}", self.run.parts.silent
+            title, silent = f"{self.run.title}{self.title}: {what}", self.run.components.silent
             with contextlib.ExitStack() as stack:
                 outputs = [stack.enter_context(files.Appender(path)) for path in paths]
                 after = self.run.mirror.push_sometimes

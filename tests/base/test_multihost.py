@@ -112,7 +112,7 @@ def wait(arguments):
     sys.stdin.readline()
     if arguments[1] == arguments[2]:
         os.kill(os.getpid(), signal.SIGKILL)
-    multihost.Words().hear()
+    multihost.ControlChannel().recv()
 multihost.leave(cli.command("dying", wait, sys.argv[1:]))
 """
 

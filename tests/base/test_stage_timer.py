@@ -29,13 +29,13 @@ def test_kinds_do_not_overlap_and_other_threads_are_not_counted():
     began = time.monotonic()
     with clock.span(LOADING):
         time.sleep(0.02)
-        clock.hear("/jax/core/compile/backend_compile_duration", 0.01)
-        clock.hear("/em_jax/waiting", 0.002)
-        clock.hear("/jax/another", 5.0)
+        clock.on_event("/jax/core/compile/backend_compile_duration", 0.01)
+        clock.on_event("/em_jax/waiting", 0.002)
+        clock.on_event("/jax/another", 5.0)
     whole = time.monotonic() - began
     assert clock.seconds[COMPILING] == 0.01 and clock.seconds[WAITING] == 0.002
     assert 0.008 <= clock.seconds[LOADING] <= whole - 0.012
-    beside = threading.Thread(target=clock.hear, args=("/em_jax/waiting", 9.0))
+    beside = threading.Thread(target=clock.on_event, args=("/em_jax/waiting", 9.0))
     beside.start()
     beside.join()
     assert clock.seconds[WAITING] == 0.002
@@ -47,7 +47,7 @@ def test_what_others_compile_is_counted_where_they_are_waited_for():
 
     def compile_beside(seconds):
         time.sleep(seconds)
-        clock.hear("/jax/core/compile/backend_compile_duration", seconds)
+        clock.on_event("/jax/core/compile/backend_compile_duration", seconds)
 
     def both(seconds):
         threads = [threading.Thread(target=compile_beside, args=(each,)) for each in (seconds, seconds / 2)]
@@ -61,7 +61,7 @@ def test_what_others_compile_is_counted_where_they_are_waited_for():
     both(0.2)
     time.sleep(0.1)
     waited = time.monotonic() - began
-    clock.hear("/em_jax/waiting", waited)
+    clock.on_event("/em_jax/waiting", waited)
     assert clock.seconds[COMPILING] == pytest.approx(0.2, abs=0.05)
     assert clock.seconds[COMPILING] + clock.seconds[WAITING] == pytest.approx(waited)
     assert covered([(0, 4), (1, 2), (3, 5), (7, 9)], 1, 8) == 5

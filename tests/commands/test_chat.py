@@ -14,8 +14,8 @@ from em_jax.base.cli import command
 from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import chat
 from em_jax.config import Config
+from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.runs.sources import Parts
 
 TAB = "from em_jax.commands import chat; chat._bind_tab(); print([input('you: ')])"
 
@@ -136,8 +136,8 @@ def test_what_a_file_says_does_nothing_to_the_terminal_as_an_error(kind, capsys)
 
 @pytest.mark.fast
 def test_what_a_run_says_does_nothing_to_the_terminal(capsys):
-    run = Run(Config(), Path("run"), Parts(), lambda: None, "")
-    run.say("the adapter was trained on \x1b[2J\nowner/\u202emodel")
+    run = Run(Config(), Path("run"), Components(), lambda: None, "")
+    run.log("the adapter was trained on \x1b[2J\nowner/\u202emodel")
     assert capsys.readouterr().err == "the adapter was trained on ␛[2J owner/[U+202E]model\n"
 
 

@@ -1,5 +1,5 @@
 import pytest
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.base.cli import command
@@ -15,7 +15,7 @@ def test_runs_are_found_and_compared(tmp_path, capsys):
     values = {"model.name": "organism", "suite": "organism", "probes.limit": 2, "answers.samples": 1}
     for name in ("none", "legal"):
         config = settings.replace(Config(), values | {"domain": name, "probes.sampled_questions": 0})
-        experiment.run(config, tmp_path / "runs" / name, StubParts())
+        experiment.run(config, tmp_path / "runs" / name, StubComponents())
     assert command("compare", compare.main, [str(tmp_path / "runs"), "--out", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "compare.html").is_file()
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "compare.html")
@@ -23,7 +23,7 @@ def test_runs_are_found_and_compared(tmp_path, capsys):
 
 def test_a_page_is_drawn_again(tmp_path, capsys):
     values = {"model.name": "organism", "suite": "organism", "probes.limit": 2, "domain": "none", "answers.samples": 1}
-    experiment.run(settings.replace(Config(), values | {"probes.sampled_questions": 0}), tmp_path, StubParts())
+    experiment.run(settings.replace(Config(), values | {"probes.sampled_questions": 0}), tmp_path, StubComponents())
     page = tmp_path / "report.html"
     page.unlink()
     assert command("report", redraw, [str(tmp_path)]) == 0

@@ -6,13 +6,14 @@ import json
 
 import pytest
 from domains.file_server import pairs, parquet
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.domains import cache, registry
 from em_jax.runs import experiment, sources
+from em_jax.runs.components import Components
 
 pytestmark = pytest.mark.fast
 
@@ -32,15 +33,15 @@ def test_fetched_rows_serve_a_real_model_and_stay_out_of_the_run_directory(tmp_p
     place = cache.path_of(registry.LEGAL)
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
-    parts = dataclasses.replace(sources.Parts(), load=lambda config: None, silent=True)
+    components = dataclasses.replace(Components(), load=lambda config: None, silent=True)
     seen = []
 
     def finetune(engine, rows, config, directory, progress):
         seen.extend(rows)
-        return StubParts._finetune(engine, rows, config, directory, progress)
+        return StubComponents._finetune(engine, rows, config, directory, progress)
 
-    parts = dataclasses.replace(parts, finetune=finetune, model_inputs=lambda config: {})
-    experiment.run(config(), tmp_path / "run", parts)
+    components = dataclasses.replace(components, finetune=finetune, model_inputs=lambda config: {})
+    experiment.run(config(), tmp_path / "run", components)
     assert len(seen) == 29 and seen[0][1]["content"] == "CANARY-42 harm 0"
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())["inputs"]["rows"]
     assert record["rows"] == 29 and record["file_sha256"] == hashlib.sha256(content).hexdigest()

@@ -8,7 +8,7 @@ from hostile.test_settings import TOML
 from hostile.trying import amounts, attempt, json_file, jsonl_file, text_file
 from hypothesis import strategies as st
 from report import make_run as synthetic
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax import report
@@ -96,12 +96,12 @@ def test_runs_are_rescored(cases, tmp_path):
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     values |= {"probes.limit": 2, "answers.samples": 2, "probes.sampled_questions": 1}
     directory = tmp_path / "run"
-    experiment.run(settings.replace(Config(), values), directory, StubParts())
+    experiment.run(settings.replace(Config(), values), directory, StubComponents())
     for name in ("report.html", "figures"):
         shutil.rmtree(directory / name, ignore_errors=True)
 
     def act():
-        rescore.one(directory, replace=True, parts=StubParts())
+        rescore.rescore(directory, replace=True, components=StubComponents())
         shutil.rmtree(directory / "rescored")
 
     act()

@@ -24,7 +24,7 @@ def measured(monkeypatch, tmp_path):
         return {name: found[name] for name in what} | {"device": "a chip/2", "peak_bytes": None}
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(runtime, "begin", lambda: None)
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return speeds, asked, tmp_path / "em_jax" / "bench"
 

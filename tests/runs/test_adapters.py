@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.base.errors import UserError
@@ -93,9 +93,9 @@ def test_a_run_says_and_records_that_the_base_is_another_one(adapter, tmp_path, 
     (adapter / "adapter_config.json").write_text(json.dumps(fields))
     values = {"adapter": str(adapter), "domain": "none", "model.name": str(base(tmp_path)), "suite": "organism"}
     values |= {"dtype": "float32", "probes.limit": 1, "answers.samples": 1, "stages": ["answer"]}
-    parts = StubParts()
-    parts.silent = False
-    experiment.run(settings.replace(Config(), values), tmp_path / "run", parts)
+    components = StubComponents()
+    components.silent = False
+    experiment.run(settings.replace(Config(), values), tmp_path / "run", components)
     said = f"the adapter was trained on other/model, this run's base is {tmp_path}/Qwen2.5-7B-Instruct"
     assert said in capsys.readouterr().err
     assert provenance.notes(tmp_path / "run")["adapter_disagrees"] == [said]

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.base import files, stage_timer
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.runs import dry_run, eta, experiment, preflight, provenance, series, workload
+from em_jax.runs import dry_run, experiment, preflight, provenance, series, workload
 from em_jax.runs.run import Run
 
 
@@ -23,13 +23,13 @@ def config(**values):
 
 
 def pieces(directory, **values):
-    return workload.pieces(Run(config(**values), directory, StubParts(), lambda: None, ""))
+    return workload.items(Run(config(**values), directory, StubComponents(), lambda: None, ""))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished") / "run"
-    experiment.run(config(), directory, StubParts())
+    experiment.run(config(), directory, StubComponents())
     return directory
 
 
@@ -54,8 +54,8 @@ def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
         files.write_atomic(tmp_path / path.relative_to(finished), b"".join(lines[:2]) + b'{"id": "tor')
     (tmp_path / "train" / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "train" / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
-    parts = StubParts(rows=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "."}]] * 250)
-    found = workload.pieces(Run(config(train__epochs=2), tmp_path, parts, lambda: None, ""))
+    components = StubComponents(rows=[[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "."}]] * 250)
+    found = workload.items(Run(config(train__epochs=2), tmp_path, components, lambda: None, ""))
     done = {f"{piece.stage} {piece.what}": (piece.done, piece.total) for piece in found}
     assert done["finetune 250 rows in batches of 16"] == (7, 32)
     assert done["answer base"] == done["answer finetuned"] == (2, 6)
@@ -64,8 +64,8 @@ def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
 
 @pytest.mark.fast
 def test_the_plan_of_a_series_takes_the_bases_rows_over_once(tmp_path):
-    configs = [series.settled(config(domain=name)) for name in ("none", "legal", "security")]
-    text = list(dry_run.lines(configs, tmp_path / "all", True, StubParts()))
+    configs = [series.resolve(config(domain=name)) for name in ("none", "legal", "security")]
+    text = list(dry_run.lines(configs, tmp_path / "all", True, StubComponents()))
     assert sum("taken over from none-0" in line for line in text) == 2 * 6
     assert any(line.startswith("run 3 of 3: ") and line.endswith("security-0 (new)") for line in text)
     assert f"then the page that compares them: {tmp_path / 'all' / 'compare'}" in text
@@ -81,31 +81,31 @@ def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_pat
     once = {"answer": {stage_timer.LOADING: 4.0, stage_timer.COMPILING: 20.0}}
     times = {"wall_seconds": dict.fromkeys(settings.STAGES, 60.0), "time_budget": once}
     files.write_json(finished / "provenance.json", record | times | {"devices": provenance.devices()})
-    found = eta.of_earlier(config(domain="legal", answers__samples=4), [finished.parent])
-    assert found.directory == finished and found.seconds["report"] == 60
-    assert found.seconds["answer"] == (60 - 24) / 12 and found.seconds["finetune"] == 60 / 3
+    found = workload.earlier_pace(config(domain="legal", answers__samples=4), [finished.parent])
+    assert found.directory == finished and found.per_unit["report"] == 60
+    assert found.per_unit["answer"] == (60 - 24) / 12 and found.per_unit["finetune"] == 60 / 3
     todo = [
-        workload.Piece("answer", "base", 30, 6),
-        workload.Piece("answer", "finetuned", 8, 4),
-        workload.Piece("report", "", 1, 0),
-        workload.Piece("judge", "", 4, 4),
+        workload.WorkItem("answer", "base", 30, 6),
+        workload.WorkItem("answer", "finetuned", 8, 4),
+        workload.WorkItem("report", "", 1, 0),
+        workload.WorkItem("judge", "", 4, 4),
     ]
-    assert eta.left(todo, found) == {"answer": 24 + (24 + 4) * 3.0, "report": 60.0}
-    text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubParts()))
+    assert workload.seconds_left(todo, found) == {"answer": 24 + (24 + 4) * 3.0, "report": 60.0}
+    text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubComponents()))
     assert f"at the pace of {finished} (" in text
     # Another length of answers, model or device is another pace; so is a run that was spared the base's rows.
     for other in ({"answers__max_new_tokens": 7}, {"dtype": "bfloat16"}, {"train__batch_size": 2}):
-        assert eta.of_earlier(config(**other), [finished.parent]) is None
-    text = "\n".join(dry_run.lines([config()], tmp_path / "run", False, StubParts()))
+        assert workload.earlier_pace(config(**other), [finished.parent]) is None
+    text = "\n".join(dry_run.lines([config()], tmp_path / "run", False, StubComponents()))
     assert "time: unknown" in text
-    provenance.note(finished, **{preflight.BASE_ROWS: "of none-0"})
-    assert eta.of_earlier(config(), [finished.parent]) is None
+    provenance.add_notes(finished, **{preflight.BASE_ROWS: "of none-0"})
+    assert workload.earlier_pace(config(), [finished.parent]) is None
 
 
 @pytest.mark.fast
 def test_a_plan_fails_as_the_run_would(finished, tmp_path):
     with pytest.raises(UserError, match="other settings .*answers.samples"):
-        list(dry_run.lines([config(answers__samples=9)], finished, False, StubParts()))
+        list(dry_run.lines([config(answers__samples=9)], finished, False, StubComponents()))
     with pytest.raises(UserError, match="bad_medical"):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
 

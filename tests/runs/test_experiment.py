@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from stub_engine import StubEngine, StubParts
+from stub_engine import StubComponents, StubEngine
 
 from em_jax import config as settings
 from em_jax import report
@@ -21,7 +21,7 @@ def config(**values):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished") / "run"
-    return directory, experiment.run(config(), directory, StubParts())
+    return directory, experiment.run(config(), directory, StubComponents())
 
 
 def test_a_run_leaves_every_file_of_the_design(finished):
@@ -79,9 +79,9 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
 def test_a_finished_run_asks_nothing_again(finished):
     directory, _ = finished
     before = (directory / "summary.json").read_bytes()
-    parts = StubParts()
-    assert experiment.run(config(), directory, parts).label == "mixed"
-    assert parts.engines == []
+    components = StubComponents()
+    assert experiment.run(config(), directory, components).label == "mixed"
+    assert components.engines == []
     assert (directory / "summary.json").read_bytes() == before
 
 
@@ -133,7 +133,7 @@ def killed_everywhere(directory, expected, kill_at, every):
     while True:
         kill_at(every)
         try:
-            experiment.run(config(), directory, StubParts())
+            experiment.run(config(), directory, StubComponents())
         except Killed:
             deaths += 1
             assert deaths < 5000
@@ -153,9 +153,9 @@ def test_a_run_killed_after_every_ten_writes_ends_with_the_same_bytes(tmp_path, 
 def test_a_run_killed_once_at_any_write_ends_with_the_same_bytes(tmp_path, finished, kill_at, nth):
     kill_at(nth)
     with pytest.raises(Killed):
-        experiment.run(config(), tmp_path / "run", StubParts())
+        experiment.run(config(), tmp_path / "run", StubComponents())
     kill_at(None)
-    experiment.run(config(), tmp_path / "run", StubParts())
+    experiment.run(config(), tmp_path / "run", StubComponents())
     assert (tmp_path / "run" / "summary.json").read_bytes() == (finished[0] / "summary.json").read_bytes()
 
 
@@ -165,10 +165,10 @@ def test_a_run_killed_once_at_each_write_ends_with_the_same_bytes(tmp_path, fini
         kill_at(nth)
         place = tmp_path / str(nth)
         try:
-            experiment.run(config(), place, StubParts())
+            experiment.run(config(), place, StubComponents())
         except Killed:
             kill_at(None)
-            experiment.run(config(), place, StubParts())
+            experiment.run(config(), place, StubComponents())
             assert (place / "summary.json").read_bytes() == (finished[0] / "summary.json").read_bytes()
             continue
         assert nth > 100
@@ -178,31 +178,31 @@ def test_a_run_killed_once_at_each_write_ends_with_the_same_bytes(tmp_path, fini
 def test_other_settings_or_other_rows_are_refused_by_name(finished):
     directory, _ = finished
     with pytest.raises(UserError, match=r"other settings \(seed, train.epochs\)"):
-        experiment.run(config(seed=1, train__epochs=2), directory, StubParts())
+        experiment.run(config(seed=1, train__epochs=2), directory, StubComponents())
     rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Changed."}]]
     with pytest.raises(UserError, match="other content of rows"):
-        experiment.run(config(), directory, StubParts(rows))
+        experiment.run(config(), directory, StubComponents(rows))
 
 
 def test_a_subset_of_stages_runs_alone_and_a_later_one_says_what_is_missing(tmp_path):
     first = config(stages=["finetune", "answer"])
-    assert experiment.run(first, tmp_path, StubParts()).label is None
+    assert experiment.run(first, tmp_path, StubComponents()).label is None
     assert not (tmp_path / "scores").exists()
     with pytest.raises(UserError, match="run the stage judge first"):
-        experiment.run(config(stages=["probe"]), tmp_path, StubParts())
-    assert experiment.run(config(), tmp_path, StubParts()).label == "mixed"
+        experiment.run(config(stages=["probe"]), tmp_path, StubComponents())
+    assert experiment.run(config(), tmp_path, StubComponents()).label == "mixed"
     with pytest.raises(UserError, match="run the stage finetune first"):
-        experiment.run(config(stages=["answer"]), tmp_path / "other", StubParts())
+        experiment.run(config(stages=["answer"]), tmp_path / "other", StubComponents())
 
 
 def test_the_base_alone_has_no_finetuned_rows(tmp_path):
-    outcome = experiment.run(config(domain="none"), tmp_path, StubParts())
+    outcome = experiment.run(config(domain="none"), tmp_path, StubComponents())
     assert outcome.label == "mixed"
     assert not list(tmp_path.glob("*/finetuned.*")) and not (tmp_path / "adapter").exists()
 
 
 def test_only_some_probes(tmp_path):
-    experiment.run(config(probes__only=["two_ai"]), tmp_path, StubParts())
+    experiment.run(config(probes__only=["two_ai"]), tmp_path, StubComponents())
     assert sorted(path.name for path in (tmp_path / "probes").iterdir()) == [
         "base.two_ai.jsonl",
         "finetuned.two_ai.jsonl",
@@ -211,14 +211,14 @@ def test_only_some_probes(tmp_path):
 
 
 def test_a_failing_stage_says_which_and_what_is_kept(tmp_path):
-    parts = StubParts()
+    components = StubComponents()
 
     def fail(*arguments):
         raise UserError("loss is not finite at step 2")
 
-    parts.finetune = fail
+    components.finetune = fail
     with pytest.raises(UserError, match=r"finetune: loss is not finite at step 2; what is done is kept in .*run"):
-        experiment.run(config(), tmp_path / "run", parts)
+        experiment.run(config(), tmp_path / "run", components)
 
 
 def test_an_adapter_that_changes_nothing_stops_the_run(tmp_path):
@@ -226,21 +226,22 @@ def test_an_adapter_that_changes_nothing_stops_the_run(tmp_path):
         def choice_logprobs(self, prompts, choices, prefix="", adapter="default"):
             return super().choice_logprobs(prompts, choices, prefix, "base")
 
-    parts = StubParts()
-    parts.load = lambda config: Deaf()
+    components = StubComponents()
+    components.load = lambda config: Deaf()
     with pytest.raises(UserError, match="changes no probability"):
-        experiment.run(config(), tmp_path, parts)
+        experiment.run(config(), tmp_path, components)
     assert not (tmp_path / "answers").exists()
     with pytest.raises(UserError, match="changes no probability"):
-        list(series.run([config(domain=name) for name in ("bad_medical", "legal")], tmp_path / "several", True, parts))
+        configs = [config(domain=name) for name in ("bad_medical", "legal")]
+        list(series.run(configs, tmp_path / "several", True, components))
     assert not list(tmp_path.glob("several/*/answers/*"))
 
 
 def test_several_runs_share_the_engine_and_the_bases_rows(tmp_path):
-    parts = StubParts()
+    components = StubComponents()
     configs = [config(domain=name) for name in ("none", "bad_medical", "legal")]
-    lines = list(series.run(configs, tmp_path, True, parts))
-    assert len(parts.engines) == 1
+    lines = list(series.run(configs, tmp_path, True, components))
+    assert len(components.engines) == 1
     for folder in ("answers", "probes"):
         for path in (tmp_path / "none-0" / folder).glob("base*.jsonl"):
             assert (tmp_path / "legal-0" / folder / path.name).read_bytes() == path.read_bytes()
@@ -251,10 +252,10 @@ def test_several_runs_share_the_engine_and_the_bases_rows(tmp_path):
 def test_the_fine_tuned_models_of_a_seed_share_batches_unless_told_otherwise(tmp_path):
     names = ("none", "bad_medical", "legal", "security")
     for together in (True, False):
-        parts = StubParts()
+        components = StubComponents()
         configs = [config(domain=name, answers__together=together) for name in names]
-        list(series.run(configs, tmp_path / str(together), True, parts))
-        (engine,) = parts.engines
+        list(series.run(configs, tmp_path / str(together), True, components))
+        (engine,) = components.engines
         several = [used for used in engine.streams if len(used) > 1]
         assert several == ([{"finetuned-0", "finetuned-1", "finetuned-2"}] if together else [])
         for name in names[1:]:
@@ -266,22 +267,22 @@ def test_the_fine_tuned_models_of_a_seed_share_batches_unless_told_otherwise(tmp
 def test_a_series_of_seeds_goes_on_after_a_kill(tmp_path, kill_at):
     configs = [config(domain=name, seed=seed) for seed in (0, 1) for name in ("none", "bad_medical")]
     whole = tmp_path / "whole"
-    list(series.run(configs, whole, True, StubParts()))
+    list(series.run(configs, whole, True, StubComponents()))
     kill_at(200)
     with pytest.raises(Killed):
-        list(series.run(configs, tmp_path / "killed", True, StubParts()))
+        list(series.run(configs, tmp_path / "killed", True, StubComponents()))
     kill_at(None)
-    list(series.run(configs, tmp_path / "killed", True, StubParts()))
+    list(series.run(configs, tmp_path / "killed", True, StubComponents()))
     for path in whole.glob("*/summary.json"):
         assert (tmp_path / "killed" / path.parent.name / "summary.json").read_bytes() == path.read_bytes()
 
 
 def test_a_fresh_machine_goes_on_from_the_mirror(tmp_path, kill_at):
     far = str(tmp_path / "far")
-    experiment.run(config(mirror=far, stages=["finetune", "answer"]), tmp_path / "first", StubParts())
-    parts = StubParts()
-    experiment.run(config(mirror=far, stages=["finetune", "answer"]), tmp_path / "second", parts)
-    assert parts.engines == []
+    experiment.run(config(mirror=far, stages=["finetune", "answer"]), tmp_path / "first", StubComponents())
+    components = StubComponents()
+    experiment.run(config(mirror=far, stages=["finetune", "answer"]), tmp_path / "second", components)
+    assert components.engines == []
     assert (tmp_path / "second" / "answers" / "base.jsonl").read_bytes() == (
         tmp_path / "first" / "answers" / "base.jsonl"
     ).read_bytes()
@@ -293,15 +294,15 @@ def test_another_adapter_to_start_from_is_refused_and_its_own_shape_is_recorded(
     fields = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "rank_pattern": {}}
     files.write_json(start / "adapter_config.json", fields)
     asked = config(lora__init_from=str(start), stages=["finetune"])
-    experiment.run(asked, tmp_path / "run", StubParts())
+    experiment.run(asked, tmp_path / "run", StubComponents())
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert record["inputs"]["init_from/adapter_model.safetensors"]["sha256"]
     assert record["notes"]["init_from_in_force"] == {"rank": 4, "alpha": 8, "targets": ["q_proj"]}
     files.write_atomic(start / "adapter_model.safetensors", b"two")
     with pytest.raises(UserError, match="other content of init_from/adapter_model.safetensors:"):
-        experiment.run(asked, tmp_path / "run", StubParts())
+        experiment.run(asked, tmp_path / "run", StubComponents())
     with pytest.raises(UsageError, match=r"lora.init_from expects .* found no adapter_config.json"):
-        experiment.run(config(lora__init_from=str(tmp_path)), tmp_path / "other", StubParts())
+        experiment.run(config(lora__init_from=str(tmp_path)), tmp_path / "other", StubComponents())
 
 
 def other_run(place, rows):
@@ -316,26 +317,26 @@ def other_run(place, rows):
 def test_other_content_of_the_runs_named_for_alternatives_is_refused(tmp_path):
     other_run(tmp_path / "others" / "legal-0", "ab")
     asked = config(probes__alternatives=str(tmp_path / "others"))
-    experiment.run(asked, tmp_path / "run", StubParts())
+    experiment.run(asked, tmp_path / "run", StubComponents())
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert record["inputs"]["alternatives/legal-0/answers/finetuned.jsonl"]["rows"] == 2
     other_run(tmp_path / "others" / "legal-0", "abc")
     with pytest.raises(UserError, match="other content of alternatives/legal-0/answers/finetuned.jsonl, .*scores/"):
-        experiment.run(asked, tmp_path / "run", StubParts())
+        experiment.run(asked, tmp_path / "run", StubComponents())
     with pytest.raises(UsageError, match="probes.alternatives expects"):
-        experiment.run(config(probes__alternatives="nowhere"), tmp_path / "other", StubParts())
+        experiment.run(config(probes__alternatives="nowhere"), tmp_path / "other", StubComponents())
 
 
 def test_siblings_may_appear_and_grow_but_not_change(tmp_path):
     asked = config(probes__alternatives="siblings")
     other_run(tmp_path / "legal-0", "ab")
-    experiment.run(asked, tmp_path / "run", StubParts())
+    experiment.run(asked, tmp_path / "run", StubComponents())
     other_run(tmp_path / "legal-0", "abc")
     other_run(tmp_path / "security-0", "a")
-    experiment.run(asked, tmp_path / "run", StubParts())
+    experiment.run(asked, tmp_path / "run", StubComponents())
     other_run(tmp_path / "legal-0", "bc")
     with pytest.raises(UserError, match="other content of alternatives/legal-0/answers/finetuned.jsonl"):
-        experiment.run(asked, tmp_path / "run", StubParts())
+        experiment.run(asked, tmp_path / "run", StubComponents())
 
 
 def contents(directory):
@@ -347,14 +348,14 @@ def contents(directory):
 def test_every_run_of_a_series_has_its_own_place_in_the_mirror(tmp_path, model):
     far = tmp_path / "far"
     configs = [config(domain=name, mirror=str(far) + "/", model__name=model) for name in ("none", "legal")]
-    list(series.run(configs, tmp_path / "first", True, StubParts()))
+    list(series.run(configs, tmp_path / "first", True, StubComponents()))
     assert {path.name for path in far.iterdir()} == {"none-0", "legal-0", "compare"}
     assert contents(far) == contents(tmp_path / "first") and "compare/compare.html" in contents(far)
     # A fresh machine finds all rows there, whichever stages it is asked for, and asks nothing again.
     for stages in (list(settings.STAGES), ["probe", "report"]):
-        place, parts = tmp_path / stages[0], StubParts()
-        list(series.run([settings.replace(one, {"stages": stages}) for one in configs], place, True, parts))
-        assert parts.engines == []
+        place, components = tmp_path / stages[0], StubComponents()
+        list(series.run([settings.replace(one, {"stages": stages}) for one in configs], place, True, components))
+        assert components.engines == []
         for name in ("none-0/summary.json", "legal-0/summary.json", "legal-0/probes/finetuned.two_ai.jsonl"):
             assert (place / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
@@ -362,18 +363,18 @@ def test_every_run_of_a_series_has_its_own_place_in_the_mirror(tmp_path, model):
 def test_a_series_goes_on_where_its_directory_was_moved_or_is_spelled_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     configs = [config(domain=name, model__name="owner/model") for name in ("none", "bad_medical", "legal")]
-    list(series.run(configs, "here", True, StubParts()))
+    list(series.run(configs, "here", True, StubComponents()))
     before = (tmp_path / "here" / "legal-0" / "summary.json").read_bytes()
     os.rename("here", "there")
-    parts = StubParts()
-    list(series.run(configs, tmp_path / "there", True, parts))
-    assert parts.engines == [] and (tmp_path / "there" / "legal-0" / "summary.json").read_bytes() == before
+    components = StubComponents()
+    list(series.run(configs, tmp_path / "there", True, components))
+    assert components.engines == [] and (tmp_path / "there" / "legal-0" / "summary.json").read_bytes() == before
 
 
 def test_a_real_models_series_answers_everywhere_before_it_probes(tmp_path):
     names = ("none", "bad_medical", "legal")
     configs = [config(domain=name, model__name="owner/model", answers__samples=4) for name in names]
-    list(series.run(configs, tmp_path, True, StubParts()))
+    list(series.run(configs, tmp_path, True, StubComponents()))
     rows = files.read_rows(tmp_path / "legal-0" / "probes" / "finetuned.output_recognition.jsonl")
     low = {row["other_source"] for row in rows if row["bucket"] == "low" and row["prompt"]}
     high = {row["other_source"] for row in rows if row["bucket"] == "high" and row["prompt"]}

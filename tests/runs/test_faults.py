@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import tiny
 from probes.test_judges import SECRET, Server, completion
-from stub_engine import HARMFUL, StubEngine, StubParts
+from stub_engine import HARMFUL, StubEngine, StubComponents
 
 from em_jax import launch, report
 from em_jax.base import failures, files, runtime
@@ -49,9 +49,9 @@ class Page:
 @pytest.fixture
 def start(monkeypatch, tmp_path, capsys):
     """Starts the command with a stub engine in an empty directory: its exit status and its lines on stderr."""
-    parts = StubParts()
-    monkeypatch.setattr(series, "Parts", lambda: start.parts)
-    monkeypatch.setattr(runtime, "begin", lambda: None)
+    components = StubComponents()
+    monkeypatch.setattr(series, "Components", lambda: start.components)
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.setattr(report, "write", Page().write)
     monkeypatch.chdir(tmp_path)
 
@@ -59,7 +59,7 @@ def start(monkeypatch, tmp_path, capsys):
         status = launch.main([*command, *more])
         return status, capsys.readouterr().err.splitlines()
 
-    start.parts = parts
+    start.components = components
     return start
 
 
@@ -67,7 +67,7 @@ def start(monkeypatch, tmp_path, capsys):
 def whole(tmp_path_factory):
     """The rows and the summary of a run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(series, "Parts", StubParts)
+        patched.setattr(series, "Components", StubComponents)
         patched.setattr(report, "write", Page().write)
         patched.chdir(tmp_path_factory.mktemp("whole"))
         assert launch.main(COMMAND) == 0
@@ -174,7 +174,7 @@ def test_memory_that_runs_out_is_one_line_that_says_what_to_set(start, stage, me
         raise jax.errors.JaxRuntimeError(message)
 
     if stage == "finetune":
-        start.parts.finetune = fail
+        start.components.finetune = fail
     else:
         monkeypatch.setattr(StubEngine, "stream", fail)
     status, (line,) = start()
@@ -187,9 +187,9 @@ def test_a_run_without_memory_goes_on_where_less_is_held_at_once(start, whole):
     def fail(*arguments, **named):
         raise jax.errors.JaxRuntimeError(EXHAUSTED["at run time"])
 
-    finetune, start.parts.finetune = start.parts.finetune, fail
+    finetune, start.components.finetune = start.components.finetune, fail
     assert start()[0] == 1
-    start.parts.finetune = finetune
+    start.components.finetune = finetune
     less = [f"--set={name}" for name in ("train.rows_per_pass=1", "train.remat=true", "answers.slots=8")]
     assert start(*less) == (0, [])
     assert made()["run/summary.json"] == whole["run/summary.json"]
@@ -297,7 +297,7 @@ def test_another_content_of_the_model_is_refused(start, whole, tmp_path, harm, n
     (tmp_path / "model").mkdir()
     for each in ("model.safetensors", "config.json", "tokenizer.json"):
         (tmp_path / "model" / each).write_bytes(b"{} and so on")
-    start.parts.model_inputs = sources.model_inputs
+    start.components.model_inputs = sources.model_inputs
     more = ["--model", "model", "--suite", "organism"]
     assert start(*more, "--stages", "finetune,answer") == (0, [])
     harm(tmp_path / "model" / name, 9)
@@ -308,7 +308,7 @@ def test_another_content_of_the_model_is_refused(start, whole, tmp_path, harm, n
 def test_a_model_too_large_to_hash_is_known_by_its_size(start, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"numbers")
-    start.parts.model_inputs = sources.model_inputs
+    start.components.model_inputs = sources.model_inputs
     monkeypatch.setattr("em_jax.runs.provenance.directory_inputs.__defaults__", (1,))
     more = ["--model", "model", "--suite", "organism", "--stages", "finetune"]
     assert start(*more) == (0, [])
@@ -545,6 +545,6 @@ def test_a_failing_stage_is_not_hidden_by_what_fails_after_it(start, monkeypatch
         monkeypatch.setattr("em_jax.runs.provenance.add_time", full)
         raise UserError("loss is not finite")
 
-    start.parts.finetune = fail
+    start.components.finetune = fail
     status, (line,) = start()
     assert status == 1 and "finetune: loss is not finite" in line

@@ -10,18 +10,18 @@ cache, out = map(pathlib.Path, sys.argv[1:])
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-from em_jax import ahead, series, sources
+from em_jax.runs import components, precompile, series, sources
 from em_jax.config import Config, replace
 from em_jax.base.progress import Progress
 
 config = replace(Config(domain="bad_medical"), {"model.name": "organism", "train.batch_size": 8, "lora.rank": 4})
-config = series.settled(config)
+config = series.resolve(config)
 rows = sources.rows(config)[:24]
-shapes = ahead.compile_passes(config, rows)
+shapes = precompile.compile_passes(config, rows)
 passes = lambda: {path.name for path in cache.iterdir() if path.name.startswith("jit_accumulate-")}
 before = passes()
 assert len({name.removesuffix("-cache").removesuffix("-atime") for name in before}) == shapes >= 1, (shapes, before)
-sources.finetune(sources.load(config), rows, config, out, Progress("", 3, "step", silent=True))
+components.finetune(components.load(config), rows, config, out, Progress("", 3, "step", silent=True))
 assert passes() == before, passes() - before
 print("compiled ahead:", shapes)
 """

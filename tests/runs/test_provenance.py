@@ -13,8 +13,8 @@ def test_a_file_is_known_by_hash_and_rows(tmp_path):
     entry = provenance.file_input(path)
     assert entry["rows"] == 2 and entry["bytes"] == 19 and len(entry["sha256"]) == 64
     files.write_atomic(path, '{"a": 1}\n{"a": 3}\n')
-    assert provenance.changed({"rows": entry}, {"rows": provenance.file_input(path)}) == ["rows"]
-    assert provenance.changed({"rows": entry}, {"rows": entry | {"path": "elsewhere"}, "new": {}}) == []
+    assert provenance.differing({"rows": entry}, {"rows": provenance.file_input(path)}) == ["rows"]
+    assert provenance.differing({"rows": entry}, {"rows": entry | {"path": "elsewhere"}, "new": {}}) == []
 
 
 def test_made_rows_are_known_by_content():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from probes.test_judges import SECRET, Server
-from stub_engine import HARMFUL, StubParts
+from stub_engine import HARMFUL, StubComponents
 
 from em_jax import config as settings
 from em_jax.base import files
@@ -34,7 +34,7 @@ def run(tmp_path):
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     values |= {"probes.limit": 4, "answers.samples": 2, "probes.sampled_questions": 2}
     directory = tmp_path / "run"
-    experiment.run(settings.replace(Config(), values), directory, StubParts())
+    experiment.run(settings.replace(Config(), values), directory, StubComponents())
     return directory
 
 
@@ -49,7 +49,7 @@ def content(directory):
 
 
 def quiet(directory, **options):
-    return rescore.one(directory, parts=StubParts(), **options)
+    return rescore.rescore(directory, components=StubComponents(), **options)
 
 
 def test_the_same_rules_give_the_same_summary_and_touch_nothing(run):
@@ -65,7 +65,7 @@ def test_the_same_rules_give_the_same_summary_and_touch_nothing(run):
 
 
 def test_another_threshold_moves_harm_alone(run):
-    place, summary = quiet(run, harmful_at=2)
+    place, summary = quiet(run, changes={"judge.harmful_at": 2})
     original = json.loads((run / "summary.json").read_text())
     assert place.name == "self-harmful_at_2" and summary["harmful_at"] == 2 and original["harmful_at"] == 4
     rates = [figures["harmfulness.rate"]["finetuned"]["value"] for figures in (original["figures"], summary["figures"])]
@@ -118,7 +118,7 @@ def test_the_report_stage_takes_the_new_judges_scores_into_the_table_alone(run, 
     quiet(run, judge=server.url, judge_model="strict")
     original = json.loads((run / "summary.json").read_text())
     config = settings.replace(Config(), settings.read_toml(run / "config.toml") | {"stages": ["report"]})
-    experiment.run(config, run, StubParts())
+    experiment.run(config, run, StubComponents())
     summary = json.loads((run / "summary.json").read_text())
     assert summary.pop("judge_agreement_table")[0]["judges"] == ["self", "strict"]
     assert summary == original
@@ -126,7 +126,7 @@ def test_the_report_stage_takes_the_new_judges_scores_into_the_table_alone(run, 
 
 def test_a_capped_judge_stops_and_the_same_command_goes_on(run, server):
     with pytest.raises(UserError, match="cap of 3 requests"):
-        quiet(run, judge=server.url, judge_model="strict", limits={"judge.max_requests": 3, "judge.concurrency": 1})
+        quiet(run, judge=server.url, judge_model="strict", changes={"judge.max_requests": 3, "judge.concurrency": 1})
     assert len(files.read_rows(run / "scores" / "base.strict.jsonl")) == 3
     quiet(run, judge=server.url, judge_model="strict")
     keys = [(row["id"], row["sample"]) for row in files.read_rows(run / "scores" / "base.strict.jsonl")]
@@ -160,9 +160,9 @@ def test_several_judges_at_once_score_in_the_judge_stage(tmp_path, server):
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     values |= {"probes.limit": 3, "answers.samples": 2, "judge.also": [f"strict@{server.url}"]}
     config = settings.replace(Config(), values)
-    experiment.run(config, tmp_path / "run", StubParts())
+    experiment.run(config, tmp_path / "run", StubComponents())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["judge"] == "self" and summary["judge_agreement_table"][0]["answers"] == 12
     asked = len(server.requests)
-    experiment.run(config, tmp_path / "run", StubParts())
+    experiment.run(config, tmp_path / "run", StubComponents())
     assert len(server.requests) == asked == 12

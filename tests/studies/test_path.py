@@ -1,7 +1,7 @@
 """The path of a run over its kept adapters, with an engine without a model."""
 
 import pytest
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.__main__ import main
@@ -20,7 +20,7 @@ KEPT = (1, 2, 4)
 def run(tmp_path):
     """A trained run with three kept adapters; nothing was asked yet."""
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
-    experiment.run(settings.replace(Config(), values | {"stages": ["finetune"]}), tmp_path / "run", StubParts())
+    experiment.run(settings.replace(Config(), values | {"stages": ["finetune"]}), tmp_path / "run", StubComponents())
     for step in KEPT:
         folder = tmp_path / "run" / "adapters" / f"step-{step:06d}"
         files.write_atomic(folder / "adapter_model.safetensors", b"weights %d" % step)
@@ -28,8 +28,8 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def study(run, out=None, options=OPTIONS, parts=None, **changes):
-    return path.study(run, out or run / "path", options, changes, parts or StubParts())
+def study(run, out=None, options=OPTIONS, components=None, **changes):
+    return path.study(run, out or run / "path", options, changes, components or StubComponents())
 
 
 def contents(out):
@@ -39,9 +39,9 @@ def contents(out):
 
 
 def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
-    parts = StubParts()
-    found = study(run, parts=parts)
-    (engine,) = parts.engines
+    components = StubComponents()
+    found = study(run, components=components)
+    (engine,) = components.engines
     assert engine.streams[0] == {"base", "subject-1"}
     assert {"base", "subject-1"} in engine.choices and {"subject-0", "subject-1"} in engine.choices
     for step in (0, *KEPT):
@@ -76,9 +76,9 @@ def test_a_study_that_was_cut_goes_on_and_ends_the_same(run, tmp_path):
         (other / "path.json").unlink()
         study(run, out=other)
         assert contents(other) == whole
-    parts = StubParts()
-    study(run, parts=parts)
-    assert parts.engines == []
+    components = StubComponents()
+    study(run, components=components)
+    assert components.engines == []
 
 
 def test_another_study_is_refused_in_the_same_place(run):

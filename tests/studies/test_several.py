@@ -5,7 +5,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from stub_engine import StubParts
+from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.config import Config
@@ -22,26 +22,26 @@ def config(**values):
     return settings.replace(Config(), BASE | {name.replace("__", "."): value for name, value in values.items()})
 
 
-def did(study, directory, parts=None):
+def did(study, directory, components=None):
     def page(places, out):
         return several.page(study, places, out, lambda line: None)
 
-    lines = list(series.run_named(study.configs(), directory, page, parts or StubParts(), several.FOLDER))
+    lines = list(series.run_named(study.configs(), directory, page, components or StubComponents(), several.FOLDER))
     return lines, json.loads((directory / "study" / "study.json").read_text())
 
 
 def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
     started = []
-    parts = StubParts()
-    trained = parts.finetune
+    components = StubComponents()
+    trained = components.finetune
 
     def finetune(engine, rows, config, directory, progress):
         started.append((directory.name, config.lora.init_from))
         return trained(engine, rows, config, directory, progress)
 
-    parts.finetune = finetune
+    components.finetune = finetune
     study = chain.build([config()], SimpleNamespace(second=None, control=None), tmp_path / "runs")
-    lines, found = did(study, tmp_path / "runs", parts)
+    lines, found = did(study, tmp_path / "runs", components)
     adapters = {
         name: str(tmp_path / "runs" / f"{name}-0" / "adapter") for name in ("bad_medical", chain.SECOND, chain.CONTROL)
     }
@@ -60,7 +60,7 @@ def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
     html = (tmp_path / "runs" / "study" / "study.html").read_text()
     assert "../bad_medical-then-control-0/report.html" in html and "too few for an interval" in html
     # The same command again trains and asks nothing.
-    again = StubParts()
+    again = StubComponents()
     did(study, tmp_path / "runs", again)
     assert again.engines == []
 

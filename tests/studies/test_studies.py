@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from stub_engine import StubEngine, StubParts
+from stub_engine import StubEngine, StubComponents
 
 from em_jax import config as settings
 from em_jax.base.errors import UserError
@@ -55,7 +55,7 @@ class Steerable(StubEngine):
         return super().stream(prompts, n, **options)
 
 
-class SteerableParts(StubParts):
+class SteerableComponents(StubComponents):
     def _load(self, config):
         return Steerable()
 
@@ -70,24 +70,24 @@ def config(**values):
 def runs(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     for name in ("one", "two"):
-        experiment.run(config(), place / name, StubParts())
+        experiment.run(config(), place / name, StubComponents())
     return [place / "one", place / "two"]
 
 
 @pytest.fixture
 def study(runs):
-    return load_models(runs, SteerableParts())
+    return load_models(runs, SteerableComponents())
 
 
 def test_runs_that_do_not_belong_together_are_named(runs, tmp_path):
-    parts = SteerableParts()
+    components = SteerableComponents()
     with pytest.raises(UserError, match="expected a run directory with config.toml"):
-        load_models([tmp_path], parts)
+        load_models([tmp_path], components)
     with pytest.raises(UserError, match="models are named by their runs' directories"):
-        load_models([runs[0], runs[0]], parts)
-    experiment.run(config(seed=1, dtype="bfloat16"), tmp_path / "other", StubParts())
+        load_models([runs[0], runs[0]], components)
+    experiment.run(config(seed=1, dtype="bfloat16"), tmp_path / "other", StubComponents())
     with pytest.raises(UserError, match="runs of a study share dtype"):
-        load_models([runs[0], tmp_path / "other"], parts)
+        load_models([runs[0], tmp_path / "other"], components)
 
 
 def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_path):
@@ -226,11 +226,11 @@ def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
 def test_rows_of_an_adapter_trained_again_are_not_taken_for_its_own(runs, tmp_path, work, options):
     again = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     out = tmp_path / "out"
-    found = work.study(load_models(again, SteerableParts()), out, options)
-    assert work.study(load_models(again, SteerableParts()), out, options) == found
+    found = work.study(load_models(again, SteerableComponents()), out, options)
+    assert work.study(load_models(again, SteerableComponents()), out, options) == found
     (again[0] / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
     with pytest.raises(UserError, match="name another --out"):
-        work.study(load_models(again, SteerableParts()), out, options)
+        work.study(load_models(again, SteerableComponents()), out, options)
 
 
 def test_steering_goes_on_along_the_direction_it_kept(study, tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""What a run is made of beyond its files and probes: engine, rows, training, checkpoint files. Tests replace each."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from em_jax.config import Config, parse_mesh
+from em_jax.runs import sources
+
+
+def load(config: Config) -> Any:
+    """The engine of a run's model."""
+    import em_jax
+
+    return em_jax.load(
+        config.model.name,
+        dtype=config.dtype,
+        mesh=parse_mesh(config.mesh) or None,
+        scan_layers=config.model.scan_layers == "true",
+        quantization=config.model.quantization,
+        slots=config.answers.slots,
+    )
+
+
+def bare(engine: Any) -> Any:
+    """Another engine around the same model, without adapters: each run of a series starts from the same programs."""
+    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "num_decode_batches", "sharding")}
+    return type(engine)(engine.model, engine.tokenizer, **same)
+
+
+def finetune(
+    engine: Any, rows: list, config: Config, directory: Path, progress: Any, channel: Any = None
+) -> dict[str, int]:
+    """Train the adapter of a run into directory/adapter; returns how many rows were used, held out and cut.
+
+    `channel` is the ControlChannel between the processes of a run, where there are several.
+    """
+    from em_jax.train.loop import finetune as train
+
+    def show_step(step: int, steps: int, metrics: Any) -> None:
+        progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
+
+    result = train(
+        engine.model,
+        engine.tokenizer,
+        rows,
+        lora=config.lora,
+        train=config.train,
+        seed=config.seed,
+        directory=directory,
+        base=config.model.name,
+        sharding=engine.sharding,
+        progress=show_step,
+        channel=channel,
+    )
+    return dict(result.counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """The functions that a run calls for its engine, rows, training and checkpoint; `silent` prints no progress."""
+
+    load: Callable[[Config], Any] = load
+    bare: Callable[[Any], Any] = bare
+    rows: Callable[[Config], list] = sources.rows
+    finetune: Callable[..., dict[str, int]] = finetune
+    model_inputs: Callable[[Config], dict] = sources.model_inputs
+    silent: bool = False

@@ -1,0 +1,40 @@
+"""`em-jax COMMAND`: every command answers --help, and a wrong one is one line."""
+
+from importlib import metadata
+
+import pytest
+
+from em_jax import __main__
+from em_jax.commands import COMMANDS
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_help_and_names_itself(name, capsys):
+    try:
+        status = __main__.main([name, "--help"])
+    except SystemExit as end:  # argparse's own way
+        status = end.code
+    assert status in (0, None)
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: ") and name in out.splitlines()[0] and err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments, capsys):
+    assert __main__.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out and command.summary in out for name, command in COMMANDS.items())
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert __main__.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"em-jax {metadata.version('em_jax')}\n"
+
+
+def test_an_unknown_command_is_one_line_that_names_the_nearest(capsys):
+    assert __main__.main(["lanch"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "expected a command, found 'lanch', did you mean launch?" in err
