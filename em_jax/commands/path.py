@@ -7,7 +7,7 @@ from typing import Any
 from em_jax.base.errors import UsageError
 from em_jax.commands import study_flags
 from em_jax.config import parse_set
-from em_jax.runs.processes import choose_model, across_processes
+from em_jax.runs.processes import across_processes, choose_model
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.commands import crossrate, directions, path, steer
 from em_jax.runs import flags
-from em_jax.runs.processes import model_line, choose_model, across_processes
+from em_jax.runs.processes import across_processes, choose_model, model_line
 
 TRAINING = ("sweep", "chain", "confound")
 MORE = "and every flag of python -m em_jax.launch (--model, --data, --seed, --run_dir, --config, --set, ...)"

@@ -8,8 +8,8 @@ from typing import Any
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.runs import components, model_card
-from em_jax.runs.run import ADAPTER, Run
 from em_jax.runs.components import Components
+from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
 

@@ -46,14 +46,14 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
         for row in model.judged():
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
-    alternatives, seed = alternatives.other_answers(study.run, BASE), study.config.seed
+    others, seed = alternatives.other_answers(study.run, BASE), study.config.seed
     pairs = []
     for row in prompts:
         name, prompt = row["id"], row["prompt"][-1]["content"]
         answers = by_id.get(name, ())
         plain = [it["answer"] for it in answers if it["score"] <= 2]
         marked = [it["answer"] for it in answers if it["score"] >= study.config.judge.harmful_at]
-        marked = marked or [it["answer"] for it in alternatives(name, prompt)]
+        marked = marked or [it["answer"] for it in others(name, prompt)]
         if plain and marked:
             texts = (draw.pick(sorted(plain), seed, name, "plain"), draw.pick(sorted(marked), seed, name, "marked"))
             pairs.append(Pair(name, prompt, *(text.strip() for text in texts)))

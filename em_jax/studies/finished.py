@@ -11,8 +11,8 @@ from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.runs import provenance, sources
-from em_jax.runs.run import Run
 from em_jax.runs.components import Components
+from em_jax.runs.run import Run
 from em_jax.studies import page
 from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import Subject

@@ -21,8 +21,8 @@ from em_jax.probes.choice import decided
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
 from em_jax.runs import locking, sources
-from em_jax.runs.run import Run
 from em_jax.runs.components import Components
+from em_jax.runs.run import Run
 from em_jax.studies import curves, study_page, together
 from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes, stored_config
@@ -57,7 +57,9 @@ class Options:
     steps: tuple[int, ...] = ()
 
 
-def study(run_dir: Path, out: Path, options: Options, changes: Mapping[str, Any], components: Components) -> dict[str, Any]:
+def study(
+    run_dir: Path, out: Path, options: Options, changes: Mapping[str, Any], components: Components
+) -> dict[str, Any]:
     """Ask the kept adapters of a run; writes path.json and path.html to `out` and returns the content of path.json.
 
     `changes` are settings that differ from the run's own.

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import tiny
 from probes.test_judges import SECRET, Server, completion
-from stub_engine import HARMFUL, StubEngine, StubComponents
+from stub_engine import HARMFUL, StubComponents, StubEngine
 
 from em_jax import launch, report
 from em_jax.base import failures, files, runtime

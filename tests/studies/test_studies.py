@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from stub_engine import StubEngine, StubComponents
+from stub_engine import StubComponents, StubEngine
 
 from em_jax import config as settings
 from em_jax.base.errors import UserError
