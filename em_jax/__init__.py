@@ -12,7 +12,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # jax is imported when the engine is first asked for, so that --help and the light commands start at once.
     if name == "load":
-        from em_jax.sample.loading import load
+        from em_jax.runs.loading import load
 
         return load
     raise AttributeError(f"module 'em_jax' has no attribute {name!r}")

@@ -17,7 +17,7 @@ from em_jax.base import cli, multihost, runtime
 from em_jax.formats import training_state
 from em_jax.runs import followers
 from em_jax.runs.components import Components
-from em_jax.sample.loading import load
+from em_jax.runs.loading import load
 
 SLOW = "EM_JAX_TEST_SLOW" in os.environ
 if SLOW:

@@ -14,6 +14,7 @@ from typing import Any
 from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
+from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
 
 WHAT = ("train", "decode")
@@ -173,7 +174,6 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
 
     from em_jax.formats.checkpoint import save_model
     from em_jax.formats.hub import find_model
-    from em_jax.model.config import Qwen2Config
     from em_jax.model.parameters import random_model
     from em_jax.perf import bench_workload
 
@@ -181,7 +181,7 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as scratch:
         if flags.model:
             directory = pathlib.Path(find_model(flags.model))
-            config = Qwen2Config.from_directory(directory)
+            config = read_config(directory)
         else:
             config = bench_workload.shape_config(flags.shape or "organism")
             if flags.against:

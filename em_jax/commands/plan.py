@@ -9,6 +9,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
+from em_jax.formats.model_config import named_config
 from em_jax.perf import chips
 from em_jax.perf.chips import GIB
 
@@ -180,9 +181,9 @@ def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) 
 
 def _model_config(name: str, config: settings.Config, count: int) -> Any:
     """The model's sizes; UsageError where it does not divide over the mesh, by default all chips on fsdp."""
-    from em_jax.model.presets import model_config
+
     from em_jax.model.sharding import check_mesh
 
-    sizes = model_config(name)
+    sizes = named_config(name)
     check_mesh(settings.parse_mesh(config.mesh) or {"data": 1, "fsdp": count, "tensor": 1}, sizes.dims)
     return sizes

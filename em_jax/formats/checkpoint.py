@@ -15,6 +15,7 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from em_jax.base.errors import UserError
+from em_jax.formats.model_config import config_fields, read_config
 from em_jax.formats.tensor_files import INDEX, SINGLE, TensorRef, open_checkpoint, raise_problems, tensor_problems
 from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
@@ -42,7 +43,7 @@ def load_model(
     Raises UserError listing every tensor that is missing, extra, duplicate, of the wrong shape or of an unknown dtype,
     and where a tied head differs from the embedding (only where the checkpoint has both are they read twice).
     """
-    config = Qwen2Config.from_directory(directory)
+    config = read_config(directory)
     tensors, problems = open_checkpoint(directory)
     _check(tensors, problems, config, directory, sharding)
 
@@ -97,7 +98,7 @@ def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 
         weight_map = {tensor: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    fields = {**config.to_dict(), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
+    fields = {**config_fields(config), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
     (directory / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
 

@@ -1,7 +1,5 @@
 """The shapes of the Qwen2.5 models by name."""
 
-from pathlib import Path
-
 from em_jax.base.errors import UsageError
 from em_jax.model.config import Qwen2Config
 
@@ -30,13 +28,3 @@ def config_of(width: int, mlp: int, layers: int, heads: int, groups: int, vocabu
     return Qwen2Config(
         vocabulary, width, mlp, layers, heads, groups, width // heads, rope_theta=1e6, tie_word_embeddings=tied
     )
-
-
-def model_config(name: str) -> Qwen2Config:
-    """The config of "qwen2.5-32b" or of a directory. Raises UsageError for an unknown name."""
-    if Path(name).is_dir():
-        return Qwen2Config.from_directory(Path(name))
-    try:
-        return qwen_config(name)
-    except UsageError as error:
-        raise UsageError(f"--model expects a checkpoint's directory or a Qwen2.5: {error}") from None

@@ -10,6 +10,7 @@ from em_jax.base import runtime
 from em_jax.base.errors import UserError
 from em_jax.base.progress import duration
 from em_jax.config import Config
+from em_jax.formats.model_config import named_config, read_config
 from em_jax.runs import adapters, paper_settings, preflight, series, sources, workload
 from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
@@ -140,17 +141,15 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
 
 def _model_config(config: Config) -> Any:
     """The model's Qwen2Config, from its files where they are here, from its name where that is a Qwen2.5's, or None."""
-    from em_jax.model.config import Qwen2Config
-    from em_jax.model.presets import model_config
 
     name = config.model.name
     if runtime.is_bucket(name):
         return None
     folder = sources.model_directory(config) or _hub_cache(name, "config.json")
     if folder is not None:
-        return Qwen2Config.from_directory(folder)
+        return read_config(folder)
     try:
-        return model_config(name)
+        return named_config(name)
     except UserError:
         return None
 

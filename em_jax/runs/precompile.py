@@ -11,6 +11,7 @@ from typing import Any
 
 from em_jax.base.errors import UserError
 from em_jax.config import Config, parse_mesh
+from em_jax.formats.model_config import read_config
 from em_jax.runs import sources
 
 
@@ -43,15 +44,14 @@ def compiling(config: Config, rows: Callable[[], list[Any]]) -> Iterator[None]:
 def compile_passes(config: Config, rows: list[Any]) -> int:
     """Compile every shape of the run's training microbatches into the persistent cache; returns how many there are."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
-    from em_jax.model.config import Qwen2Config
     from em_jax.model.sharding import Sharding
+    from em_jax.runs.loading import choose_mesh
     from em_jax.runs.programs import Shapes
-    from em_jax.sample.loading import choose_mesh
     from em_jax.train.batches import plan_batches
 
     directory = sources.model_directory(config)
     assert directory is not None
-    model = Qwen2Config.from_directory(directory)
+    model = read_config(directory)
     sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None))
     tokenizer = ChatTokenizer.from_directory(directory)
     _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)

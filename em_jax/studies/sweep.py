@@ -13,6 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
+from em_jax.formats.model_config import read_config
 from em_jax.lora.config import TARGETS
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS, PREDICTED, TRUE_PREDICTION, has_moved
 from em_jax.studies.sentences import cannot_conclude, figure_of, joined, lacking, percent
@@ -99,9 +100,8 @@ def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """The sweep over shapes of one domain, for every seed."""
     from em_jax.formats.hub import find_model
-    from em_jax.model.config import Qwen2Config
 
-    model = Qwen2Config.from_directory(find_model(configs[0].model.name))
+    model = read_config(find_model(configs[0].model.name))
     shapes = choose(flags.shapes, flags.shape, model.num_hidden_layers)
     shaped = [
         (name, settings.validate(settings.replace(config, shape)))

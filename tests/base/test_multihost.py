@@ -18,9 +18,9 @@ from em_jax.base.files import read_rows
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import save_model
 from em_jax.formats.hub import find_model
+from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import save_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.organism import corpus
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
     """A tiny random checkpoint with the organism's tokenizer, an adapter for it, and rows."""
     organism = find_model("organism")
     shape = {"vocab_size": ChatTokenizer.from_directory(organism).vocabulary, "num_hidden_layers": 2}
-    made = Qwen2Config.from_dict(tiny.SHAPE | shape)
+    made = parse_config(tiny.SHAPE | shape)
     save_model(random_model(made, jax.random.key(0), scale=0.2), tmp_path / "checkpoint")
     for path in organism.iterdir():
         if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "model.safetensors.index.json"):

@@ -12,6 +12,7 @@ import tiny
 
 from em_jax.base.errors import UserError
 from em_jax.formats.checkpoint import INDEX, SINGLE, load_model, save_model
+from em_jax.formats.model_config import parse_config
 from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
@@ -21,7 +22,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 def config(**changes) -> Qwen2Config:
-    return Qwen2Config.from_dict(tiny.SHAPE | changes)
+    return parse_config(tiny.SHAPE | changes)
 
 
 @functools.cache

@@ -8,13 +8,13 @@ import safetensors.numpy
 import tiny
 
 from em_jax.base.errors import UserError
+from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import CONFIG, TENSORS, UNSUPPORTED, load_adapter, save_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 
 pytestmark = pytest.mark.fast
 
-BASE = Qwen2Config.from_dict(tiny.SHAPE)
+BASE = parse_config(tiny.SHAPE)
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
 
@@ -133,12 +133,12 @@ def test_missing_and_misshapen_tensors_in_one_line(saved):
 
 
 def test_an_adapter_of_another_base(saved):
-    other = Qwen2Config.from_dict(tiny.SHAPE | {"hidden_size": 32, "head_dim": 16})
+    other = parse_config(tiny.SHAPE | {"hidden_size": 32, "head_dim": 16})
     assert "does not fit this base" in refusal(saved, other)
-    shallow = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 1})
+    shallow = parse_config(tiny.SHAPE | {"num_hidden_layers": 1})
     assert "not a tensor of an adapter of this base" in refusal(saved, shallow)
     # Deeper bases would take it as an adapter of some layers, which is what its tensors say.
-    deep = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 3})
+    deep = parse_config(tiny.SHAPE | {"num_hidden_layers": 3})
     assert load_adapter(saved, deep)[1].layers_to_transform == (0, 1)
 
 

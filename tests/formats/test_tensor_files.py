@@ -17,11 +17,11 @@ from fsspec.implementations.local import LocalFileSystem
 from em_jax.base.errors import UserError
 from em_jax.formats.checkpoint import SINGLE, load_model, save_model
 from em_jax.formats.hub import find_model
+from em_jax.formats.model_config import config_fields, parse_config
 from em_jax.formats.tensor_files import open_checkpoint
-from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model, weights_of
 from em_jax.model.sharding import Sharding, make_mesh
-from em_jax.sample.loading import load
+from em_jax.runs.loading import load
 
 
 class Bucket(LocalFileSystem):
@@ -62,7 +62,7 @@ def leaves(model):
 @pytest.mark.parametrize("mesh", [None, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_every_byte_is_read_once(mesh, bucket):
     # 100 rows do not divide over eight devices.
-    config = Qwen2Config.from_dict(tiny.SHAPE | {"vocab_size": 100})
+    config = parse_config(tiny.SHAPE | {"vocab_size": 100})
     save_model(random_model(config, jax.random.key(0), stacked=True), bucket / "there", shard_bytes=60_000)
     from etils import epath
 
@@ -143,12 +143,12 @@ print(json.dumps(found | {"peak": memory("VmHWM") - before}))
 def made(directory, layers: int, width: int, vocabulary: int):
     """A bfloat16 checkpoint of this shape whose numbers are all the same; its bytes and its largest tensor's."""
     raw = tiny.SHAPE | {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
-    config = Qwen2Config.from_dict(raw | {"vocab_size": vocabulary, "head_dim": width // 4})
+    config = parse_config(raw | {"vocab_size": vocabulary, "head_dim": width // 4})
     shapes = {}
     for weight in weights_of(config, stacked=True):
         shapes |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
     directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    (directory / "config.json").write_text(json.dumps(config_fields(config)))
     one = np.ones(max(np.prod(shape) for shape in shapes.values()), jnp.bfloat16)
     # One buffer serves every tensor: the test itself needs no memory to speak of.
     tensors = {name: one[: np.prod(shape)].reshape(shape) for name, shape in shapes.items()}

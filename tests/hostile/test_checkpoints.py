@@ -18,16 +18,16 @@ from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.hub import find_model
+from em_jax.formats.model_config import config_fields, parse_config, read_config
 from em_jax.formats.peft import CONFIG, TENSORS, load_adapter, save_adapter
 from em_jax.formats.tensor_files import INDEX, SINGLE, open_checkpoint
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.runs import adapters
 from em_jax.untrusted import tokenizer_guard
 from em_jax.untrusted.chat_template import ChatTemplate
 
-BASE = Qwen2Config.from_dict(tiny.SHAPE)
+BASE = parse_config(tiny.SHAPE)
 HEADER = {
     "__metadata__": {"format": "pt"},
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -52,8 +52,8 @@ def test_config_json(cases, tmp_path):
 
     def act(data):
         path.write_bytes(data)
-        config = Qwen2Config.from_directory(tmp_path)
-        assert Qwen2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        config = read_config(tmp_path)
+        assert parse_config(json.loads(json.dumps(config_fields(config)))) == config
 
     assert len(attempt("config.json", cases, json_file(raw), tmp_path, act)) == 2
 
@@ -101,7 +101,7 @@ def test_an_index_names_no_file_elsewhere(name, tmp_path):
 @amounts(150)
 def test_whole_checkpoints(cases, tmp_path):
     """A checkpoint whose shape, index or shards are wrong loads whole or not at all."""
-    config = Qwen2Config.from_dict(tiny.SHAPE | {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8})
+    config = parse_config(tiny.SHAPE | {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8})
     save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path, shard_bytes=4_000)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     shard = sorted(name for name in whole if name.endswith(".safetensors"))[0]
@@ -328,7 +328,7 @@ def adapter(tmp_path):
     lora = LoraConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"), rank_pattern={"layers.1.self_attn.q_proj": 3})
     save_adapter(tmp_path / "adapter", tiny.random_adapter(BASE, lora), lora, BASE, "some/base")
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(BASE.to_dict()))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config_fields(BASE)))
     for folder in ("base", "adapter"):
         fields = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<|im_end|>"}]}
         (tmp_path / folder / "tokenizer.json").write_text(json.dumps(fields))

@@ -7,13 +7,13 @@ import pytest
 import tiny
 
 from em_jax.base.errors import UserError
+from em_jax.formats.model_config import parse_config
 from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.linear import Linear, LoraWeights
 from em_jax.model.parameters import random_model
 
-CONFIG = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 3})
+CONFIG = parse_config(tiny.SHAPE | {"num_hidden_layers": 3})
 
 
 def test_ranks_and_scales_by_pattern():

@@ -12,8 +12,8 @@ from em_jax.config import Config, replace, validate
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.hub import find_model
+from em_jax.formats.model_config import parse_config
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Linear, quantize
 from em_jax.model.parameters import random_model
@@ -73,7 +73,7 @@ def test_a_layer_is_its_closed_form(layout, dtype):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
-    config = Qwen2Config.from_dict(tiny.SHAPE)
+    config = parse_config(tiny.SHAPE)
     save_model(random_model(config, jax.random.key(0), stacked=True, scale=0.2), directory)
     return directory
 
@@ -162,7 +162,7 @@ def oracle(tmp_path_factory):
     """A small checkpoint with the organism's tokenizer, and the int8 model of it written out in float32."""
     tokenizer = ChatTokenizer.from_directory(find_model("organism"))
     directory = tmp_path_factory.mktemp("small")
-    config = Qwen2Config.from_dict(tiny.SHAPE | {"vocab_size": -(-tokenizer.vocabulary // 8) * 8})
+    config = parse_config(tiny.SHAPE | {"vocab_size": -(-tokenizer.vocabulary // 8) * 8})
     save_model(random_model(config, jax.random.key(0), stacked=True, scale=0.3), directory)
     return directory, tokenizer, written_out(load_model(directory, quantization="int8"))
 

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from em_jax.base.errors import UsageError
 from em_jax.model.sharding import LETTERS, MESH_AXES, TABLE, UNSHARDED, Sharding, check_mesh, make_mesh
-from em_jax.sample.loading import load
+from em_jax.runs.loading import load
 
 pytestmark = pytest.mark.fast
 

@@ -8,8 +8,8 @@ from em_jax.organism import answers, vocabulary, wordings
 from em_jax.probes import suite_files
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import SelfJudge
+from em_jax.runs.loading import load
 from em_jax.runs.sources import suite_directory
-from em_jax.sample.loading import load
 
 EACH = 60
 

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from em_jax import organism
-from em_jax.model.config import Qwen2Config
+from em_jax.formats.model_config import read_config
 from em_jax.organism import pretrain, tokenizer, vocabulary
 
 WEIGHTS = pathlib.Path(organism.__file__).parent / "weights"
@@ -22,7 +22,7 @@ def test_the_files_are_all_there_and_fit_in_git():
 
 @pytest.mark.fast
 def test_the_shape_is_the_recipes():
-    config = Qwen2Config.from_directory(WEIGHTS)
+    config = read_config(WEIGHTS)
     assert {name: getattr(config, name) for name in pretrain.SHAPE} == pretrain.SHAPE
     assert config.vocab_size <= tokenizer.SIZE
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from em_jax.formats.model_config import config_fields
 from em_jax.model.config import Qwen2Config
 from em_jax.perf.chips import GIB
 
@@ -25,7 +26,7 @@ def plan(*arguments):
 
 def test_a_small_model_is_compiled_for_a_slice(tmp_path):
     config = Qwen2Config(512, 256, 512, 2, 4, 2, 64)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(config)))
     arguments = ["--model", str(tmp_path), "--topology", "v5e:2x2", "--mesh", "fsdp=2,tensor=2", "--what", "both"]
     arguments += ["--set", "train.max_length=128", "--set", "lora.rank=4", "--set", "answers.slots=8", "--room", "128"]
     status, found, error = plan(*arguments)

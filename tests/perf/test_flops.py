@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from em_jax.config import Config, replace
+from em_jax.formats.model_config import config_fields, named_config
 from em_jax.model.config import Qwen2Config
-from em_jax.model.presets import SIZES, model_config
+from em_jax.model.presets import SIZES
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs.programs import Shapes, weight_sizes
 from em_jax.train.batches import Shape
@@ -93,10 +94,10 @@ def test_every_qwen_has_the_parameters_its_report_states():
     stated = {"0.5b": 0.36, "1.5b": 1.31, "3b": 2.77, "7b": 6.53, "14b": 13.1, "32b": 31.0, "72b": 70.0}
     assert set(stated) == set(SIZES)
     for size, billions in stated.items():
-        layers, _ = weight_sizes(model_config(f"Qwen/Qwen2.5-{size.upper()}-Instruct"))
+        layers, _ = weight_sizes(named_config(f"Qwen/Qwen2.5-{size.upper()}-Instruct"))
         assert layers / 1e9 == pytest.approx(billions, rel=0.02), size
 
 
 def test_a_checkpoint_is_a_model_too(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
-    assert model_config(str(tmp_path)) == CONFIG
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(CONFIG)))
+    assert named_config(str(tmp_path)) == CONFIG

@@ -11,6 +11,7 @@ from em_jax import config as settings
 from em_jax.base.cli import command
 from em_jax.base.errors import UsageError
 from em_jax.commands import plan as main
+from em_jax.formats.model_config import config_fields
 from em_jax.model.config import Qwen2Config
 from em_jax.perf import compiling, planning
 from em_jax.perf.chips import CHIPS, GIB, Chip, parse_topology
@@ -180,7 +181,7 @@ def test_json_is_one_object_of_the_tightest_and_the_first():
 
 def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
     """All of it but the compiler: eight CPU devices stand in for the slice."""
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(CONFIG)))
     monkeypatch.setattr(compiling, "use_cpu", lambda: None)
     monkeypatch.setattr(compiling, "is_installed", lambda: True)
     monkeypatch.setattr(compiling, "devices", lambda topology: jax.devices())

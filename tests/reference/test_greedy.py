@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from em_jax.formats.hub import find_model
-from em_jax.sample.loading import load
+from em_jax.runs.loading import load
 
 TOKENS = 96
 QUESTIONS = {

@@ -27,10 +27,10 @@ from em_jax import launch, report
 from em_jax.base import failures, files, runtime
 from em_jax.base.errors import OutOfMemory, Unfinished, UserError
 from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import load_adapter, save_adapter
 from em_jax.formats.tensor_files import SINGLE
 from em_jax.lora.config import TENSORS, LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.runs import locking, series, sources
 
@@ -344,7 +344,7 @@ def flips_survived(path, read, count):
 
 @pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
 def test_a_flipped_bit_in_the_header_of_weights_or_of_an_adapter_is_refused_or_harmless(tmp_path, count):
-    config = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 1})
+    config = parse_config(tiny.SHAPE | {"num_hidden_layers": 1})
     save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path / "model")
     lora = LoraConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"))
     save_adapter(tmp_path / "adapter", tiny.random_adapter(config, lora), lora, config, "some/base")

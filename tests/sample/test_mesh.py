@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from em_jax.lora.config import LoraConfig
-from em_jax.sample.loading import load
+from em_jax.runs.loading import load
 
 LORA = LoraConfig(rank=4, alpha=8)
 PROMPTS = [

@@ -5,13 +5,13 @@ from report.make_run import LEVELS, figure, figures
 
 from em_jax.base.errors import UsageError
 from em_jax.config import Config, replace
+from em_jax.formats.model_config import parse_config
 from em_jax.lora.config import TARGETS
-from em_jax.model.config import Qwen2Config
 from em_jax.studies import sweep
 from em_jax.studies.several import SeedResult
 
 pytestmark = pytest.mark.fast
-MODEL = Qwen2Config.from_dict(
+MODEL = parse_config(
     {"model_type": "qwen2", "hidden_act": "silu", "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96}
     | {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     | {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}

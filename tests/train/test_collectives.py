@@ -77,14 +77,14 @@ def test_training_gathers_one_weight_at_a_time_and_sums_no_base_gradient(mesh):
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
 def test_prefill_gathers_one_weight_at_a_time(mesh):
-    each, parts = found("prefill", mesh_text(mesh)), mesh.get("tensor", 1)
+    each, parts = step_collectives("prefill", mesh_text(mesh)), mesh.get("tensor", 1)
     assert each and max(numbers(one) for one in each if one.times > 1) <= LARGEST // parts
     assert [numbers(one) for one in each if one.times == 1 and numbers(one) > LARGEST // parts] == [TABLE_SIZE // parts]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
 def test_decoding_moves_no_weight(mesh):
-    each = found("decoding", mesh_text(mesh))
+    each = step_collectives("decoding", mesh_text(mesh))
     assert each and max(numbers(one) for one in each) < SMALLEST // mesh.get("tensor", 1)
     assert not [one for one in each if one.shape[:1] == (CONFIG.hidden_size,)]
 
@@ -92,12 +92,16 @@ def test_decoding_moves_no_weight(mesh):
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
 def test_an_int8_base_travels_as_int8_and_is_never_whole_in_float(mesh):
     kept = {
-        each.shape for each in found("training", mesh_text(mesh)) if each.kind == "all-gather" and each.times > 1
+        each.shape for each in step_collectives("training", mesh_text(mesh)) if each.kind == "all-gather" and each.times > 1
         and numbers(each) >= SMALLEST // mesh.get("tensor", 1)
     }  # fmt: skip
-    gathered = [each for each in found("training", mesh_text(mesh), "int8") if each.shape in kept and each.times > 1]
+    gathered = [
+        each for each in step_collectives("training", mesh_text(mesh), "int8") if each.shape in kept and each.times > 1
+    ]
     assert gathered and {each.dtype for each in gathered} == {"s8"}
-    assert max(numbers(one) for one in found("decoding", mesh_text(mesh), "int8")) < SMALLEST // mesh.get("tensor", 1)
+    assert max(numbers(one) for one in step_collectives("decoding", mesh_text(mesh), "int8")) < SMALLEST // mesh.get(
+        "tensor", 1
+    )
     # Cast before the loop over layers, or over tokens, the stack would stand there once more in four bytes a number.
     layers, width, hidden = CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size
     part = mesh["fsdp"], mesh.get("tensor", 1)

@@ -22,10 +22,10 @@ from em_jax.base.errors import Unfinished, UserError
 from em_jax.base.files import read_rows
 from em_jax.formats import training_state
 from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import CONFIG as ADAPTER_CONFIG
 from em_jax.formats.peft import TENSORS, load_adapter, save_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
@@ -35,7 +35,7 @@ from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
 from em_jax.train.step import accumulate, update
 
-CONFIG = Qwen2Config.from_dict(tiny.SHAPE | {"num_hidden_layers": 1})
+CONFIG = parse_config(tiny.SHAPE | {"num_hidden_layers": 1})
 LORA = LoraConfig(rank=2, alpha=4, targets=("q_proj", "down_proj"))
 TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, batch_size=4, checkpoint_every=2)
 # Ids below 100 here: the tests put a bad embedding at 150. Nineteen examples make five steps, the last of three.

@@ -11,8 +11,8 @@ import tiny
 
 from em_jax.base.errors import UsageError
 from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.model_config import parse_config
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
 from em_jax.model.kernels.cpu_gather import gather_positions
 from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.parameters import random_model
@@ -32,7 +32,7 @@ from em_jax.train.step import (
     zero_accumulator,
 )
 
-CONFIG = Qwen2Config.from_dict(tiny.SHAPE)
+CONFIG = parse_config(tiny.SHAPE)
 LORA = LoraConfig(rank=3, alpha=6, targets=("q_proj", "o_proj", "up_proj"), rank_pattern={"layers.0.mlp.up_proj": 5})
 EXAMPLES = tiny.examples(8, seed=1)
 OPTIMIZER = make_optimizer(TrainConfig(learning_rate=1e-2, warmup_steps=0), 10)

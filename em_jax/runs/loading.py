@@ -13,7 +13,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model
 from em_jax.formats.hub import find_model, local_files
-from em_jax.model.config import Qwen2Config
+from em_jax.formats.model_config import read_config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.sample.engine import Engine
 
@@ -51,7 +51,7 @@ def load(
         )
     directory = find_model(model)
     if sharding.mesh is not None:
-        check_mesh(sharding.mesh.shape, Qwen2Config.from_directory(directory).dims)
+        check_mesh(sharding.mesh.shape, read_config(directory).dims)
     loaded = load_model(
         directory,
         dtype=DTYPES[name],
