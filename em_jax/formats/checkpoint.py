@@ -45,9 +45,10 @@ def load_model(
     """
     config = read_config(directory)
     tensors, problems = open_checkpoint(directory)
-    _check(tensors, problems, config, directory, sharding)
+    _check(tensors, problems, config, directory)
 
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
+        sharding.weight(layout.letters, layout.shape(config.dims), name)  # raises an error that names the tensor
         stripes, arrange, empty = _programs(layout, config, jnp.dtype(dtype), quantization == "int8", sharding)
 
         def read(tensor: str) -> jax.Array | Quantized:
@@ -177,20 +178,13 @@ def _read(tensor: TensorRef, stripes: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback((padded, *rest), stripes, stripe)
 
 
-def _check(
-    tensors: Mapping[str, TensorRef],
-    problems: list[str],
-    config: Qwen2Config,
-    directory: pathlib.Path,
-    sharding: Sharding,
-) -> None:
+def _check(tensors: Mapping[str, TensorRef], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
     """Raises one UserError with the problems so far and every tensor that does not match the config."""
     if config.num_hidden_layers > len(tensors):
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
         expected |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
-        sharding.weight(weight.layout.letters, weight.layout.shape(config.dims), weight.name)
     has_tied_head = config.tie_word_embeddings and "lm_head.weight" in tensors
     if has_tied_head:
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
