@@ -23,18 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return usage_failure(
             "em_jax", f"expected a command, found {first!r}{nearest(first, COMMANDS)}; --help lists all"
         )
-    known = COMMANDS[first]
-    module = importlib.import_module(known.module)
-    if first == "launch":  # the front door stands by itself: python -m em_jax.launch
+    chosen = COMMANDS[first]
+    module = importlib.import_module(chosen.module)
+    if first == "launch":  # also a command of its own: python -m em_jax.launch
         return module.main(rest)
-    status = command(f"em_jax {first}", module.main, rest, resumes=known.resumes)
+    status = command(f"em_jax {first}", module.main, rest, resumes=chosen.resumes)
     multihost.leave(status)
     return status
 
 
 def usage() -> str:
     """What `em-jax --help` prints: every command with a line."""
-    lines = [f"  {name:<10}{known.summary}" for name, known in COMMANDS.items()]
+    lines = [f"  {name:<10}{each.summary}" for name, each in COMMANDS.items()]
     return "\n".join(
         ["usage: em-jax COMMAND ...", "", *lines, "", "em-jax COMMAND --help lists its flags; em-jax --version."]
     )
