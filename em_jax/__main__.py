@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from em_jax.base import multihost
-from em_jax.base.cli import command, nearest, usage_failure
+from em_jax.base.cli import command, fail, nearest
 from em_jax.commands import COMMANDS
 
 
@@ -20,9 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"em-jax {metadata.version('em_jax')}")
         return 0
     if first not in COMMANDS:
-        return usage_failure(
-            "em_jax", f"expected a command, found {first!r}{nearest(first, COMMANDS)}; --help lists all"
-        )
+        hint = nearest(first, COMMANDS)
+        return fail("em_jax", (), f"wrong usage: expected a command, found {first!r}{hint}; --help lists all", 2)
     chosen = COMMANDS[first]
     module = importlib.import_module(chosen.module)
     if first == "launch":  # also a command of its own: python -m em_jax.launch
