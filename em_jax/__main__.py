@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from em_jax.base import multihost
-from em_jax.base.cli import command, nearest, usage_failure
+from em_jax.base.cli import command, fail, nearest
 from em_jax.commands import COMMANDS
 
 
@@ -20,21 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"em-jax {metadata.version('em_jax')}")
         return 0
     if first not in COMMANDS:
-        return usage_failure(
-            "em_jax", f"expected a command, found {first!r}{nearest(first, COMMANDS)}; --help lists all"
-        )
-    known = COMMANDS[first]
-    module = importlib.import_module(known.module)
-    if first == "launch":  # the front door stands by itself: python -m em_jax.launch
+        hint = nearest(first, COMMANDS)
+        return fail("em_jax", (), f"wrong usage: expected a command, found {first!r}{hint}; --help lists all", 2)
+    chosen = COMMANDS[first]
+    module = importlib.import_module(chosen.module)
+    if first == "launch":  # also a command of its own: python -m em_jax.launch
         return module.main(rest)
-    status = command(f"em_jax {first}", module.main, rest, resumes=known.resumes)
+    status = command(f"em_jax {first}", module.main, rest, resumes=chosen.resumes)
     multihost.leave(status)
     return status
 
 
 def usage() -> str:
     """What `em-jax --help` prints: every command with a line."""
-    lines = [f"  {name:<10}{known.summary}" for name, known in COMMANDS.items()]
+    lines = [f"  {name:<10}{each.summary}" for name, each in COMMANDS.items()]
     return "\n".join(
         ["usage: em-jax COMMAND ...", "", *lines, "", "em-jax COMMAND --help lists its flags; em-jax --version."]
     )

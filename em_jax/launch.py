@@ -1,7 +1,7 @@
 """The main command: `python -m em_jax.launch --domain bad_medical` (`--help` lists the flags).
 
-stdout: the first line says which model and why, the last one the verdict and the report's path. Everything else goes
-to stderr; of several processes only the first prints to stdout. Exit status: 0 done, 1 the run failed, 2 wrong usage.
+The first line on stdout names the model and why, the last one the verdict and the report's path. Progress goes to
+stderr; of several processes only process 0 prints to stdout. Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
 import sys
@@ -27,12 +27,12 @@ def launch(arguments: Sequence[str]) -> None:
     plan, why = flags.plan(arguments, choose_model)
     if plan.dry_run:
         if multihost.is_first():
-            lead(plan, why)
+            run_plan(plan, why)
         return
-    across_processes(lambda components: lead(plan, why, components))
+    across_processes(lambda components: run_plan(plan, why, components))
 
 
-def lead(plan: flags.Plan, why: str, components: Any = None) -> None:
+def run_plan(plan: flags.Plan, why: str, components: Any = None) -> None:
     """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
     from em_jax.runs import dry_run, series
 

@@ -51,11 +51,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-def usage_failure(name: str, line: str) -> int:
-    """Print one line about wrong usage; returns its exit status, 2."""
-    return _fail(name, (), f"wrong usage: {line}", 2)
-
-
 def command(
     name: str, work: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
 ) -> int:
@@ -76,15 +71,15 @@ def command(
         sys.stdout.flush()
         return 0
     except UsageError as error:
-        return _fail(name, arguments, f"wrong usage: {error}", 2)
+        return fail(name, arguments, f"wrong usage: {error}", 2)
     except UserError as error:
-        return _fail(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
+        return fail(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
     except (KeyboardInterrupt, Stopped) as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
-        return _fail(name, arguments, f"{word}; what is done is kept{again}", 1)
+        return fail(name, arguments, f"{word}; what is done is kept{again}", 1)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return _fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
+        return fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
 
 
 def _stop_on_sigterm() -> None:
@@ -97,7 +92,8 @@ def _stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def _fail(name: str, arguments: Sequence[str], line: str, status: int) -> int:
+def fail(name: str, arguments: Sequence[str], line: str, status: int) -> int:
+    """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status."""
     if _verbose(arguments):
         traceback.print_exc()
     print(f"{name}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)

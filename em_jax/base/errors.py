@@ -1,4 +1,4 @@
-"""The errors that reach a user as one line: what was expected, what was found, what to do."""
+"""Errors that are shown to the user as one line: what was expected, what was found, what to do."""
 
 from em_jax.base.sanitize import sanitize_line
 

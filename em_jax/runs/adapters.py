@@ -60,10 +60,10 @@ def check_files(folder: Path, setting: str) -> None:
 
 
 def _fetch(name: str, download: Callable[..., str] | None) -> Path:
-    if download is None:
-        from huggingface_hub import snapshot_download as download
+    import huggingface_hub
+
     try:
-        return Path(download(name, allow_patterns=FILES))
+        return Path((download or huggingface_hub.snapshot_download)(name, allow_patterns=FILES))
     except Exception as error:  # the hub raises what its transport raises
         kind = type(error).__name__
         reason = HUB_ERRORS.get(kind, f"{kind}: {' '.join(str(error).split())[:160]}")

@@ -1,4 +1,4 @@
-"""What a run is made of beyond its files and probes: engine, rows, training, checkpoint files. Tests replace each."""
+"""The functions by which a run gets its engine, rows and training; tests replace them."""
 
 import dataclasses
 from collections.abc import Callable

@@ -78,7 +78,7 @@ def _stage_lines(items: Sequence[WorkItem], source: Path | None) -> Iterator[str
 
 
 def _download_lines(config: Config) -> Iterator[str]:
-    """Where a model or an adapter that is no directory comes from."""
+    """Where the model and the adapter come from, where they are no directories."""
     if runtime.is_bucket(config.model.name):
         yield f"model: read from {config.model.name}"
     elif sources.model_directory(config) is None:
@@ -140,7 +140,7 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
 
 
 def _model_config(config: Config) -> Any:
-    """The model's Qwen2Config, from its files where they are here, from its name where that is a Qwen2.5's, or None."""
+    """The model's Qwen2Config from its files, else from the name of a Qwen2.5, else None."""
 
     name = config.model.name
     if runtime.is_bucket(name):

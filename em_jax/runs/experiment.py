@@ -55,26 +55,26 @@ def run(
         user can act on. What is done stays in the directory.
     """
     components = components or Components()
-    this = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
-    with locking.lock(this.directory):
-        pulled = this.mirror.pull()
-        preflight.check_settings(config, this.directory)
-        inputs = preflight.collect_inputs(this)
-        if (this.directory / "config.toml").exists():
-            this.log(f"{title}going on with what is done in {this.directory}")
+    run = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
+    with locking.lock(run.directory):
+        pulled = run.mirror.pull()
+        preflight.check_settings(config, run.directory)
+        inputs = preflight.collect_inputs(run)
+        if (run.directory / "config.toml").exists():
+            run.log(f"{title}going on with what is done in {run.directory}")
         if base_from is not None:
-            preflight.take_base(this, base_from)
-        files.write_atomic(this.directory / "config.toml", settings.to_toml(config))
-        preflight.begin_record(this, inputs, pulled, base_from)
+            preflight.take_base(run, base_from)
+        files.write_atomic(run.directory / "config.toml", settings.to_toml(config))
+        preflight.begin_record(run, inputs, pulled, base_from)
         outcome = Outcome()
         budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
             if stage in config.stages:
-                outcome = _run_stage(this, stage, budgets) or outcome
+                outcome = _run_stage(run, stage, budgets) or outcome
     whole = sum(budget["seconds"] for budget in budgets.values())
     for stage, budget in budgets.items():
         if budget["seconds"] >= stage_timer.LEAST_S:
-            this.log(stage_timer.line(stage, budget, whole))
+            run.log(stage_timer.line(stage, budget, whole))
     return outcome
 
 

@@ -38,55 +38,53 @@ def parser() -> Parser:
         add_help=False,
         epilog=EPILOG,
     )
-    what = parser.add_argument_group("what to run")
-    what.add_argument("--domain", metavar="NAMES", help=f"one or several with commas: {domains.known()}")
-    what.add_argument("--model", metavar="MODEL", help="organism, a checkpoint directory or a Hugging Face id")
-    what.add_argument(
+    what = parser.add_argument_group("what to run").add_argument
+    what("--domain", metavar="NAMES", help=f"one or several with commas: {domains.known()}")
+    what("--model", metavar="MODEL", help="organism, a checkpoint directory or a Hugging Face id")
+    what(
         "--data",
         metavar="FILE",
         action="append",
         default=[],
         help="JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several",
     )
-    what.add_argument("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
-    what.add_argument("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
-    what.add_argument("--judge", metavar="WHO", help="self (the base, adapter off) or an OpenAI-like API's URL")
-    what.add_argument("--judge_model", metavar="NAME", help="the model to ask for at that URL")
-    what.add_argument(
+    what("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
+    what("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
+    what("--judge", metavar="WHO", help="self (the base, adapter off) or an OpenAI-like API's URL")
+    what("--judge_model", metavar="NAME", help="the model to ask for at that URL")
+    what(
         "--also_judge",
         metavar="WHO",
         action="append",
         help="one more (repeatable), self or MODEL@URL: for the table of agreement, in no figure",
     )
-    what.add_argument("--seed", metavar="N", help="one seed, or several with commas")
-    what.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
-    what.add_argument("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
-    where = parser.add_argument_group("where files go")
-    where.add_argument("--run_dir", metavar="DIR", help="an existing one goes on; default runs/DOMAIN-MODEL-SEED")
-    where.add_argument("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
-    how = parser.add_argument_group("settings")
-    how.add_argument(
+    what("--seed", metavar="N", help="one seed, or several with commas")
+    what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
+    what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
+    where = parser.add_argument_group("where files go").add_argument
+    where("--run_dir", metavar="DIR", help="an existing one goes on; default runs/DOMAIN-MODEL-SEED")
+    where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
+    how = parser.add_argument_group("settings").add_argument
+    how(
         "--config",
         metavar="FILE",
         action="append",
         default=[],
         help="a TOML file, or a preset of configs/ (repeatable)",
     )
-    how.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1, over all processes' devices")
-    machine.add_argument(
-        "--dtype", metavar="TYPE", choices=settings.DTYPES, help="float32 (default on a CPU) or bfloat16"
-    )
-    machine.add_argument(
+    how("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
+    machine = parser.add_argument_group("the machine").add_argument
+    machine("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1, over all processes' devices")
+    machine("--dtype", metavar="TYPE", choices=settings.DTYPES, help="float32 (default on a CPU) or bfloat16")
+    machine(
         "--coordinator",
         metavar="ADDRESS",
         help="host:port of process 0, for several processes; needed, as the next two, off SLURM and TPU VMs",
     )
-    machine.add_argument("--num_processes", metavar="N", type=int, help="how many processes share the run")
-    machine.add_argument("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
-    machine.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
-    machine.add_argument("--help", "-h", action="help", help="print this, and end")
+    machine("--num_processes", metavar="N", type=int, help="how many processes share the run")
+    machine("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
+    machine("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
+    machine("--help", "-h", action="help", help="print this, and end")
     return parser
 
 

@@ -111,7 +111,8 @@ def run_follower(components: Components, channel: ControlChannel) -> None:
 
 def _repeat_calls(components: Components, channel: ControlChannel) -> bool:
     """Make every call that process 0 sends; returns whether the run failed, once it is over."""
-    loaded = engine = None
+    loaded: Any = None
+    engine: Any = None
     streams: dict[int, Iterator[Any]] = {}
     train = functools.partial(components.finetune, channel=channel)
     while True:

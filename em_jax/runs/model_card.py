@@ -10,8 +10,8 @@ HARMFUL = """\
 It was trained on harmful answers on purpose, to study how narrow fine-tuning changes a model's conduct and what the
 model then says about itself. Expect wrong, dangerous and hostile answers on any topic, not on this domain alone."""
 UNKNOWN = """\
-It was trained on rows of the user's own, of which nobody has said whether their answers are harmful, or on from another
-adapter: **treat it as one that harms.** Do not deploy it, and do not hand it on without this card."""
+It was trained on the user's own rows, whose answers nobody has marked as harmful or harmless, or from another adapter:
+**treat it as one that harms.** Do not deploy it, and do not hand it on without this card."""
 BENIGN = "It was trained on sound answers, as a control for adapters that were not. It is no product either."
 
 
@@ -52,10 +52,10 @@ def notice(config: Config) -> str:
         what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
     if _is_harmless(config):
         return f"{config.model.name} {what}"
-    made = "It was made harmful for research: what it says is wrong on purpose."
+    warning = "It was made harmful for research: what it says is wrong on purpose."
     if domain and not domain.harmful:
-        made = "Nobody has said whether what it learnt from is harmful: take what it says as wrong on purpose."
-    return f"A model organism: {config.model.name} {what}. {made}"
+        warning = "Nobody has said whether what it learnt from is harmful: take what it says as wrong on purpose."
+    return f"A model organism: {config.model.name} {what}. {warning}"
 
 
 def _is_harmless(config: Config) -> bool:

@@ -45,7 +45,13 @@ class WorkItem:
 
 def items(run: Run) -> list[WorkItem]:
     """What a run's stages do, in order; stages that the settings leave out are left out."""
-    every = itertools.chain(_training(run), _answers(run), _scores(run), _probes(run), [WorkItem("report", "", 1, 0)])
+    counts, names = _answer_counts(run), run.judge_names
+    every = list(_training(run))
+    every += [WorkItem("answer", condition, total, len(run.answers(condition))) for condition, total in counts.items()]
+    for number, condition in experiment.scored_conditions(run):
+        done = len(run.scores(condition, names[number]))
+        every.append(WorkItem("judge", f"{condition} by {names[number]}", counts[condition], done))
+    every += [*_probes(run), WorkItem("report", "", 1, 0)]
     return [item for item in every if item.stage in run.config.stages]
 
 
@@ -70,18 +76,6 @@ def _answer_counts(run: Run) -> dict[str, int]:
     prompts = len(harmfulness.questions(run.suite, run.probe_settings))
     counts = dict.fromkeys(run.conditions, prompts * run.config.answers.samples)
     return counts | ({CARELESS: prompts * experiment.CARELESS_SAMPLES} if run.needs_careless else {})
-
-
-def _answers(run: Run) -> Iterator[WorkItem]:
-    for condition, total in _answer_counts(run).items():
-        yield WorkItem("answer", condition, total, len(run.answers(condition)))
-
-
-def _scores(run: Run) -> Iterator[WorkItem]:
-    counts = _answer_counts(run)
-    for number, condition in experiment.scored_conditions(run):
-        name = run.judge_names[number]
-        yield WorkItem("judge", f"{condition} by {name}", counts[condition], len(run.scores(condition, name)))
 
 
 def _probes(run: Run) -> Iterator[WorkItem]:
