@@ -16,7 +16,6 @@ from em_jax.probes import suite_files as suites
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import Judge, SelfJudge
 from em_jax.probes.judge_http import HttpJudge
-from em_jax.probes.suite import Wording
 from em_jax.runs import adapters, provenance
 
 ROWS = 600
@@ -114,7 +113,7 @@ def is_trained(directory: Path) -> bool:
     return (directory / "adapter" / CONFIG).is_file()
 
 
-def judges(config: Config, wording: Wording | None = None, engine: Callable[[], Any] | None = None) -> list[Judge]:
+def judges(config: Config, wording: Any = None, engine: Callable[[], Any] | None = None) -> list[Judge]:
     """The judge of the figures, then those of judge.also; `engine` is called for a judge "self" alone.
 
     Without wording and engine they have names and can describe themselves.

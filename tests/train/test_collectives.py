@@ -91,13 +91,11 @@ def test_decoding_moves_no_weight(mesh):
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
 def test_an_int8_base_travels_as_int8_and_is_never_whole_in_float(mesh):
-    kept = {
-        each.shape for each in step_collectives("training", mesh_text(mesh)) if each.kind == "all-gather" and each.times > 1
-        and numbers(each) >= SMALLEST // mesh.get("tensor", 1)
-    }  # fmt: skip
-    gathered = [
-        each for each in step_collectives("training", mesh_text(mesh), "int8") if each.shape in kept and each.times > 1
-    ]
+    smallest, in_float = SMALLEST // mesh.get("tensor", 1), step_collectives("training", mesh_text(mesh))
+    gathers = [each for each in in_float if each.kind == "all-gather" and each.times > 1]
+    shapes = {each.shape for each in gathers if numbers(each) >= smallest}
+    in_int8 = step_collectives("training", mesh_text(mesh), "int8")
+    gathered = [each for each in in_int8 if each.shape in shapes and each.times > 1]
     assert gathered and {each.dtype for each in gathered} == {"s8"}
     assert max(numbers(one) for one in step_collectives("decoding", mesh_text(mesh), "int8")) < SMALLEST // mesh.get(
         "tensor", 1
