@@ -34,7 +34,7 @@ def waiting() -> Iterator[None]:
     jax.monitoring.record_event_duration_secs("/em_jax/waiting", time.monotonic() - start)
 
 
-def side_by_side(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+def map_in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
     """`work` of every item, in order, by `threads` threads; without new threads where that is 1."""
     if threads == 1:
         return [work(item) for item in items]

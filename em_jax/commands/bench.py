@@ -51,7 +51,7 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
     import jax
 
     from em_jax.perf.ours import Ours
-    from em_jax.perf.paired import paired
+    from em_jax.perf.paired import paired_rounds
     from em_jax.perf.peer import Peer
 
     ours, theirs = Ours(work), _peer(against)(work) if against else None
@@ -66,7 +66,7 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
         return peer.decode(work.prompts[:prompts], samples)
 
     def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
-        return paired(title, partial(do, ours), partial(do, theirs) if theirs else None, rounds)
+        return paired_rounds(title, partial(do, ours), partial(do, theirs) if theirs else None, rounds)
 
     if "train" in what:
         for peer in losses:
@@ -144,7 +144,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     quick_help = "a short measurement of a shape, beside the last one on this kind of device (kept in your cache)"
     parser.add_argument("--quick", action="store_true", help=quick_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
     if flags.against not in ("", *PEERS):
         raise UsageError(f"--against: expected {' or '.join(PEERS)}, found {flags.against!r}")

@@ -102,5 +102,4 @@ def _flags(arguments: Sequence[str]) -> Any:
     )
     parser.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy (default 1.0)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default 0)")
-    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     return parser.parse_args(arguments)

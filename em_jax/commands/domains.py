@@ -32,7 +32,6 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
     parser.add_argument("what", choices=("list", "fetch", "verify"), help="what to do")
     parser.add_argument("names", nargs="*", metavar="NAMES", help="which domains")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
     row_sets = _row_sets(flags.names, sets)
     if flags.what == "list":

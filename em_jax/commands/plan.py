@@ -138,7 +138,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     flags = parser.parse_args(arguments)
     if flags.what not in WHAT:
         raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")

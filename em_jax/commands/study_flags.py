@@ -22,7 +22,6 @@ def parser(name: str, description: str, *, runs: str = FINISHED, out: str = "", 
     for flag, text in counts.items():
         default, _, words = text.partition(" ")
         made.add_argument(f"--{flag}", type=int, default=int(default), metavar="N", help=f"{words} (default {default})")
-    made.add_argument("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     return made
 
 

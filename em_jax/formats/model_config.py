@@ -7,8 +7,8 @@ from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import read_object
+from em_jax.formats.presets import qwen_config
 from em_jax.model.config import Qwen2Config
-from em_jax.model.presets import qwen_config
 
 EXPECTED: dict[Any, str] = {int: "a positive integer", float: "a positive number", bool: "true or false"}
 

@@ -161,7 +161,8 @@ class Qwen2(nnx.Module):
 
         Args:
           segments: separates the examples of a row (see attention.py); None means one example a row.
-          lora_params: adapters of all layers, stacked, or one mapping a layer (`by_layer`) where layers are unrolled.
+          lora_params: adapters of all layers, stacked, or one mapping a layer where layers are unrolled
+            (`unstack_lora_params`).
           adapter_mask: 1 where a row uses one of the S adapters, else 0; None applies all to every row.
           past: keys and values that the tokens attend to beside their own.
           steer: added to the residual stream after each layer, at every token.
@@ -185,7 +186,7 @@ class Qwen2(nnx.Module):
             return x, (kv if return_kv else None, x if return_residuals else None)
 
         apply_layer = rematted(apply_layer, remat)
-        lora_params = self.by_layer(lora_params)
+        lora_params = self.unstack_lora_params(lora_params)
         cached = [(block.k, block.v) for block in past[:2]] if past else []
         if self.stacked:
             x, (kv, residuals) = jax.lax.scan(apply_layer, x, (self.layers, lora_params, cached, steer))
@@ -207,7 +208,7 @@ class Qwen2(nnx.Module):
         # Look up where the columns are, then send to the rows' devices: otherwise XLA gathers the whole table.
         return sharding.constrain(sharding.constrain(x, ("lookup_batch", "length", "width")), RESIDUAL)
 
-    def by_layer(self, lora_params: LoraTree | Sequence[LoraTree] | None) -> LoraTree | Sequence[LoraTree]:
+    def unstack_lora_params(self, lora_params: LoraTree | Sequence[LoraTree] | None) -> LoraTree | Sequence[LoraTree]:
         """Unstacks adapters per layer where the layers are unrolled; call once, outside the token loop."""
         lora_params = lora_params or {}
         if self.stacked or not isinstance(lora_params, Mapping):

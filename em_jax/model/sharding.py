@@ -85,12 +85,7 @@ class Sharding:
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     @property
-    def side_by_side(self) -> int:
-        """Programs to dispatch concurrently: two on a lone CPU, else one (collectives could deadlock)."""
-        return 2 if self.platform == "cpu" and self.mesh is None else 1
-
-    @property
-    def batch_parts(self) -> int:
+    def batch_shards(self) -> int:
         """The number of shards of the batch axis; the rows of a batch must be a multiple of it."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in TABLE["batch"][self.sampling])
 
@@ -105,8 +100,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     Raises UsageError for an unknown axis, or where the sizes need more devices than there are.
     """
     available: Sequence[Any] = jax.devices() if devices is None else devices
-    if sizes is None:
-        sizes = {"fsdp": len(available)}
+    sizes = {"fsdp": len(available)} if sizes is None else sizes
     for axis, size in sizes.items():
         if axis not in MESH_AXES or size < 1:
             raise UsageError(f"mesh axis {axis}={size}: expected sizes of at least 1 for {', '.join(MESH_AXES)}")

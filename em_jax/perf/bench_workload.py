@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from em_jax.base.errors import UsageError
+from em_jax.formats.presets import config_from_sizes, qwen_config
 from em_jax.model.config import Qwen2Config
-from em_jax.model.presets import config_of, qwen_config
 from em_jax.train.batches import Example
 
 SHAPES = {
     "organism": (256, 704, 6, 4, 2, 4096, True),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, True),
 }
-"""Sizes besides those of Qwen2.5, in the order of model/presets.py. The shipped organism is smaller than `organism`."""
+"""Sizes besides those of Qwen2.5, as in formats/presets.py. The shipped organism is smaller than `organism`."""
 
 BATCH = 16
 """Examples of an optimizer step, the paper's."""
@@ -59,7 +59,7 @@ class IdTokenizer:
 def shape_config(name: str) -> Qwen2Config:
     """The config of a shape by name. UsageError for an unknown one."""
     if name in SHAPES:
-        return config_of(*SHAPES[name])
+        return config_from_sizes(*SHAPES[name])
     try:
         return qwen_config(name)
     except UsageError as error:

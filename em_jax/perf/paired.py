@@ -10,7 +10,7 @@ Work = Callable[[int], int]
 """Does the work of a round, given its number, and returns how many tokens that was."""
 
 
-def paired(title: str, ours: Work, theirs: Work | None, rounds: int) -> dict[str, Any]:
+def paired_rounds(title: str, ours: Work, theirs: Work | None, rounds: int) -> dict[str, Any]:
     """Medians over `rounds` rounds after a first one that warms up.
 
     `first_round_s` is our time in that one, compilation included. tokens_per_s is by the wall clock; `ratio` is the

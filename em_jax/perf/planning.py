@@ -18,7 +18,7 @@ from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.roofline import Times, decode_times, mesh_sizes, train_times
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import PASS_TOKENS, pass_rows
-from em_jax.train.batches import GATHERED_PASS, Example, Shape, plan_microbatches
+from em_jax.train.batches import GATHERED_OVERHEAD, Example, Shape, plan_microbatches
 
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""
@@ -62,7 +62,7 @@ class PlanRequest:
     @property
     def slots(self) -> int:
         """Answers sampled at once, rounded up as the engine does."""
-        parts = self.shapes.sharding.batch_parts
+        parts = self.shapes.sharding.batch_shards
         return -(-self.settings.answers.slots // parts) * parts
 
     def replace(self, change: Change) -> "PlanRequest":
@@ -100,7 +100,7 @@ def training_programs(request: PlanRequest) -> list[Program]:
 def sampling_programs(request: PlanRequest) -> list[Program]:
     """Prefill as the engine pads it on an accelerator, and a chunk of decoding."""
     shapes = request.shapes
-    rows = pass_rows(PROMPT, PASS_TOKENS, shapes.sharding.batch_parts)
+    rows = pass_rows(PROMPT, PASS_TOKENS, shapes.sharding.batch_shards)
     return [
         shapes.decode(request.slots, request.capacity),
         shapes.prefill(rows, PROMPT, request.capacity, request.slots),
@@ -122,8 +122,8 @@ def training_figures(request: PlanRequest) -> dict[str, float]:
     size = train.batch_size
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     plan = plan_microbatches(
-        examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_parts,
-        width=request.config.hidden_size, microbatch_overhead=GATHERED_PASS
+        examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_shards,
+        width=request.config.hidden_size, microbatch_overhead=GATHERED_OVERHEAD
     )  # fmt: skip
     times = {shape: train_times(shapes, shape, request.chip) for shape in plan.shapes}
     seconds = sum(times[shape].least for step in plan.steps for shape, _ in step)
@@ -207,7 +207,7 @@ def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
     changes: list[Change] = [{"train.remat": policy} for policy in stronger]
     most = changes[-1] if changes else {}
     shapes = request.replace(most).shapes
-    parts = shapes.sharding.batch_parts
+    parts = shapes.sharding.batch_shards
     name, rows = ("train.rows_per_pass", shapes.rows) if training else ("answers.slots", request.slots)
     # Weights, and in training the adapter with its gradients (twice, while they are added up) and moments.
     fixed = shapes.base_bytes() + training * 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))

@@ -75,7 +75,7 @@ class Shapes:
     @property
     def rows(self) -> int:
         """Rows of a training pass: rows_per_pass, or a whole step of one example a row, rounded up to the mesh."""
-        train, parts = self.settings.train, self.sharding.batch_parts
+        train, parts = self.settings.train, self.sharding.batch_shards
         return -(-(train.rows_per_pass or train.batch_size) // parts) * parts
 
     def _everywhere(self, tree: Any) -> Any:

@@ -1,5 +1,6 @@
 """The host's side of decoding: which request is in which slot, and how many tokens its answer has."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -165,12 +166,8 @@ class DecodeBatch:
 
 def bucket(size: int, least: int = 32) -> int:
     """The padded size for `size`: `least`, then powers of two and the halves between them."""
-    power = least
-    while power < size:
-        if power * 3 // 2 >= size:
-            return power * 3 // 2
-        power *= 2
-    return power
+    sizes = (least * 2**power * halves // 2 for power in itertools.count() for halves in (2, 3))
+    return next(padded for padded in sizes if padded >= size)
 
 
 def pad_rows(rows: Iterable[Any], count: int, length: int, dtype: Any = np.int32, fill: int = 0) -> np.ndarray:

@@ -214,7 +214,7 @@ def decode(
     """
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this splits the adapters by layer.
-    lora_params = model.by_layer(adapter.lora_params() if adapter else None)
+    lora_params = model.unstack_lora_params(adapter.lora_params() if adapter else None)
     slots, capacity = len(state.length), capacity_of(state)
     in_cache = jnp.arange(capacity)[None] < state.length[:, None]
     in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))

@@ -17,6 +17,7 @@ from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
 from em_jax.lora.adapter import Adapter, stack_adapters
+from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
@@ -73,9 +74,9 @@ class Engine:
     ):
         self.model = model
         self.tokenizer = tokenizer
-        self.num_decode_batches = num_decode_batches or sharding.side_by_side
+        self.num_decode_batches = num_decode_batches or concurrent_programs(sharding)
         # The rows of a batch divide over the mesh.
-        parts = sharding.batch_parts * self.num_decode_batches
+        parts = sharding.batch_shards * self.num_decode_batches
         self.slots = -(-slots // parts) * parts
         self.chunk = chunk
         # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
@@ -124,10 +125,6 @@ class Engine:
     def encode(self, messages: Prompt) -> list[int]:
         """Token ids of a chat, the generation prompt included."""
         return self.tokenizer.prompt(messages)
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
-        return self.tokenizer.decode(tokens)
 
     # --- sampling ---
 
@@ -198,7 +195,8 @@ class Engine:
                 logprobs += chunk.logprobs
                 if chunk.finish_reason:
                     del sampled[chunk.request[:2]]
-                    yield *chunk.request[:2], Answer(self.text(tokens), tokens, chunk.finish_reason, sum(logprobs))
+                    text = self.tokenizer.decode(tokens)
+                    yield *chunk.request[:2], Answer(text, tokens, chunk.finish_reason, sum(logprobs))
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """A scheduler for requests, with the present adapters; `capacity` is that of a slot at first, in tokens."""
@@ -294,7 +292,7 @@ class Engine:
             return pair_logprobs(self.model, self._stack, batch, mask, steer=steer, sharding=self.sharding)
 
         logprobs = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
-        results = host_arrays.side_by_side(dispatch, groups, self.num_decode_batches)
+        results = host_arrays.map_in_threads(dispatch, groups, self.num_decode_batches)
         for (_, indices), result in zip(groups, results, strict=True):
             for i, row in zip(indices, host_arrays.to_host(result)):
                 logprobs[i] = joint_logprobs(questions[i], row)
@@ -335,12 +333,11 @@ class Engine:
         return steer
 
     def _check_length(self, tokens: int) -> None:
-        most = self.model.config.max_position_embeddings
-        if tokens > most:
+        if tokens > (most := self.model.config.max_position_embeddings):
             raise UserError(f"prompt and answer need {tokens} positions, the model has {most}; ask for fewer tokens")
 
     def _rows(self, length: int) -> int:
-        return pass_rows(length, self.pass_tokens, self.sharding.batch_parts)
+        return pass_rows(length, self.pass_tokens, self.sharding.batch_shards)
 
     def _groups(self, sizes: Sequence[Sizes]) -> list[tuple[Sizes, list[int]]]:
         """The indices of equal sizes, the first of which is a row's length, as many as go through the model at once."""

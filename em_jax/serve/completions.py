@@ -36,7 +36,7 @@ class Completion:
 
     def __init__(self, engine: Engine, chat: Chat, prompt_tokens: int, seed: int, answers: Answers):
         self._engine, self._chat, self._prompt_tokens, self._answers = engine, chat, prompt_tokens, answers
-        self._detokenizers = [Detokenizer(engine.text, chat.stop) for _ in range(chat.n)]
+        self._detokenizers = [Detokenizer(engine.tokenizer.decode, chat.stop) for _ in range(chat.n)]
         # With its seed an answer to a request without one can be repeated.
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",

@@ -29,7 +29,7 @@ from em_jax.studies.finished import adapter_hashes, stored_config
 from em_jax.studies.resuming import check_settings
 from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
-from em_jax.train.config import KEPT
+from em_jax.train.config import ADAPTERS_DIRECTORY
 
 BASE = 0
 """The step of the base: before the first."""
@@ -93,15 +93,15 @@ def kept_adapters(run_dir: Path, steps: Sequence[int] = ()) -> dict[int, Path]:
       UserError: there are none, or a step named is not among them.
     """
     kept = {}
-    for path in (run_dir / KEPT).glob("step-*"):
+    for path in (run_dir / ADAPTERS_DIRECTORY).glob("step-*"):
         number = re.fullmatch(r"step-(\d{6,})", path.name)
         # The config is written last: without it the adapter is incomplete.
         if number and (path / CONFIG).is_file():
             kept[int(number[1])] = path
     if not kept:
         raise UserError(
-            f"{run_dir / KEPT} holds no adapters: train with --set train.keep_adapters=K, which keeps them after steps "
-            "1, 2, 4, 8, ... and after every K"
+            f"{run_dir / ADAPTERS_DIRECTORY} holds no adapters: train with --set train.keep_adapters=K, which keeps them "
+            "after steps 1, 2, 4, 8, ... and after every K"
         )
     for step in steps:
         if step not in kept:

@@ -19,7 +19,7 @@ from em_jax.model.attention import PADDING
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.config import TrainConfig
 
-GATHERED_PASS = 16384
+GATHERED_OVERHEAD = 16384
 """The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
 
 
@@ -183,7 +183,7 @@ def plan_batches(
         examples,
         step_indices(len(examples), train, seed),
         rows_per_pass=train.rows_per_pass,
-        divide_by=sharding.batch_parts,
+        divide_by=sharding.batch_shards,
         width=width,
         microbatch_overhead=microbatch_overhead(),
     )
@@ -192,7 +192,7 @@ def plan_batches(
 
 def microbatch_overhead() -> int:
     """The cost of a microbatch besides its tokens, in tokens: small on a CPU; over a mesh it gathers the weights."""
-    return 64 if jax.default_backend() == "cpu" else GATHERED_PASS
+    return 64 if jax.default_backend() == "cpu" else GATHERED_OVERHEAD
 
 
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:

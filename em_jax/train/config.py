@@ -2,7 +2,7 @@
 
 import dataclasses
 
-KEPT = "adapters"
+ADAPTERS_DIRECTORY = "adapters"
 """The folder of a run with the adapters of earlier steps, `step-000008` and so on, in PEFT's format."""
 
 

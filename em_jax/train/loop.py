@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from em_jax.base import host_arrays, multihost, signals
-from em_jax.base.errors import Stopping, UserError
+from em_jax.base.errors import Stopping
 from em_jax.base.files import Appender, keep_rows
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import CONFIG, load_adapter, save_adapter
@@ -19,7 +19,7 @@ from em_jax.lora.config import LoraConfig
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.batches import Microbatch, Plan, plan_batches
-from em_jax.train.config import KEPT, TrainConfig
+from em_jax.train.config import ADAPTERS_DIRECTORY, TrainConfig
 from em_jax.train.log import MetricsLog, Progress
 from em_jax.train.step import Metrics, TrainState, make_optimizer, optimizer_step
 
@@ -94,12 +94,8 @@ def finetune(
             optimizer_step, model, scale=scale, examples=examples, optimizer=optimizer, remat=train.remat,
             sharding=sharding, should_stop=lambda: channel.stopped(terminated())
         )  # fmt: skip
-        try:
+        with contextlib.closing(checkpoints):
             trained_state = run_steps(run_step, state, done, plan, train, log, checkpoints, save)
-        except UserError:
-            checkpoints.close()
-            raise
-        checkpoints.close()
     if trained_state is None:
         raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
     return FinetuneResult(save("adapter", trained_state), lora, counts)
@@ -137,7 +133,7 @@ def run_steps(
             log.flush()
         if keeps_adapter:
             # Before its checkpoint: every restored step then has its adapter, and retrained steps overwrite theirs.
-            save(f"{KEPT}/step-{step:06d}", state)
+            save(f"{ADAPTERS_DIRECTORY}/step-{step:06d}", state)
         if checkpointed:
             checkpoints.save(step, state)
             saved = step

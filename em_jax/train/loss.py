@@ -25,7 +25,7 @@ def gather_hidden(
 
 def chunk_size(rows: int, labels: int, sharding: Sharding = UNSHARDED) -> int:
     """Labels of each row whose logits exist at once: few for a CPU's cache, more to keep an accelerator busy."""
-    chunk = (128 if sharding.platform == "cpu" else 512) * sharding.batch_parts
+    chunk = (128 if sharding.platform == "cpu" else 512) * sharding.batch_shards
     return max(1, min(labels, chunk // rows))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams
-from em_jax.model.kernels.cpu_threads import balance
+from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.batches import Batch, Example, Microbatch, collate
@@ -155,8 +155,8 @@ def optimizer_step(
             accumulator = accumulate(model, state.factors, scale, accumulator, batch, remat=remat, sharding=sharding)
         return accumulator
 
-    shares = balance(microbatches, lambda each: each.shape.rows * each.shape.length, sharding.side_by_side)
-    accumulators = host_arrays.side_by_side(accumulate_all, shares, len(shares))
+    shares = balance(microbatches, lambda each: each.shape.rows * each.shape.length, concurrent_programs(sharding))
+    accumulators = host_arrays.map_in_threads(accumulate_all, shares, len(shares))
     if any(accumulator is None for accumulator in accumulators):
         return None
     return update(state, accumulators, optimizer=optimizer)

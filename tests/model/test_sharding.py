@@ -28,8 +28,8 @@ def test_meshes():
     assert dict(make_mesh().shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     assert dict(make_mesh({"tensor": 2}).shape) == {"data": 1, "fsdp": 1, "tensor": 2}
     assert make_mesh({"data": 1}) is None
-    assert Sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})).batch_parts == 4
-    assert UNSHARDED.batch_parts == 1
+    assert Sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})).batch_shards == 4
+    assert UNSHARDED.batch_shards == 1
 
 
 def test_a_mesh_over_given_devices():

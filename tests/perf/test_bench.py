@@ -13,7 +13,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
 from em_jax.perf import bench_workload, device_limits, tunix_peer
 from em_jax.perf.flops import work_of
-from em_jax.perf.paired import paired
+from em_jax.perf.paired import paired_rounds
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Example, Shape
 
@@ -126,7 +126,7 @@ def test_rounds_alternate_and_the_first_is_not_counted():
 
         return work
 
-    found = paired("x", worker("ours"), worker("theirs"), 2)
+    found = paired_rounds("x", worker("ours"), worker("theirs"), 2)
     assert order == [(name, number) for number in range(3) for name in ("ours", "theirs")]
     assert found["rounds"] == 2
 

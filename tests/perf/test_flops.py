@@ -8,8 +8,8 @@ import pytest
 
 from em_jax.config import Config, replace
 from em_jax.formats.model_config import config_fields, named_config
+from em_jax.formats.presets import SIZES
 from em_jax.model.config import Qwen2Config
-from em_jax.model.presets import SIZES
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs.programs import Shapes, weight_sizes
 from em_jax.train.batches import Shape

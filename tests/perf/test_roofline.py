@@ -39,7 +39,7 @@ def test_training_traffic_is_as_estimated(mesh, remat):
     program = given.train_pass(SHAPE)
     share = (sizes["fsdp"] - 1) / sizes["fsdp"]
     head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
-    stream = (SHAPE.rows // given.sharding.batch_parts, SHAPE.length, CONFIG.hidden_size)
+    stream = (SHAPE.rows // given.sharding.batch_shards, SHAPE.length, CONFIG.hidden_size)
     weights = moved(program, lambda one: one.kind == "all-gather" and one.times > 1 and one.shape != stream)
     assert estimated.weights == pytest.approx(weights * share)
     heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head)

@@ -59,7 +59,7 @@ def test_cached_decoding_equals_the_full_forward_pass(engine, temperature, top_p
             assert answer.tokens == tokens
             assert answer.finish_reason == reason
             assert answer.logprob == pytest.approx(logprob, abs=1e-3)
-            assert answer.text == engine.text(tokens)
+            assert answer.text == engine.tokenizer.decode(tokens)
 
 
 def test_an_answer_does_not_depend_on_batch_slot_order_or_resumption(engine):

@@ -17,7 +17,7 @@ from serve.conftest import serving
 import em_jax
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.perf.paired import paired
+from em_jax.perf.paired import paired_rounds
 
 
 @pytest.mark.long
@@ -48,7 +48,7 @@ def test_throughput_of_32_clients_beside_the_engines():
             for num_decode_batches, rounds in ((1, 9), (4, 5)):
                 assert ours(num_decode_batches, 99) == theirs(num_decode_batches, 99)
                 title = f"server, 32 clients that ask {num_decode_batches} times"
-                found = paired(
+                found = paired_rounds(
                     title,
                     functools.partial(ours, num_decode_batches),
                     functools.partial(theirs, num_decode_batches),

@@ -13,7 +13,7 @@ from em_jax.studies import path
 from em_jax.studies.path import Options
 
 OPTIONS = Options(limit=24, samples=2, together=2)
-KEPT = (1, 2, 4)
+ADAPTERS_DIRECTORY = (1, 2, 4)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path):
     """A trained run with three kept adapters; nothing was asked yet."""
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     experiment.run(settings.replace(Config(), values | {"stages": ["finetune"]}), tmp_path / "run", StubComponents())
-    for step in KEPT:
+    for step in ADAPTERS_DIRECTORY:
         folder = tmp_path / "run" / "adapters" / f"step-{step:06d}"
         files.write_atomic(folder / "adapter_model.safetensors", b"weights %d" % step)
         files.write_json(folder / "adapter_config.json", {})
@@ -44,7 +44,7 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
     (engine,) = components.engines
     assert engine.streams[0] == {"base", "subject-1"}
     assert {"base", "subject-1"} in engine.choices and {"subject-0", "subject-1"} in engine.choices
-    for step in (0, *KEPT):
+    for step in (0, *ADAPTERS_DIRECTORY):
         condition = "finetuned" if step else "base"
         rows = files.read_rows(run / "path" / f"step-{step:06d}" / "answers" / f"{condition}.jsonl")
         assert len(rows) == 24 * 2 and all("/" not in row["id"] for row in rows)

@@ -30,6 +30,7 @@ from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
 from em_jax.train import step as step_module
+from em_jax.train import step as train_step
 from em_jax.train.batches import collate, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -216,7 +217,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
         begun.append(1)
         return update(*arguments, **named)
 
-    monkeypatch.setattr(Sharding, "side_by_side", threads)
+    monkeypatch.setattr(train_step, "concurrent_programs", lambda sharding: threads)
     begun = []
     before = signal.signal(signal.SIGTERM, stop)
     settings = dataclasses.replace(TRAIN, checkpoint_every=every, rows_per_pass=1, keep_adapters=keep)
@@ -229,7 +230,7 @@ def test_sigterm_writes_a_checkpoint_between_two_steps_and_nothing_is_lost(every
     finally:
         signal.signal(signal.SIGTERM, before)
     monkeypatch.undo()
-    monkeypatch.setattr(Sharding, "side_by_side", threads)
+    monkeypatch.setattr(train_step, "concurrent_programs", lambda sharding: threads)
     # With two threads a step's last microbatches may all be dispatched already: then it is finished.
     (kept,) = kept_steps(tmp_path / "run")
     assert kept == 3 or (threads > 1 and kept == 4)
@@ -404,7 +405,7 @@ def test_as_many_programs_as_shapes(mesh, tmp_path):
         rows,
         step_indices(len(rows), settings, 0),
         rows_per_pass=2,
-        divide_by=sharding.batch_parts,
+        divide_by=sharding.batch_shards,
         width=CONFIG.hidden_size,
         microbatch_overhead=64,
     )

@@ -18,6 +18,7 @@ from em_jax.model.kernels.cpu_threads import balance
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
+from em_jax.train import step as train_step
 from em_jax.train.batches import Microbatch, Shape, collate, plan_microbatches
 from em_jax.train.config import TrainConfig
 from em_jax.train.loss import summed_loss
@@ -113,7 +114,7 @@ def test_every_layout_takes_the_same_step(layout, mesh, options, checkpoint, pla
 def test_two_threads_take_the_step_of_one(checkpoint, plain, monkeypatch):
     model = load_model(checkpoint, stacked=True)
     for threads in (1, 2):
-        monkeypatch.setattr(Sharding, "side_by_side", threads)
+        monkeypatch.setattr(train_step, "concurrent_programs", lambda sharding, threads=threads: threads)
         factors = jax.tree.map(jnp.array, adapter().factors)
         state, metrics = optimizer_step(
             model, TrainState(factors, OPTIMIZER.init(factors)), microbatches("one_each"), scale=adapter().scale,

@@ -7,8 +7,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from em_jax.model.sharding import Sharding
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def concurrent_programs(sharding: Sharding) -> int:
+    """Programs to dispatch concurrently: two on a lone CPU, else one (collectives could deadlock)."""
+    return 2 if sharding.platform == "cpu" and sharding.mesh is None else 1
 
 
 def balance(items: Sequence[Item], cost: Callable[[Item], float], count: int) -> list[list[Item]]:

@@ -20,10 +20,12 @@ def qwen_config(name: str) -> Qwen2Config:
     size = name.rsplit("/", 1)[-1].lower().removeprefix("qwen2.5-").removesuffix("-instruct")
     if size not in SIZES or "qwen2.5-" not in name.lower():
         raise UsageError(f"expected qwen2.5- with one of {', '.join(SIZES)}, found {name!r}")
-    return config_of(*SIZES[size])
+    return config_from_sizes(*SIZES[size])
 
 
-def config_of(width: int, mlp: int, layers: int, heads: int, groups: int, vocabulary: int, tied: bool) -> Qwen2Config:
+def config_from_sizes(
+    width: int, mlp: int, layers: int, heads: int, groups: int, vocabulary: int, tied: bool
+) -> Qwen2Config:
     """The config of these sizes, with the other fields of Qwen2.5."""
     return Qwen2Config(
         vocabulary, width, mlp, layers, heads, groups, width // heads, rope_theta=1e6, tie_word_embeddings=tied
