@@ -100,8 +100,8 @@ def kept_adapters(run_dir: Path, steps: Sequence[int] = ()) -> dict[int, Path]:
             kept[int(number[1])] = path
     if not kept:
         raise UserError(
-            f"{run_dir / ADAPTERS_DIRECTORY} holds no adapters: train with --set train.keep_adapters=K, which keeps them "
-            "after steps 1, 2, 4, 8, ... and after every K"
+            f"{run_dir / ADAPTERS_DIRECTORY} holds no adapters: train with --set train.keep_adapters=K, which "
+            "keeps them after steps 1, 2, 4, 8, ... and after every K"
         )
     for step in steps:
         if step not in kept:
