@@ -37,8 +37,8 @@ class ModelConfig:
     """The model: `name` is "organism", a directory, a gs:// address or a Hugging Face id.
 
     `quantization` int8 stores the seven projections of the frozen base in eight bits, with a scale per output.
-    `scan_layers` true runs one program over stacked layers, false unrolls them (faster on a CPU, longer to compile),
-    auto is true on accelerators.
+    `scan_layers` true runs one program over stacked layers, false unrolls them (faster on a CPU or GPU, longer to
+    compile), auto is true on a TPU.
     """
 
     name: str = ""

@@ -2,13 +2,22 @@
 
 import contextlib
 import ctypes
+import logging
 import os
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from em_jax.base.errors import UsageError, UserError
 
 ORGANISM = "organism"
 LARGE = "Qwen/Qwen2.5-32B-Instruct"
+GPU_FLAGS = {"xla_gpu_dot_merger_threshold_mb": "0", "xla_gpu_enable_latency_hiding_scheduler": "true"}
+"""XLA's flags on an NVIDIA GPU.
+
+Merging matmuls would concatenate the two blocks of the key/value cache and write an int8 weight out in bfloat16; the
+scheduler overlaps collectives with arithmetic.
+"""
 
 
 def configure_jax() -> None:
@@ -21,6 +30,8 @@ def configure_jax() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_freed_memory()
+    if nvidia_gpus():
+        set_compiler_flags(GPU_FLAGS)
     if not tpu_chips():
         quiet_libtpu()
     import jax
@@ -43,6 +54,18 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for name, value in {m_mmap_max: 0, m_trim_threshold: 2**31 - 1, m_arena_max: 1}.items():
             libc.mallopt(name, value)
+
+
+def set_compiler_flags(flags: Mapping[str, str]) -> None:
+    """Add flags to XLA_FLAGS, which jax reads once; those that are set there already stay as they are."""
+    chosen = os.environ.get("XLA_FLAGS", "")
+    added = [f"--{name}={value}" for name, value in flags.items() if f"--{name}" not in chosen]
+    os.environ["XLA_FLAGS"] = " ".join([*chosen.split(), *added])
+
+
+def nvidia_gpus() -> list[Path]:
+    """The device files of this machine's NVIDIA GPUs."""
+    return [*Path("/dev").glob("nvidia[0-9]*")]
 
 
 def tpu_chips() -> list[Path]:
@@ -73,13 +96,44 @@ def cache_directory() -> Path:
 
 
 def platform() -> str:
-    """cpu, gpu or tpu, as jax finds it. Raises UserError where jax finds no device it was told to use."""
+    """cpu, gpu or tpu, as jax finds it. Raises UserError where jax finds no device it was told to use.
+
+    A plugin for an accelerator that cannot be used is one line on stderr, not jax's traceback.
+    """
     import jax
 
+    problems: list[str] = []
+    with _plugin_errors(problems):
+        try:
+            backend = jax.default_backend()
+        except (RuntimeError, AssertionError) as error:  # jax asserts that a platform that it was told to use exists
+            wanted = os.environ.get("JAX_PLATFORMS") or "an accelerator"
+            reason = problems[0] if problems else (str(error).splitlines() or ["no reason was given"])[0]
+            raise UserError(
+                f"jax finds no usable device: expected {wanted}, found none ({reason}); "
+                "install its driver, or set JAX_PLATFORMS=cpu"
+            ) from error
+    if problems:
+        print(f"jax has a plugin for an accelerator but finds none ({problems[0]}); using {backend}", file=sys.stderr)
+    return backend
+
+
+@contextlib.contextmanager
+def _plugin_errors(problems: list[str]) -> Iterator[None]:
+    """Within, the errors that jax logs while it looks for devices go to `problems`, a line each."""
+
+    def collect(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if record.levelno >= logging.ERROR:
+            problems.append(" ".join(str(error or record.getMessage()).split())[:160])
+        return record.levelno < logging.ERROR
+
+    logger = logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(collect)
     try:
-        return jax.default_backend()
-    except RuntimeError as error:
-        raise UserError(f"jax finds no usable device: {str(error).splitlines()[0]}") from error
+        yield
+    finally:
+        logger.removeFilter(collect)
 
 
 def choose_model(name: str) -> tuple[str, str]:
@@ -132,5 +186,8 @@ def choose_dtype(name: str) -> str:
 
 
 def choose_scan(text: str) -> str:
-    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on accelerators."""
-    return text if text != "auto" else str(platform() != "cpu").lower()
+    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on a TPU.
+
+    A GPU's scan copies each layer's weights before their matmuls: decoding would move them twice more.
+    """
+    return text if text != "auto" else str(platform() == "tpu").lower()

@@ -4,7 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,12 @@ class Adapter(NamedTuple):
     factors: Mapping[str, LoraParams]
     scale: Mapping[str, Float[Array, "L S"]]
 
-    def lora_params(self) -> dict[str, LoraWeights]:
-        """The adapters as the model's forward pass takes them."""
-        return {target: LoraWeights(*factors, self.scale[target]) for target, factors in self.factors.items()}
+    def lora_params(self, dtype: Any = jnp.float32) -> dict[str, LoraWeights]:
+        """The adapters as the model's forward pass takes them, A and B in `dtype`."""
+        return {
+            target: LoraWeights(a.astype(dtype), b.astype(dtype), self.scale[target])
+            for target, (a, b) in self.factors.items()
+        }
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import jax
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.model.config import Qwen2Config
+from em_jax.model.kernels.dispatch import row_length_multiple
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import MESH_AXES, Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.perf.bench_workload import synthetic_steps
@@ -123,7 +124,8 @@ def training_figures(request: PlanRequest) -> dict[str, float]:
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     plan = plan_microbatches(
         examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_shards,
-        width=request.config.hidden_size, microbatch_overhead=GATHERED_OVERHEAD
+        width=request.config.hidden_size, microbatch_overhead=GATHERED_OVERHEAD,
+        row_multiple=row_length_multiple(shapes.sharding)
     )  # fmt: skip
     times = {shape: train_times(shapes, shape, request.chip) for shape in plan.shapes}
     seconds = sum(times[shape].least for step in plan.steps for shape, _ in step)

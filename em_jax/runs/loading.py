@@ -35,7 +35,7 @@ def load(
     `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, the default of
     every method. `dtype` is by default float32 on a CPU and bfloat16 elsewhere. `mesh` maps data, fsdp and tensor to
     sizes; by default fsdp has all devices of an accelerator or of several processes, and a CPU has no mesh.
-    `scan_layers` stacks the layers (by default on accelerators); `quantization` "int8" keeps the projections of the
+    `scan_layers` stacks the layers (by default on a TPU); `quantization` "int8" keeps the projections of the
     blocks in eight bits. `options` are those of Engine. Of several processes all must call this and every method with
     the same arguments.
     """

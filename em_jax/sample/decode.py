@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import KVBlock
+from em_jax.model.kernels.append import append_rows
 from em_jax.model.qwen2 import KVCache, Output, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
@@ -213,8 +214,9 @@ def decode(
     `stop` are the E stop ids. `state` is donated.
     """
     sharding = dataclasses.replace(sharding, sampling=True)
-    # Outside the loop: this splits the adapters by layer.
-    lora_params = model.unstack_lora_params(adapter.lora_params() if adapter else None)
+    # Outside the loop: this casts the adapters and splits them by layer.
+    dtype = model.embed_tokens[...].dtype
+    lora_params = model.unstack_lora_params(adapter.lora_params(dtype) if adapter else None)
     slots, capacity = len(state.length), capacity_of(state)
     in_cache = jnp.arange(capacity)[None] < state.length[:, None]
     in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))
@@ -261,10 +263,7 @@ def decode(
     end = jax.lax.while_loop(unfinished, sample_next, start)
 
     def append(axis: int, cache: Array, chunk: Array) -> Array:
-        def copy(cache: Array, chunk: Array, length: Array) -> Array:
-            rows = jnp.arange(len(length))
-            return _copy_rows(axis, cache, chunk, rows, rows, length, len(length))
-
+        copy = functools.partial(append_rows, axis)
         if sharding.mesh is not None:
             # Every device copies its own rows; over the whole batch XLA would gather all the buffers.
             spec = sharding.spec(("layers",) * (cache.ndim - 4) + CACHE)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.model.attention import PADDING
+from em_jax.model.kernels.dispatch import row_length_multiple, row_lengths
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.config import TrainConfig
 
@@ -124,6 +125,7 @@ def plan_microbatches(
     divide_by: int = 1,
     width: int = 1024,
     microbatch_overhead: int = 64,
+    row_multiple: int = 32,
     most_shapes: int = 4,
 ) -> Plan:
     """Splits each step's examples into microbatches of at most `most_shapes` shapes, at the least cost.
@@ -132,14 +134,15 @@ def plan_microbatches(
     the shortest of a few lengths that holds it. Capacity and lengths are those of least cost, found by trying them all
     on up to 32 of the steps.
 
-    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search; they are a multiple of `divide_by`. The
+    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search; they are a multiple of `divide_by`, and
+    their length of `row_multiple`. The
     cost is in tokens, see `_cheapest_rows`; `width` is the model's D. A large `microbatch_overhead` (weights gathered
     over a mesh for each one) leads to one microbatch a step.
     """
     sizes = [len(example.ids) for example in examples]
     labels = [sum(example.mask[1:]) for example in examples]
     longest = max(sizes[i] for step in steps for i in step)
-    lengths = _candidate_lengths(longest)
+    lengths = row_lengths(longest, row_multiple)
     needed = next(j for j, length in enumerate(lengths) if length >= longest)
     cheapest_rows = functools.partial(
         _cheapest_rows, rows_per_pass=rows_per_pass, divide_by=divide_by, width=width, overhead=microbatch_overhead
@@ -186,6 +189,7 @@ def plan_batches(
         divide_by=sharding.batch_shards,
         width=width,
         microbatch_overhead=microbatch_overhead(),
+        row_multiple=row_length_multiple(sharding),
     )
     return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
 
@@ -269,14 +273,6 @@ def _cheapest_lengths(
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _candidate_lengths(longest: int) -> list[int]:
-    """Row lengths to choose from: multiples of 32 that grow by about a fifth, to twice the longest example."""
-    lengths = [32]
-    while lengths[-1] < 2 * longest:
-        lengths.append(_round_up(lengths[-1] + max(32, lengths[-1] // 5), 32))
-    return lengths
 
 
 def _pack(step: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:

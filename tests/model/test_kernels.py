@@ -7,7 +7,7 @@ import pytest
 
 from em_jax.model import attention, linear
 from em_jax.model.attention import PADDING, KVBlock, attention_mask
-from em_jax.model.kernels import cpu, cudnn, splash
+from em_jax.model.kernels import append, cpu, cudnn, splash
 from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
@@ -195,3 +195,18 @@ def test_cudnn_itself_is_plain_attention(width, given):
     ours = with_gradients(lambda q, k, v: cudnn.cudnn_attention(q, k, v, segments, UNSHARDED), q, k, v, weights)
     for mine, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(plain[1]), strict=True):
         assert jnp.linalg.norm(mine.astype(jnp.float32) - other) < 2e-2 * jnp.linalg.norm(other)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("layers", [(), (3,)], ids=["one layer", "stacked"])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_appending_at_once_equals_row_by_row(axis, layers):
+    """At each row's own length; past the end both write the last places."""
+    shape, chunk_shape = [*layers, 4, 2, 8, 8], [*layers, 4, 2, 8, 8]
+    chunk_shape[axis] = 3
+    cache, chunk = (jnp.asarray(np.random.default_rng(0).normal(size=size)) for size in (shape, chunk_shape))
+    length = jnp.array([0, 5, 2, 7])
+    appended = append.append_rows(axis, cache, chunk, length)
+    assert np.array_equal(appended, append.append_at_once(axis, cache, chunk, length))
+    row = np.moveaxis(np.asarray(appended), (len(layers), axis), (0, 1))[1]
+    assert np.array_equal(row[5:], np.moveaxis(np.asarray(chunk), (len(layers), axis), (0, 1))[1])

@@ -25,3 +25,17 @@ def causal_attention(
     if packed is not None and cudnn.serves(q.shape[1], q.shape[-1], q.dtype, sharding):
         return cudnn.cudnn_attention(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
     return cpu.blockwise_attention(q, keys)
+
+
+def row_length_multiple(sharding: Sharding) -> int:
+    """What the lengths of training rows must be multiples of, for the device's attention kernel to serve them."""
+    return splash.LANES if sharding.platform == "tpu" else 32
+
+
+def row_lengths(longest: int, multiple: int) -> list[int]:
+    """Row lengths to choose from: multiples that grow by about a fifth, to twice the longest example."""
+    lengths = [multiple]
+    while lengths[-1] < 2 * longest:
+        length = lengths[-1] + max(multiple, lengths[-1] // 5)
+        lengths.append(-(-length // multiple) * multiple)
+    return lengths
