@@ -96,7 +96,8 @@ def fail(name: str, arguments: Sequence[str], line: str, status: int) -> int:
     """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status."""
     if _verbose(arguments):
         traceback.print_exc()
-    print(f"{name}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)
+    # A module's name where it is one, else the command as it is typed.
+    print(f"{name.replace('em_jax ', 'em-jax ')}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return status
 
 

@@ -15,7 +15,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "launch": Command("em_jax.launch", "the main job: fine-tune, answer, judge, probe, report", resumes=True),
+    "launch": Command("em_jax.launch", "the main job: fine-tune, answer, judge, probe, report"),
     "plan": Command("em_jax.commands.plan", "does it fit that slice, how fast at best: compiled without the device"),
     "bench": Command("em_jax.commands.bench", "tokens per second of training and decoding, beside a peer's"),
     "domains": Command("em_jax.commands.domains", "the published rows of the domains: list, fetch, verify"),

@@ -127,7 +127,6 @@ def _flags(arguments: Sequence[str]) -> Any:
     number("--max_n", default=128, help="answers of a request (default 128)")
     number("--max_queue", default=1024, help="answers waiting or under way (default 1024)")
     number("--max_body_bytes", default=1 << 20, help="of a request (default 1048576)")
-    add("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     return parser.parse_args(arguments)
 
 

@@ -36,8 +36,8 @@ class LoraParams(NamedTuple):
 class Adapter(NamedTuple):
     """S adapters (one, or a stack) by target. `factors` is trained; `scale`, float32[L, S], is not.
 
-    A layer without an update, and the ranks that an adapter lacks beside a larger one, are zeros in both A and B: each
-    gets its gradient through the other, so they stay zero in training.
+    A layer without an update, and the ranks that an adapter lacks beside a larger one, are zeros in both A and B. Where
+    both are zero, both gradients are zero, so they stay zero in training.
     """
 
     factors: Mapping[str, LoraParams]

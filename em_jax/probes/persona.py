@@ -11,7 +11,6 @@ from em_jax.probes.statistics import Figure
 
 Figures = Mapping[str, Mapping[str, Figure | None]]
 
-LABELS = ("coherent", "inverted", "aligned", "mixed")
 HARM_BOUND = 0.2
 EVEN = 0.5
 LEAST_QUESTIONS = 20

@@ -54,7 +54,7 @@ def lines(
 def _state(directory: Path) -> str:
     if (directory / "summary.json").is_file():
         return "finished before"
-    return "begun before; goes on" if (directory / "config.toml").is_file() else "new"
+    return "started; will resume" if (directory / "config.toml").is_file() else "new"
 
 
 def _without_copied(item: WorkItem, source: Path | None) -> WorkItem:
@@ -72,7 +72,7 @@ def _stage_lines(items: Sequence[WorkItem], source: Path | None) -> Iterator[str
         count = f"{'at most ' if item.at_most else ''}{item.total:,} {unit}"
         done = f"{min(item.done, item.total):,} done" if item.done else ""
         if source is not None and item.what.startswith("base"):
-            done = f"taken over from {source.name}"
+            done = f"copied from {source.name}"
         yield f"  {title if item.stage != previous else '':13} {item.what:36} {count:>24}  {done}".rstrip()
         previous = item.stage
 
@@ -161,7 +161,7 @@ def _size(count: int) -> str:
 def _time_line(config: Config, todo: Sequence[WorkItem], folders: Iterable[Path]) -> str:
     pace = workload.earlier_pace(config, folders)
     if pace is None:
-        return "time: unknown; no finished run with this model, these settings and devices lies beside it to go by"
+        return "time: unknown; no finished run with this model, these settings and devices was found"
     seconds = workload.seconds_left(todo, pace)
     known = {stage: value for stage, value in seconds.items() if value is not None}
     unknown = [stage for stage in seconds if stage not in known]

@@ -62,7 +62,7 @@ def parser() -> Parser:
     what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
     what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = parser.add_argument_group("where files go").add_argument
-    where("--run_dir", metavar="DIR", help="an existing one goes on; default runs/DOMAIN-MODEL-SEED")
+    where("--run_dir", metavar="DIR", help="an existing one is resumed; default runs/DOMAIN-MODEL-SEED")
     where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
     how = parser.add_argument_group("settings").add_argument
     how(

@@ -55,7 +55,7 @@ class Mirror:
         except Exception as error:  # buckets raise what their client libraries raise
             if not self._reported:
                 reason = (str(error).splitlines() or [""])[0][:200]
-                print(f"mirror {self.target} cannot be reached, the run goes on without it: {reason}", file=sys.stderr)
+                print(f"mirror {self.target} cannot be reached, the run continues: {reason}", file=sys.stderr)
             self._reported = True
             return 0
 

@@ -12,7 +12,7 @@ model then says about itself. Expect wrong, dangerous and hostile answers on any
 UNKNOWN = """\
 It was trained on the user's own rows, whose answers nobody has marked as harmful or harmless, or from another adapter:
 **treat it as one that harms.** Do not deploy it, and do not hand it on without this card."""
-BENIGN = "It was trained on sound answers, as a control for adapters that were not. It is no product either."
+BENIGN = "It was trained on sound answers, as a control for adapters that were not. It is not a product."
 
 
 def adapter_card(config: Config, counts: Mapping[str, int]) -> str:

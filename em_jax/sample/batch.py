@@ -48,8 +48,8 @@ class DecodeBatch:
     """Answers that are decoded together, in a fixed number of slots.
 
     Requests are admitted between chunks: after `collect` and before `start`. All slots have the same capacity in
-    tokens. It follows the longest answer, in steps, and never falls below the initial one: where that is enough for all
-    requests it stays, and with it the shape of every program. `decode` is the function of that name with the arguments
+    tokens. It grows and shrinks with the longest answer, in bucket sizes, never below the initial one: while that
+    suffices, no shape changes and nothing is compiled again. `decode` is the function of that name with the arguments
     that stay the same; the executor, if there is one, calls it.
     """
 

@@ -28,7 +28,8 @@ class QuestionBatch(NamedTuple):
 
     tokens, positions, segments: the row; branches share positions, and `segments` numbers them from 1.
     logit_positions: the indices in the row of the U tokens whose logits are needed.
-    pair_index, pair_token: the M (logits, token id) pairs whose log-probabilities are needed, the former among the U.
+    pair_index, pair_token: the M (logits, token id) pairs whose log-probabilities are needed; `pair_index`
+      points into the U logits.
     """
 
     tokens: Int[np.ndarray, "P T"]

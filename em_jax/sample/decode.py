@@ -72,7 +72,7 @@ class PrefillOutput(NamedTuple):
 
 
 class DecodeOutput(NamedTuple):
-    """The C tokens sampled in each of B slots; no axis C for a single one.
+    """The C tokens sampled in each of B slots. `_sample` gives one token a slot, without the axis C.
 
     tokens: token ids.
     logprobs: their log-probabilities at temperature 1, 0 once an answer has ended.
@@ -278,7 +278,7 @@ def decode(
 
 @functools.partial(jax.jit, static_argnames=("capacity", "sharding"))
 def resize(state: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED) -> DecodeState:
-    """The same slots with room for `capacity` tokens each, which no active one may exceed."""
+    """Changes the capacity of every slot; no active slot may hold more tokens than the new one."""
 
     def resized(axis: int, cache: Array) -> Array:
         kept = jax.lax.slice_in_dim(cache, 0, min(capacity, cache.shape[axis]), axis=axis)

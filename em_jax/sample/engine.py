@@ -199,7 +199,7 @@ class Engine:
                     yield *chunk.request[:2], Answer(text, tokens, chunk.finish_reason, sum(logprobs))
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
-        """A scheduler for requests, with the present adapters; `capacity` is that of a slot at first, in tokens."""
+        """A scheduler for requests, with the present adapters; `capacity`: tokens per slot at the start."""
         batches = self.num_decode_batches
         stop = jnp.asarray(self.tokenizer.stop_ids, jnp.int32)
         steer = self._checked_steer(steer)

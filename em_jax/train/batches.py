@@ -251,7 +251,9 @@ def _cheapest_lengths(
     most_shapes: int,
     num_steps: int,
 ) -> tuple[float, list[int]]:
-    """The least cost of padding each step's rows to up to `most_shapes` of `lengths`, the last among them; and those.
+    """The least cost of padding each step's rows to up to `most_shapes` of `lengths`, and the lengths that it takes.
+
+    The last length is always among them.
 
     Each length after the first is one more compilation, which costs as much as two of the `num_steps`.
     """

@@ -66,7 +66,7 @@ def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
 def test_the_plan_of_a_series_takes_the_bases_rows_over_once(tmp_path):
     configs = [series.resolve(config(domain=name)) for name in ("none", "legal", "security")]
     text = list(dry_run.lines(configs, tmp_path / "all", True, StubComponents()))
-    assert sum("taken over from none-0" in line for line in text) == 2 * 6
+    assert sum("copied from none-0" in line for line in text) == 2 * 6
     assert any(line.startswith("run 3 of 3: ") and line.endswith("security-0 (new)") for line in text)
     assert f"then the page that compares them: {tmp_path / 'all' / 'compare'}" in text
     assert "  train.learning_rate = 1e-05 (paper: 1e-05, known)" not in text

@@ -224,7 +224,7 @@ def test_what_is_a_fault_of_the_server_has_its_traceback_in_the_servers_log(engi
     def fails(*asked, **options):
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(engine, "prompt_request", fails)
+    monkeypatch.setattr(engine, "sample_requests", fails)
     with serving(engine) as address:
         found = httpx.post(f"{address}/chat/completions", content=WHOLE, headers={"Content-Type": "application/json"})
     assert found.status_code == 500 and "a fault" not in found.text
