@@ -95,7 +95,7 @@ def training_programs(request: PlanRequest) -> list[Program]:
     """The pass over full rows with loss at every token, and the update."""
     shapes = request.shapes
     length = request.settings.train.max_length
-    return [shapes.train_pass(Shape(shapes.rows, length, length)), shapes.train_update()]
+    return [shapes.train_microbatch(Shape(shapes.rows, length, length)), shapes.train_update()]
 
 
 def sampling_programs(request: PlanRequest) -> list[Program]:

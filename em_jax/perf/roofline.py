@@ -41,7 +41,7 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
     mesh = mesh_sizes(shapes.sharding)
     parts = mesh["data"] * mesh["fsdp"]
     local = dataclasses.replace(shapes, sharding=UNSHARDED)
-    program = local.train_pass(shape._replace(rows=shape.rows // parts))
+    program = local.train_microbatch(shape._replace(rows=shape.rows // parts))
     work = work_of(program.traced.jaxpr, while_steps=program.loops)
     return _times(work, work.flops * parts, mesh["tensor"], sum(train_traffic(shapes, shape)), chip)
 

@@ -113,13 +113,13 @@ class Mirror:
         An interrupted push then leaves no file whose presence promises others that are missing, and no checkpoint
         without its rows of metrics.
         """
-        found = []
+        finished = []
         for path in self.directory.rglob("*"):
             name = path.relative_to(self.directory).as_posix()
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file() and not _is_excluded(name):
-                    found.append((_of_checkpoint(name), path.stat().st_mtime_ns, path, name))
-        return {name: path for *_, path, name in sorted(found)}
+                    finished.append((_of_checkpoint(name), path.stat().st_mtime_ns, path, name))
+        return {name: path for *_, path, name in sorted(finished)}
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -33,7 +33,7 @@ def compiling(config: Config, rows: Callable[[], list[Any]]) -> Iterator[None]:
     def work(conversations: list[Any]) -> None:
         # An error appears again where the same program is needed.
         with contextlib.suppress(UserError, RuntimeError, ValueError):
-            compile_passes(config, conversations)
+            compile_microbatches(config, conversations)
 
     thread = threading.Thread(target=work, args=(rows(),), daemon=True)
     thread.start()
@@ -41,7 +41,7 @@ def compiling(config: Config, rows: Callable[[], list[Any]]) -> Iterator[None]:
     thread.join()
 
 
-def compile_passes(config: Config, rows: list[Any]) -> int:
+def compile_microbatches(config: Config, rows: list[Any]) -> int:
     """Compile every shape of the run's training microbatches into the persistent cache; returns how many there are."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.model.sharding import Sharding
@@ -57,5 +57,5 @@ def compile_passes(config: Config, rows: list[Any]) -> int:
     _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)
     for shape in sorted(plan.shapes):
-        shapes.train_pass(shape).traced.lower().compile()
+        shapes.train_microbatch(shape).traced.lower().compile()
     return len(plan.shapes)

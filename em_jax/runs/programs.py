@@ -86,7 +86,7 @@ class Shapes:
         place = self.sharding.named(("batch",) + (None,) * (len(shape) - 1))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    def train_pass(self, shape: Shape) -> Program:
+    def train_microbatch(self, shape: Shape) -> Program:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
         sums = self._everywhere(jax.eval_shape(zero_accumulator, self.adapter.factors))
         by_position, by_label = (shape.rows, shape.length), (shape.rows, shape.labels)

@@ -126,13 +126,13 @@ def _store(directory: Path, record: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """The interpreter's and the libraries' versions; a library that is not installed is left out."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    numbers = {"python": platform.python_version(), "platform": platform.platform()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def devices() -> dict[str, Any]:

@@ -23,7 +23,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     for rater, author, sides in leaves(record["ratings"], 2):
         whose = f"{rater} rating {'its own answers' if rater == author else f'the answers of {author}'}"
         kappa, null = sides[OWN]["shown_kappa"], sides[OWN]["shown_null_kappa"]
-        errors = [sides[told]["shown_error_high"] for told in (OWN, OTHER)]
+        errors = [sides[attributed]["shown_error_high"] for attributed in (OWN, OTHER)]
         if kappa["n"] < LEAST_QUESTIONS:
             few.append(f"{rater} of {author}")
         elif null and null["value"] is not None:
@@ -32,7 +32,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
                 f"{'beyond' if kappa['value'] > null['ci_high'] else 'within'} its shuffled null "
                 f"({null['ci_low']:.2f} to {null['ci_high']:.2f})."
             )
-        unscored = max(sides[told]["unscored"]["value"] or 0 for told in (OWN, OTHER))
+        unscored = max(sides[attributed]["unscored"]["value"] or 0 for attributed in (OWN, OTHER))
         if unscored > MOST_UNSCORED:
             lines.append(f"{whose}: cannot compare, {unscored:.0%} are unscored under one of the wordings.")
         elif all(error["n"] >= LEAST_QUESTIONS for error in errors):
@@ -66,9 +66,9 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
     signed = ("shown_error_low", "shown_error_high", "shown_correlation", "shown_kappa", "shown_null_kappa")
     words = {OWN: "as its own", OTHER: "as another AI's"}
     rated = [
-        [f"{rater} of {author}, {words[told]}", *(cell(it[name], True) for name in signed), cell(it["unscored"])]
-        for rater, author, told, it in leaves(record["ratings"], 3)
-        if told in words
+        [f"{rater} of {author}, {words[attributed]}", *(cell(it[name], True) for name in signed), cell(it["unscored"])]
+        for rater, author, attributed, it in leaves(record["ratings"], 3)
+        if attributed in words
     ]
     pairs = [
         [f"{rater} beside {author}", cell(it["claims"]), null_range(it["null"])]

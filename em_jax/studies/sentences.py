@@ -31,8 +31,8 @@ def span(values: Iterable[float], style: str = ".0%") -> str:
 
 def figure_of(figures: Mapping[str, Any], name: str, side: str = "difference") -> Figure | None:
     """A figure of a summary; `side` is base, finetuned or difference. None where it is absent or has no value."""
-    found = (figures.get(name) or {}).get(side)
-    return found if found and found["value"] is not None else None
+    figure = (figures.get(name) or {}).get(side)
+    return figure if figure and figure["value"] is not None else None
 
 
 def change(difference: Figure | None) -> str:

@@ -105,7 +105,7 @@ def test_what_training_asks_for_is_what_the_program_multiplies():
     length = 32
     example = bench_workload.Example([1] * length, [True] * length)
     settings = replace(Config(), {"lora.rank": 1, "dtype": "float32", "model.scan_layers": "true"})
-    traced = Shapes(config, settings).train_pass(Shape(1, length, length)).traced.jaxpr
+    traced = Shapes(config, settings).train_microbatch(Shape(1, length, length)).traced.jaxpr
     # Of the adapter, forward 2 R (inputs + outputs) a token, backward twice that.
     sizes = (64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)
     adapter = 3 * 3 * 2 * length * sum(map(sum, sizes))

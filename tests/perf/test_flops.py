@@ -61,7 +61,7 @@ def test_an_operand_that_was_cast_is_read_as_it_was():
 def test_a_training_pass_is_the_closed_form(remat, scan):
     """The base has no gradient of its own, so backward costs as much as forward; an adapter's costs twice."""
     tokens, places = ROWS * LENGTH, ROWS * PLACES
-    program = shapes(train__remat=remat, model__scan_layers=scan).train_pass(Shape(ROWS, LENGTH, PLACES))
+    program = shapes(train__remat=remat, model__scan_layers=scan).train_microbatch(Shape(ROWS, LENGTH, PLACES))
     found = work_of(program.traced.jaxpr, while_steps=program.loops)
     base = sum(2 * tokens * inputs * outputs for inputs, outputs in INPUTS_AND_OUTPUTS)
     low = sum(2 * tokens * RANK * (inputs + outputs) for inputs, outputs in INPUTS_AND_OUTPUTS)

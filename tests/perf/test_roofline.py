@@ -36,7 +36,7 @@ def test_training_traffic_is_as_estimated(mesh, remat):
     given = shapes(mesh, remat)
     sizes = given.sharding.mesh.shape
     estimated = train_traffic(given, SHAPE)
-    program = given.train_pass(SHAPE)
+    program = given.train_microbatch(SHAPE)
     share = (sizes["fsdp"] - 1) / sizes["fsdp"]
     head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
     stream = (SHAPE.rows // given.sharding.batch_shards, SHAPE.length, CONFIG.hidden_size)

@@ -38,7 +38,7 @@ def compiled(step: str, mesh: str, quantization: str = "none") -> str:
     settings = replace(settings, {"model.quantization": quantization})
     shapes = Shapes(CONFIG, settings, Sharding(make_mesh(sizes)))
     if step == "training":
-        program = shapes.train_pass(Shape(shapes.sharding.batch_shards, 8, 8))
+        program = shapes.train_microbatch(Shape(shapes.sharding.batch_shards, 8, 8))
     elif step == "prefill":
         program = shapes.prefill(8, 16, 32, SLOTS)
     else:
