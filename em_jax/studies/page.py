@@ -11,6 +11,7 @@ from em_jax.report.reading import Figure, figure_of
 from em_jax.report.run_page import write_figures
 from em_jax.report.svg import Drawing
 from em_jax.report.text import number
+from em_jax.report.vocabulary import Scale
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Cell:
 
     figure: Figure
     signed: bool = False
+
+    @property
+    def scale(self) -> Scale:
+        """The format of its numbers."""
+        return Scale(0.0, 1.0, None, signed=self.signed)
 
 
 @dataclass(frozen=True)

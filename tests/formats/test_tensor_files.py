@@ -116,7 +116,7 @@ def test_a_damaged_file_is_refused_in_one_line(damage, tmp_path):
 MEASURE = """
 import json, pathlib, re, sys
 from em_jax.base import runtime
-runtime.begin()
+runtime.configure_jax()
 import jax, jax.numpy as jnp
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.formats.checkpoint import load_model

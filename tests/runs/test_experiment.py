@@ -52,7 +52,7 @@ def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
 
 def test_a_card_of_rows_nobody_knows_says_so():
     unknown = config(domain="consciousness", data="rows.jsonl")
-    assert "nobody has said whether their answers are harmful" in model_card.adapter_card(unknown, {"rows": 600})
+    assert "whose answers nobody has marked as harmful" in model_card.adapter_card(unknown, {"rows": 600})
     second = config(domain="good_medical", lora__init_from="legal-0/adapter")
     assert "treat it as one that harms" in model_card.adapter_card(second, {"rows": 600})
     for changed in ({"data": "own.jsonl"}, {"lora.init_from": "elsewhere"}, {"adapter": "elsewhere"}, {}):
