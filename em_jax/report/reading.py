@@ -34,11 +34,6 @@ class Figure:
             return None
         return self.ci_low, self.ci_high
 
-    @property
-    def has_interval(self) -> bool:
-        """Whether there is a value with its interval."""
-        return self.interval is not None
-
 
 @dataclass(frozen=True)
 class Run:
