@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import KVBlock
-from em_jax.model.kernels.append import append_rows
+from em_jax.model.kernels.append import append_rows, copy_rows
 from em_jax.model.qwen2 import KVCache, Output, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
@@ -186,7 +186,7 @@ def insert(
         return old.at[slot].set(new, mode="drop")
 
     def copy(axis: int, cache: Array, new: Array) -> Array:
-        return _copy_rows(axis, cache, new, source, target, zeros, number)
+        return copy_rows(axis, cache, new, source, target, zeros, number)
 
     k, v = _map_kv(copy, (state.k, state.v), (prompts.k, prompts.v))
     active = output.in_answer & (params.max_new_tokens > 1)
@@ -308,20 +308,3 @@ def _map_kv(function: Callable[..., Array], *caches: tuple[Any, Any]) -> tuple[A
     """`function(axis, array, ...)` for every array of keys and of values, where `axis` is that of S."""
     keys, values = zip(*caches)
     return jax.tree.map(functools.partial(function, -1), *keys), jax.tree.map(functools.partial(function, -2), *values)
-
-
-def _copy_rows(
-    axis: int, cache: Array, new: Array, source: Array, target: Array, start: Array, number: Array | int
-) -> Array:
-    """`cache` with row source[i] of `new` in row target[i], from start[i] on along `axis`, for each i < `number`.
-
-    In a loop, which XLA runs in place.
-    """
-    batch = cache.ndim - 4
-
-    def copy(i: Array, cache: Array) -> Array:
-        index: list[Any] = [0] * cache.ndim
-        index[batch], index[axis] = target[i], start[i]
-        return jax.lax.dynamic_update_slice(cache, jax.lax.dynamic_slice_in_dim(new, source[i], 1, batch), index)
-
-    return jax.lax.fori_loop(0, number, copy, cache)
