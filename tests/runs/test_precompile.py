@@ -17,7 +17,7 @@ from em_jax.base.progress import Progress
 config = replace(Config(domain="bad_medical"), {"model.name": "organism", "train.batch_size": 8, "lora.rank": 4})
 config = series.resolve(config)
 rows = sources.rows(config)[:24]
-shapes = precompile.compile_passes(config, rows)
+shapes = precompile.compile_microbatches(config, rows)
 passes = lambda: {path.name for path in cache.iterdir() if path.name.startswith("jit_accumulate-")}
 before = passes()
 assert len({name.removesuffix("-cache").removesuffix("-atime") for name in before}) == shapes >= 1, (shapes, before)
