@@ -1,8 +1,18 @@
-"""Eight host devices and strict shapes for every test; both must be set before jax is imported."""
+"""Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Programs of one test are those of another, here and in the commands that tests start: each is compiled once a run.
+    compiled = tempfile.mkdtemp(prefix="em_jax_tests_")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -31,7 +31,12 @@ def on_one(scan_layers):
     return results_over(None, scan_layers)[:3]
 
 
-@pytest.mark.parametrize("mesh", tiny.MESHES, ids=str)
+# Ordinarily one mesh of each kind (weights split one way, two ways, three ways); all of them under -m long.
+ORDINARY = [{"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+OTHERS = [pytest.param(mesh, marks=pytest.mark.long) for mesh in tiny.MESHES if mesh not in ORDINARY]
+
+
+@pytest.mark.parametrize("mesh", [*ORDINARY, *OTHERS], ids=str)
 def test_answers_choices_and_activations_over_a_mesh(mesh):
     # Each way of keeping the layers has its turn.
     scan_layers = mesh["data"] != 2
