@@ -32,7 +32,7 @@ def on_one(scan_layers):
 
 
 # Ordinarily one mesh of each kind (weights split one way, two ways, three ways); all of them under -m long.
-ORDINARY = [{"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+ORDINARY = [{"data": data, "fsdp": fsdp, "tensor": 8 // data // fsdp} for data, fsdp in ((1, 8), (1, 4), (2, 2))]
 OTHERS = [pytest.param(mesh, marks=pytest.mark.long) for mesh in tiny.MESHES if mesh not in ORDINARY]
 
 
