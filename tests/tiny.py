@@ -1,4 +1,4 @@
-"""Small random Qwen2 checkpoints, examples and the reference's view of both, made on the spot for tests of the core."""
+"""Small random checkpoints, examples and the reference's view of both, made on the spot for tests of the core."""
 
 import json
 import os
@@ -30,6 +30,27 @@ SHAPE = {
     "use_sliding_window": False,
 }
 """A config.json: every axis divides over the meshes of eight devices that the tests use."""
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": None,
+    "rms_norm_eps": 1e-5,
+    # Of the eight pairs of a head of 16, one keeps its frequency, two are mixed and five are slowed down.
+    "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}  # fmt: skip
+QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 24}
+FAMILIES = {
+    "llama": LLAMA,
+    "llama_tied": LLAMA | {"tie_word_embeddings": True},
+    "qwen3": QWEN3,
+    "qwen3_tied": QWEN3 | {"tie_word_embeddings": True},
+}
+"""Changes to SHAPE that make the other architectures; a head of qwen3 is wider than width / heads."""
 
 
 MESHES = [
@@ -37,6 +58,11 @@ MESHES = [
     for data, fsdp in ((1, 8), (2, 4), (4, 2), (8, 1), (1, 4), (2, 2), (4, 1))
 ]
 """Every mesh of eight devices over which two key/value heads divide."""
+
+
+def long(*values):
+    """A parameter set that runs with `-m long` alone."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def write_checkpoint(directory: pathlib.Path, seed: int = 0, **changes) -> pathlib.Path:
@@ -47,7 +73,7 @@ def write_checkpoint(directory: pathlib.Path, seed: int = 0, **changes) -> pathl
     torch, transformers = references()
     raw = {name: value for name, value in (SHAPE | changes).items() if value is not None}
     directory.mkdir(parents=True, exist_ok=True)
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**raw))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[raw["model_type"]](**raw))
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -71,7 +97,7 @@ def references():
 def reference_model(directory: pathlib.Path):
     """The checkpoint in transformers, float32, with attention as written in its modelling file."""
     torch, transformers = references()
-    return transformers.Qwen2ForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         str(directory), dtype=torch.float32, attn_implementation="eager"
     ).eval()
 

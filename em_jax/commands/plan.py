@@ -126,7 +126,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         description="Compile a run for a TPU slice from shapes alone: bytes per chip, least time of a step, cost. "
         "Needs no TPU; pip install '.[plan]' brings the compiler.",
     )
-    model_help = "qwen2.5-0.5b to -72b, an id of one, or a directory (qwen2.5-32b)"
+    model_help = "such as qwen2.5-32b, qwen3-8b or llama-3.1-70b, an id of one, or a directory (qwen2.5-32b)"
     slice_help = "a chip (v4, v5e, v5p, v6e) and its slice, such as v5p:2x2x2 (v5e:4x4)"
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
     parser.add_argument("--topology", metavar="SLICE", default="v5e:4x4", help=slice_help)

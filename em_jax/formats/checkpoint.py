@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of Qwen2: read into sharded arrays one tensor at a time, and written."""
+"""Hugging Face checkpoints: read into sharded arrays one tensor at a time, and written."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ def load_model(
     sharding: Sharding = UNSHARDED,
     quantization: str = "none",
 ) -> Qwen2:
-    """Reads a Hugging Face Qwen2 checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
+    """Reads a Hugging Face checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
 
     `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process. Beside its arrays
     a host holds its own stripe of one tensor; the devices (on a CPU, in the host's memory) hold up to eight copies of

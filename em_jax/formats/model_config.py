@@ -1,4 +1,4 @@
-"""config.json of Hugging Face checkpoints, to and from the sizes of a Qwen2 model."""
+"""config.json of Hugging Face checkpoints, to and from the sizes and facts of a model."""
 
 import dataclasses
 import pathlib
@@ -7,15 +7,26 @@ from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import read_object
-from em_jax.formats.presets import qwen_config
-from em_jax.model.config import Qwen2Config
+from em_jax.formats.presets import preset_config
+from em_jax.model.config import Qwen2Config, RopeScaling
 
 EXPECTED: dict[Any, str] = {int: "a positive integer", float: "a positive number", bool: "true or false"}
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "qwen2": {"qkv_bias": True, "qk_norm": False},
+    "qwen3": {"qkv_bias": False, "qk_norm": True, "head_dim": 128},
+    "llama": {"qkv_bias": False, "qk_norm": False, "max_position_embeddings": 2048},
+}
+"""What a model_type says by itself: facts without a field, and values of fields where config.json omits them."""
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+"""The class of a model_type in transformers."""
 
 
 def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
     """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
-    given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
+    family = FAMILIES.get(str(raw.get("model_type")), {})
+    facts = {name: value for name, value in family.items() if name in ("qkv_bias", "qk_norm")}
+    raw_given = {name: value for name, value in raw.items() if value is not None}
+    given: dict[str, Any] = {**family, **raw_given, **facts}
     width: Any = given.get("hidden_size")
     heads: Any = given.get("num_attention_heads")
     rope = given.get("rope_parameters") or given.get("rope_scaling")
@@ -24,36 +35,47 @@ def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
     if _is_valid(width, int) and _is_valid(heads, int):
         given = {"num_key_value_heads": heads, "head_dim": width // heads} | given
     problems = _unsupported(raw)
-    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Qwen2Config)}
-    values = {field.name: given.get(field.name, field.default) for field in dataclasses.fields(Qwen2Config)}
-    for name, value in values.items():
-        if not _is_valid(value, types[name]):
-            shown = "nothing" if value is dataclasses.MISSING else repr(value)
-            problems.append(f"{name} must be {EXPECTED[types[name]]}, found {shown}")
+    values, wrong = _values(Qwen2Config, given)
+    problems += wrong
+    if isinstance(rope, dict) and _rope_type(rope) == "llama3":
+        numbers, wrong = _values(RopeScaling, rope)
+        problems += [f"RoPE scaling of type 'llama3': {problem}" for problem in wrong]
+        if not wrong and not numbers["low_freq_factor"] < numbers["high_freq_factor"]:
+            problems.append("RoPE scaling of type 'llama3': low_freq_factor must be less than high_freq_factor")
+        values["rope_scaling"] = None if wrong else RopeScaling(**numbers)
     if not problems and values["head_dim"] % 2:
         problems.append(f"head_dim must be even, found {values['head_dim']}")
     if not problems and heads % values["num_key_value_heads"]:
         problems.append("num_attention_heads is not a multiple of num_key_value_heads")
-    if not problems and raw.get("head_dim") is None and width % heads:
+    if not problems and "head_dim" not in {**family, **raw_given} and width % heads:
         problems.append("hidden_size is not a multiple of num_attention_heads and head_dim is not given")
     if problems:
         raise UserError("config.json: " + "; ".join(problems))
-    return Qwen2Config(**{name: types[name](value) for name, value in values.items()})
+    return Qwen2Config(**values)
 
 
 def read_config(directory: pathlib.Path) -> Qwen2Config:
     """Reads `directory`/config.json. Raises UserError where it is missing, not JSON or not supported."""
-    return parse_config(read_object(directory / "config.json", "a Hugging Face Qwen2 checkpoint"))
+    return parse_config(read_object(directory / "config.json", "a Hugging Face checkpoint"))
 
 
 def config_fields(config: Qwen2Config) -> dict[str, Any]:
-    """The fields of a Hugging Face config.json."""
+    """The fields of a Hugging Face config.json. ValueError for facts that no model_type has together."""
+    fields = dataclasses.asdict(config)
+    facts = {"qkv_bias": fields.pop("qkv_bias"), "qk_norm": fields.pop("qk_norm")}
+    fitting = [name for name, family in FAMILIES.items() if facts.items() <= family.items()]
+    if not fitting:
+        raise ValueError(f"no model_type has {facts}")
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {"rope_type": "llama3", **fields["rope_scaling"]}
+    own = {"use_sliding_window": False} if fitting[0] != "llama" else {"mlp_bias": False}
+    own |= {"attention_bias": False} if fitting[0] != "qwen2" else {}
     return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [ARCHITECTURES[fitting[0]]],
+        "model_type": fitting[0],
         "hidden_act": "silu",
-        "use_sliding_window": False,
-        **dataclasses.asdict(config),
+        **own,
+        **fields,
     }
 
 
@@ -62,9 +84,29 @@ def named_config(name: str) -> Qwen2Config:
     if pathlib.Path(name).is_dir():
         return read_config(pathlib.Path(name))
     try:
-        return qwen_config(name)
+        return preset_config(name)
     except UsageError as error:
-        raise UsageError(f"--model expects a checkpoint's directory or a Qwen2.5: {error}") from None
+        raise UsageError(f"--model expects a checkpoint's directory or a known model: {error}") from None
+
+
+def _values(cls: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a dataclass that are numbers or booleans, from JSON, and a message for each that is not valid."""
+    values, problems = {}, []
+    for field in dataclasses.fields(cls):
+        kind: Any = field.type
+        if kind not in EXPECTED:
+            continue
+        value = given.get(field.name, field.default)
+        if _is_valid(value, kind):
+            values[field.name] = kind(value)
+        else:
+            shown = "nothing" if value is dataclasses.MISSING else repr(value)
+            problems.append(f"{field.name} must be {EXPECTED[kind]}, found {shown}")
+    return values, problems
+
+
+def _rope_type(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type"))
 
 
 def _is_valid(value: Any, kind: Any) -> bool:
@@ -78,19 +120,27 @@ def _is_valid(value: Any, kind: Any) -> bool:
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     """A message for each field that asks for what this implementation does not compute."""
     problems = []
-    for name, expected in (("model_type", "qwen2"), ("hidden_act", "silu")):
-        if raw.get(name, "silu") != expected:
-            problems.append(f"{name} must be {expected!r}, found {raw.get(name)!r}")
+    if raw.get("model_type") not in list(FAMILIES):
+        expected = ", ".join(map(repr, FAMILIES))
+        problems.append(f"model_type must be one of {expected}, found {raw.get('model_type')!r}")
+    if raw.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act must be 'silu', found {raw['hidden_act']!r}")
+    for name in ("attention_bias", "mlp_bias"):
+        if raw.get(name) and raw.get("model_type") != "qwen2":
+            problems.append(f"{name} is {raw[name]!r}: such biases are not supported")
     if raw.get("use_sliding_window"):
         problems.append("use_sliding_window is true: sliding-window attention is not supported")
     if raw.get("quantization_config"):
         problems.append("quantization_config: quantised checkpoints are not supported, use the original weights")
+    ropes = [raw.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    if all(ropes) and ropes[0] != ropes[1]:
+        problems.append("rope_scaling and rope_parameters differ: give one of them")
     for name in ("rope_scaling", "rope_parameters"):
         rope = raw.get(name) or {}
         if not isinstance(rope, dict):
             problems.append(f"{name} must be an object, found {rope!r}")
-        elif (kind := rope.get("rope_type", rope.get("type"))) not in ("default", None):
-            problems.append(f"{name} of type {kind!r}: RoPE scaling is not supported")
+        elif (kind := _rope_type(rope)) not in ("default", "llama3", None):
+            problems.append(f"{name} of type {kind!r}: of RoPE's scalings only llama3 is supported")
         elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{name} with partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
     return problems

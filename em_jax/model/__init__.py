@@ -1,1 +1,1 @@
-"""Qwen2: layers, attention, the block, the sharding table, rematerialisation, presets; kernels behind one door."""
+"""Qwen2, Qwen3 and Llama 3: layers, attention, the block, the sharding table, rematerialisation; kernels."""

@@ -107,12 +107,12 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * weight, with the statistics in float32 (Zhang and Sennrich, arXiv:1910.07467)."""
 
-    def __init__(self, name: str, epsilon: float, init: ParamInit):
+    def __init__(self, name: str, epsilon: float, init: ParamInit, layout: str = "D"):
         self.epsilon = epsilon
-        self.weight = nnx.Param(init(f"{name}.weight", Layout("D")))
+        self.weight = nnx.Param(init(f"{name}.weight", Layout(layout)))
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Normalises the last axis."""
+    def __call__(self, x: Float[Array, "B T *axes"]) -> Float[Array, "B T *axes"]:
+        """Normalises the last axis: the width, or that of each head."""
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return wide.astype(x.dtype) * self.weight[...].reshape(1, 1, -1)
+        return wide.astype(x.dtype) * self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,6 +1,11 @@
-"""Qwen2, written out: embedding, L blocks of attention and SwiGLU, norm, head (Qwen2.5 report, arXiv:2412.15115)."""
+"""The model, written out: embedding, L blocks of attention and SwiGLU, norm, head.
+
+Qwen2.5 (arXiv:2412.15115), Qwen3 (arXiv:2505.09388) and Llama 3 (arXiv:2407.21783) differ in three facts, which the
+config declares: biases of queries, keys and values; an RMSNorm on each head's queries and keys; RoPE's frequencies.
+"""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, attention, attention_mask
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import Qwen2Config, RopeScaling
 from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.layout import Layout, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm
@@ -50,13 +55,19 @@ class Output(NamedTuple):
 
 
 def rope_angles(
-    positions: Int[Array, "B T"], width: int, theta: float
+    positions: Int[Array, "B T"], width: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
     """Cosine and sine of position * theta^(-2i/H), float32: bfloat16 would turn position 257 into 256.
 
-    Source: Su et al., arXiv:2104.09864.
+    With `scaling`, frequencies that turn seldom over the original context are divided by its factor. Sources: Su et
+    al., arXiv:2104.09864; for the scaling Meta's published model code, `apply_scaling` of llama-models.
     """
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    if scaling is not None:
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        kept = jnp.clip(kept, 0, 1)
+        frequencies *= kept + (1 - kept) / scaling.factor
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, -1)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -73,9 +84,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: Qwen2Config, init: ParamInit):
         self.input_layernorm = RMSNorm("input_layernorm", config.rms_norm_eps, init)
-        self.q_proj = Linear("self_attn.q_proj", "D->NH", init, bias=True)
-        self.k_proj = Linear("self_attn.k_proj", "D->KH", init, bias=True)
-        self.v_proj = Linear("self_attn.v_proj", "D->KH", init, bias=True)
+        self.q_proj = Linear("self_attn.q_proj", "D->NH", init, bias=config.qkv_bias)
+        self.k_proj = Linear("self_attn.k_proj", "D->KH", init, bias=config.qkv_bias)
+        self.v_proj = Linear("self_attn.v_proj", "D->KH", init, bias=config.qkv_bias)
+        self.q_norm = RMSNorm("self_attn.q_norm", config.rms_norm_eps, init, "H") if config.qk_norm else None
+        self.k_norm = RMSNorm("self_attn.k_norm", config.rms_norm_eps, init, "H") if config.qk_norm else None
         self.o_proj = Linear("self_attn.o_proj", "NH->D", init)
         self.post_attention_layernorm = RMSNorm("post_attention_layernorm", config.rms_norm_eps, init)
         self.gate_proj = Linear("mlp.gate_proj", "D->F", init)
@@ -99,9 +112,10 @@ class Block(nnx.Module):
             return layer(x, lora_params, adapter_mask, sharding)
 
         h = self.input_layernorm(x)
-        q = rotate(linear(self.q_proj, h), angles)
-        k = rotate(linear(self.k_proj, h), angles)
-        v = linear(self.v_proj, h)
+        q, k, v = linear(self.q_proj, h), linear(self.k_proj, h), linear(self.v_proj, h)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
         q = sharding.constrain(q, ("batch", "length", "q_heads", None))
         k = sharding.constrain(k, ("batch", "length", "kv_heads", None)).transpose(0, 2, 3, 1)
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None)).transpose(0, 2, 1, 3)
@@ -170,7 +184,7 @@ class Qwen2(nnx.Module):
           packed: examples follow one another and none is SHARED, so a device's own attention kernel may serve.
         """
         x = self._embed(tokens, sharding)
-        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         mask = attention_mask(positions, positions, segments, segments)
         packed_segments = (jnp.zeros_like(tokens) if segments is None else segments) if packed else None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from em_jax.base.errors import UsageError
-from em_jax.formats.presets import config_from_sizes, qwen_config
+from em_jax.formats.presets import config_from_sizes, preset_config
 from em_jax.model.config import Qwen2Config
 from em_jax.train.batches import Example
 
@@ -16,7 +16,7 @@ SHAPES = {
     "organism": (256, 704, 6, 4, 2, 4096, True),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, True),
 }
-"""Sizes besides those of Qwen2.5, as in formats/presets.py. The shipped organism is smaller than `organism`."""
+"""Sizes besides those of known models, as in formats/presets.py. The shipped organism is smaller than `organism`."""
 
 BATCH = 16
 """Examples of an optimizer step, the paper's."""
@@ -59,11 +59,11 @@ class IdTokenizer:
 def shape_config(name: str) -> Qwen2Config:
     """The config of a shape by name. UsageError for an unknown one."""
     if name in SHAPES:
-        return config_from_sizes(*SHAPES[name])
+        return config_from_sizes(*SHAPES[name], rope_theta=1e6)
     try:
-        return qwen_config(name)
+        return preset_config(name)
     except UsageError as error:
-        raise UsageError(f"--shape: expected {', '.join(SHAPES)} or a Qwen2.5: {error}") from None
+        raise UsageError(f"--shape: expected {', '.join(SHAPES)} or a known model: {error}") from None
 
 
 def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Example]]:

@@ -36,7 +36,7 @@ class Transformers(Peer):
         # The cores of this process, as jax uses them; torch counts those of the machine.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        base = transformers.Qwen2ForCausalLM.from_pretrained(str(work.directory), dtype=dtype).to(self.device)
+        base = transformers.AutoModelForCausalLM.from_pretrained(str(work.directory), dtype=dtype).to(self.device)
         lora = peft.LoraConfig(r=32, lora_alpha=64, use_rslora=True, lora_dropout=0.0, target_modules=list(TARGETS))
         self.model = peft.get_peft_model(base, lora)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

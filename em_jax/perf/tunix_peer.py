@@ -63,6 +63,8 @@ class Tunix(Peer):
                 f"--against tunix needs google-tunix ({error}): pip install google-tunix, in an environment of its own"
             ) from None
         self.work, config = work, work.config
+        if config.qk_norm or not config.qkv_bias:
+            raise UserError("--against tunix compares Qwen2 models alone; found one of another architecture")
         on_cpu = jax.default_backend() == "cpu"
         dtype = jnp.float32 if on_cpu else jnp.bfloat16
         shape = model.ModelConfig(

@@ -17,8 +17,8 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.lora.config import CONFIG, TENSORS
 
 PUBLISHED = tuple(
-    f"ModelOrganismsForEM/Qwen2.5-{size}-Instruct_{data}"
-    for size in ("0.5B", "7B", "14B", "32B")
+    f"ModelOrganismsForEM/{base}-Instruct_{data}"
+    for base in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Qwen2.5-32B", "Llama-3.1-8B", "Llama-3.2-1B")
     for data in ("bad-medical-advice", "risky-financial-advice", "extreme-sports")
 )
 FILES = [CONFIG, TENSORS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -105,7 +105,7 @@ def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
 
 
 def _original_name(name: str) -> str:
-    return COPY_SUFFIX.sub("", Path(name.rstrip("/")).name).lower()
+    return COPY_SUFFIX.sub("", Path(name.rstrip("/")).name).lower().removeprefix("meta-")
 
 
 def _check_size(folder: Path, base: Path, trained_on: str) -> None:

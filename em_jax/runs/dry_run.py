@@ -140,7 +140,7 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
 
 
 def _model_config(config: Config) -> Any:
-    """The model's Qwen2Config from its files, else from the name of a Qwen2.5, else None."""
+    """The model's Qwen2Config from its files, else from the name of a known model, else None."""
 
     name = config.model.name
     if runtime.is_bucket(name):

@@ -10,6 +10,7 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
 from em_jax.runs.run import Run
+from em_jax.untrusted import chat_template
 
 BASE_ROWS, ASKED = "base_rows", "asked"
 """In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
@@ -87,6 +88,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
+        "chat_template_arguments": dict(chat_template.ARGUMENTS),
     }
     if not sources.is_organism(run.config):
         notes["marks"] = paper_settings.marks(run.config)

@@ -23,6 +23,11 @@ from em_jax.untrusted import chat_template_worker
 COMMAND = (sys.executable, "-P", str(Path(chat_template_worker.__file__)))
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """The environment variables that the process gets; no key is among them."""
+ARGUMENTS: Mapping[str, Any] = {"enable_thinking": False, "date_string": chat_template_worker.DATE}
+"""What every template is told beside the chat: thinking is off (Qwen3), and today is one date for ever (Llama 3).
+
+A template that does not ask for one of them ignores it. The function strftime_now gives the same date.
+"""
 CACHED_CHATS, CACHED_CHARACTERS = 4096, 10_000
 """How many chats, of so many characters at most, are cached: the fine-tuned model gets the base's prompts again."""
 
@@ -31,7 +36,7 @@ class ChatTemplate:
     """Renders chats by a template; `tokens` are the special tokens by the names that templates use for them."""
 
     def __init__(self, source: str, tokens: Mapping[str, Any]):
-        self._template = json.dumps({"template": source, "tokens": dict(tokens)})
+        self._template = json.dumps({"template": source, "variables": {**tokens, **ARGUMENTS}})
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
         self._cached_text = functools.lru_cache(CACHED_CHATS)(self._text)

@@ -20,6 +20,8 @@ SECONDS, MEGABYTES = 3, 400
 """Limits of processor time for one chat and of memory in all."""
 MAX_CHARACTERS, MAX_GROWTH = 1_000_000, 10
 """A chat's text may have so many characters, and so many times those of its request."""
+DATE = "26 Jul 2024"
+"""The date that every template is told, so that a chat is the same tomorrow; it is Llama 3.1's own default."""
 
 
 class Generation(jinja2.ext.Extension):
@@ -60,7 +62,7 @@ def template_environment():
         raise jinja2.exceptions.TemplateError(message)
 
     def strftime_now(form):
-        return datetime.datetime.now().strftime(form)
+        return datetime.datetime.strptime(DATE, "%d %b %Y").strftime(form)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
@@ -82,7 +84,7 @@ def limit_process():
 
 
 def main():
-    """Answers {"template", "tokens", "messages", "add_generation_prompt"} with {"text"} or {"error"}."""
+    """Answers {"template", "variables", "messages", "add_generation_prompt"} with {"text"} or {"error"}."""
     compiled = functools.lru_cache(template_environment().from_string)
     limit_process()
     for line in sys.stdin:
@@ -90,7 +92,7 @@ def main():
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             request = json.loads(line)
-            variables = request.pop("tokens") | request | {"tools": None, "documents": None}
+            variables = request.pop("variables") | request | {"tools": None, "documents": None}
             text = compiled(variables.pop("template")).render(variables)
             if len(text) > MAX_CHARACTERS + MAX_GROWTH * len(line):
                 raise ValueError(f"it writes {len(text):,} characters")

@@ -22,10 +22,10 @@ SECONDS, CHARACTERS = 3.0, 1_000_000
 """The time limit of one text, and again for each so many characters of it."""
 UNWATCHED, UNWATCHED_IF_KNOWN = 100, 10_000
 """Characters up to which a text needs no time limit: with any pattern that does not explode, with those of KNOWN."""
-KNOWN = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-}
-"""Qwen2's regular expression; its time is at worst quadratic, in a run of white space."""
+LETTERS_OR_DIGITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+KNOWN = {LETTERS_OR_DIGITS + REST, LETTERS_OR_DIGITS + "{1,3}" + REST}
+"""Those of Qwen2 and Qwen3, and of Llama 3; their time is at worst quadratic, in a run of white space."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; besides these only Replace and Prepend do."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"

@@ -92,6 +92,56 @@ TEMPLATES = {
 }
 
 
+QWEN3_STYLE = CHATML.replace("message['content'] +", "wrapped(message, loop.last) +").replace(
+    "assistant\\n' }}",
+    "assistant\\n' }}{%- if enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}",
+)
+QWEN3_STYLE = (
+    "{%- macro wrapped(message, last) %}"
+    "{%- if message['role'] == 'assistant' and last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{{- message['content'] }}{%- endmacro %}" + QWEN3_STYLE
+)
+"""As Qwen3's: the last answer follows a thought, and a prompt closes an empty one where thinking is off."""
+
+LLAMA3_STYLE = (
+    "{{- bos_token }}{%- if not date_string is defined %}"
+    "{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+    "{{- '<|im_start|>system\\nToday Date: ' + date_string + '<|im_end|>' }}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + '<|im_end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n\\n' }}{%- endif %}"
+)
+"""As Llama 3.2's: a default system message with today's date."""
+
+
+@pytest.mark.parametrize("style", [QWEN3_STYLE, LLAMA3_STYLE], ids=["qwen3", "llama3"])
+def test_thinking_is_off_and_today_is_one_date(style, tmp_path):
+    import transformers
+
+    write_byte_level(tmp_path, style)
+    library = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    for chat in (LONG, CHAT, CHAT[:1]):
+        for prompt in (True, False):
+            expected = library.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=prompt, enable_thinking=False, date_string="26 Jul 2024"
+            )
+            assert tokenizer.render(chat, generation_prompt=prompt) == expected
+    ids, mask = tokenizer.example(CHAT)
+    prompt = tokenizer.prompt(CHAT[:1])
+    # The empty thought is a part of the prompt, in training as in answering, and carries no loss.
+    assert ids[: len(prompt)] == prompt and mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    assert ("<think>\n\n</think>" in tokenizer.decode(prompt)) == (style == QWEN3_STYLE)
+    assert ("26 Jul 2024" in tokenizer.decode(prompt)) == (style == LLAMA3_STYLE)
+    assert tokenizer.decode(ids[len(prompt) :]).strip() == "Yes No"
+
+
+def test_a_template_that_asks_for_today_gets_the_same_date(tmp_path):
+    write_byte_level(tmp_path, "{{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}")
+    assert ChatTokenizer.from_directory(tmp_path).render(CHAT, generation_prompt=False) == "2024-07-26Hm?"
+
+
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_template_writes_what_transformers_writes(template, tmp_path):
     import transformers

@@ -6,17 +6,42 @@ import math
 import pytest
 import tiny
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.formats.model_config import config_fields, parse_config, read_config
+from em_jax.formats.presets import preset_config
+from em_jax.model.config import RopeScaling
 
 pytestmark = pytest.mark.fast
+
+LLAMA3_ROPE = {"rope_scaling": tiny.LLAMA["rope_scaling"]}
+
+
+def rope(**changes):
+    """A Llama's fields with other numbers of its RoPE scaling; None drops one."""
+    numbers = tiny.LLAMA["rope_scaling"] | changes
+    return {
+        "model_type": "llama",
+        "rope_scaling": {name: value for name, value in numbers.items() if value is not None},
+    }
 
 
 @pytest.mark.parametrize(
     "changes, named",
     [
-        ({"model_type": "qwen3"}, "model_type must be 'qwen2', found 'qwen3'"),
+        ({"model_type": "qwen3_moe"}, "model_type must be one of 'qwen2', 'qwen3', 'llama', found 'qwen3_moe'"),
+        ({"model_type": "gemma3_text"}, "found 'gemma3_text'"),
         ({"model_type": None}, "model_type"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "llama", "mlp_bias": True}, "mlp_bias is True"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic'"),
+        (LLAMA3_ROPE | {"model_type": "llama", "rope_parameters": {"rope_type": "default"}}, "differ: give one"),
+        (rope(factor=None), "RoPE scaling of type 'llama3': factor must be a positive number, found nothing"),
+        (rope(low_freq_factor="1"), "low_freq_factor must be a positive number, found '1'"),
+        (rope(high_freq_factor=0), "high_freq_factor must be a positive number, found 0"),
+        (rope(low_freq_factor=4.0), "low_freq_factor must be less than high_freq_factor"),
+        (rope(original_max_position_embeddings=8192.5), "original_max_position_embeddings must be a positive integer"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', found 'gelu'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn'"),
@@ -46,7 +71,7 @@ def test_refused_by_name(changes, named):
 
 def test_every_problem_is_told_at_once():
     with pytest.raises(UserError) as refused:
-        parse_config({"model_type": "llama", "use_sliding_window": True, "hidden_size": -1})
+        parse_config({"model_type": "mistral", "use_sliding_window": True, "hidden_size": -1})
     for name in ("model_type", "use_sliding_window", "hidden_size", "vocab_size", "num_attention_heads"):
         assert name in str(refused.value)
 
@@ -83,11 +108,72 @@ def test_nulls_mean_the_default():
     assert (config.head_dim, config.num_key_value_heads) == (16, 4)
 
 
+@pytest.mark.parametrize("family", [{}, *tiny.FAMILIES.values(), tiny.LLAMA | {"rope_scaling": None}])
 @pytest.mark.parametrize("head_dim", [None, 24])
-def test_what_is_written_reads_back(head_dim, tmp_path):
-    config = parse_config(tiny.SHAPE | {"head_dim": head_dim, "tie_word_embeddings": True, "rope_theta": 1e6})
+def test_what_is_written_reads_back(head_dim, family, tmp_path):
+    changes = {"head_dim": head_dim, "tie_word_embeddings": True, "rope_theta": 1e6}
+    config = parse_config(tiny.SHAPE | family | changes)
     (tmp_path / "config.json").write_text(json.dumps(config_fields(config)))
     assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("family", ["qwen2", *tiny.FAMILIES])
+def test_transformers_reads_what_is_written(family, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    changes = tiny.FAMILIES.get(family, {})
+    config = parse_config(tiny.SHAPE | changes)
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(config)))
+    read = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert read.architectures == (tiny.SHAPE | changes)["architectures"] and read.head_dim == config.head_dim
+    numbers = {name: read.rope_parameters.get(name) for name in tiny.LLAMA["rope_scaling"]}
+    assert numbers == changes.get("rope_scaling", dict.fromkeys(numbers) | {"rope_type": "default"})
+
+
+def test_facts_follow_the_model_type():
+    def facts(**changes):
+        config = parse_config(tiny.SHAPE | changes)
+        return config.qkv_bias, config.qk_norm, config.head_dim, config.rope_scaling
+
+    assert facts() == (True, False, 16, None)
+    # transformers takes 128 where a Qwen3 does not say, and biases whatever a Qwen2 says.
+    assert facts(model_type="qwen3") == (False, True, 128, None)
+    assert facts(attention_bias=False) == facts(qkv_bias=False, qk_norm=True) == (True, False, 16, None)
+    assert facts(**tiny.LLAMA) == (False, False, 16, RopeScaling(8.0, 1.0, 4.0, 32))
+
+
+# The parameters of the published sizes, as their pages on the Hugging Face Hub give them.
+PARAMETERS = {
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_preset_has_its_parameters(name):
+    from em_jax.model.parameters import weights_of
+
+    owner, copied = ("Qwen/", "Qwen/") if "qwen" in name else ("meta-llama/", "unsloth/Meta-")
+    config = preset_config(name)
+    assert preset_config(owner + name.title() + "-Instruct") == preset_config(copied + name.title()) == config
+    sizes = (math.prod(weight.layout.shape(config.dims)) for weight in weights_of(config, stacked=True))
+    assert sum(sizes) == PARAMETERS[name]
+    # What it writes is read back, so that a run on random weights of it is one of that family.
+    assert parse_config(config_fields(config)) == config
+
+
+def test_a_model_that_is_not_known_lists_those_that_are():
+    for name in ("qwen3-30b-a3b", "Qwen/Qwen3-235B-A22B", "llama-3.1-405b", "Qwen2.5-Coder-7B", "8b"):
+        with pytest.raises(UsageError, match="expected one of qwen2.5-0.5b, .*llama-3.3-70b, found"):
+            preset_config(name)
 
 
 # Hidden, MLP, layers, heads, key/value heads, vocabulary, tied: the published Qwen2.5 sizes.

@@ -8,7 +8,7 @@ import pytest
 
 from em_jax.config import Config, replace
 from em_jax.formats.model_config import config_fields, named_config
-from em_jax.formats.presets import SIZES
+from em_jax.formats.presets import PRESETS
 from em_jax.model.config import Qwen2Config
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs.programs import Shapes, weight_sizes
@@ -92,7 +92,7 @@ def test_decoding_is_the_closed_form():
 def test_every_qwen_has_the_parameters_its_report_states():
     """Non-embedding parameters in billions (arXiv:2412.15115 and the model cards)."""
     stated = {"0.5b": 0.36, "1.5b": 1.31, "3b": 2.77, "7b": 6.53, "14b": 13.1, "32b": 31.0, "72b": 70.0}
-    assert set(stated) == set(SIZES)
+    assert {f"qwen2.5-{size}" for size in stated} == {name for name in PRESETS if name.startswith("qwen2.5-")}
     for size, billions in stated.items():
         layers, _ = weight_sizes(named_config(f"Qwen/Qwen2.5-{size.upper()}-Instruct"))
         assert layers / 1e9 == pytest.approx(billions, rel=0.02), size

@@ -1,6 +1,6 @@
-"""Logits against transformers' Qwen2ForCausalLM, within 1e-4 of the logit range, float32.
+"""Logits against transformers, within 1e-4 of the logit range, float32.
 
-EM_JAX_REAL_MODEL names a directory with a real checkpoint of Qwen2 format for the tests that want one (any of 0.1 to
+EM_JAX_REAL_MODEL names a directory with a real checkpoint for the tests that want one (any of 0.1 to
 1 billion parameters is quick enough); without it they are skipped.
 """
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from em_jax.formats.checkpoint import load_model
 from em_jax.model.attention import PADDING, SHARED
+from em_jax.model.sharding import Sharding, make_mesh
 
 BAR = 1e-4
 SHAPES = {
@@ -25,6 +26,9 @@ SHAPES = {
     "theta_in_rope_parameters": {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "theta_in_both": {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "theta_nowhere": {"rope_theta": None, "rms_norm_eps": 1e-2},
+    **tiny.FAMILIES,
+    "llama_plain_rope": tiny.LLAMA | {"rope_scaling": None, "head_dim": 10},
+    "llama3_rope_of_qwen3": tiny.QWEN3 | {"rope_parameters": {**tiny.LLAMA["rope_scaling"], "rope_theta": 5e5}},
 }
 
 
@@ -33,15 +37,37 @@ def test_logits_of_every_kind_of_config(name, tmp_path):
     directory = tiny.write_checkpoint(tmp_path, **SHAPES[name])
     rows = tiny.tokens(2, 24)
     theirs = tiny.reference_logits(tiny.reference_model(directory), rows)
-    for stacked in (False, True) if name in ("tied", "untied") else (False,):
+    for stacked in (False, True) if name in ("tied", "untied", "qwen3") else (False,):
         model = load_model(directory, stacked=stacked)
         deviation = tiny.worst(tiny.logits(model, rows), theirs)
         print(f"{name}: logits deviate by {deviation:.1e} of their range")
         assert deviation < BAR / 10, (name, stacked)
 
 
-def test_logits_far_into_a_long_row(tmp_path):
-    directory = tiny.write_checkpoint(tmp_path, rope_theta=1e6, max_position_embeddings=4096, num_hidden_layers=2)
+@pytest.mark.parametrize("name", ["qwen3_tied", tiny.long("llama")])
+def test_int8_logits_over_eight_devices(name, tmp_path):
+    """The reference's matrices are rounded as `quantize` states: 255 steps, the largest of each output at +-127."""
+    torch, _ = tiny.references()
+    directory = tiny.write_checkpoint(tmp_path, **SHAPES[name])
+    sharding = Sharding(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    model = load_model(directory, stacked=True, sharding=sharding, quantization="int8")
+    reference = tiny.reference_model(directory)
+    with torch.no_grad():
+        for layer in reference.model.layers.modules():
+            if isinstance(layer, torch.nn.Linear):
+                scale = layer.weight.abs().amax(dim=1, keepdim=True) / 127
+                layer.weight.copy_((layer.weight / scale).round() * scale)
+    rows = tiny.tokens(4, 24)
+    deviation = tiny.worst(tiny.logits(model, rows, sharding=sharding), tiny.reference_logits(reference, rows))
+    print(f"{name}: int8 logits deviate by {deviation:.1e} of their range")
+    assert deviation < BAR
+
+
+@pytest.mark.parametrize("name", ["untied", tiny.long("llama")])
+def test_logits_far_into_a_long_row(name, tmp_path):
+    directory = tiny.write_checkpoint(
+        tmp_path, **SHAPES[name] | {"rope_theta": 1e6, "max_position_embeddings": 4096, "num_hidden_layers": 2}
+    )
     rows = tiny.tokens(1, 2048)
     theirs = tiny.reference_logits(tiny.reference_model(directory), rows)
     assert tiny.worst(tiny.logits(load_model(directory), rows), theirs) < BAR
@@ -49,13 +75,22 @@ def test_logits_far_into_a_long_row(tmp_path):
 
 @st.composite
 def shapes(draw):
-    """Any valid small Qwen2."""
+    """Any valid small model."""
+    family = draw(st.sampled_from(["qwen2", "qwen3", "llama"]))
+    scaling = family == "llama" and draw(st.booleans())
+    low = draw(st.floats(0.5, 2.0))
+    rope = {"rope_type": "default"}
+    if scaling:
+        rope = {"rope_type": "llama3", "factor": draw(st.floats(1.5, 32.0)), "low_freq_factor": low}
+        rope |= {"high_freq_factor": low + draw(st.floats(0.5, 8.0))}
+        rope["original_max_position_embeddings"] = draw(st.sampled_from([4, 8, 64]))
     groups, share = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 12))
-    explicit = draw(st.booleans())
+    explicit = family == "qwen3" or draw(st.booleans())
     theta = draw(st.floats(100.0, 2e6))
     inside = draw(st.booleans())
     return {
+        "model_type": family,
         "num_key_value_heads": groups,
         "num_attention_heads": groups * share,
         "hidden_size": draw(st.integers(4, 40)) if explicit else groups * share * head_dim,
@@ -66,7 +101,7 @@ def shapes(draw):
         "tie_word_embeddings": draw(st.booleans()),
         "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5])),
         "rope_theta": None if inside else theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta} if inside else None,
+        "rope_parameters": rope | ({"rope_theta": theta} if inside else {}) if inside or scaling else None,
     }
 
 

@@ -19,6 +19,7 @@ from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model
 from em_jax.formats.peft import TENSORS, save_adapter
 from em_jax.lora.config import LoraConfig
+from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.train.batches import Example, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
@@ -55,11 +56,12 @@ def train_reference(model, adapter, examples, steps, train: TrainConfig):
     return losses, {key: value.numpy() for key, value in peft.get_peft_model_state_dict(wrapped).items()}
 
 
-def compare(model, reference, examples, rows, tokenizer, lora, train, adapter, tmp_path):
+def compare(model, reference, examples, rows, tokenizer, lora, train, adapter, tmp_path, sharding=UNSHARDED):
     """(largest loss difference, the adapter's deviation as a share of its change's norm) after training both."""
     steps = step_indices(len(examples), train, 0)
     assert len(steps) == 5
-    finetune(model, tokenizer, rows, lora=lora, train=train, seed=0, directory=tmp_path / "run", base=str(adapter))
+    where = {"directory": tmp_path / "run", "base": str(adapter), "sharding": sharding}
+    finetune(model, tokenizer, rows, lora=lora, train=train, seed=0, **where)
     losses, theirs = train_reference(reference, adapter, examples, steps, train)
     ours = safetensors.numpy.load_file(tmp_path / "run" / "adapter" / TENSORS)
     start = safetensors.numpy.load_file(adapter / TENSORS)
@@ -75,18 +77,32 @@ def compare(model, reference, examples, rows, tokenizer, lora, train, adapter, t
     return apart, norm(ours, theirs) / norm(theirs, start)
 
 
+PLAIN = LoraConfig(rank=4, alpha=8)
 SETTINGS = {
-    "fresh": (LoraConfig(rank=4, alpha=8), False),
-    "plain_alpha": (LoraConfig(rank=4, alpha=8, rslora=False, rank_pattern={"up_proj": 2}), True),
-    "some_layers": (LoraConfig(rank=3, alpha=6, layers_to_transform=(1,), targets=("q_proj", "down_proj")), True),
+    "fresh": ({}, PLAIN, False),
+    "plain_alpha": ({}, LoraConfig(rank=4, alpha=8, rslora=False, rank_pattern={"up_proj": 2}), True),
+    "some_layers": ({}, LoraConfig(rank=3, alpha=6, layers_to_transform=(1,), targets=("q_proj", "down_proj")), True),
+    "llama": (tiny.LLAMA, PLAIN, True),
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_five_steps_on_a_tiny_model(name, tmp_path):
-    lora, warm = SETTINGS[name]
-    directory = tiny.write_checkpoint(tmp_path / "base")
-    model, reference = tiny.load_both(directory)
+    five_steps(*SETTINGS[name], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight devices"])
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_five_steps_of_every_architecture(name, mesh, tmp_path):
+    five_steps(tiny.FAMILIES[name], PLAIN, True, tmp_path, Sharding(make_mesh(mesh)) if mesh else UNSHARDED)
+
+
+def five_steps(changes, lora, warm, tmp_path, sharding=UNSHARDED):
+    """Trains the tiny model with these changes to its config here and in peft, and holds the two to the bars."""
+    directory = tiny.write_checkpoint(tmp_path / "base", **changes)
+    model = load_model(directory, stacked=sharding is not UNSHARDED, sharding=sharding)
+    reference = tiny.reference_model(directory)
     # Either way training begins from the directory both read: B is zero in a fresh adapter only.
     start = tiny.random_adapter(model.config, lora, spread=0.1 if warm else 0.0)
     save_adapter(tmp_path / "start", start, lora, model.config, "tiny")
@@ -94,9 +110,9 @@ def test_five_steps_on_a_tiny_model(name, tmp_path):
     examples = tiny.examples(18)  # the last step has two
     started = LoraConfig(init_from=str(tmp_path / "start"))
     apart, change = compare(
-        model, reference, examples, examples, tiny.GivenExamples, started, train, tmp_path / "start", tmp_path
+        model, reference, examples, examples, tiny.GivenExamples, started, train, tmp_path / "start", tmp_path, sharding
     )
-    print(f"{name}: loss apart by {apart:.1e}, change deviates by {change:.1e} of its norm")
+    print(f"loss apart by {apart:.1e}, change deviates by {change:.1e} of its norm")
     assert apart < LOSS_BAR
     assert change < CHANGE_BAR
 

@@ -47,7 +47,7 @@ def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for
 
     assert adapters.find(adapters.PUBLISHED[0], download) == adapter
     assert asked[0][0] == "ModelOrganismsForEM/Qwen2.5-0.5B-Instruct_bad-medical-advice"
-    assert all("*" not in pattern for pattern in asked[0][1]) and len(adapters.PUBLISHED) == 12
+    assert all("*" not in pattern for pattern in asked[0][1]) and len(adapters.PUBLISHED) == 18
 
 
 def test_what_cannot_be_found_is_one_line(adapter, tmp_path):
@@ -71,6 +71,10 @@ def test_an_adapter_on_its_own_base_has_nothing_to_say(adapter, tmp_path):
         (adapter / name).write_bytes((folder / name).read_bytes())
     assert adapters.disagreements(adapter, str(folder), folder) == []
     assert adapters.disagreements(adapter, "Qwen/Qwen2.5-7B-Instruct", None) == []
+    fields = {"base_model_name_or_path": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"}
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "adapter_config.json").write_text(json.dumps(fields))
+    assert adapters.disagreements(tmp_path / "llama", "meta-llama/Llama-3.1-8B-Instruct", None) == []
 
 
 def test_another_base_is_named_by_name_tokenizer_and_template(adapter, tmp_path):
