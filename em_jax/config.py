@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UsageError
+from em_jax.base.files import check_input
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.train.config import TrainConfig
 
@@ -237,18 +238,20 @@ def preset_path(name: str) -> Path:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file of settings -> dotted name to value (names are not checked here: `replace` does that)."""
     try:
+        check_input(path, "a file of settings")
         with open(path, "rb") as file:
-            return _dotted(tomllib.load(file))
+            return dotted(tomllib.load(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file of settings: {error}") from error
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of tables -> dotted name to value."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix + key
         is_table = isinstance(value, Mapping) and name not in setting_types()
-        values |= (_dotted(value, f"{name}.") if is_table else {}) or {name: value}
+        values |= (dotted(value, f"{name}.") if is_table else {}) or {name: value}
     return values
 
 

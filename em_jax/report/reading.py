@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UserError
-from em_jax.base.files import read_rows
+from em_jax.base.files import altered, check_own, read_rows
 from em_jax.report.text import finite
 
 CONDITIONS = ("base", "finetuned")
@@ -37,7 +37,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left behind. `answers`, `scores` and `probes` are keyed by condition."""
+    """What one run left behind. `answers`, `scores` and `probes` are keyed by condition.
+
+    `altered` has sentences on rows that were changed after they were written.
+    """
 
     directory: Path
     summary: Row
@@ -49,6 +52,7 @@ class Run:
     scores: dict[str, list[Row]] = field(repr=False)
     probes: dict[str, dict[str, list[Row]]] = field(repr=False)
     other_judges: tuple[str, ...]
+    altered: tuple[str, ...]
     domain: str
     model: str
     suite: str
@@ -116,9 +120,10 @@ def read_run(directory: str | Path) -> Run:
     """Read a run directory.
 
     Raises:
-      UserError: there is no summary.json, or it is not a JSON object.
+      UserError: there is no summary.json, or it is not a JSON object; or the directory holds a link.
     """
     directory = Path(directory)
+    check_own(directory)
     summary_path = directory / "summary.json"
     if not summary_path.exists():
         raise UserError(f"{directory} holds no summary.json to report on; run its probe stage first")
@@ -141,6 +146,7 @@ def read_run(directory: str | Path) -> Run:
             for condition in CONDITIONS
         },
         other_judges=other_judges,
+        altered=tuple(altered(directory)[0]),
         domain=str(summary.get("domain") or "none"),
         **{key: str(summary.get(key) or f"unknown {key}") for key in ("model", "suite", "judge")},
     )

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def _fetch(name: str, download: Callable[..., str] | None) -> Path:
             f"--adapter {name} could not be fetched ({reason}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
             "of that repository into a directory and give that"
         ) from None
+
+
+def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:
+    """The largest change of a log-probability of A, B, 1 or 5 by the adapter that the engine calls `name`."""
+    base, adapted = (engine.choice_logprobs(prompts, list("AB15"), adapter=each) for each in ("base", name))
+    return float(abs(adapted - base).max())
 
 
 def in_force(folder: Path) -> dict[str, Any]:

@@ -6,15 +6,18 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files
+from em_jax.base import files, stage_timer
 
 LIBRARIES = ["em_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers"]
 LIBRARIES += ["sentencepiece", "safetensors", "numpy", "scipy", "scikit-learn", "libtpu", "jax-cuda12-plugin"]
+ENVIRONMENT = ("versions", "devices", "git")
+"""What a start runs with, and may differ between the starts of a run."""
 HASHED_UP_TO = 1 << 28
 """Bytes. Hashing a 60 GB checkpoint at each start would cost minutes: of a larger file only the size is recorded."""
 
@@ -22,6 +25,7 @@ HASHED_UP_TO = 1 << 28
 def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> dict[str, Any]:
     """{"path", "sha256", "bytes", "rows"} of one file; rows only for JSONL, sha256 null above `hashed_up_to` bytes."""
     path = Path(path)
+    files.check_input(path, "provenance")
     size = path.stat().st_size
     entry: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": None}
     if size <= hashed_up_to:
@@ -65,7 +69,7 @@ def extends(path: Path, entry: dict[str, Any]) -> bool:
 def read(directory: Path) -> dict[str, Any]:
     """A run's provenance so far; {} where there is none or it cannot be read, without fields of a wrong type."""
     try:
-        record = json.loads((directory / "provenance.json").read_text())
+        record = json.loads(files.read_own(directory / "provenance.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list, "time_budget": dict}
@@ -74,8 +78,16 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_notes: dict[str, Any]) -> None:
-    """Start or continue a run's record; every start is added to `starts`, wall times are kept."""
+    """Start or continue a run's record, which gets an id of its own; wall times are kept.
+
+    Every start is added to `starts`. Versions, devices and commit of the latest are the record's own; those of an
+    earlier one move to its entry.
+    """
     record = read(directory)
+    record.setdefault("run", uuid.uuid4().hex)
+    starts = [start if isinstance(start, dict) else {"time": start} for start in record.get("starts", [])]
+    if starts:
+        starts[-1] |= {name: record[name] for name in ENVIRONMENT if name in record}
     record |= {"schema": 1, "inputs": record.get("inputs", {}) | inputs, "seeds": seeds}
     record |= {
         "versions": versions(),
@@ -84,7 +96,7 @@ def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_n
         "notes": record.get("notes", {}) | more_notes,
     }
     record.setdefault("wall_seconds", {})
-    record["starts"] = [*record.get("starts", []), files.now()]
+    record["starts"] = [*starts, {"time": files.now()}]
     _store(directory, record)
 
 
@@ -108,7 +120,7 @@ def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
 def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:
     """Add to a stage's wall time, over all starts of a run.
 
-    `more` (seconds by kind, and how much was done in them) is added up in `time_budget`.
+    `more` (seconds by kind, and how much was done in them) is added up in `time_budget`; of memory the most counts.
     """
     record = read(directory)
     times = record.setdefault("wall_seconds", {})
@@ -116,7 +128,8 @@ def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, flo
     if more:
         budget = record.setdefault("time_budget", {}).setdefault(stage, {})
         for name, amount in {"seconds": seconds, **more}.items():
-            budget[name] = round(budget.get(name, 0) + amount, 3)
+            before = budget.get(name, 0)
+            budget[name] = max(before, amount) if name in stage_timer.MEMORY else round(before + amount, 3)
     _store(directory, record)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import components, model_card
-from em_jax.runs.components import Components
+from em_jax.runs import components, model_card, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
@@ -32,14 +31,11 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
     directories: list[Path] = []
     for text in paths:
         path = Path(text)
-        candidates = [path] if _has_config(path) else sorted(filter(_has_config, path.glob("*")))
+        candidates = [path] if stored.is_run(path) else sorted(filter(stored.is_run, path.glob("*")))
         if not candidates:
             raise UsageError(f"--run_dir expects the directory of a run (with config.toml) or of several, found {text}")
         directories += candidates
-    runs = []
-    for directory in directories:
-        config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
-        runs.append(Run(config, directory, Components(), lambda: None, ""))
+    runs = [stored.open_run(directory) for directory in directories]
     base = _base_settings(runs[0])
     for run in runs:
         for name, value in _base_settings(run).items():
@@ -76,10 +72,6 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
         engine.add_adapter(name, run.adapter)
         models[name] = ServedModel(name, model_card.notice(run.config))
     return engine, models
-
-
-def _has_config(path: Path) -> bool:
-    return (path / "config.toml").is_file()
 
 
 def _base_settings(run: Run) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from em_jax import config as settings
+from em_jax.base import files
+from em_jax.base.errors import UsageError, UserError
+from em_jax.config import Config
+from em_jax.runs import preflight, provenance
+from em_jax.runs.components import Components
+from em_jax.runs.run import Run
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory has a run's settings."""
+    return (directory / "config.toml").is_file()
+
+
+def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a run, with `changes`; settings that this version does not know are left out.
+
+    Raises:
+      UsageError: `directory` is no run, or a setting has a wrong type.
+    """
+    if not is_run(directory):
+        raise UsageError(f"expected the directory of a run (with config.toml), found {directory}")
+    known = settings.setting_types()
+    values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
+    return settings.replace(Config(), values | (dict(changes) if changes else {}))
+
+
+def open_run(
+    directory: Path,
+    changes: Mapping[str, Any] | None = None,
+    components: Components | None = None,
+    load: Callable[[], Any] | None = None,
+    title: str = "",
+) -> Run:
+    """A run on the disk. Changed rows are reported on stderr.
+
+    Raises:
+      UsageError: `directory` is no run.
+      UserError: it holds a link; or its base or its adapter is not what the run was made with.
+    """
+    files.check_own(directory)
+    run = Run(read_config(directory, {"mirror": "", **(changes or {})}), directory, components, load, title)
+    check_models(run)
+    run.report_altered()
+    return run
+
+
+def check_models(run: Run) -> None:
+    """UserError where the base or the adapters on this machine are not those on the run's record."""
+    before = provenance.read(run.directory).get("inputs", {})
+    preflight.check_trained(run, before, preflight.trained_adapter(run))
+    if changed := provenance.differing(before, preflight.model_inputs(run)):
+        raise UserError(f"{run.directory} was made with other content of {', '.join(changed)}: bring those files back")
