@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 HIDDEN = "***"
 WORDS = re.compile(
-    r"|v\d{1,2}(alpha|beta)?\d?|api|apis|app|chat|completions|compatible-mode|datasets|endpoints|huggingface|inference"
+    r"|v\d{1,2}(alpha|beta)?\d?|api|apis|app|chat|completions|compatible-mode|datasets|deployments|endpoints|huggingface|inference"
     r"|llm|main|models|openai|paas|raw|resolve"
 )
 """Path segments of public interfaces. Any other may be a token, and is hidden."""

@@ -54,7 +54,8 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
         path_of(file).unlink()
         raise UserError(
             f"{file.source} {file.cache_name}: the first download had sha256 {pinned}, this one "
-            f"{result['sha256']}, and the registry has no checksum for it; nothing was kept. To accept it delete {path_of(file, '.json')}"
+            f"{result['sha256']}, and the registry has no checksum for it; nothing was kept. "
+            f"To accept it delete {path_of(file, '.json')}"
         )
     checks = {
         "sha256 of the registry": file.sha256,

@@ -55,10 +55,10 @@ def run(
         user can act on. What is done stays in the directory.
     """
     components = components or Components()
-    run = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
+    run = Run(config, Path(directory), components, engine or loader(config, directory, components), title)
     with locking.lock(run.directory):
         preflight.check_settings(config, run.directory)
-        run.mirror.check(lambda stored: settings.differing(settings.dotted(stored), config))
+        check_mirror(run)
         pulled = run.mirror.pull()
         preflight.check_settings(config, run.directory)
         run.report_altered()
@@ -79,6 +79,16 @@ def run(
         if budget["seconds"] >= stage_timer.LEAST_S:
             run.log(stage_timer.line(stage, budget, whole))
     return outcome
+
+
+def check_mirror(run: Run) -> None:
+    """Refuse a mirror that is not this run's. Raises as Mirror.check."""
+    run.mirror.check(lambda stored: settings.differing(settings.dotted(stored), run.config))
+
+
+def loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
+    """Loads the engine of a run, its model at the revision on the run's record."""
+    return lambda: components.load(sources.pinned(config, Path(directory)))
 
 
 def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:

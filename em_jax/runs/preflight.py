@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import files
+from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
+from em_jax.formats import hub
+from em_jax.lora.config import CONFIG
 from em_jax.report import starts
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
 from em_jax.runs.run import Run
@@ -74,7 +76,10 @@ def model_inputs(run: Run) -> dict[str, Any]:
         for kind, folder in _input_adapters(run).items()
         for name, entry in provenance.directory_inputs(folder, (".json", ".safetensors")).items()
     }
-    return inputs | {f"model/{name}": entry for name, entry in run.components.model_inputs(run.config).items()}
+    return inputs | {
+        f"model/{name}": entry
+        for name, entry in run.components.model_inputs(sources.pinned(run.config, run.directory)).items()
+    }
 
 
 def check_trained(run: Run, before: dict[str, Any], own: dict[str, Any]) -> None:
@@ -112,6 +117,11 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
     }
     if not sources.is_organism(run.config):
         notes["marks"] = paper_settings.marks(run.config)
+    used = {"model": inputs.get("model/config.json"), "adapter": inputs.get(f"adapter/{CONFIG}")}
+    found = {kind: hub.revision(Path(entry["path"]).parent) for kind, entry in used.items() if entry}
+    known = {kind: commit for kind, commit in found.items() if commit} | provenance.revisions(run.directory)
+    if known:
+        notes["revisions"] = known
     if pulled:
         notes["files_from_mirror"] = pulled
     for kind, folder in _input_adapters(run).items():
@@ -135,8 +145,8 @@ def known_judges(run: Run) -> dict[str, Any]:
     """
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
-        now = judge.describe()
-        before = known.setdefault(judge.name, now)
+        now = _public(judge.describe())
+        before = known[judge.name] = _public(known.get(judge.name, now))
         differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
         if differing:
             raise UserError(
@@ -144,6 +154,11 @@ def known_judges(run: Run) -> dict[str, Any]:
                 "scores of different judges are never mixed"
             )
     return known
+
+
+def _public(description: dict[str, Any]) -> dict[str, Any]:
+    """A judge's description with the public parts of its address."""
+    return description | ({"url": addresses.public(url)} if (url := description.get("url")) else {})
 
 
 def take_base(run: Run, source: Path) -> None:

@@ -18,6 +18,8 @@ LIBRARIES = ["em_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tr
 LIBRARIES += ["sentencepiece", "safetensors", "numpy", "scipy", "scikit-learn", "libtpu", "jax-cuda12-plugin"]
 ENVIRONMENT = ("versions", "devices", "git")
 """What a start runs with, and may differ between the starts of a run."""
+OF_MODELS = {"model", "adapter", "init_from"}
+WEIGHTS = (".safetensors", ".safetensors.index.json")
 HASHED_UP_TO = 1 << 28
 """Bytes. Hashing a 60 GB checkpoint at each start would cost minutes: of a larger file only the size is recorded."""
 
@@ -28,6 +30,8 @@ def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> d
     files.check_input(path, "provenance")
     size = path.stat().st_size
     entry: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": None}
+    if path.is_symlink() and (target := path.resolve()).parent.name == "blobs":
+        entry["blob"] = target.name  # in the Hugging Face cache: of a large file the sha256 that the Hub states
     if size <= hashed_up_to:
         data = path.read_bytes()
         entry["sha256"] = hashlib.sha256(data).hexdigest()
@@ -51,13 +55,24 @@ def directory_inputs(
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The inputs in both records whose content differs; paths may differ, as a run can move between machines."""
+    """The inputs of both records whose content differs, and files of weights that only one of them has.
 
-    def content(entry: dict[str, Any], other: dict[str, Any]) -> tuple:
-        return entry.get("sha256"), entry.get("rows"), entry.get("bytes") if "bytes" in other else None
+    Paths may differ, as a run can move between machines.
+    """
 
-    both = sorted(set(before) & set(now))
-    return [name for name in both if content(before[name], now[name]) != content(now[name], before[name])]
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        if one.get("sha256") and one.get("sha256") == other.get("sha256"):
+            return one.get("rows") == other.get("rows")
+        both = [name for name in ("bytes", "blob") if name in one and name in other]
+        return all(one.get(name) == other.get(name) for name in ("sha256", "rows", *both))
+
+    def weights(record: dict[str, Any], kinds: set[str]) -> set[str]:
+        return {name for name in record if name.partition("/")[0] in kinds and name.endswith(WEIGHTS)}
+
+    # Weights in other files are other weights.
+    kinds = {name.partition("/")[0] for name in before} & {name.partition("/")[0] for name in now} & OF_MODELS
+    moved = weights(before, kinds) ^ weights(now, kinds)
+    return sorted({name for name in set(before) & set(now) if not same(before[name], now[name])} | moved)
 
 
 def extends(path: Path, entry: dict[str, Any]) -> bool:
@@ -103,6 +118,12 @@ def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_n
 def notes(directory: Path) -> dict[str, Any]:
     """A run's notes so far."""
     return read(directory).get("notes", {})
+
+
+def revisions(directory: Path) -> dict[str, Any]:
+    """The commits at which a run's model and adapter were first fetched from the Hugging Face Hub, by use."""
+    value = notes(directory).get("revisions")
+    return value if isinstance(value, dict) else {}
 
 
 def add_notes(directory: Path, **more: Any) -> None:

@@ -43,7 +43,7 @@ def rescore(
       UserError: no such judge, no answers, another result in the way, or the judge's server refuses.
     """
     with locking.lock(directory):
-        stored.open_run(directory, components=components)
+        stored.open_run(directory, components=components, with_base=False)
         config = settings.replace(_config(directory, judge, judge_model), changes or {})
         run = Run(settings.validate(config), directory, components)
         if "://" in judge:

@@ -97,7 +97,7 @@ class Run:
     def adapter(self) -> Path | None:
         """The adapter's directory: that of --adapter (fetched where it is an id), or the run's own, or None."""
         if self.config.adapter:
-            return adapters.find(self.config.adapter)
+            return adapters.find(sources.at_revision(self.config.adapter, "adapter", self.directory))
         return self.directory / "adapter" if self.trains else None
 
     def require_adapter(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import components, model_card, stored
+from em_jax.runs import components, model_card, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
@@ -66,7 +66,7 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
     named = runs_by_name(runs)
-    engine = components.load(config)
+    engine = components.load(sources.pinned(config, runs[0].directory))
     models = {BASE: ServedModel(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)

@@ -115,7 +115,7 @@ def load_models(directories: Sequence[Path], components: Components | None = Non
     names = [model.name for model in tuned]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
-    engine = components.bare(components.load(runs[0].config))
+    engine = components.bare(components.load(sources.pinned(runs[0].config, runs[0].directory)))
     for model in tuned:
         engine.add_adapter(model.name, model.run.adapter)
     return ModelSet(engine, (_model(BASE, runs[0]), *tuned))

@@ -74,7 +74,7 @@ def study(
     hashes = {str(step): adapter_hashes(path) for step, path in kept.items()}
     with locking.lock(out):
         check_settings(out, {"settings": compared, "together": options.together, "adapters": hashes})
-        load = functools.cache(lambda: components.load(config))
+        load = functools.cache(lambda: components.load(sources.pinned(config, run_dir)))
         run = Run(config, out, components, load, f"[path of {run_dir.name}] ")
         subjects = {
             step: Subject(str(step), out / f"step-{step:06d}", run.judge, "finetuned" if step else "base")
