@@ -26,8 +26,10 @@ KEY = ("id", "sample", "first")
 """The fields that tell a file's rows apart."""
 PARTIAL = re.compile(r"\..+\.\d+\.partial")
 """The names of half-written files: the file's own and the process that writes it."""
-MOST_JSON_BYTES = 1 << 28
+MOST_JSON_BYTES = 1 << 26
 """A larger file is no tokenizer, index or record."""
+MOST_ROW_BYTES = 1 << 32
+"""A larger file of rows is not read into memory."""
 _REMOVE = "it was not written by a run: take the line out, or put a copy of the file back"
 
 
@@ -205,6 +207,8 @@ def read_own(path: Path) -> bytes:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UserError(f"{path}: expected a file of a run, found {kind(path)}")
+        if (size := os.fstat(descriptor).st_size) > MOST_ROW_BYTES:
+            raise UserError(f"{path}: refused, {size:,} bytes; at most {MOST_ROW_BYTES:,} are read")
         return file.read()
 
 
@@ -254,9 +258,11 @@ def check_inputs(folder: str | os.PathLike) -> None:
 
 
 def check_input(path: str | os.PathLike, what: str) -> None:
-    """Refuse an input that is there and no plain file, before it is opened; `what` names it. UserError."""
+    """Refuse an input that is no plain file, or too large to read, before it is opened; `what` names it. UserError."""
     if (found := kind(path, follow=True)) not in ("a file", ""):
-        raise UserError(f"{what} expects a file, found {found} at {path}")
+        raise UserError(f"{what}: expected a file, found {found} at {path}")
+    if found and (size := os.path.getsize(path)) > MOST_ROW_BYTES:
+        raise UserError(f"{what}: refused, {path} has {size:,} bytes; at most {MOST_ROW_BYTES:,} are read")
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> Path:

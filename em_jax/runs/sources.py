@@ -51,6 +51,7 @@ def rows(config: Config) -> list[list[dict[str, str]]]:
       UserError: the file is wrong (by file and line), or the domain's rows are not on this machine.
     """
     if config.data:
+        files.check_input(config.data, "--data")
         return domain_rows.read(config.data)
     if not is_organism(config):
         return cache.load(registry.SETS[config.domain]).rows
