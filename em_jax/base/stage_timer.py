@@ -19,7 +19,7 @@ EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/wait
 WORDS = {LOADING: "loading", COMPILING: "compiling", WAITING: "waiting for the device"}
 PEAK, DEVICE_PEAK = "peak_bytes", "device_peak_bytes"
 """A stage's most memory in use: of this process, and of one device since the process began."""
-MEMORY = {PEAK: "", DEVICE_PEAK: " of the device's"}
+MEMORY = {PEAK: " of memory", DEVICE_PEAK: " of the device's"}
 LEAST_S = 0.1
 """A stage that took less had nothing to do; it gets no line."""
 
@@ -89,7 +89,7 @@ def line(stage: str, budget: Mapping[str, float], whole: float) -> str:
         parts.append(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s")
     parts += [f"{words} {budget[kind] / seconds:.0%}" for kind, words in WORDS.items() if budget.get(kind)]
     memory = [f"{budget[name] / 1e9:.2f} GB{where}" for name, where in MEMORY.items() if budget.get(name)]
-    parts += [f"at most {' and '.join(memory)} of memory"] if memory else []
+    parts += [f"at most {' and '.join(memory)}"] if memory else []
     return "time: " + "; ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from em_jax.runs.run import Run
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory has a run's settings."""
-    return (directory / "config.toml").is_file()
+    """Whether a directory has a run's settings, whatever they are: `open_run` says what is wrong with them."""
+    return os.path.lexists(directory / "config.toml")
 
 
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:

@@ -91,6 +91,6 @@ def test_the_peak_memory_is_that_of_the_stage():
     del block
     assert most - before > 0.9 * (1 << 27)
     assert "at most 0.13 GB of memory" in line("probe", {"seconds": 1.0, PEAK: 1 << 27}, 2.0)
-    assert "0.13 GB and 1.07 GB of the device's" in line(
+    assert "0.13 GB of memory and 1.07 GB of the device's" in line(
         "probe", {"seconds": 1.0, PEAK: 1 << 27, "device_peak_bytes": 1 << 30}, 2.0
     )
