@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 
 import pytest
 from runs.test_experiment import config
@@ -399,5 +400,6 @@ def test_the_command_refuses_and_says_how_long_and_how_large(tmp_path, monkeypat
     odd = "odd  name\n\x1b'$x"
     assert launch.main([*words, "--run_dir", odd]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    words_again = os.popen(f"bash -c 'printf %s\\\\0 \"$@\"' -- {last.partition('go on with: ')[2]}").read().split("\0")
-    assert odd in words_again
+    script = f"printf '%s\\0' {last.partition('go on with: ')[2]}"
+    read_back = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=20).stdout
+    assert odd in read_back.split("\0")
