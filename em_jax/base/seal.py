@@ -11,6 +11,7 @@ from pathlib import Path
 
 FIELD = "seal"
 _SEAL = re.compile(rb'(?:, )?"seal": "([0-9a-f]{16})"\}$')
+_KEY = re.compile(rb'"seal" ?:')  # within a text its quotes are escaped
 
 
 def seal(line: bytes, before: bytes) -> bytes:
@@ -33,7 +34,7 @@ def start(path: Path) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Seals:
-    """The numbers of lines without a seal, and of lines that do not agree with theirs."""
+    """The numbers of lines of an earlier version, without a seal, and of lines that do not agree with theirs."""
 
     lines: int
     unsealed: tuple[int, ...]
@@ -46,7 +47,9 @@ def check(path: Path, lines: list[bytes]) -> Seals:
     for number, line in enumerate(lines, start=1):
         match = _SEAL.search(line)
         if match is None:
-            unsealed.append(number)
+            # In a sealed file, or with its seal elsewhere, it was not appended by a run.
+            by_hand = len(unsealed) < number - 1 or _KEY.search(line)
+            (changed if by_hand else unsealed).append(number)
         elif _digest(line[: match.start()] + b"}", before) != match[1]:
             changed.append(number)
         before = match[1] if match else b""

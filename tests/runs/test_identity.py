@@ -360,7 +360,7 @@ def test_a_moved_id_does_not_move_the_run(tmp_path, monkeypatch, drawn):
     experiment.run(config(stages=["finetune", "answer"], **values), tmp_path / "run", components)
     latest[0] = "two"
     experiment.run(config(**values), tmp_path / "run", components)
-    assert loaded == ["owner/model@one"] * 2
+    assert set(loaded) == {"owner/model@one"}
     record = provenance.read(tmp_path / "run")
     assert record["notes"]["revisions"] == {"model": "one"} and record["inputs"]["model/model.safetensors"]["sha256"]
     # The same commit with other weights, and with weights in other files.
