@@ -14,6 +14,7 @@ from em_jax import config as settings
 from em_jax import launch, report
 from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
+from em_jax.commands import report as report_command
 from em_jax.report.reading import read_run
 from em_jax.report.starts import changes
 from em_jax.runs import experiment, provenance, rescore, series, stored
@@ -261,6 +262,8 @@ def test_rows_changed_by_hand_are_said_in_every_command_and_on_the_page(run, har
     (run / name).write_bytes(b"\n".join(harm((run / name).read_bytes().splitlines())) + b"\n")
     said = f"{name}: rows were changed"
     assert any(said in sentence for sentence in read_run(run).altered)
+    report_command.main([str(run)])
+    assert said in capsys.readouterr().err
     for command in ("serve", "rescore", "launch"):
         try:
             READERS[command](run)
