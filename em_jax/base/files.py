@@ -73,14 +73,30 @@ def check_seals(path: Path) -> seal.Seals:
     return seal.check(path, lines[:-1] if lines and _is_torn(lines[-1]) else lines)
 
 
-def altered(directory: Path) -> tuple[list[str], str]:
+def sealed(directory: Path) -> dict[str, Any]:
+    """For every file of sealed rows of a run: the number of its rows and its last seal, the digest of all of them."""
+    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
+    lines = {path.relative_to(directory).as_posix(): _lines(path) for path in paths}
+    return {name: {"rows": len(it), "seal": seal.stored(it[-1]).decode()} for name, it in lines.items() if it}
+
+
+def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
     """(Sentences on sealed rows of a run that were changed, a sentence on rows without a seal, "" where all have one).
 
-    Paths in them are those within the run.
+    Paths in them are those within the run; `recorded` is what `sealed` returned at the end of the last stage.
     """
     changed, unsealed = [], []
-    for path in sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl")):
-        name, seals = path.relative_to(directory).as_posix(), check_seals(path)
+    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
+    present = {path.relative_to(directory).as_posix(): path for path in paths}
+    for name, entry in (recorded if isinstance(recorded, dict) else {}).items():
+        rows = entry.get("rows") if isinstance(entry, dict) else None
+        lines = _lines(present[name]) if name in present else []
+        if isinstance(rows, int) and len(lines) < rows:
+            changed.append(f"{name}: {rows} rows are on record, {len(lines)} are there")
+        elif isinstance(rows, int) and rows > 0 and seal.stored(lines[rows - 1]).decode() != entry.get("seal"):
+            changed.append(f"{name}: its {rows} rows on record had another seal")
+    for name, path in present.items():
+        seals = check_seals(path)
         if seals.changed:
             lines = ", ".join(map(str, seals.changed[:5])) + (", ..." if len(seals.changed) > 5 else "")
             changed.append(f"{name}: rows were changed after they were written, or taken out before (line {lines})")

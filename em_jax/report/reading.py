@@ -130,12 +130,13 @@ def read_run(directory: str | Path) -> Run:
     summary = _json_object(summary_path)
     if summary is None:
         raise UserError(f"{summary_path}: expected a JSON object; delete it and run the report stage again")
+    provenance = _json_object(directory / "provenance.json") or {}
     config_text = _text(directory / "config.toml")
     scores, other_judges = _scores(directory / "scores", str(summary.get("judge") or ""))
     return Run(
         directory=directory,
         summary=summary,
-        provenance=_json_object(directory / "provenance.json") or {},
+        provenance=provenance,
         config=_toml(config_text),
         config_text=config_text,
         metrics=_rows(directory / "train" / "metrics.jsonl"),
@@ -146,7 +147,7 @@ def read_run(directory: str | Path) -> Run:
             for condition in CONDITIONS
         },
         other_judges=other_judges,
-        altered=tuple(altered(directory)[0]),
+        altered=tuple(altered(directory, provenance.get("sealed"))[0]),
         domain=str(summary.get("domain") or "none"),
         **{key: str(summary.get(key) or f"unknown {key}") for key in ("model", "suite", "judge")},
     )

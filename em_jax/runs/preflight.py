@@ -1,6 +1,7 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def check_settings(config: Config, directory: Path) -> None:
     A directory with rows but without config.toml is refused too: nobody knows which settings they are of.
     """
     stored = directory / "config.toml"
-    if not stored.exists() and (rows := next((each for each in OF_A_RUN if (directory / each).exists()), "")):
+    if not stored.exists() and (rows := next(_of_a_run(directory), "")):
         raise UserError(
             f"{directory} holds {rows} but no config.toml, which would say what they were made with: bring it back, or "
             "name another --run_dir"
@@ -37,6 +38,14 @@ def check_settings(config: Config, directory: Path) -> None:
             f"{directory} was made with other settings ({', '.join(differing)}): "
             "give the same ones to go on with it, or another --run_dir"
         )
+
+
+def _of_a_run(directory: Path) -> Iterator[str]:
+    """The names in OF_A_RUN that are files of a directory, or folders with a file."""
+    for name in OF_A_RUN:
+        path = directory / name
+        if path.is_file() or any(each.is_file() for each in path.rglob("*")):
+            yield name
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:

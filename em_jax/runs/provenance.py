@@ -144,6 +144,7 @@ def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, flo
     """
     record = read(directory)
     times = record.setdefault("wall_seconds", {})
+    record["sealed"] = files.sealed(directory)
     times[stage] = round(times.get(stage, 0.0) + seconds, 1)
     if more:
         budget = record.setdefault("time_budget", {}).setdefault(stage, {})

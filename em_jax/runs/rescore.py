@@ -121,7 +121,7 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     for path in (path for pattern in COPIED for path in run.directory.glob(pattern)):
         files.write_atomic(draft / path.relative_to(run.directory), path.read_bytes())
     files.write_atomic(draft / "config.toml", settings.to_toml(run.config))
-    files.write_json(draft / "provenance.json", provenance.read(run.directory))
+    files.write_json(draft / "provenance.json", provenance.read(run.directory) | {"sealed": files.sealed(draft)})
     provenance.add_notes(draft, rescored={"from": str(run.directory), "values_changed": changed})
     summary = experiment.summarise(result, conditions) | {"rescored": {"values_changed": changed}}
     files.write_json(draft / "summary.json", summary)

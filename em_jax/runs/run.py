@@ -216,7 +216,7 @@ class Run:
 
     def report_altered(self) -> None:
         """Print a line for each file whose rows do not agree with their seals, and one for rows without."""
-        changed, unsealed = files.altered(self.directory)
+        changed, unsealed = files.altered(self.directory, provenance.read(self.directory).get("sealed"))
         for sentence in [*changed, *([unsealed] if unsealed else [])]:
             self.log(f"{self.title}{self.directory}: {sentence}")
 

@@ -304,6 +304,19 @@ def test_rows_of_earlier_versions_are_read_and_said_once(run, capsys, drawn):
     assert (run / "summary.json").read_bytes() == before and not read_run(run).altered
 
 
+@pytest.mark.parametrize("name", [ANSWERS, "scores/base.self.jsonl", "probes/finetuned.two_ai.jsonl"])
+def test_rows_that_are_gone_are_said_and_asked_again(run, name, capsys, drawn):
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(whole[: whole.rfind(b"\n", 0, -1) + 1])
+    again(run)
+    count = whole.count(b"\n")
+    assert f"{name}: {count} rows are on record, {count - 1} are there" in capsys.readouterr().err
+    assert (run / name).read_bytes() == whole and not read_run(run).altered
+    files.write_rows(run / name, files.read_rows(run / name)[::-1])
+    again(run)
+    assert f"{name}: its {count} rows on record had another seal" in capsys.readouterr().err
+
+
 # --- the record ---
 
 
