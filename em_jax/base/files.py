@@ -57,7 +57,9 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
             start, why = line[:60].decode("utf-8", "replace"), f" ({error})" if isinstance(error, _Doubled) else ""
             raise UserError(f"{path}:{number}: expected a JSON object on each line, found {start!r}{why}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object, found {line[:60].decode()!r}; {_REMOVE}")
+            raise UserError(
+                f"{path}:{number}: expected a JSON object, found {line[:60].decode('utf-8', 'replace')!r}; {_REMOVE}"
+            )
         row.pop(seal.FIELD, None)
         if "id" in row:
             key = tuple(json.dumps(row.get(name)) for name in KEY)
