@@ -100,8 +100,8 @@ def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
     for name, path in present.items():
         seals = check_seals(path)
         if seals.changed:
-            lines = ", ".join(map(str, seals.changed[:5])) + (", ..." if len(seals.changed) > 5 else "")
-            changed.append(f"{name}: rows were changed after they were written, or taken out before (line {lines})")
+            numbers = ", ".join(map(str, seals.changed[:5])) + (", ..." if len(seals.changed) > 5 else "")
+            changed.append(f"{name}: rows were changed after they were written, or taken out before (line {numbers})")
         if seals.unsealed:
             unsealed.append(f"{name} ({len(seals.unsealed)} of {seals.lines})")
     reason = "rows without a seal, of an earlier version or by hand: changes in them are not noticed: "
@@ -255,7 +255,7 @@ def check_own(directory: str | os.PathLike) -> None:
     Raises:
       UserError: the first link, FIFO, socket or device, by its path.
     """
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names in os.walk(Path(directory)):
         for name in sorted(folders) + sorted(names):
             path = Path(folder, name)
             if (found := kind(path)) not in ("a file", "a directory", ""):

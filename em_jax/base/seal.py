@@ -43,7 +43,9 @@ class Seals:
 
 def check(path: Path, lines: list[bytes]) -> Seals:
     """Checks every line (without newline) of a file."""
-    before, unsealed, changed = start(path), [], []
+    before = start(path)
+    unsealed: list[int] = []
+    changed: list[int] = []
     for number, line in enumerate(lines, start=1):
         match = _SEAL.search(line)
         if match is None:
