@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from em_jax.base import runtime
 from em_jax.base.errors import UserError
@@ -30,10 +31,10 @@ def fetch(name: str, patterns: Sequence[str], download: Callable[..., str] | Non
     import huggingface_hub
 
     repository, _, revision = name.partition("@")
-    pinned = {"revision": revision} if revision else {}
+    pinned: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        download = download or huggingface_hub.snapshot_download
-        return pathlib.Path(download(repository, allow_patterns=list(patterns), **pinned))
+        get: Callable[..., Any] = download or huggingface_hub.snapshot_download
+        return pathlib.Path(get(repository, allow_patterns=list(patterns), **pinned))
     except Exception as error:  # the hub raises what its transport raises
         kind = type(error).__name__
         raise UserError(ERRORS.get(kind, f"{kind}: {' '.join(str(error).split())[:160]}")) from None
