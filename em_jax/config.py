@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from em_jax.base import addresses
 from em_jax.base.errors import UsageError
+from em_jax.base.files import check_input
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.train.config import TrainConfig
 
@@ -28,6 +30,7 @@ NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.co
 NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
 """What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
 which change no figure. A run that ran out of memory must be free to change these."""
+ALSO = "judge.also"
 OLD_VALUES = {"train.remat": {"true": "full", "false": "none"}}
 """Values of earlier versions and their present names."""
 
@@ -237,26 +240,37 @@ def preset_path(name: str) -> Path:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file of settings -> dotted name to value (names are not checked here: `replace` does that)."""
     try:
+        check_input(path, "a file of settings")
         with open(path, "rb") as file:
-            return _dotted(tomllib.load(file))
+            return dotted(tomllib.load(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file of settings: {error}") from error
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of tables -> dotted name to value."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
         name = prefix + key
         is_table = isinstance(value, Mapping) and name not in setting_types()
-        values |= (_dotted(value, f"{name}.") if is_table else {}) or {name: value}
+        values |= (dotted(value, f"{name}.") if is_table else {}) or {name: value}
     return values
 
 
 def to_toml(config: Config) -> str:
-    """Every setting in force as a TOML document that `read_toml` reads back to the same Config."""
+    """Every setting in force as a TOML document that `read_toml` reads back to the same Config.
+
+    Of addresses only the public parts are written (base/addresses.py).
+    """
     import tomli_w
 
-    return tomli_w.dumps(_plain(dataclasses.asdict(config)))
+    return tomli_w.dumps(_plain(dataclasses.asdict(replace(config, _public(flatten(config))))))
+
+
+def _public(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are addresses, without what may be secret in them."""
+    also = [f"{model}{at}{addresses.public(url)}" for model, at, url in (it.partition("@") for it in values[ALSO])]
+    return {"judge.url": addresses.public(values["judge.url"]), ALSO: also}
 
 
 def _plain(value: Any) -> Any:
@@ -273,10 +287,10 @@ def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     A setting that is not stored has its default, so a directory outlives a new setting; an unknown one differs.
     """
     before = flatten(replace(Config(), {name: value for name, value in stored.items() if name in setting_types()}))
+    now = flatten(config)
+    before, now = before | _public(before), now | _public(now)
     unknown = sorted(set(stored) - set(before))
-    return unknown + [
-        name for name, value in flatten(config).items() if name not in NOT_COMPARED and before[name] != value
-    ]
+    return unknown + [name for name, value in now.items() if name not in NOT_COMPARED and before[name] != value]
 
 
 def validate(config: Config) -> Config:

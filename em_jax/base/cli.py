@@ -54,13 +54,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def command(
     name: str, work: Callable[[Sequence[str]], None], arguments: Sequence[str], *, resumes: bool = False
 ) -> int:
-    """Run a command; returns its exit status (0 done, 1 failed, 2 wrong usage) and prints one line for a failure.
+    """Run a command; returns its exit status and prints one line for a failure.
 
+    The status is 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.
     Where a command `resumes`, the line of a failure ends with the command that continues the work.
     """
     python = os.path.relpath(sys.executable)
     python = sys.executable if python.startswith(os.pardir) else python
-    again = f"; go on with: {python} -m {name} {shlex.join(arguments)}" if resumes else ""
+    again = f"; go on with: {python} -m {name} {' '.join(map(_word, arguments))}" if resumes else ""
     try:
         _stop_on_sigterm()
         if not _verbose(arguments):
@@ -73,13 +74,14 @@ def command(
     except UsageError as error:
         return fail(name, arguments, f"wrong usage: {error}", 2)
     except UserError as error:
-        return fail(name, arguments, str(error) + (again if isinstance(error, Unfinished) else ""), 1)
+        return fail(name, arguments, str(error), 1, again if isinstance(error, Unfinished) else "")
     except (KeyboardInterrupt, Stopped) as error:
         word = "interrupted" if isinstance(error, KeyboardInterrupt) else "asked to stop (SIGTERM)"
-        return fail(name, arguments, f"{word}; what is done is kept{again}", 1)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1
+        return fail(name, arguments, f"{word}; what is done is kept", status, again)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where){again}", 1)
+        return fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where)", 1, again)
 
 
 def _stop_on_sigterm() -> None:
@@ -92,12 +94,29 @@ def _stop_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def fail(name: str, arguments: Sequence[str], line: str, status: int) -> int:
-    """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status."""
+def _word(argument: str) -> str:
+    """An argument as a shell reads it back; what does not print is written as bytes, so that it stays on its line."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    parts = [text if text.isprintable() and text not in "\\'" else _escaped(text) for text in argument]
+    return f"$'{''.join(parts)}'"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(text))
+
+
+def fail(name: str, arguments: Sequence[str], line: str, status: int, again: str = "") -> int:
+    """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status.
+
+    `again`, the end of the line, is printed as it is.
+    """
     if _verbose(arguments):
         traceback.print_exc()
     # A module's name where it is one, else the command as it is typed.
-    print(f"{name.replace('em_jax ', 'em-jax ')}: {sanitize(' '.join(line.split()))}", file=sys.stderr, flush=True)
+    print(
+        f"{name.replace('em_jax ', 'em-jax ')}: {sanitize(' '.join(line.split()))}{again}", file=sys.stderr, flush=True
+    )
     return status
 
 

@@ -4,47 +4,141 @@ A JSONL file grows by whole lines, and a torn last line is dropped at the next s
 under a temporary name and renamed, so it is complete or absent.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from em_jax.base import seal
 from em_jax.base.errors import UserError
 
 Row = dict[str, Any]
+SEALED = ("answers", "scores", "probes")
+"""The folders of a run whose rows are checked against their seals."""
+KEY = ("id", "sample", "first")
+"""The fields that tell a file's rows apart."""
+PARTIAL = re.compile(r"\..+\.\d+\.partial")
+"""The names of half-written files: the file's own and the process that writes it."""
+MOST_JSON_BYTES = 1 << 26
+"""A larger file is no tokenizer, index or record."""
+MOST_ROW_BYTES = 1 << 32
+"""A larger file of rows is not read into memory."""
+_REMOVE = "it was not written by a run: take the line out, or put a copy of the file back"
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """The rows of a JSONL file, [] where there is none; a torn last line (no newline, or not JSON) is left out.
+    """The rows of a JSONL file without their seals, [] where there is none; a torn last line is left out.
+
+    Torn is a line without a newline, or a last one that is not JSON.
 
     Raises:
-      UserError: a line before the last is not a JSON object, so the file was not made by a killed run.
+      UserError: the file is a link or no file; or a line, named by its number, is no JSON object in UTF-8, names a
+        field twice, or has the key (id, sample, first) of another. No killed run leaves any of these.
     """
     path = Path(path)
-    if not path.exists():
-        return []
-    whole, _ = _split_torn(path.read_bytes())
-    rows = []
-    lines = whole.decode("utf-8", errors="replace").split("\n")[:-1]
+    lines = _lines(path)
+    rows: list[Row] = []
+    numbers: dict[tuple, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); {_REMOVE}") from None
         except (ValueError, RecursionError) as error:
-            if number == len(lines):
+            if number == len(lines) and not isinstance(error, _Doubled):
                 break
-            raise UserError(f"{path}:{number}: expected a JSON object on each line, found {line[:60]!r}") from error
+            start, why = line[:60].decode("utf-8", "replace"), f" ({error})" if isinstance(error, _Doubled) else ""
+            raise UserError(f"{path}:{number}: expected a JSON object on each line, found {start!r}{why}") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}:{number}: expected a JSON object, found {line[:60].decode('utf-8', 'replace')!r}; {_REMOVE}"
+            )
+        row.pop(seal.FIELD, None)
+        if "id" in row:
+            key = tuple(json.dumps(row.get(name)) for name in KEY)
+            if (first := numbers.setdefault(key, number)) != number:
+                raise UserError(f"{path}:{number}: the row {', '.join(key)} stands in line {first} already; {_REMOVE}")
         rows.append(row)
     return rows
 
 
-class Appender:
-    """A context manager that appends rows to a JSONL file, each written whole; drops a torn last line first.
+def check_seals(path: Path) -> seal.Seals:
+    """Which rows of a file have no seal, and which do not agree with theirs; a torn last line does not count."""
+    lines = _lines(path)
+    return seal.check(path, lines[:-1] if lines and _is_torn(lines[-1]) else lines)
 
-    `durable` also calls fsync after every row, which is needed only to survive the machine's own crash.
+
+def sealed(directory: Path) -> dict[str, Any]:
+    """For every file of sealed rows of a run: the number of its rows and its last seal, the digest of all of them."""
+    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
+    lines = {path.relative_to(directory).as_posix(): _lines(path) for path in paths}
+    return {name: {"rows": len(it), "seal": seal.stored(it[-1]).decode()} for name, it in lines.items() if it}
+
+
+def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
+    """(Sentences on sealed rows of a run that were changed, a sentence on rows without a seal, "" where all have one).
+
+    Paths in them are those within the run; `recorded` is what `sealed` returned at the end of the last stage.
+    """
+    changed, unsealed = [], []
+    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
+    present = {path.relative_to(directory).as_posix(): path for path in paths}
+    for name, entry in (recorded if isinstance(recorded, dict) else {}).items():
+        rows = entry.get("rows") if isinstance(entry, dict) else None
+        lines = _lines(present[name]) if name in present else []
+        if isinstance(rows, int) and len(lines) < rows:
+            changed.append(f"{name}: {rows} rows are on record, {len(lines)} are there")
+        elif isinstance(rows, int) and rows > 0 and seal.stored(lines[rows - 1]).decode() != entry.get("seal"):
+            changed.append(f"{name}: its {rows} rows on record had another seal")
+    for name, path in present.items():
+        seals = check_seals(path)
+        if seals.changed:
+            numbers = ", ".join(map(str, seals.changed[:5])) + (", ..." if len(seals.changed) > 5 else "")
+            changed.append(f"{name}: rows were changed after they were written, or taken out before (line {numbers})")
+        if seals.unsealed:
+            unsealed.append(f"{name} ({len(seals.unsealed)} of {seals.lines})")
+    reason = "rows without a seal, of an earlier version or by hand: changes in them are not noticed: "
+    return changed, reason + ", ".join(unsealed) if unsealed else ""
+
+
+class _Doubled(ValueError):
+    """A JSON object names a field twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _Doubled("a field stands twice in it")
+    return row
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines of a file of rows, without their newlines."""
+    whole, _ = _split_torn(read_own(path) if os.path.lexists(path) else b"")
+    return whole.split(b"\n")[:-1]
+
+
+def _is_torn(line: bytes) -> bool:
+    try:
+        json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+class Appender:
+    """A context manager that appends sealed rows to a JSONL file, each written whole; drops a torn last line first.
+
+    A link is refused, and a file with a second name (a hard link, as some backups make) is copied first, so that only
+    this directory's file grows. `durable` also calls fsync after every row, which is needed only to survive the
+    machine's own crash.
     """
 
     def __init__(self, path: str | os.PathLike, durable: bool = False):
@@ -53,8 +147,9 @@ class Appender:
 
     def __enter__(self) -> "Appender":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_line()
-        self._file = open(self.path, "ab", buffering=0)
+        self._before = self._drop_torn_line()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._file = open(self.path, "ab", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))
         return self
 
     def __exit__(self, *exc) -> None:
@@ -62,26 +157,28 @@ class Appender:
 
     def write(self, row: Row) -> None:
         """Append one row. Raises ValueError for a row that is not JSON (NaN and infinities included)."""
-        view = memoryview(_line(row))
+        line = seal.seal(_line(row)[:-1], self._before)
+        view = memoryview(line + b"\n")
         while view:
             view = view[self._file.write(view) :]
+        self._before = seal.stored(line)
         if self.durable:
             os.fsync(self._file.fileno())
 
-    def _drop_torn_line(self) -> None:
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole, torn = _split_torn(data)
-        if whole:
-            start = whole.rstrip(b"\n").rfind(b"\n") + 1
-            try:
-                json.loads(whole[start:])
-            except (ValueError, RecursionError):
-                whole, torn = whole[:start], whole[start:] + torn
-        if torn:
+    def _drop_torn_line(self) -> bytes:
+        """Truncates the file to its whole lines; returns the seal that the next one follows."""
+        if not os.path.lexists(self.path):
+            return seal.start(self.path)
+        whole, torn = _split_torn(read_own(self.path))
+        last = whole.rstrip(b"\n").rfind(b"\n") + 1
+        if whole and _is_torn(whole[last:]):
+            whole, torn = whole[:last], whole[last:] + torn
+        if os.stat(self.path).st_nlink > 1:
+            write_atomic(self.path, whole)
+        elif torn:
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
+        return seal.stored(whole.rstrip(b"\n").rsplit(b"\n", 1)[-1]) if whole else seal.start(self.path)
 
 
 def _line(row: Row) -> bytes:
@@ -108,8 +205,82 @@ def keep_rows(path: str | os.PathLike, keep: Callable[[Row], bool]) -> list[Row]
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
-    """Write a whole JSONL file."""
-    return write_atomic(path, b"".join(map(_line, rows)))
+    """Write a whole JSONL file of sealed rows."""
+    before, lines = seal.start(Path(path)), []
+    for row in rows:
+        lines.append(seal.seal(_line(row)[:-1], before))
+        before = seal.stored(lines[-1])
+    return write_atomic(path, b"".join(line + b"\n" for line in lines))
+
+
+def read_own(path: Path) -> bytes:
+    """A file of a run directory. UserError where it is a link or no plain file: neither is followed or waited for."""
+    try:
+        # Without O_NONBLOCK the opening of a FIFO waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UserError(f"{path}: expected a file of a run, found {kind(path)}") from None
+        raise
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path}: expected a file of a run, found {kind(path)}")
+        if (size := os.fstat(descriptor).st_size) > MOST_ROW_BYTES:
+            raise UserError(f"{path}: refused, {size:,} bytes; at most {MOST_ROW_BYTES:,} are read")
+        return file.read()
+
+
+KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a file",
+}
+
+
+def kind(path: str | os.PathLike, follow: bool = False) -> str:
+    """What stands at a path, in words; "" where there is nothing. A link is one, unless it is followed."""
+    try:
+        return KINDS[stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)]
+    except OSError:
+        return ""
+
+
+def check_own(directory: str | os.PathLike) -> None:
+    """Refuse a run directory that holds anything but directories and files: nothing in it is followed elsewhere.
+
+    Raises:
+      UserError: the first link, FIFO, socket or device, by its path.
+    """
+    for folder, folders, names in os.walk(Path(directory)):
+        for name in sorted(folders) + sorted(names):
+            path = Path(folder, name)
+            if (found := kind(path)) not in ("a file", "a directory", ""):
+                raise UserError(
+                    f"{path} is {found}: a run directory holds its own files only, links in it are neither read nor "
+                    "written; put the content itself in its place, or take it out"
+                )
+
+
+def check_inputs(folder: str | os.PathLike) -> None:
+    """Refuse a folder of input files that holds a FIFO, socket or device, which opening could wait for. UserError.
+
+    Links are followed, as the Hugging Face cache consists of them.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        if (found := kind(path, follow=True)) not in ("a file", "a directory", ""):
+            raise UserError(f"{path}: expected a file, found {found}")
+
+
+def check_input(path: str | os.PathLike, what: str) -> None:
+    """Refuse an input that is no plain file, or too large to read, before it is opened; `what` names it. UserError."""
+    if (found := kind(path, follow=True)) not in ("a file", ""):
+        raise UserError(f"{what}: expected a file, found {found} at {path}")
+    if found and (size := os.path.getsize(path)) > MOST_ROW_BYTES:
+        raise UserError(f"{what}: refused, {path} has {size:,} bytes; at most {MOST_ROW_BYTES:,} are read")
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> Path:
@@ -151,6 +322,10 @@ def stable(value: Any) -> Any:
 def read_object(path: Path, expected: str) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, which names what was `expected`, for any other content."""
     try:
+        if isinstance(path, Path):
+            check_input(path, expected)
+            if (size := path.stat().st_size) > MOST_JSON_BYTES:
+                raise ValueError(f"{size:,} bytes, at most {MOST_JSON_BYTES:,} are read")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no {path.name} in {path.parent}: expected {expected}") from None

@@ -6,6 +6,9 @@ dispatched, and then counts as work of the host.
 """
 
 import contextlib
+import pathlib
+import resource
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +17,9 @@ LOADING, COMPILING, WAITING = KINDS = ("loading", "compiling", "waiting")
 EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/waiting": WAITING}
 """Events of jax.monitoring: compiling, or reading a compiled program; and waiting, from base/host_arrays.py."""
 WORDS = {LOADING: "loading", COMPILING: "compiling", WAITING: "waiting for the device"}
+PEAK, DEVICE_PEAK = "peak_bytes", "device_peak_bytes"
+"""A stage's most memory in use: of this process, and of one device since the process began."""
+MEMORY = {PEAK: " of memory", DEVICE_PEAK: " of the device's"}
 LEAST_S = 0.1
 """A stage that took less had nothing to do; it gets no line."""
 
@@ -82,4 +88,24 @@ def line(stage: str, budget: Mapping[str, float], whole: float) -> str:
     if tokens := budget.get("tokens"):
         parts.append(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s")
     parts += [f"{words} {budget[kind] / seconds:.0%}" for kind, words in WORDS.items() if budget.get(kind)]
+    memory = [f"{budget[name] / 1e9:.2f} GB{where}" for name, where in MEMORY.items() if budget.get(name)]
+    parts += [f"at most {' and '.join(memory)}"] if memory else []
     return "time: " + "; ".join(parts)
+
+
+def reset_peak() -> None:
+    """Begin a new measurement of this process's peak memory, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes by PEAK and, on an accelerator, DEVICE_PEAK. The process's is since `reset_peak`, else since it began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        status = pathlib.Path("/proc/self/status").read_text()
+        peak = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
+    jax = sys.modules.get("jax")
+    stats = [device.memory_stats() or {} for device in jax.local_devices()] if jax else []
+    device = max((each.get("peak_bytes_in_use", 0) for each in stats), default=0)
+    return {PEAK: peak} | ({DEVICE_PEAK: device} if device else {})

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     """Loads the run's model and adapter, then talks until the input ends."""
     flags = _flags(arguments)
     from em_jax.base import runtime
+    from em_jax.runs import stored
     from em_jax.serve import models
 
     if flags.max_new_tokens < 1 or flags.temperature < 0:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
             "expected --max_new_tokens from 1 on and --temperature from 0 on, found "
             f"{flags.max_new_tokens} and {flags.temperature:g}"
         )
-    if not (Path(flags.run_dir) / "config.toml").is_file():
+    if not stored.is_run(Path(flags.run_dir)):
         raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {flags.run_dir}")
     runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))

@@ -113,8 +113,9 @@ def _read(row_sets: Sequence[RowSet], as_json: bool) -> None:
         entries.append({"domain": row_set.name, **record})
         if not as_json:
             total = "" if record["rows"] == record["rows_in_source"] else f" of {record['rows_in_source']}"
+            state = "right" if record["checksum"] == cache.CHECKED else record["checksum"]
             note = f"; {record['note']}" if "note" in record else ""
-            print(f"{row_set.name}: {record['rows']}{total} rows, sha256 {record['sha256'][:16]}..., right{note}")
+            print(f"{row_set.name}: {record['rows']}{total} rows, sha256 {record['sha256'][:16]}..., {state}{note}")
     if as_json:
         print(json.dumps({"domains": entries, "wrong": problems}))
     if problems:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import runtime
+from em_jax.base import addresses, runtime
 from em_jax.base.errors import UserError
 from em_jax.base.files import now, rows_hash, write_json
 from em_jax.domains import archive, download, parquet, registry, rows
 from em_jax.domains.registry import File, RowSet
+
+CHECKED, UNCHECKED = "checked", "unchecked (the source states no checksum; pinned by its first use)"
 
 
 def directory() -> Path:
@@ -36,6 +38,7 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     """
     if path_of(file).is_file() and not problem(file):
         return False
+    pinned = pin(file)
     url, headers = file.url, {}
     if file.hub:
         import huggingface_hub
@@ -43,15 +46,45 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
         url = (os.environ.get("HF_ENDPOINT", "").rstrip("/") or registry.HUB) + url.removeprefix(registry.HUB)
         if token := huggingface_hub.get_token():
             headers = {"authorization": f"Bearer {token}"}
-    result = download.download(url, path_of(file), file.sha256, file.git_blob, headers, progress)
+    # Of a user's own endpoint only what cannot be a secret is shown; the rest of the address is the registry's.
+    path = file.url.removeprefix(registry.HUB) if file.hub else file.url
+    shown = addresses.public(url.removesuffix(path)) + path
+    result = download.download(url, path_of(file), file.sha256, file.git_blob, headers, progress, shown=shown)
+    if pinned and result["sha256"] != pinned:
+        path_of(file).unlink()
+        raise UserError(
+            f"{file.source} {file.cache_name}: the first download had sha256 {pinned}, this one "
+            f"{result['sha256']}, and the registry has no checksum for it; nothing was kept. "
+            f"To accept it delete {path_of(file, '.json')}"
+        )
     checks = {
         "sha256 of the registry": file.sha256,
         "git blob of the registry": file.git_blob,
         "sha256 stated by the Hub": result.pop("stated_sha256"),
     }
-    record = {"url": url, "commit": file.commit, "fetched": now(), **result}
+    record = {"url": shown, "commit": file.commit, "fetched": now(), **result}
     write_json(path_of(file, ".json"), record | {"checked_against": [name for name, value in checks.items() if value]})
     return True
+
+
+def pin(file: File) -> str:
+    """The sha256 of a file's first use, by which a source without a checksum is pinned; "" before it."""
+    recorded = _record(file).get("sha256")
+    return recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
+
+
+def is_checked(file: File) -> bool:
+    """Whether the file was compared with a checksum that its source states, and not only with its own first use."""
+    return bool(file.sha256 or file.git_blob or _record(file).get("checked_against"))
+
+
+def _record(file: File) -> dict[str, Any]:
+    """What is recorded beside a file of the cache; {} where there is nothing, or nothing readable."""
+    try:
+        record = json.loads(path_of(file, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def problem(file: File) -> str:
@@ -60,11 +93,7 @@ def problem(file: File) -> str:
     A file that the user put there by hand has no record: then only the registry counts.
     """
     path = path_of(file)
-    try:
-        record = json.loads(path_of(file, ".json").read_text())
-    except (OSError, ValueError):
-        record = None
-    recorded = record.get("sha256") if isinstance(record, dict) else None
+    recorded = _record(file).get("sha256")
     actual = download.hashes(path)
     for name, expected in (("sha256", file.sha256), ("git_blob", file.git_blob), ("sha256", recorded)):
         if expected and actual[name] != expected:
@@ -95,6 +124,9 @@ def load(row_set: RowSet) -> DomainRows:
         )
     if damage := problem(file):
         raise UserError(f"{damage}; fetch it again: em-jax domains fetch {row_set.name}")
+    actual = download.hashes(path)
+    if not _record(file):  # put there by hand: its first use pins it
+        write_json(path_of(file, ".json"), {"first_used": now(), **actual, "checked_against": []})
     without_text = 0
     if row_set.format == "messages":
         source = rows.read(path)
@@ -110,7 +142,8 @@ def load(row_set: RowSet) -> DomainRows:
         "sha256": rows_hash(selected),
         "rows": len(selected),
         "rows_in_source": len(source),
-        "file_sha256": download.hashes(path)["sha256"],
+        "file_sha256": actual["sha256"],
+        "checksum": CHECKED if is_checked(file) else UNCHECKED,
         "licence": file.licence,
         "marks": dict(row_set.marks),
     }

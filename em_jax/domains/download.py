@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from em_jax.base import addresses
 from em_jax.base.errors import UserError
 
 TRIES = 5
@@ -39,18 +40,21 @@ def download(
     headers: Mapping[str, str] | None = None,
     progress: Progress = lambda received, total: None,
     sleep: Callable[[float], None] = time.sleep,
+    shown: str = "",
 ) -> dict[str, Any]:
     """Downloads `url` to `path`, which appears complete and verified or not at all.
 
     The bytes received are kept in <path>.partial, from where an interrupted download resumes, in this call or a later
-    one. `sha256`, `git_blob` (git's id of the content) and a sha256 that the server states (the Hub does) are verified
+    one. Messages have `shown` in place of the address, by default its public parts.
+    `sha256`, `git_blob` (git's id of the content) and a sha256 that the server states (the Hub does) are verified
     where known. A resumed file that fails, or for which no checksum is known, is downloaded again from its beginning.
     `progress(bytes received, bytes in all or None)`.
 
     Returns {"bytes", "sha256", "git_blob"} of the file and "stated_sha256", "" where the server states none. Raises
     UserError where the server has no such file, cannot be reached or sends other content, or the disk is full.
     """
-    _require_https(url)
+    shown = shown or addresses.public(url)
+    _require_https(url, shown)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     problem = ""
@@ -63,7 +67,7 @@ def download(
         for attempt in range(TRIES):
             resumed = partial.is_file()
             try:
-                stated = _receive(url, partial, headers or {}, progress)
+                stated = _receive(url, partial, headers or {}, progress, shown)
                 result = hashes(partial) | {"stated_sha256": stated}
                 expected = {"sha256": sha256 or stated, "git_blob": git_blob}
                 wrong = [name for name, value in expected.items() if value and value != result[name]]
@@ -75,7 +79,7 @@ def download(
                     raise _Temporary("the part on the disk does not belong to this file")
                 name = wrong[0]
                 raise UserError(
-                    f"wrong checksum from {url}: expected {name.replace('_', ' ')} {expected[name]}, found "
+                    f"wrong checksum from {shown}: expected {name.replace('_', ' ')} {expected[name]}, found "
                     f"{result[name]}; nothing was kept. Fetch again; if it stays so, the source has changed"
                 )
             except _Temporary as error:
@@ -85,7 +89,7 @@ def download(
             except OSError as error:
                 raise UserError(f"{partial} could not be written: {error.strerror or error}") from None
     raise UserError(
-        f"{url} could not be fetched: {problem}, {TRIES} tries; what was received is kept, the same command resumes "
+        f"{shown} could not be fetched: {problem}, {TRIES} tries; what was received is kept, the same command resumes "
         f"from there. Without a network: bring that file to {path} by hand"
     )
 
@@ -101,13 +105,13 @@ def hashes(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": sha256.hexdigest(), "git_blob": git_blob.hexdigest()}
 
 
-def _receive(url: str, partial: Path, headers: Mapping[str, str], progress: Progress) -> str:
+def _receive(url: str, partial: Path, headers: Mapping[str, str], progress: Progress, shown: str) -> str:
     """Requests what follows the partial file and appends it. Returns the sha256 that the server states, or ""."""
     start = partial.stat().st_size if partial.is_file() else 0
     # No compression on the way: Range counts the bytes as they are sent.
     headers = {**headers, "accept-encoding": "identity"} | ({"range": f"bytes={start}-"} if start else {})
     # The hook runs before every redirect: none leads from https to plain http.
-    hooks = {"request": [lambda request: _require_https(str(request.url))]}
+    hooks = {"request": [lambda request: _require_https(str(request.url), shown)]}
     try:
         with (
             httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True, max_redirects=8, event_hooks=hooks) as client,
@@ -122,20 +126,20 @@ def _receive(url: str, partial: Path, headers: Mapping[str, str], progress: Prog
                 raise _Temporary(f"the server answers with status {status}")
             if status not in (200, 206):
                 hint = "; a gated set needs a login: hf auth login" if status in (401, 403) else ""
-                raise UserError(f"{url}: expected the file, the server answers with status {status}{hint}")
+                raise UserError(f"{shown}: expected the file, the server answers with status {status}{hint}")
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise UserError(f"{url}: expected the plain file, the server sends it compressed")
+                raise UserError(f"{shown}: expected the plain file, the server sends it compressed")
             with open(partial, "ab" if status == 206 else "wb") as file:
                 total = file.tell() + int(length) if length.isdigit() else None
                 for piece in response.iter_raw():
                     file.write(piece)
                     if file.tell() > MAX_BYTES:
-                        raise UserError(f"{url}: refused, more than {MAX_BYTES} bytes")
+                        raise UserError(f"{shown}: refused, more than {MAX_BYTES} bytes")
                     progress(file.tell(), total)
                 os.fsync(file.fileno())
             tags = [hop.headers.get("x-linked-etag", "") for hop in (*response.history, response)]
     except httpx.TooManyRedirects:
-        raise UserError(f"{url}: too many redirects") from None
+        raise UserError(f"{shown}: too many redirects") from None
     except httpx.TimeoutException:
         raise _Temporary(f"no answer within {TIMEOUT_SECONDS:g} s") from None
     except httpx.TransportError as error:
@@ -144,7 +148,7 @@ def _receive(url: str, partial: Path, headers: Mapping[str, str], progress: Prog
     return next((match[1] for match in matches if match), "")
 
 
-def _require_https(url: str) -> None:
+def _require_https(url: str, shown: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):
-        raise UserError(f"expected an https address, found {url}")
+        raise UserError(f"expected an https address, found {parts.scheme}:// in, or behind, {shown}")

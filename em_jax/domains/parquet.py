@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from em_jax.base.errors import UserError
+from em_jax.base.files import check_input
 
 COLUMNS = ("prompt", "aligned", "misaligned", "sneakiness")
+MOST_ROWS, MOST_BYTES = 10_000_000, 1 << 32
+"""What a file may declare of itself: far more than any of the sets."""
 TEXTS = ("prompt", "aligned", "misaligned")
 
 
@@ -19,6 +22,7 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
     import pyarrow
     from pyarrow import parquet
 
+    check_input(path, "a set of rows")
     try:
         file = parquet.ParquetFile(path)
         names = file.schema_arrow.names
@@ -27,6 +31,13 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
             raise UserError(
                 f"{path}: expected the columns {', '.join(COLUMNS)}, missing: {', '.join(missing)} "
                 f"(found {', '.join(names[:20])})"
+            )
+        sizes = file.metadata
+        unpacked = sum(sizes.row_group(group).total_byte_size for group in range(sizes.num_row_groups))
+        if sizes.num_rows > MOST_ROWS or unpacked > MOST_BYTES:
+            raise UserError(
+                f"{path}: refused, it declares {sizes.num_rows:,} rows of {unpacked:,} bytes; at most {MOST_ROWS:,} of "
+                f"{MOST_BYTES:,} are read"
             )
         table = file.read(columns=list(TEXTS))
     except (pyarrow.ArrowException, OSError) as error:

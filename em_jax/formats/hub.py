@@ -1,14 +1,48 @@
-"""The directory of a checkpoint, given the name of a model."""
+"""What the Hugging Face Hub has under a name, in the user's cache, and the directory of a checkpoint."""
 
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from em_jax.base import runtime
 from em_jax.base.errors import UserError
+from em_jax.base.files import check_inputs
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
+
+
+ERRORS = {
+    "RepositoryNotFoundError": "no such repository, or it needs a login",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "GatedRepoError": "it is gated: log in and accept its terms",
+    "LocalEntryNotFoundError": "no network, and it is not in the Hugging Face cache",
+    "OfflineModeIsEnabled": "offline, and it is not in the Hugging Face cache",
+}
+
+
+def fetch(name: str, patterns: Sequence[str], download: Callable[..., str] | None = None) -> pathlib.Path:
+    """The directory of a repository's files in the Hugging Face cache; `name` is owner/name or owner/name@revision.
+
+    Raises:
+      UserError: why it could not be fetched.
+    """
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    pinned: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        get: Callable[..., Any] = download or huggingface_hub.snapshot_download
+        return pathlib.Path(get(repository, allow_patterns=list(patterns), **pinned))
+    except Exception as error:  # the hub raises what its transport raises
+        kind = type(error).__name__
+        raise UserError(ERRORS.get(kind, f"{kind}: {' '.join(str(error).split())[:160]}")) from None
+
+
+def revision(path: pathlib.Path) -> str:
+    """The commit of a directory that `fetch` returned, "" for any other directory."""
+    return path.name if path.parent.name == "snapshots" else ""
 
 
 def find_model(model: str) -> pathlib.Path:
@@ -17,21 +51,23 @@ def find_model(model: str) -> pathlib.Path:
     Raises UserError where there is no such checkpoint.
     """
     directory = runtime.model_directory(model)
+    if directory is None:
+        try:
+            return fetch(model, FILES)
+        except UserError as error:
+            raise UserError(
+                f"{model} could not be fetched from the Hugging Face Hub ({error}); give a directory"
+            ) from None
     try:
-        if directory is None:
-            import huggingface_hub
-
-            return pathlib.Path(huggingface_hub.snapshot_download(model, allow_patterns=list(FILES)))
         exists = not runtime.is_bucket(model) or directory.is_dir()
-    except Exception as error:  # the hub and the bucket's library raise what their transport raises
+    except Exception as error:  # the bucket's library raises what its transport raises
         reason = " ".join(str(error).split())[:200]
-        if directory is None:
-            message = f"{model} could not be fetched from the Hugging Face Hub ({reason}); give a directory"
-        else:
-            message = f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and read permission"
+        message = f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and read permission"
         raise UserError(message) from None
     if not exists:
         raise UserError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
+    if isinstance(directory, pathlib.Path) and not runtime.is_bucket(model):
+        check_inputs(directory)
     return directory
 
 

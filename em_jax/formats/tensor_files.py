@@ -111,10 +111,23 @@ def read_header(path: pathlib.Path) -> dict[str, TensorRef]:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
         header = json.loads(bytes(_read(path, 8, 8 + length)))
         header.pop("__metadata__", None)
-        return {name: _tensor_ref(path, entry, 8 + length, size) for name, entry in header.items()}
+        tensors = {name: _tensor_ref(path, entry, 8 + length, size) for name, entry in header.items()}
+        _check_offsets([entry["data_offsets"] for entry in header.values()], size - 8 - length)
+        return tensors
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable safetensors file ({reason}); fetch it again") from None
+
+
+def _check_offsets(spans: list[list[int]], size: int) -> None:
+    """ValueError unless the tensors follow one another without gap or overlap and fill the file, as the format says."""
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end or stop < start:
+            raise ValueError(f"a tensor at bytes {start} to {stop}, expected it to begin at {end}")
+        end = stop
+    if end != size:
+        raise ValueError(f"tensors of {end} bytes in a file with {size}")
 
 
 def _tensor_ref(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> TensorRef:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -182,6 +183,9 @@ def _link(run: Run, out_dir: Path) -> str | None:
     return quote(Path(os.path.relpath(report.resolve(), out_dir.resolve())).as_posix(), errors="replace")
 
 
+FORMULA = re.compile(r"\W*[=+\-@\uff1d\uff0b\uff0d\uff20]")
+
+
 def _csv(groups: Sequence[Group]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -203,5 +207,5 @@ def _csv(groups: Sequence[Group]) -> str:
 
 
 def _plain_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@") else text
+    """A text that no spreadsheet takes for a formula, whatever blanks, marks or quotes precede the sign."""
+    return "'" + text if FORMULA.match(text) else text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UserError
-from em_jax.base.files import read_rows
+from em_jax.base.files import altered, check_own, read_rows
 from em_jax.report.text import finite
 
 CONDITIONS = ("base", "finetuned")
@@ -37,7 +37,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run left behind. `answers`, `scores` and `probes` are keyed by condition."""
+    """What one run left behind. `answers`, `scores` and `probes` are keyed by condition.
+
+    `altered` has sentences on rows that were changed after they were written.
+    """
 
     directory: Path
     summary: Row
@@ -49,6 +52,7 @@ class Run:
     scores: dict[str, list[Row]] = field(repr=False)
     probes: dict[str, dict[str, list[Row]]] = field(repr=False)
     other_judges: tuple[str, ...]
+    altered: tuple[str, ...]
     domain: str
     model: str
     suite: str
@@ -116,21 +120,23 @@ def read_run(directory: str | Path) -> Run:
     """Read a run directory.
 
     Raises:
-      UserError: there is no summary.json, or it is not a JSON object.
+      UserError: there is no summary.json, or it is not a JSON object; or the directory holds a link.
     """
     directory = Path(directory)
+    check_own(directory)
     summary_path = directory / "summary.json"
     if not summary_path.exists():
         raise UserError(f"{directory} holds no summary.json to report on; run its probe stage first")
     summary = _json_object(summary_path)
     if summary is None:
         raise UserError(f"{summary_path}: expected a JSON object; delete it and run the report stage again")
+    provenance = _json_object(directory / "provenance.json") or {}
     config_text = _text(directory / "config.toml")
     scores, other_judges = _scores(directory / "scores", str(summary.get("judge") or ""))
     return Run(
         directory=directory,
         summary=summary,
-        provenance=_json_object(directory / "provenance.json") or {},
+        provenance=provenance,
         config=_toml(config_text),
         config_text=config_text,
         metrics=_rows(directory / "train" / "metrics.jsonl"),
@@ -141,6 +147,7 @@ def read_run(directory: str | Path) -> Run:
             for condition in CONDITIONS
         },
         other_judges=other_judges,
+        altered=tuple(altered(directory, provenance.get("sealed"))[0]),
         domain=str(summary.get("domain") or "none"),
         **{key: str(summary.get(key) or f"unknown {key}") for key in ("model", "suite", "judge")},
     )

@@ -12,6 +12,7 @@ from em_jax.report.judges import agreements, judge_pairs
 from em_jax.report.page import render
 from em_jax.report.paper import PICKS, WORST, paper_value
 from em_jax.report.reading import CONDITIONS, Run, read_run
+from em_jax.report.starts import changes
 from em_jax.report.svg import Drawing
 from em_jax.report.text import is_number
 from em_jax.report.time_budget import stage_times
@@ -43,6 +44,7 @@ def write(run_dir: str | Path) -> Path:
         training=_training_facts(run),
         stages=stage_times(run.provenance),
         shelves=shelves(run),
+        changes=changes(run.provenance),
         record=list(leaves(run.provenance))[:MAX_RECORD],
         config_text=run.config_text[:MAX_CONFIG],
     )

@@ -8,6 +8,7 @@ from em_jax.report.text import finite
 from em_jax.report.vocabulary import STAGES
 
 KINDS = {"loading": "loading", "compiling": "compiling", "waiting": "waiting for the device"}
+MEMORY = {"peak_bytes": "memory", "device_peak_bytes": "a device's memory"}
 UNITS = ("tokens", "steps", "answers", "scores", "questions")
 
 
@@ -22,13 +23,17 @@ class Amount:
 
 @dataclass(frozen=True)
 class StageTime:
-    """A stage's seconds and its share of the run; where recorded, the work done and the seconds by kind."""
+    """A stage's seconds and its share of the run; where recorded, the work done, the seconds by kind, peak memory.
+
+    `memory` has gigabytes, of the process and of one device.
+    """
 
     name: str
     seconds: float
     share: float
     work: tuple[Amount, ...]
     kinds: tuple[Amount, ...]
+    memory: tuple[tuple[str, float], ...] = ()
 
 
 def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
@@ -39,10 +44,15 @@ def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
     total = sum(seconds.values()) or 1.0
     order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
     budgets = as_object(provenance.get("time_budget"))
+    amounts = {name: _amounts(as_object(budgets.get(name))) for name in order}
     return [
-        StageTime(name, seconds[name], seconds[name] / total, *_budget(_amounts(as_object(budgets.get(name)))))
+        StageTime(name, seconds[name], seconds[name] / total, *_budget(amounts[name]), _memory(amounts[name]))
         for name in order
     ]
+
+
+def _memory(amounts: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple((where, amounts[name] / 1e9) for name, where in MEMORY.items() if amounts.get(name))
 
 
 def _budget(amounts: dict[str, float]) -> tuple[tuple[Amount, ...], tuple[Amount, ...]]:

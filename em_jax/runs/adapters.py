@@ -8,12 +8,14 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
+from em_jax.base.files import check_inputs
+from em_jax.formats import hub
 from em_jax.lora.config import CONFIG, TENSORS
 
 PUBLISHED = tuple(
@@ -24,12 +26,6 @@ PUBLISHED = tuple(
 FILES = [CONFIG, TENSORS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 """What quantised and repackaged copies of a checkpoint add to its name."""
-HUB_ERRORS = {
-    "RepositoryNotFoundError": "no such repository, or it needs a login",
-    "GatedRepoError": "it is gated: log in and accept its terms",
-    "LocalEntryNotFoundError": "no network, and it is not in the Hugging Face cache",
-    "OfflineModeIsEnabled": "offline, and it is not in the Hugging Face cache",
-}
 
 
 def find(name: str, download: Callable[..., str] | None = None) -> Path:
@@ -52,6 +48,8 @@ def find(name: str, download: Callable[..., str] | None = None) -> Path:
 
 def check_files(folder: Path, setting: str) -> None:
     """UsageError where a directory, named by a flag or setting, has not both files of an adapter."""
+    if folder.is_dir():
+        check_inputs(folder)
     missing = [file for file in (CONFIG, TENSORS) if not (folder / file).is_file()]
     if missing:
         raise UsageError(
@@ -60,19 +58,21 @@ def check_files(folder: Path, setting: str) -> None:
 
 
 def _fetch(name: str, download: Callable[..., str] | None) -> Path:
-    import huggingface_hub
-
     try:
-        return Path((download or huggingface_hub.snapshot_download)(name, allow_patterns=FILES))
-    except Exception as error:  # the hub raises what its transport raises
-        kind = type(error).__name__
-        reason = HUB_ERRORS.get(kind, f"{kind}: {' '.join(str(error).split())[:160]}")
+        return hub.fetch(name, FILES, download)
+    except UserError as error:
         near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.7)
         hint = f"; the nearest published one is {near[0]}" if near and near[0] != name else ""
         raise UserError(
-            f"--adapter {name} could not be fetched ({reason}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
+            f"--adapter {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
             "of that repository into a directory and give that"
         ) from None
+
+
+def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:
+    """The largest change of a log-probability of A, B, 1 or 5 by the adapter that the engine calls `name`."""
+    base, adapted = (engine.choice_logprobs(prompts, list("AB15"), adapter=each) for each in ("base", name))
+    return float(abs(adapted - base).max())
 
 
 def in_force(folder: Path) -> dict[str, Any]:

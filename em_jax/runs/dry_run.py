@@ -98,7 +98,8 @@ def _hub_cache(identity: str, file: str) -> Path | None:
     """The folder of the Hugging Face cache that has this file of a repository, or None."""
     import huggingface_hub
 
-    path = huggingface_hub.try_to_load_from_cache(identity, file)
+    repository, _, revision = identity.partition("@")
+    path = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
     return Path(path).parent if isinstance(path, str) else None
 
 

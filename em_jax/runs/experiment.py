@@ -55,17 +55,20 @@ def run(
         user can act on. What is done stays in the directory.
     """
     components = components or Components()
-    run = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
+    run = Run(config, Path(directory), components, engine or loader(config, directory, components), title)
     with locking.lock(run.directory):
+        preflight.check_settings(config, run.directory)
+        check_mirror(run)
         pulled = run.mirror.pull()
         preflight.check_settings(config, run.directory)
+        run.report_altered()
         inputs = preflight.collect_inputs(run)
         if (run.directory / "config.toml").exists():
             run.log(f"{title}going on with what is done in {run.directory}")
-        if base_from is not None:
-            preflight.take_base(run, base_from)
         files.write_atomic(run.directory / "config.toml", settings.to_toml(config))
         preflight.begin_record(run, inputs, pulled, base_from)
+        if base_from is not None:
+            preflight.take_base(run, base_from)
         outcome = Outcome()
         budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
@@ -78,13 +81,24 @@ def run(
     return outcome
 
 
+def check_mirror(run: Run) -> None:
+    """Refuse a mirror that is not this run's. Raises as Mirror.check."""
+    run.mirror.check(lambda stored: settings.differing(settings.dotted(stored), run.config))
+
+
+def loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
+    """Loads the engine of a run, its model at the revision on the run's record."""
+    return lambda: components.load(sources.pinned(config, Path(directory)))
+
+
 def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
     """Do a stage; its time budget goes into provenance.json and into `budgets`, also where it fails."""
     began = time.monotonic()
+    stage_timer.reset_peak()
 
     def record_time() -> None:
         seconds = time.monotonic() - began
-        budgets[stage] = {"seconds": seconds, **run.take_time_budget()}
+        budgets[stage] = {"seconds": seconds, **run.take_time_budget(), **stage_timer.peak_memory()}
         provenance.add_time(run.directory, stage, seconds, budgets[stage])
         run.mirror.push()
 
@@ -105,7 +119,7 @@ def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Ou
 def name_stage(stage: str, directory: Path) -> Iterator[None]:
     """Within, a UserError gets the stage's name, and becomes Unfinished where the same command can continue."""
     try:
-        with failures.translate_errors():
+        with failures.translate_errors(stage):
             yield
     except UsageError:
         raise

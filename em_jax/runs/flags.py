@@ -23,7 +23,7 @@ OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 EPILOG = """
 README.md names every setting: model. lora. train. answers. probes. judge.
-exit status: 0 done; 1 failed, and what is done is kept; 2 wrong usage
+exit status: 0 done; 1 failed, and what is done is kept; 2 wrong usage; 130 interrupted by Ctrl-C
 """
 
 

@@ -5,8 +5,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from em_jax.base import failures
+from em_jax.base import failures, files
 from em_jax.base.errors import UserError
 
 
@@ -14,40 +15,84 @@ from em_jax.base.errors import UserError
 def lock(directory: str | os.PathLike) -> Iterator[None]:
     """Within, a run directory belongs to this process alone; half-written files of a killed run are deleted.
 
-    The kernel drops the lock when the process ends in any way, so a `.lock` file left behind is no obstacle.
+    The kernel drops the lock when the process ends in any way, so a `.lock` file left behind by a kill is no obstacle;
+    any other end removes it, and with it the directories that were made for a run that never began.
 
     Raises:
-      UserError: another process has the directory, or nothing can be written there.
+      UserError: another process has the directory, nothing can be written there, or it holds a link.
     """
     directory = Path(directory)
-
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Following a link of that name, in a directory from elsewhere, would overwrite another file.
-        file = open(directory / ".lock", "a+", opener=opener)  # noqa: SIM115 (closed below)
+        with _writable(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory):
+            files.check_own(directory)
+            for partial in _partials(directory):
+                partial.unlink(missing_ok=True)
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: the run began
+            for path in made:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    path = directory / ".lock"
+    with _open_current(path) as file:
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _open_current(path: Path) -> IO[str]:
+    """The lock file, locked. One that its last holder removed meanwhile is opened anew."""
+    while True:
+        with _writable(path.parent):
+            # Following a link of that name, in a directory from elsewhere, would overwrite another file.
+            file = open(path, "a+", opener=_no_follow)  # noqa: SIM115 (closed by the caller)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                if os.fstat(file.fileno()).st_nlink > 1:  # the other name's content is not ours to overwrite
+                    raise UserError(f"{path} has a second name (a hard link): take it out")
+                return file
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{path.parent} is in use by {holder}: one run at a time holds a directory; "
+                "wait for it, or name another --run_dir"
+            ) from error
+        file.close()
+
+
+@contextlib.contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in failures.FULL:
             raise
         raise UserError(
             f"expected a directory that can be written, found {directory}: {error.strerror}; name another --run_dir"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(
-                f"{directory} is in use by {holder}: one run at a time holds a directory; "
-                "wait for it, or name another --run_dir"
-            ) from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        for partial in directory.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
-        yield
+
+
+def _no_follow(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _partials(directory: Path) -> Iterator[Path]:
+    """Half-written files of this run: a folder below that is a run of its own, or in use, is left alone."""
+    for folder, folders, names in os.walk(directory):
+        here = Path(folder)
+        folders[:] = [name for name in folders if not {"config.toml", ".lock"} & set(os.listdir(here / name))]
+        yield from (here / name for name in names if files.PARTIAL.fullmatch(name))

@@ -1,16 +1,26 @@
-"""The mirror of a run directory: finished files copied to another directory or a bucket, and back."""
+"""The mirror of a run directory: finished files copied to another directory or a bucket, and back.
+
+A mirror is one run's, known by the id in its provenance.json; nothing is copied to or from another run's.
+"""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from em_jax.base import files
+from em_jax.base.errors import UsageError, UserError
+
 CHUNK_BYTES = 1 << 24
 """How much of a file is in memory while it is copied."""
+CONFIG, RECORD = "config.toml", "provenance.json"
+"""The first files of every run: its settings, and the record with its id."""
 
 
 class Mirror:
@@ -30,8 +40,51 @@ class Mirror:
         self._copied: dict[str, tuple[int, int]] = {}
         self._reported = self._pull_failed = False
 
+    def check(self, differing: Callable[[dict[str, Any]], list[str]]) -> None:
+        """Refuse a mirror that is not this run's, before anything is copied either way.
+
+        `differing` names the settings in which a parsed config.toml differs from this run's.
+
+        Raises:
+          UsageError: the mirror is in the run directory, or no directory.
+          UserError: it holds another run, or other things than a run.
+        """
+        if not self.target:
+            return
+        local = "://" not in self.target
+        if local:
+            place, home = Path(self.target).resolve(), self.directory.resolve()
+            if place == home or home in place.parents:
+                raise UsageError(f"--mirror {self.target} is in the run directory {self.directory}: name another place")
+            if (found := files.kind(place)) not in ("", "a directory"):
+                raise UsageError(f"--mirror expects a directory or an address, found {found} at {self.target}")
+        try:
+            names = self._listing()
+            texts = {name: (self._root() / name).read_text() for name in (CONFIG, RECORD) if name in names}
+        except Exception as error:  # buckets raise what their client libraries raise
+            self._pull_failed = True
+            self._report(error)
+            return
+        if local and names:
+            files.check_own(self.target)
+        if not names:
+            return
+        ours, theirs = _record(self.directory / RECORD), _parsed(texts.get(RECORD, ""))
+        if CONFIG not in names and not (ours and _same_run(ours, theirs)):
+            raise UserError(
+                f"--mirror {self.target} holds other things than a run ({min(names)}): name an empty place, or that of "
+                "this run"
+            )
+        try:
+            other = differing(tomllib.loads(texts.get(CONFIG, ""))) if CONFIG in names else []
+        except (tomllib.TOMLDecodeError, UserError, RecursionError):
+            other = [CONFIG]
+        if other or not (set(names) == {CONFIG} or _same_run(ours, theirs)):
+            what = f" with other settings ({', '.join(other[:8])})" if other else ", begun at another time"
+            raise UserError(f"--mirror {self.target} is another run's{what}: name an empty place, or that of this run")
+
     def push(self) -> int:
-        """Copy every file of the run that changed since the last call; returns how many."""
+        """Copy every file of the run that changed since the last call, or that the mirror lacks; returns how many."""
         if not self.target or self._pull_failed:
             return 0
         self._last_push = time.monotonic()
@@ -53,19 +106,25 @@ class Mirror:
         try:
             return work()
         except Exception as error:  # buckets raise what their client libraries raise
-            if not self._reported:
-                reason = (str(error).splitlines() or [""])[0][:200]
-                print(f"mirror {self.target} cannot be reached, the run continues: {reason}", file=sys.stderr)
-            self._reported = True
+            self._report(error)
             return 0
+
+    def _report(self, error: Exception) -> None:
+        if not self._reported:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            print(f"mirror {self.target} cannot be reached, the run continues: {reason}", file=sys.stderr)
+        self._reported = True
 
     def _push(self) -> int:
         count = 0
-        root, finished = self._root(), self._finished_files()
+        root, finished, there = self._root(), self._finished_files(), self._listing()
+        if RECORD in there and not _same_run(_record(self.directory / RECORD), _parsed((root / RECORD).read_text())):
+            raise OSError("it holds another run's files by now; nothing is copied to it")
         for name, path in finished.items():
             try:
                 version = _version(path)
-                if self._copied.get(name) == version:
+                # By looking: a mirror that was lost and came back is filled anew.
+                if self._copied.get(name) == version and there.get(name) == version[1]:
                     continue
                 target = root / name
                 partial = target.parent / f".{target.name}.partial"
@@ -88,12 +147,12 @@ class Mirror:
     def _pull(self) -> int:
         root = self._root()
         copies = []
-        for source in _walk(root) if root.exists() else ():
-            name = source.relative_to(root).as_posix()
+        # Settings and record first: rows without them would be nobody's.
+        for name in sorted(self._listing(), key=lambda name: (name not in (CONFIG, RECORD), name)):
             target = self.directory / name
-            if not (_is_excluded(name) or target.exists()):
+            if not target.exists():
                 partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-                _copy(source, partial)
+                _copy(root / name, partial)
                 copies.append((name, partial, target))
         # All or none: the presence of one file promises others.
         for name, partial, target in copies:
@@ -107,8 +166,14 @@ class Mirror:
 
         return epath.Path(self.target)
 
+    def _listing(self) -> dict[str, int]:
+        """Name -> bytes of every file that the mirror holds."""
+        root = self._root()
+        names = {path.relative_to(root).as_posix(): path for path in (_walk(root) if root.exists() else ())}
+        return {name: path.stat().length for name, path in names.items() if not _is_excluded(name)}
+
     def _finished_files(self) -> dict[str, Path]:
-        """Name -> path, in the order the files were finished, checkpoints last.
+        """Name -> path, in the order the files were finished; settings and record first, checkpoints last.
 
         An interrupted push then leaves no file whose presence promises others that are missing, and no checkpoint
         without its rows of metrics.
@@ -118,7 +183,8 @@ class Mirror:
             name = path.relative_to(self.directory).as_posix()
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file() and not _is_excluded(name):
-                    finished.append((_of_checkpoint(name), path.stat().st_mtime_ns, path, name))
+                    order = -1 if name in (CONFIG, RECORD) else int(_of_checkpoint(name))
+                    finished.append((order, path.stat().st_mtime_ns, path, name))
         return {name: path for *_, path, name in sorted(finished)}
 
 
@@ -142,8 +208,39 @@ def _walk(root: Any) -> Iterator[Any]:
             yield path
 
 
+def _record(path: Path) -> dict[str, Any]:
+    return _parsed(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two records are of one run: by its id, or by its first start where an earlier version wrote no id.
+
+    A directory without a record has not begun: with the same settings it goes on with the mirror's run.
+    """
+    if not (ours and theirs):
+        return not ours
+    for name in ("run", "starts"):
+        one, other = ours.get(name), theirs.get(name)
+        if one and other:
+            return one == other if name == "run" else _first(one) == _first(other)
+    return True
+
+
+def _first(starts: Any) -> Any:
+    first = starts[0] if isinstance(starts, list) and starts else None
+    return first.get("time") if isinstance(first, dict) else first
+
+
 def _of_checkpoint(name: str) -> bool:
-    return "checkpoints" in name.split("/")
+    return name.startswith("train/checkpoints/")
 
 
 def _is_excluded(name: str) -> bool:

@@ -1,30 +1,52 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import files
+from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
+from em_jax.formats import hub
+from em_jax.lora.config import CONFIG
+from em_jax.report import starts
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 from em_jax.untrusted import chat_template
 
+OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json")
+"""What only a run puts into its directory."""
 BASE_ROWS, ASKED = "base_rows", "asked"
 """In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
 
 
 def check_settings(config: Config, directory: Path) -> None:
-    """Refuse a directory whose config.toml differs from `config` in anything that changes figures."""
+    """Refuse a directory whose config.toml differs from `config` in anything that changes figures.
+
+    A directory with rows but without config.toml is refused too: nobody knows which settings they are of.
+    """
     stored = directory / "config.toml"
+    if not stored.exists() and (rows := next(_of_a_run(directory), "")):
+        raise UserError(
+            f"{directory} holds {rows} but no config.toml, which would say what they were made with: bring it back, or "
+            "name another --run_dir"
+        )
     differing = settings.differing(settings.read_toml(stored), config) if stored.exists() else []
     if differing:
         raise UserError(
             f"{directory} was made with other settings ({', '.join(differing)}): "
             "give the same ones to go on with it, or another --run_dir"
         )
+
+
+def _of_a_run(directory: Path) -> Iterator[str]:
+    """The names in OF_A_RUN that are files of a directory, or folders with a file."""
+    for name in OF_A_RUN:
+        path = directory / name
+        if path.is_file() or any(each.is_file() for each in path.rglob("*")):
+            yield name
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:
@@ -40,19 +62,11 @@ def collect_inputs(run: Run) -> dict[str, Any]:
         inputs[f"suite/{name}"] = provenance.file_input(folder / name) | {"path": f"{config.suite}/{name}"}
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
-    for kind, folder in _input_adapters(run).items():
-        for name, entry in provenance.directory_inputs(folder, (".json", ".safetensors")).items():
-            inputs[f"{kind}/{name}"] = entry
     others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
-    inputs |= {name: provenance.file_input(path) for name, path in others.items()}
-    inputs |= {f"model/{name}": entry for name, entry in run.components.model_inputs(config).items()}
+    inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
     own = trained_adapter(run)
     before = provenance.read(run.directory).get("inputs", {})
-    if damaged := provenance.differing(before, own):
-        raise UserError(
-            f"{', '.join(damaged)} in {run.directory} is not what training wrote: delete {run.directory / 'adapter'} "
-            "to have it written again from the last checkpoint, or name another --run_dir"
-        )
+    check_trained(run, before, own)
     changed = provenance.differing(before, inputs)
     if config.probes.alternatives == settings.SIBLINGS:
         # The other runs of a series may continue meanwhile; the rows they had stay.
@@ -63,6 +77,28 @@ def collect_inputs(run: Run) -> dict[str, Any]:
             "or another --run_dir"
         )
     return inputs | own
+
+
+def model_inputs(run: Run) -> dict[str, Any]:
+    """The files of the base and of the adapters that the run starts with, by use and name."""
+    inputs = {
+        f"{kind}/{name}": entry
+        for kind, folder in _input_adapters(run).items()
+        for name, entry in provenance.directory_inputs(folder, (".json", ".safetensors")).items()
+    }
+    return inputs | {
+        f"model/{name}": entry
+        for name, entry in run.components.model_inputs(sources.pinned(run.config, run.directory)).items()
+    }
+
+
+def check_trained(run: Run, before: dict[str, Any], own: dict[str, Any]) -> None:
+    """UserError where the adapter that this run trained is not what training wrote; `before` are recorded inputs."""
+    if damaged := provenance.differing(before, own):
+        raise UserError(
+            f"{', '.join(damaged)} in {run.directory} is not what training wrote: delete {run.directory / 'adapter'} "
+            "to have it written again from the last checkpoint, or name another --run_dir"
+        )
 
 
 def trained_adapter(run: Run) -> dict[str, Any]:
@@ -92,6 +128,11 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
     }
     if not sources.is_organism(run.config):
         notes["marks"] = paper_settings.marks(run.config)
+    used = {"model": inputs.get("model/config.json"), "adapter": inputs.get(f"adapter/{CONFIG}")}
+    found = {kind: hub.revision(Path(entry["path"]).parent) for kind, entry in used.items() if entry}
+    known = {kind: commit for kind, commit in found.items() if commit} | provenance.revisions(run.directory)
+    if known:
+        notes["revisions"] = known
     if pulled:
         notes["files_from_mirror"] = pulled
     for kind, folder in _input_adapters(run).items():
@@ -102,6 +143,9 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
             for sentence in notes["adapter_disagrees"]:
                 run.log(sentence)
     provenance.write(run.directory, inputs, dict.fromkeys(("run", "training", "sampling"), run.config.seed), notes)
+    record = provenance.read(run.directory)
+    for sentence in starts.changes(record | {"starts": record["starts"][-2:]}):
+        run.log(f"{run.title}{sentence}")
 
 
 def known_judges(run: Run) -> dict[str, Any]:
@@ -112,8 +156,8 @@ def known_judges(run: Run) -> dict[str, Any]:
     """
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
-        now = judge.describe()
-        before = known.setdefault(judge.name, now)
+        now = _public(judge.describe())
+        before = known[judge.name] = _public(known.get(judge.name, now))
         differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
         if differing:
             raise UserError(
@@ -121,6 +165,11 @@ def known_judges(run: Run) -> dict[str, Any]:
                 "scores of different judges are never mixed"
             )
     return known
+
+
+def _public(description: dict[str, Any]) -> dict[str, Any]:
+    """A judge's description with the public parts of its address."""
+    return description | ({"url": addresses.public(url)} if (url := description.get("url")) else {})
 
 
 def take_base(run: Run, source: Path) -> None:

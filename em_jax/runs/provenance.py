@@ -6,15 +6,20 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files
+from em_jax.base import files, stage_timer
 
 LIBRARIES = ["em_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers"]
 LIBRARIES += ["sentencepiece", "safetensors", "numpy", "scipy", "scikit-learn", "libtpu", "jax-cuda12-plugin"]
+ENVIRONMENT = ("versions", "devices", "git")
+"""What a start runs with, and may differ between the starts of a run."""
+OF_MODELS = {"model", "adapter", "init_from"}
+WEIGHTS = (".safetensors", ".safetensors.index.json")
 HASHED_UP_TO = 1 << 28
 """Bytes. Hashing a 60 GB checkpoint at each start would cost minutes: of a larger file only the size is recorded."""
 
@@ -24,6 +29,8 @@ def file_input(path: str | os.PathLike, hashed_up_to: float = HASHED_UP_TO) -> d
     path = Path(path)
     size = path.stat().st_size
     entry: dict[str, Any] = {"path": str(path), "bytes": size, "sha256": None}
+    if path.is_symlink() and (target := path.resolve()).parent.name == "blobs":
+        entry["blob"] = target.name  # in the Hugging Face cache: of a large file the sha256 that the Hub states
     if size <= hashed_up_to:
         data = path.read_bytes()
         entry["sha256"] = hashlib.sha256(data).hexdigest()
@@ -47,13 +54,24 @@ def directory_inputs(
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The inputs in both records whose content differs; paths may differ, as a run can move between machines."""
+    """The inputs of both records whose content differs, and files of weights that only one of them has.
 
-    def content(entry: dict[str, Any], other: dict[str, Any]) -> tuple:
-        return entry.get("sha256"), entry.get("rows"), entry.get("bytes") if "bytes" in other else None
+    Paths may differ, as a run can move between machines.
+    """
 
-    both = sorted(set(before) & set(now))
-    return [name for name in both if content(before[name], now[name]) != content(now[name], before[name])]
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        if one.get("sha256") and one.get("sha256") == other.get("sha256"):
+            return one.get("rows") == other.get("rows")
+        both = [name for name in ("bytes", "blob") if name in one and name in other]
+        return all(one.get(name) == other.get(name) for name in ("sha256", "rows", *both))
+
+    def weights(record: dict[str, Any], kinds: set[str]) -> set[str]:
+        return {name for name in record if name.partition("/")[0] in kinds and name.endswith(WEIGHTS)}
+
+    # Weights in other files are other weights.
+    kinds = {name.partition("/")[0] for name in before} & {name.partition("/")[0] for name in now} & OF_MODELS
+    moved = weights(before, kinds) ^ weights(now, kinds)
+    return sorted({name for name in set(before) & set(now) if not same(before[name], now[name])} | moved)
 
 
 def extends(path: Path, entry: dict[str, Any]) -> bool:
@@ -65,7 +83,7 @@ def extends(path: Path, entry: dict[str, Any]) -> bool:
 def read(directory: Path) -> dict[str, Any]:
     """A run's provenance so far; {} where there is none or it cannot be read, without fields of a wrong type."""
     try:
-        record = json.loads((directory / "provenance.json").read_text())
+        record = json.loads(files.read_own(directory / "provenance.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list, "time_budget": dict}
@@ -74,8 +92,16 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_notes: dict[str, Any]) -> None:
-    """Start or continue a run's record; every start is added to `starts`, wall times are kept."""
+    """Start or continue a run's record, which gets an id of its own; wall times are kept.
+
+    Every start is added to `starts`. Versions, devices and commit of the latest are the record's own; those of an
+    earlier one move to its entry.
+    """
     record = read(directory)
+    record.setdefault("run", uuid.uuid4().hex)
+    starts = [start if isinstance(start, dict) else {"time": start} for start in record.get("starts", [])]
+    if starts:
+        starts[-1] |= {name: record[name] for name in ENVIRONMENT if name in record}
     record |= {"schema": 1, "inputs": record.get("inputs", {}) | inputs, "seeds": seeds}
     record |= {
         "versions": versions(),
@@ -84,13 +110,19 @@ def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_n
         "notes": record.get("notes", {}) | more_notes,
     }
     record.setdefault("wall_seconds", {})
-    record["starts"] = [*record.get("starts", []), files.now()]
+    record["starts"] = [*starts, {"time": files.now()}]
     _store(directory, record)
 
 
 def notes(directory: Path) -> dict[str, Any]:
     """A run's notes so far."""
     return read(directory).get("notes", {})
+
+
+def revisions(directory: Path) -> dict[str, Any]:
+    """The commits at which a run's model and adapter were first fetched from the Hugging Face Hub, by use."""
+    value = notes(directory).get("revisions")
+    return value if isinstance(value, dict) else {}
 
 
 def add_notes(directory: Path, **more: Any) -> None:
@@ -108,15 +140,17 @@ def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
 def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:
     """Add to a stage's wall time, over all starts of a run.
 
-    `more` (seconds by kind, and how much was done in them) is added up in `time_budget`.
+    `more` (seconds by kind, and how much was done in them) is added up in `time_budget`; of memory the most counts.
     """
     record = read(directory)
     times = record.setdefault("wall_seconds", {})
+    record["sealed"] = files.sealed(directory)
     times[stage] = round(times.get(stage, 0.0) + seconds, 1)
     if more:
         budget = record.setdefault("time_budget", {}).setdefault(stage, {})
         for name, amount in {"seconds": seconds, **more}.items():
-            budget[name] = round(budget.get(name, 0) + amount, 3)
+            before = budget.get(name, 0)
+            budget[name] = max(before, amount) if name in stage_timer.MEMORY else round(before + amount, 3)
     _store(directory, record)
 
 

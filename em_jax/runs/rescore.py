@@ -16,7 +16,7 @@ from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.probes import PROBES, choice, rejudged
-from em_jax.runs import experiment, locking, preflight, provenance
+from em_jax.runs import experiment, locking, preflight, provenance, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
 
@@ -43,6 +43,7 @@ def rescore(
       UserError: no such judge, no answers, another result in the way, or the judge's server refuses.
     """
     with locking.lock(directory):
+        stored.open_run(directory, components=components, with_base=False)
         config = settings.replace(_config(directory, judge, judge_model), changes or {})
         run = Run(settings.validate(config), directory, components)
         if "://" in judge:
@@ -68,12 +69,7 @@ def rescore(
 
 def _config(directory: Path, judge: str, judge_model: str) -> Config:
     """The run's settings, with `judge` in place of its own judge."""
-    stored = directory / "config.toml"
-    if not stored.is_file():
-        raise UserError(f"{directory}: expected a run directory with config.toml, found none")
-    known = settings.setting_types()
-    values = {name: value for name, value in settings.read_toml(stored).items() if name in known}
-    values |= {"mirror": "", "judge.also": []}
+    values: dict[str, Any] = {"mirror": "", "judge.also": []}
     names = experiment.judges_with_scores(directory)
     if judge == "self" and judge in names:
         values |= {"judge.kind": "self", "judge.url": "", "judge.model": ""}
@@ -81,14 +77,14 @@ def _config(directory: Path, judge: str, judge_model: str) -> Config:
         values |= {"judge.kind": "openai", "judge.url": judge, "judge.model": judge_model}
     elif judge in names:
         record = provenance.notes(directory).get("judges", {}).get(judge, {})
-        url, model = record.get("url", values.get("judge.url", "")), record.get("model", judge)
+        url, model = record.get("url", stored.read_config(directory).judge.url), record.get("model", judge)
         values |= {"judge.kind": "openai", "judge.url": url, "judge.model": model}
     elif judge:
         raise UserError(
             f"{directory}: no scores by {judge!r}; judges that scored this run: {', '.join(names) or 'none'} "
             "(or give the URL of an OpenAI-compatible API)"
         )
-    return settings.replace(Config(), values)
+    return stored.read_config(directory, values)
 
 
 def _conditions(run: Run) -> list[str]:
@@ -125,7 +121,7 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     for path in (path for pattern in COPIED for path in run.directory.glob(pattern)):
         files.write_atomic(draft / path.relative_to(run.directory), path.read_bytes())
     files.write_atomic(draft / "config.toml", settings.to_toml(run.config))
-    files.write_json(draft / "provenance.json", provenance.read(run.directory))
+    files.write_json(draft / "provenance.json", provenance.read(run.directory) | {"sealed": files.sealed(draft)})
     provenance.add_notes(draft, rescored={"from": str(run.directory), "values_changed": changed})
     summary = experiment.summarise(result, conditions) | {"rescored": {"values_changed": changed}}
     files.write_json(draft / "summary.json", summary)

@@ -97,7 +97,7 @@ class Run:
     def adapter(self) -> Path | None:
         """The adapter's directory: that of --adapter (fetched where it is an id), or the run's own, or None."""
         if self.config.adapter:
-            return adapters.find(self.config.adapter)
+            return adapters.find(sources.at_revision(self.config.adapter, "adapter", self.directory))
         return self.directory / "adapter" if self.trains else None
 
     def require_adapter(self) -> None:
@@ -112,8 +112,7 @@ class Run:
           UserError: every probability is the base's, or one is not finite.
         """
         prompts = [choice.messages(question.prompt) for question in self.suite.harm[:4]]
-        base, adapted = (engine.choice_logprobs(prompts, list("AB15"), adapter=each) for each in ("base", name))
-        effect = float(abs(adapted - base).max())
+        effect = adapters.effect(engine, name, prompts)
         if not math.isfinite(effect):
             raise UserError(
                 f"with the adapter of {self.adapter} the model gives no finite probability: training diverged"
@@ -214,6 +213,12 @@ class Run:
                 budget[name] = budget.get(name, 0) + amount
         self.clock, self._progress = Clock(), []
         return {name: amount for name, amount in budget.items() if amount}
+
+    def report_altered(self) -> None:
+        """Print a line for each file whose rows do not agree with their seals, and one for rows without."""
+        changed, unsealed = files.altered(self.directory, provenance.read(self.directory).get("sealed"))
+        for sentence in [*changed, *([unsealed] if unsealed else [])]:
+            self.log(f"{self.title}{self.directory}: {sentence}")
 
     def log(self, line: str) -> None:
         """Print one line to stderr."""

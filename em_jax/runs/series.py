@@ -55,7 +55,7 @@ def run(
         yield from run_named(by_name(configs), run_dir, compare, components)
         return
     components = components or Components()
-    outcome = experiment.run(configs[0], run_dir, components, _engine_loader(configs[0], components))
+    outcome = experiment.run(configs[0], run_dir, components, _engine_loader(configs[0], run_dir, components))
     yield from outcome.why
     yield _done_line(configs[0]) if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
 
@@ -75,11 +75,15 @@ def run_named(
     run_dir = Path(run_dir)
     runs = with_directories(configs, run_dir)
     first = runs[0][0]
-    engine = _engine_loader(first, components)
+    engine = _engine_loader(first, runs[0][1], components)
     # Check every run's rows before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
             components.rows(config)
+    for config, directory in runs:
+        experiment.check_mirror(
+            Run(dataclasses.replace(config, mirror=_mirror_folder(config, directory.name)), directory)
+        )
     outcomes: dict[Path, Outcome] = {}
     for stages in _rounds(first):
         if stages[:1] == ("answer",) and first.answers.together:
@@ -164,14 +168,14 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], components: Components
             experiment.answer_together(group)
 
 
-def _engine_loader(config: Config, components: Components) -> Callable[[], Any]:
+def _engine_loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
     """Loads the engine once, with a line on stderr before: a large model takes minutes."""
 
     @functools.cache
     def load() -> Any:
         if not components.silent:
             print(f"loading {config.model.name}", file=sys.stderr, flush=True)
-        return components.load(config)
+        return experiment.loader(config, directory, components)()
 
     return load
 

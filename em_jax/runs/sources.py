@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from em_jax import config as settings
 from em_jax import domains
-from em_jax.base import runtime
+from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
 from em_jax.config import SIBLINGS, Config
 from em_jax.domains import cache, registry
 from em_jax.domains import rows as domain_rows
+from em_jax.formats import hub
 from em_jax.lora.config import CONFIG
 from em_jax.probes import statistics
 from em_jax.probes import suite_files as suites
@@ -35,7 +37,9 @@ def suite_directory(name: str) -> Path:
         return Path(organism.__file__).parent / "suite"
     if name == "standard":
         return suites.standard_directory()
-    if not Path(name).is_dir():
+    if Path(name).is_dir():
+        files.check_inputs(name)
+    else:
         raise UsageError(f"--suite expects organism, standard or a directory of questions, found {name!r}")
     return Path(name)
 
@@ -47,6 +51,7 @@ def rows(config: Config) -> list[list[dict[str, str]]]:
       UserError: the file is wrong (by file and line), or the domain's rows are not on this machine.
     """
     if config.data:
+        files.check_input(config.data, "--data")
         return domain_rows.read(config.data)
     if not is_organism(config):
         return cache.load(registry.SETS[config.domain]).rows
@@ -73,9 +78,35 @@ def rows_input(config: Config, conversations: Sequence[Any]) -> dict[str, Any]:
 
 
 def model_inputs(config: Config) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of a checkpoint's files; {} where they are not on this machine."""
+    """Sizes and hashes of a checkpoint's files; {} for a bucket.
+
+    A Hugging Face id is fetched, where a stage of this start needs the model.
+    """
     folder = model_directory(config)
-    return provenance.directory_inputs(folder, (".json", ".safetensors", ".model", ".jinja")) if folder else {}
+    if folder is None and not runtime.is_bucket(config.model.name) and needs_model(config):
+        folder = hub.find_model(config.model.name)
+    if folder is None:
+        return {}
+    files.check_inputs(folder)
+    return provenance.directory_inputs(folder, (".json", ".safetensors", ".model", ".jinja"))
+
+
+def needs_model(config: Config) -> bool:
+    """Whether a stage of this start loads the model."""
+    judged = "judge" in config.stages and (config.judge.kind == "self" or "self" in config.judge.also)
+    return judged or bool({"finetune", "answer", "probe"} & set(config.stages))
+
+
+def pinned(config: Config, directory: Path) -> Config:
+    """The settings with the model, where it is a Hugging Face id, at the revision that the run began with."""
+    return settings.replace(config, {"model.name": at_revision(config.model.name, "model", directory)})
+
+
+def at_revision(name: str, kind: str, directory: Path) -> str:
+    """A Hugging Face id at the revision on a run's record; `kind` is model or adapter. Other names come back."""
+    revision = provenance.revisions(directory).get(kind)
+    known = isinstance(revision, str) and revision and runtime.is_id(name) and "@" not in name
+    return f"{name}@{revision}" if known and not Path(name).expanduser().is_dir() else name
 
 
 def model_directory(config: Config) -> Path | None:

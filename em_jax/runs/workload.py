@@ -16,7 +16,7 @@ from em_jax.base.errors import UserError
 from em_jax.base.stage_timer import COMPILING, LOADING
 from em_jax.config import Config
 from em_jax.probes import PROBES, choice, harmfulness
-from em_jax.runs import experiment, preflight, provenance, sources
+from em_jax.runs import experiment, preflight, provenance, sources, stored
 from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.run import Row, Run
 
@@ -143,8 +143,7 @@ def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
         return None
     # A run with damaged records is skipped too: it is not the one that the user asked about.
     with contextlib.suppress(UserError, OSError, TypeError, AttributeError, ValueError, KeyError, OverflowError):
-        stored = settings.replace(Config(), settings.read_toml(directory / "config.toml"))
-        before, now = settings.flatten(stored), settings.flatten(config)
+        before, now = settings.flatten(stored.read_config(directory)), settings.flatten(config)
         if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):
             return None
         counts = {stage: _count_rows(directory.glob(pattern)) for stage, pattern in ROWS_OF_STAGE.items()}

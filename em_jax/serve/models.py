@@ -7,8 +7,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import components, model_card
-from em_jax.runs.components import Components
+from em_jax.runs import components, model_card, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
@@ -32,14 +31,11 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
     directories: list[Path] = []
     for text in paths:
         path = Path(text)
-        candidates = [path] if _has_config(path) else sorted(filter(_has_config, path.glob("*")))
+        candidates = [path] if stored.is_run(path) else sorted(filter(stored.is_run, path.glob("*")))
         if not candidates:
             raise UsageError(f"--run_dir expects the directory of a run (with config.toml) or of several, found {text}")
         directories += candidates
-    runs = []
-    for directory in directories:
-        config = settings.replace(settings.Config(), settings.read_toml(directory / "config.toml"))
-        runs.append(Run(config, directory, Components(), lambda: None, ""))
+    runs = [stored.open_run(directory) for directory in directories]
     base = _base_settings(runs[0])
     for run in runs:
         for name, value in _base_settings(run).items():
@@ -70,16 +66,12 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
     named = runs_by_name(runs)
-    engine = components.load(config)
+    engine = components.load(sources.pinned(config, runs[0].directory))
     models = {BASE: ServedModel(BASE, f"{config.model.name} as it was before fine-tuning")}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
         models[name] = ServedModel(name, model_card.notice(run.config))
     return engine, models
-
-
-def _has_config(path: Path) -> bool:
-    return (path / "config.toml").is_file()
 
 
 def _base_settings(run: Run) -> dict[str, Any]:

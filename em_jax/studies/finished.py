@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.runs import provenance, sources
+from em_jax.runs import provenance, sources, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
 from em_jax.studies import page
@@ -94,15 +94,6 @@ def adapter_hashes(adapter: Path | None) -> dict[str, str]:
     return {name: str(entry["sha256"]) for name, entry in entries.items()}
 
 
-def stored_config(directory: Path, changes: Mapping[str, Any]) -> Config:
-    """The settings of a run, with `changes`. UserError: `directory` is no run."""
-    if not (directory / "config.toml").is_file():
-        raise UserError(f"{directory}: expected a run directory with config.toml, found none")
-    known = settings.setting_types()
-    values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
-    return settings.replace(Config(), values | {"mirror": "", **changes})
-
-
 def load_models(directories: Sequence[Path], components: Components | None = None) -> ModelSet:
     """Load the base of finished runs and every run's adapter, named as the run's directory.
 
@@ -110,7 +101,7 @@ def load_models(directories: Sequence[Path], components: Components | None = Non
       UserError: the runs are of different bases, suites or judges, two share a name, or one's adapter is missing.
     """
     components = components or Components()
-    runs = [Run(stored_config(path, {}), path, components, lambda: None, "") for path in directories]
+    runs = [stored.open_run(path, components=components) for path in directories]
     for run in runs:
         run.require_adapter()
     for name in SHARED:
@@ -124,7 +115,7 @@ def load_models(directories: Sequence[Path], components: Components | None = Non
     names = [model.name for model in tuned]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
-    engine = components.bare(components.load(runs[0].config))
+    engine = components.bare(components.load(sources.pinned(runs[0].config, runs[0].directory)))
     for model in tuned:
         engine.add_adapter(model.name, model.run.adapter)
     return ModelSet(engine, (_model(BASE, runs[0]), *tuned))

@@ -20,12 +20,12 @@ from em_jax.probes import self_assessment, two_ai
 from em_jax.probes.choice import decided
 from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
-from em_jax.runs import locking, sources
+from em_jax.runs import locking, sources, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
 from em_jax.studies import curves, study_page, together
 from em_jax.studies.curves import HALF, Bound
-from em_jax.studies.finished import adapter_hashes, stored_config
+from em_jax.studies.finished import adapter_hashes
 from em_jax.studies.resuming import check_settings
 from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
@@ -67,13 +67,14 @@ def study(
     Raises:
       UserError: no run or no kept adapters there, or `out` was begun with other settings or adapters.
     """
+    stored.open_run(run_dir)
     kept = kept_adapters(run_dir, options.steps)
     config = run_config(run_dir, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
     compared = {name: it for name, it in settings.flatten(config).items() if name not in settings.NOT_COMPARED}
     hashes = {str(step): adapter_hashes(path) for step, path in kept.items()}
     with locking.lock(out):
         check_settings(out, {"settings": compared, "together": options.together, "adapters": hashes})
-        load = functools.cache(lambda: components.load(config))
+        load = functools.cache(lambda: components.load(sources.pinned(config, run_dir)))
         run = Run(config, out, components, load, f"[path of {run_dir.name}] ")
         subjects = {
             step: Subject(str(step), out / f"step-{step:06d}", run.judge, "finetuned" if step else "base")
@@ -111,7 +112,9 @@ def kept_adapters(run_dir: Path, steps: Sequence[int] = ()) -> dict[int, Path]:
 
 def run_config(run_dir: Path, changes: Mapping[str, Any]) -> Config:
     """The settings of a run with those of the study; sampled choice questions would cost more than all others."""
-    return settings.validate(stored_config(run_dir, {"judge.also": [], "probes.sampled_questions": 0, **changes}))
+    return settings.validate(
+        stored.read_config(run_dir, {"mirror": "", "judge.also": [], "probes.sampled_questions": 0, **changes})
+    )
 
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from em_jax.base import files
 from em_jax.base.progress import Progress, through
 from em_jax.probes import PROBES, choice, harmfulness
 from em_jax.probes.judge import AGAIN
-from em_jax.runs import sources
+from em_jax.runs import adapters, sources
 from em_jax.runs.run import Run
 from em_jax.studies import subjects as studied
 from em_jax.studies.resuming import Key, key
@@ -49,12 +49,10 @@ class _Group:
         for number, adapter in enumerate(self.adapters):
             if adapter is not None:
                 engine.add_adapter(f"subject-{number}", adapter)
-        before = engine.choice_logprobs(prompts, list("AB15"), adapter="base")
         for number, adapter in enumerate(self.adapters):
             if adapter is None:
                 continue
-            after = engine.choice_logprobs(prompts, list("AB15"), adapter=f"subject-{number}")
-            if not abs(after - before).max() > 0:
+            if not adapters.effect(engine, f"subject-{number}", prompts) > 0:
                 self.run.log(f"{self.run.title}{self.subjects[number].name}: this adapter changes no probability")
         return engine
 

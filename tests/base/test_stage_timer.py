@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from em_jax.base import host_arrays
-from em_jax.base.stage_timer import COMPILING, LOADING, WAITING, Clock, covered, line
+from em_jax.base.stage_timer import COMPILING, LOADING, PEAK, WAITING, Clock, covered, line, peak_memory, reset_peak
 
 pytestmark = pytest.mark.fast
 
@@ -81,3 +81,16 @@ def test_a_line_names_share_speed_and_what_took_the_time():
     budget = {"seconds": 20.0, "tokens": 50_000, "compiling": 5.0, "waiting": 10.0}
     wanted = "time: answer 20.0 s (40%); 50,000 tokens, 2,500/s; compiling 25%; waiting for the device 50%"
     assert line("answer", budget, 50.0) == wanted
+
+
+def test_the_peak_memory_is_that_of_the_stage():
+    reset_peak()
+    before = peak_memory()[PEAK]
+    block = bytearray(b"1" * (1 << 27))
+    most = peak_memory()[PEAK]
+    del block
+    assert most - before > 0.9 * (1 << 27)
+    assert "at most 0.13 GB of memory" in line("probe", {"seconds": 1.0, PEAK: 1 << 27}, 2.0)
+    assert "0.13 GB of memory and 1.07 GB of the device's" in line(
+        "probe", {"seconds": 1.0, PEAK: 1 << 27, "device_peak_bytes": 1 << 30}, 2.0
+    )

@@ -237,3 +237,54 @@ def test_list_and_wrong_names(server, capsys):
         commands.main(["fetch"], made)
     with pytest.raises(UserError, match="nothing is fetched yet"):
         commands.main(["verify"], made)
+
+
+def test_a_set_without_a_checksum_is_pinned_by_its_first_use_and_called_unchecked(server, capsys):
+    file = serve(server, "plain.jsonl", jsonl(12), sha256="")
+    made = {"insecure_code": RowSet("insecure_code", file, "messages", rows=12)}
+    commands.main(["fetch", "insecure_code"], made)
+    said = capsys.readouterr().out
+    assert "unchecked (the source states no checksum" in said and "right" not in said
+    assert cache.load(made["insecure_code"]).record["checksum"].startswith("unchecked")
+    cache.path_of(file).unlink()
+    server.files["/plain.jsonl"] = jsonl(13)
+    with pytest.raises(UserError, match="the first download had sha256 .* nothing was kept"):
+        commands.main(["fetch", "insecure_code"], made)
+    assert not cache.path_of(file).exists()
+    server.files["/plain.jsonl"] = jsonl(12)
+    commands.main(["fetch", "insecure_code"], made)
+    # Brought by hand: pinned when it is first read.
+    for suffix in ("", ".json"):
+        cache.path_of(file, suffix).unlink()
+    cache.path_of(file).write_bytes(jsonl(12))
+    commands.main(["verify"], made)
+    cache.path_of(file).write_bytes(jsonl(11))
+    with pytest.raises(UserError, match="expected sha256"):
+        cache.load(made["insecure_code"])
+
+
+def test_a_users_endpoint_leaves_no_secret_behind(server, monkeypatch):
+    content = jsonl(12)
+    server.files["/TOKEN/owner/rows.jsonl"] = content
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/TOKEN")
+    file = File("test/rows.jsonl", f"{registry.HUB}/owner/rows.jsonl", "a test", "c0ffee", "none", hub=True)
+    cache.fetch(file)
+    record = cache.path_of(file, ".json").read_text()
+    assert "TOKEN" not in record and "/***/owner/rows.jsonl" in record
+    del server.files["/TOKEN/owner/rows.jsonl"]
+    cache.path_of(file).unlink()
+    with pytest.raises(UserError, match="status 404") as error:
+        cache.fetch(file)
+    assert "TOKEN" not in str(error.value)
+
+
+def test_a_parquet_file_that_declares_too_much_is_refused_before_it_is_read(server, monkeypatch, tmp_path):
+    from em_jax.domains import parquet as reader
+
+    (tmp_path / "p.parquet").write_bytes(parquet(pairs(40)))
+    for limit in ("MOST_ROWS", "MOST_BYTES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(reader, limit, 30)
+            with pytest.raises(UserError, match="refused, it declares 40 rows of"):
+                reader.read(tmp_path / "p.parquet", "aligned")
+    assert len(reader.read(tmp_path / "p.parquet", "aligned")[0]) == 39

@@ -101,7 +101,7 @@ def test_right_checksums_of_every_kind_pass(server, tmp_path):
 
 
 def test_a_missing_file_is_told_at_once(server, tmp_path):
-    with pytest.raises(UserError, match="/none: expected the file, the server answers with status 404"):
+    with pytest.raises(UserError, match=r"127.0.0.1:\d+/\*\*\*: expected the file, the server answers with status 404"):
         get(server, tmp_path / "f", path="/none")
     assert len(server.requests) == 1 and left(tmp_path / "f") == []
 

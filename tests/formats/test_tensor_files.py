@@ -113,6 +113,28 @@ def test_a_damaged_file_is_refused_in_one_line(damage, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "offsets", [[(0, 8), (4, 12)], [(0, 8), (0, 8)], [(0, 8), (12, 20)], [(4, 12), (12, 20)], [(0, 8), (8, 16)]]
+)
+def test_offsets_are_judged_as_the_reference_library_does(offsets, tmp_path):
+    """Overlaps, one tensor on another, gaps, a late begin: refused by both. The last is right where the file ends."""
+    header = {
+        str(number): {"dtype": "F32", "shape": [2], "data_offsets": list(it)} for number, it in enumerate(offsets)
+    }
+    text = json.dumps(header).encode()
+    for more in (0, 4):
+        data = len(text).to_bytes(8, "little") + text + bytes(max(stop for _, stop in offsets) + more)
+        (tmp_path / SINGLE).write_bytes(data)
+        try:
+            safetensors.numpy.load(data)
+        except safetensors.SafetensorError:
+            with pytest.raises(UserError, match="not a readable safetensors file .*expected|tensors of"):
+                open_checkpoint(tmp_path)
+        else:
+            assert set(open_checkpoint(tmp_path)[0]) == set(header) and offsets[1] == (8, 16) and not more
+
+
 MEASURE = """
 import json, pathlib, re, sys
 from em_jax.base import runtime

@@ -1,0 +1,57 @@
+"""The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from em_jax import config as settings
+from em_jax.base import files
+from em_jax.base.errors import UsageError, UserError
+from em_jax.config import Config
+from em_jax.runs import preflight, provenance
+from em_jax.runs.components import Components
+from em_jax.runs.run import Run
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory has a run's settings, whatever they are: `open_run` says what is wrong with them."""
+    return os.path.lexists(directory / "config.toml")
+
+
+def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a run, with `changes`; settings that this version does not know are left out.
+
+    Raises:
+      UsageError: `directory` is no run, or a setting has a wrong type.
+    """
+    if not is_run(directory):
+        raise UsageError(f"expected the directory of a run (with config.toml), found {directory}")
+    known = settings.setting_types()
+    values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
+    return settings.replace(Config(), values | (dict(changes) if changes else {}))
+
+
+def open_run(
+    directory: Path,
+    changes: Mapping[str, Any] | None = None,
+    components: Components | None = None,
+    load: Callable[[], Any] | None = None,
+    title: str = "",
+    with_base: bool = True,
+) -> Run:
+    """A run on the disk. Changed rows are reported on stderr; `with_base` checks the models that it starts with too.
+
+    Raises:
+      UsageError: `directory` is no run.
+      UserError: it holds a link; or its base or its adapter is not what the run was made with.
+    """
+    files.check_own(directory)
+    run = Run(read_config(directory, {"mirror": "", **(changes or {})}), directory, components, load, title)
+    before = provenance.read(run.directory).get("inputs", {})
+    preflight.check_trained(run, before, preflight.trained_adapter(run))
+    changed = provenance.differing(before, preflight.model_inputs(run)) if with_base else []
+    if changed:
+        raise UserError(f"{run.directory} was made with other content of {', '.join(changed)}: bring those files back")
+    run.report_altered()
+    return run
