@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 
 from em_jax.base import runtime
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
 
@@ -31,7 +31,7 @@ def find_model(model: str) -> pathlib.Path:
             message = f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and read permission"
         raise UserError(message) from None
     if not exists:
-        raise UserError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
+        raise UsageError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
     return directory
 
 

@@ -17,8 +17,8 @@ from em_jax.base.files import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
-"""The supported dtypes by their names in the format; numbers are little-endian."""
+DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
+"""The supported dtypes by their names in the format; numbers are little-endian. Float64 is narrowed as it is read."""
 LONGEST_HEADER = 100_000_000
 """The format's own limit, in bytes."""
 
@@ -40,7 +40,8 @@ class TensorRef:
         dtype = np.dtype(DTYPES[self.dtype])
         row = dtype.itemsize * math.prod(self.shape[1:])
         data = _read(self.path, self.start + start * row, self.start + stop * row)
-        return np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
+        rows = np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
+        return rows.astype(np.float32) if dtype == np.float64 else rows
 
 
 def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list[str]]:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, nearest
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -164,10 +163,9 @@ def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
     for name in (part.strip() for part in text.split(",")):
         own = OWN_NAME.fullmatch(name) and any(entry.startswith(f"{name}=") for entry in data)
         if name not in known and not own:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(
-                f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}; one of your own, "
-                "in small letters, digits and _, takes --data NAME=FILE"
+                f"unknown domain {name!r}{nearest(name, known)}; there are {domains.known()}; one of your own, in "
+                "small letters, digits and _, takes --data NAME=FILE"
             )
         names += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.

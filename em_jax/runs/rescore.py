@@ -13,7 +13,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import files
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
 from em_jax.probes import PROBES, choice, rejudged
 from em_jax.runs import experiment, locking, preflight, provenance
@@ -70,7 +70,7 @@ def _config(directory: Path, judge: str, judge_model: str) -> Config:
     """The run's settings, with `judge` in place of its own judge."""
     stored = directory / "config.toml"
     if not stored.is_file():
-        raise UserError(f"{directory}: expected a run directory with config.toml, found none")
+        raise UsageError(f"{directory}: expected a run directory with config.toml, found none")
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(stored).items() if name in known}
     values |= {"mirror": "", "judge.also": []}

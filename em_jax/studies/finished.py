@@ -8,7 +8,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import files
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
 from em_jax.runs import provenance, sources
 from em_jax.runs.components import Components
@@ -95,9 +95,9 @@ def adapter_hashes(adapter: Path | None) -> dict[str, str]:
 
 
 def stored_config(directory: Path, changes: Mapping[str, Any]) -> Config:
-    """The settings of a run, with `changes`. UserError: `directory` is no run."""
+    """The settings of a run, with `changes`. UsageError: `directory` is no run."""
     if not (directory / "config.toml").is_file():
-        raise UserError(f"{directory}: expected a run directory with config.toml, found none")
+        raise UsageError(f"{directory}: expected a run directory with config.toml, found none")
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | {"mirror": "", **changes})
