@@ -17,6 +17,7 @@ from em_jax.base.errors import UsageError
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.train.config import TrainConfig
 
+FORMATS = ("", "messages", "sharegpt", "alpaca", "completion")
 STAGES = ("finetune", "answer", "judge", "probe", "report")
 PROBES = ("harmfulness", "self_assessment", "two_ai", "output_recognition", "score_prediction")
 DTYPES = ("float32", "bfloat16")
@@ -102,10 +103,14 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of one run. `domain` is one domain's name or "none"; `data` and `adapter` are paths or empty."""
+    """All settings of one run. `domain` is one domain's name or "none"; `data` and `adapter` are paths or empty.
+
+    `format` names the form of data's rows: empty or messages, sharegpt, alpaca, completion (see domains.row_formats).
+    """
 
     domain: str = ""
     data: str = ""
+    format: str = ""
     adapter: str = ""
     suite: str = ""
     seed: int = 0
@@ -294,6 +299,7 @@ def validate(config: Config) -> Config:
     not_negative += ["probes.limit", "probes.sampled_questions", "judge.max_requests"]
     choices = {
         "dtype": ("", *DTYPES),
+        "format": FORMATS,
         "model.quantization": ("none", "int8"),
         "model.scan_layers": ("auto", "true", "false"),
         "train.schedule": ("linear", "cosine", "constant"),

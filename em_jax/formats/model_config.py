@@ -13,6 +13,10 @@ from em_jax.model.config import Qwen2Config
 EXPECTED: dict[Any, str] = {int: "a positive integer", float: "a positive number", bool: "true or false"}
 
 
+ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+"""The keys of rope_scaling and rope_parameters that plain RoPE has."""
+
+
 def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
     """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
     given: dict[str, Any] = {name: value for name, value in raw.items() if value is not None}
@@ -81,8 +85,7 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     for name, expected in (("model_type", "qwen2"), ("hidden_act", "silu")):
         if raw.get(name, "silu") != expected:
             problems.append(f"{name} must be {expected!r}, found {raw.get(name)!r}")
-    if raw.get("use_sliding_window"):
-        problems.append("use_sliding_window is true: sliding-window attention is not supported")
+    problems += _sliding(raw)
     if raw.get("quantization_config"):
         problems.append("quantization_config: quantised checkpoints are not supported, use the original weights")
     for name in ("rope_scaling", "rope_parameters"):
@@ -93,4 +96,25 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name} of type {kind!r}: RoPE scaling is not supported")
         elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{name} with partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
+        elif unknown := [key for key, value in rope.items() if value is not None and key not in ROPE]:
+            nested = " (nested by layer type)" if any(isinstance(rope[key], dict) for key in unknown) else ""
+            problems.append(f"{name} with {', '.join(map(repr, unknown))}{nested} is not supported")
     return problems
+
+
+def _sliding(raw: Mapping[str, Any]) -> list[str]:
+    """A message where a layer slides: by `layer_types`, else, as transformers decides, from max_window_layers on."""
+    used, kinds, window = (raw.get(name) for name in ("use_sliding_window", "layer_types", "sliding_window"))
+    first, layers = raw.get("max_window_layers", 28), raw.get("num_hidden_layers")
+    if used not in (None, False, True):
+        return [f"use_sliding_window must be true or false, found {used!r}"]
+    if kinds is not None:
+        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        if not full or len(kinds) != layers:
+            return [f"layer_types must be 'full_attention' for each of {layers} layers, found {kinds!r:.200}"]
+    has_window = used and (window is not None or "sliding_window" not in raw)
+    if kinds is None and has_window and not (_is_valid(first, int) and _is_valid(layers, int) and first >= layers):
+        return [
+            f"use_sliding_window is true and max_window_layers {first!r}: sliding-window attention is not supported"
+        ]
+    return []

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object, write_atomic
-from em_jax.formats.tensor_files import TensorRef, raise_problems, read_header, tensor_problems
+from em_jax.formats.tensor_files import ADAPTER_DTYPES, TensorRef, raise_problems, read_header, tensor_problems
 from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
@@ -118,7 +118,8 @@ def check_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[LoraCon
     for target, _, rank, a_name, b_name in _updates(ranks(config, lora) if pairs else {}):
         inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
         expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
-    problems = tensor_problems(tensors, expected, "an adapter of this base") or ([] if tensors else ["no tensors"])
+    problems = tensor_problems(tensors, expected, "an adapter of this base", ADAPTER_DTYPES)
+    problems += [] if tensors else ["no tensors"]
     strange = [f"layers.{layer}.{target}" for layer, target in pairs if not _is_targeted(fields, layer, target)]
     problems += [f"{name} has tensors, but the settings do not target it: peft would drop them" for name in strange]
     raise_problems(f"{directory} does not fit this base", problems)

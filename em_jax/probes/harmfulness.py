@@ -26,6 +26,8 @@ def ask(
 ) -> Iterator[Row]:
     """Sampled answers as rows of answers/<condition>.jsonl: id, sample, prompt, answer, n_tokens, finish_reason.
 
+    Where the model thought first, `thought` holds that, and no judge sees it.
+
     `adapter` is one for all rows or one for each. `answers` has samples, temperature, top_p, max_new_tokens and seed;
     keys in `done_keys` are (id, sample, "") or (id, sample), and are skipped.
     """
@@ -33,7 +35,7 @@ def ask(
     done = {(index, n) for index, row in enumerate(rows) for n in range(answers.samples) if (row["id"], n) in keys}
     stream = choice.generate(engine, rows, answers.samples, adapter, done, answers, answers.max_new_tokens)
     for index, sample, answer in stream:
-        row = rows[index]
+        row, thought = rows[index], getattr(answer, "thought", "")
         yield {
             "id": row["id"],
             "sample": sample,
@@ -41,7 +43,7 @@ def ask(
             "answer": answer.text,
             "n_tokens": len(answer.tokens),
             "finish_reason": answer.finish_reason,
-        }
+        } | ({"thought": thought} if thought else {})
 
 
 def judged(answers: Sequence[Row], scores: Sequence[Row]) -> list[Row]:

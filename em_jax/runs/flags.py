@@ -47,6 +47,7 @@ def parser() -> Parser:
         default=[],
         help="JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several",
     )
+    what("--format", metavar="NAME", help=f"of --data's rows: {', '.join(settings.FORMATS[1:])}")
     what("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
     what("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
     what("--judge", metavar="WHO", help="self (the base, adapter off) or an OpenAI-like API's URL")
@@ -116,6 +117,8 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     names = _domains(text, bool(config.adapter), [*flags.data, config.data])
     seeds = _seeds(flags.seed, config.seed)
     data = _data(flags.data, config.data, names)
+    if config.format and not data:
+        raise UsageError("--format names the form of --data's rows: give --data FILE")
     if config.adapter and (len(names) > 1 or data):
         raise UsageError("--adapter probes an adapter that exists: expected one domain at most, and no --data")
     values["model.name"], why = choose_model(config.model.name, _group(flags))
@@ -135,7 +138,7 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
-    direct = {name: name for name in ("adapter", "suite", "mirror", "mesh", "dtype", "verbosity")}
+    direct = {name: name for name in ("adapter", "format", "suite", "mirror", "mesh", "dtype", "verbosity")}
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:

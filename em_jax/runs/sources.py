@@ -40,14 +40,14 @@ def suite_directory(name: str) -> Path:
     return Path(name)
 
 
-def rows(config: Config) -> list[list[dict[str, str]]]:
+def rows(config: Config) -> list[list[dict[str, Any]]]:
     """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones.
 
     Raises:
       UserError: the file is wrong (by file and line), or the domain's rows are not on this machine.
     """
     if config.data:
-        return domain_rows.read(config.data)
+        return domain_rows.read(config.data, config.format)
     if not is_organism(config):
         return cache.load(registry.SETS[config.domain]).rows
     from em_jax.organism import corpus
