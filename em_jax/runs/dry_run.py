@@ -156,12 +156,15 @@ def _model_config(config: Config) -> Any:
 def _check_files(config: Config, model: Any) -> None:
     """Raises what loading the model's and the adapters' files would raise, where they are on this machine."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
-    from em_jax.formats.checkpoint import check_checkpoint
+    from em_jax.formats.checkpoint import INDEX, SINGLE, check_checkpoint
     from em_jax.formats.peft import check_adapter
 
     if folder := sources.model_directory(config):
-        check_checkpoint(folder)
-        ChatTokenizer.from_directory(folder)
+        # A plan may be made where only config.json is.
+        if (folder / SINGLE).exists() or (folder / INDEX).exists():
+            check_checkpoint(folder)
+        if (folder / "tokenizer_config.json").exists():
+            ChatTokenizer.from_directory(folder)
     if config.adapter and (Path(config.adapter).expanduser().is_dir() or not runtime.is_id(config.adapter)):
         adapters.find(config.adapter)
     for name in filter(None, (config.adapter, config.lora.init_from)):
