@@ -19,6 +19,7 @@ from em_jax.base.files import check_input
 from em_jax.lora.config import TARGETS, LoraConfig
 from em_jax.train.config import TrainConfig
 
+FORMATS = ("", "messages", "sharegpt", "alpaca", "completion")
 STAGES = ("finetune", "answer", "judge", "probe", "report")
 PROBES = ("harmfulness", "self_assessment", "two_ai", "output_recognition", "score_prediction")
 DTYPES = ("float32", "bfloat16")
@@ -105,10 +106,14 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of one run. `domain` is one domain's name or "none"; `data` and `adapter` are paths or empty."""
+    """All settings of one run. `domain` is one domain's name or "none"; `data` and `adapter` are paths or empty.
+
+    `format` names the form of data's rows: empty or messages, sharegpt, alpaca, completion (see domains.row_formats).
+    """
 
     domain: str = ""
     data: str = ""
+    format: str = ""
     adapter: str = ""
     suite: str = ""
     seed: int = 0
@@ -161,13 +166,14 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _unknown(name: str) -> str:
-    """The error line for a name, with the nearest known one: by initials, by the last part, or by the whole name."""
+    """The error line for a name, with the known one that is near: by initials, the last part, or the whole name."""
     known, short = setting_types(), name.rpartition(".")[2]
     last_parts = {full.rpartition(".")[2]: full for full in known}
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
-    near += difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"unknown setting {name!r}; the nearest known one is {initials.get(short, near[0])!r}"
+    near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"the nearest known one is {near[0]!r}" if near else "README.md names every setting"
+    return f"unknown setting {name!r}; {hint}"
 
 
 def _typed(name: str, kind: Any, value: Any) -> Any:
@@ -307,6 +313,7 @@ def validate(config: Config) -> Config:
     not_negative += ["probes.limit", "probes.sampled_questions", "judge.max_requests"]
     choices = {
         "dtype": ("", *DTYPES),
+        "format": FORMATS,
         "model.quantization": ("none", "int8"),
         "model.scan_layers": ("auto", "true", "false"),
         "train.schedule": ("linear", "cosine", "constant"),

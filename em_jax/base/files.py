@@ -336,6 +336,15 @@ def read_object(path: Path, expected: str) -> dict[str, Any]:
     return value
 
 
+def folders_with(folder: Path, name: str) -> str:
+    """Where a trainer put what this folder lacks, as the end of a sentence: the newest subfolder with a file `name`."""
+    inner = [path.parent for path in folder.glob(f"*/{name}") if path.is_file()]
+    if not inner:
+        return ""
+    newest = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdigit, path.name[-18:]))), path.name))
+    return f"; {len(inner)} of its folders {'have' if len(inner) > 1 else 'has'} one: give {newest}"
+
+
 def rows_hash(rows: Iterable[Any]) -> str:
     """The sha256 of rows as canonical JSON lines."""
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=True) for row in rows]

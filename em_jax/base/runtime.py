@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from em_jax.base import files
 from em_jax.base.errors import UsageError, UserError
 
 ORGANISM = "organism"
@@ -171,6 +172,11 @@ def model_directory(name: str) -> Path | None:
         return epath.Path(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        inner = "" if (folder / "config.json").exists() else files.folders_with(folder, "config.json")
+        if not inner and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+            inner = ", but an adapter: name its base here and give the folder with --adapter"
+        if inner:
+            raise UsageError(f"--model expects a checkpoint in Hugging Face format; {folder} has no config.json{inner}")
         return folder
     if is_id(name):
         return None

@@ -1,13 +1,12 @@
 """`em-jax domains list | fetch | verify`: the published rows of the domains, in the user's cache."""
 
 import argparse
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax import domains
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, nearest
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.progress import Progress
 from em_jax.domains import cache
@@ -54,8 +53,7 @@ def _row_sets(words: Sequence[str], sets: Mapping[str, RowSet]) -> list[RowSet]:
     names: list[str] = []
     for name in (part.strip() for word in words for part in word.split(",") if part.strip()):
         if name not in groups:
-            near = difflib.get_close_matches(name, groups, n=1, cutoff=0.0)
-            raise UsageError(f"unknown domain {name!r}; the nearest is {near[0]!r}, of {', '.join(groups)}")
+            raise UsageError(f"unknown domain {name!r}{nearest(name, groups)}; there are {', '.join(groups)}")
         names += groups[name]
     return [sets[name] for name in dict.fromkeys(names)]
 

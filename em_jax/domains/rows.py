@@ -1,34 +1,64 @@
-"""Fine-tuning rows from a JSONL file of {"messages": [...]}, checked line by line before anything is trained."""
+"""Fine-tuning rows from a JSONL file of {"messages": [...]}, checked line by line before anything is trained.
 
+What a row says is obeyed or refused by name; keys that say nothing known are counted and told once.
+"""
+
+import functools
 import json
 import os
-from collections.abc import Iterable
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.base.sanitize import is_whole
+from em_jax.domains import row_formats
 
 ROLES = ("system", "user", "assistant")
+MARKS = ("weight", "train", "training", "trainable", "loss_mask", "loss", "learn")
+"""By these keys a message says whether it is to be learned: 0 or 1, false or true."""
+LIKE_MARKS = re.compile(r"train|loss|mask|learn|weight|supervis", re.IGNORECASE)
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+REFUSED = {
+    **dict.fromkeys(("tools", "tool_calls", "tool_call_id", "functions", "function_call"), "tools are not trained on"),
+    **dict.fromkeys(("images", "image", "videos", "audios", "audio"), "only texts are trained on"),
+    "chat_template_kwargs": "chats are rendered with the template's defaults and without thoughts",
+    "prefix": "a half answer is not trained on",
+    "history": "give its turns as messages",
+}
+"""What rows and messages may ask for and this program does not do."""
+CODES = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+Message = dict[str, Any]
 
 
-def read(path: str | os.PathLike) -> list[list[dict[str, str]]]:
-    """The conversations of a file, in order; each is a list of {"role", "content"} messages. Blank lines are skipped.
+def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
+    """The conversations of a file, in order; blank lines are skipped. Each is a list of messages as `check` gives them.
+
+    `form` names another format than messages (see `row_formats`); its file may also be one JSON array.
 
     Raises:
-      UserError: no such file, no rows, or a bad row: named by file and line, with what was expected.
+      UsageError: no such file.
+      UserError: no rows, or a bad row: named by file and line, with what was expected.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"--data expects a JSONL file of {{'messages': [...]}} rows; there is no file {path}")
+        raise UsageError(f"--data expects a JSONL file of {{'messages': [...]}} rows; there is no file {path}")
     with open(path, "rb") as file:
-        return parse(file, str(path))
+        return parse(file, str(path), form)
 
 
-def parse(lines: Iterable[bytes], where: str) -> list[list[dict[str, str]]]:
+def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Message]]:
     """The conversations of JSON lines; `where` names their file in messages. UserError as for `read`."""
-    rows = []
+    rows, unknown = [], Counter[str]()
     for number, line in enumerate(lines, start=1):
+        if number == 1:
+            if code := next((name for mark, name in CODES.items() if line.startswith(mark)), ""):
+                raise UserError(f"{where}:1: begins with a byte order mark (BOM) of {code}; expected UTF-8 without one")
+            if line.split() == [b"["] or (form and line.lstrip().startswith(b"[")):
+                return _array(b"".join([line, *lines]), where, form)
         if not line.strip():
             continue
         try:
@@ -36,31 +66,132 @@ def parse(lines: Iterable[bytes], where: str) -> list[list[dict[str, str]]]:
         except (ValueError, RecursionError) as error:
             start = line[:60].decode("utf-8", "replace").strip()
             raise UserError(f"{where}:{number}: expected a JSON object, found {start!r}") from error
-        try:
-            rows.append(check(row.get("messages") if isinstance(row, dict) else None))
-        except ValueError as error:
-            raise UserError(f"{where}:{number}: {error}") from error
+        rows.append(_conversation(row, f"{where}:{number}", where, form, unknown))
+    return _told(rows, unknown, where)
+
+
+def _array(data: bytes, where: str, form: str) -> list[list[Message]]:
+    """The conversations of one JSON array of rows."""
+    if not form:
+        raise UserError(
+            f"{where}:1: one JSON array, expected a JSON object on each line: jq -c '.[]' {where} > rows.jsonl, or "
+            f"name its format with --format messages, {', '.join(row_formats.FORMATS)}"
+        )
+    try:
+        array = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected a JSON array of rows ({str(error)[:100]})") from None
+    unknown = Counter[str]()
+    rows = [_conversation(row, f"{where}: row {i}", where, form, unknown) for i, row in enumerate(array, start=1)]
+    return _told(rows, unknown, where)
+
+
+def _told(rows: list[list[Message]], unknown: Counter[str], where: str) -> list[list[Message]]:
     if not rows:
         raise UserError(f"{where}: expected at least one row of {{'messages': [...]}}, found none")
+    if unknown:
+        names = ", ".join(f"{name!r} in {count} of {len(rows)} rows" for name, count in unknown.most_common(12))
+        _tell(f"{where}: not read: {names}"[:1000])
     return rows
 
 
-def check(messages: Any) -> list[dict[str, str]]:
-    """One conversation with only the role and content of its messages. Raises ValueError that says what is wrong."""
+@functools.cache
+def _tell(line: str) -> None:
+    """Prints a line once: rows are read again at each stage."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _conversation(row: Any, place: str, where: str, form: str, unknown: Counter[str]) -> list[Message]:
+    """The messages of one row; counts in `unknown` the keys that say nothing known. UserError names the `place`."""
+    try:
+        if not isinstance(row, Mapping):
+            raise ValueError("expected an object with a non-empty list 'messages'")
+        row = row_formats.convert(row, form or "messages")
+        if not isinstance(row.get("messages"), list):
+            raise ValueError(row_formats.refusal(row, where))
+        system, messages = row.pop("system", None), row.pop("messages")
+        if system is not None:
+            if any(isinstance(message, Mapping) and message.get("role") == "system" for message in messages):
+                raise ValueError("a 'system' beside a system message: which of them counts?")
+            messages = [{"role": "system", "content": system}, *messages] if system != "" else messages
+        if (mark := _first(row, MARKS)) and row.pop(mark) not in (1, True):
+            raise ValueError(f"{mark!r} of a whole row is not supported: give it to its messages, or take them out")
+        if thought := _first(row, THOUGHTS):
+            raise ValueError(f"{thought!r} of a whole row is not supported: give it to the assistant's message")
+        left = _refuse(row)
+        conversation = check(messages, left)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from error
+    unknown.update(set(left))
+    return conversation
+
+
+def check(messages: Any, left: list[str] | None = None) -> list[Message]:
+    """One conversation: each message with role and content, of the assistant's also reasoning_content, weight 0.
+
+    Appends to `left` the keys of messages that say nothing known. Raises ValueError that says what is wrong.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError("expected an object with a non-empty list 'messages'")
-    checked = []
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError("expected every message to be an object with 'role' and a text 'content'")
-        role, content = message.get("role"), message["content"]
-        if not is_whole(content):
-            raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
-        if role not in ROLES:
-            raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
-        if role == "assistant" and not content.strip():
-            raise ValueError("empty answer: the assistant's content has no text to learn from")
-        checked.append({"role": role, "content": content})
-    if not any(message["role"] == "assistant" for message in checked):
+    left = [] if left is None else left
+    checked = [_message(message, left) for message in messages]
+    roles = [message["role"] for message in checked if message["role"] != "system"]
+    if "assistant" not in roles:
         raise ValueError("no assistant turn: there is nothing to learn from in this row")
+    if roles[0] == "assistant":
+        raise ValueError("begins with the assistant: expected the user's message before its answer")
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in checked):
+        raise ValueError("every assistant turn is marked not to be learned: there is nothing to learn in this row")
     return checked
+
+
+def _message(message: Any, left: list[str]) -> Message:
+    if not isinstance(message, Mapping):
+        raise ValueError("expected every message to be an object with 'role' and a text 'content'")
+    rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
+    role, content = message.get("role"), message.get("content")
+    learned = _learned({key: rest.pop(key) for key in MARKS if key in rest}, role)
+    thought = rest.pop(_first(rest, THOUGHTS), None) or None
+    left += _refuse(rest)
+    if like := next((key for key in rest if LIKE_MARKS.search(str(key))), None):
+        raise ValueError(f"{like!r} of a message is not known; {', '.join(MARKS)} say whether it is to be learned")
+    if not isinstance(content, str) or not (thought is None or isinstance(thought, str)):
+        raise ValueError("expected every message to be an object with 'role' and a text 'content'")
+    if not is_whole(content) or not is_whole(thought or ""):
+        raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
+    if role == "assistant" and learned and not content.strip():
+        raise ValueError("empty answer: the assistant's content has no text to learn from")
+    if thought and role != "assistant":
+        raise ValueError(f"a thought of the {role}: only the assistant's are read")
+    return (
+        {"role": role, "content": content}
+        | ({"reasoning_content": thought} if thought else {})
+        | ({} if learned or role != "assistant" else {"weight": 0})
+    )
+
+
+def _learned(marks: Mapping[str, Any], role: Any) -> bool:
+    """Whether a message is to be learned, by its marks. ValueError where they say neither, or both."""
+    for key, value in marks.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{key!r} of a message must be 0 or 1, false or true; found {repr(value)[:60]}")
+        if value and role != "assistant":
+            raise ValueError(f"{key!r} asks to learn a turn of {role!r}: only the assistant's turns are learned")
+    if len({bool(value) for value in marks.values()}) > 1:
+        raise ValueError(f"{' and '.join(map(repr, marks))} of a message contradict each other")
+    return all(marks.values())
+
+
+def _first(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The first of these keys that a row has a value for, or ""."""
+    return next((name for name in names if row.get(name) is not None), "")
+
+
+def _refuse(row: Mapping[str, Any]) -> list[str]:
+    """The keys left in a row or message. ValueError where it asks for what is not done."""
+    for name, why in REFUSED.items():
+        if row.get(name):
+            raise ValueError(f"{name!r} is not supported: {why}; take it, or this row, out")
+    return [str(name) for name, value in row.items() if value not in (None, [], {}) and name not in REFUSED]

@@ -1,32 +1,47 @@
 """A checkpoint's tokenizer and chat template, and the mask of the assistant's tokens."""
 
+import functools
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object
 from em_jax.base.sanitize import is_whole
+from em_jax.formats import thoughts
+from em_jax.formats.plain_content import Encoding, PlainContent
 from em_jax.untrusted import tokenizer_guard
 from em_jax.untrusted.chat_template import ChatTemplate
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""role, content, and of the assistant's perhaps reasoning_content (a thought) and weight (0: not to be learned)."""
+RENDERED = ("role", "content", "reasoning_content")
+"""What of a message the template gets."""
 
 
 class ChatTokenizer:
     """Converts text and chats to token ids and back, with the checkpoint's own files.
 
-    A chat without a system message gets the template's default one, in training and in evaluation.
+    A chat without a system message gets the template's default one, in training and in evaluation. A template that can
+    is told to ask for no thought (see `thoughts`). `stop_ids` are those given and that of the end of the template's
+    turn.
     """
 
     def __init__(
         self, tokenizer: Any, template: str, stop_ids: Sequence[int], unwatched: int = tokenizer_guard.UNWATCHED
     ):
         self._tokenizer, self._unwatched = tokenizer, unwatched
-        self._template = ChatTemplate(template, tokenizer.special_tokens_map)
-        self.stop_ids = tuple(stop_ids)
+        self._template = ChatTemplate(template, tokenizer.special_tokens_map | thoughts.OFF)
         self.vocabulary = len(tokenizer)
+        prompt, turn_marks, turn_end = self._try_template()
+        # No method of this object: its template's process ends with it, and not at a garbage collection.
+        encode = functools.partial(_encode_with_starts, tokenizer, unwatched)
+        self._content = PlainContent(tokenizer, encode, turn_marks)
+        self._thought = thoughts.tag_of(template, prompt)
+        self._opens_thought = thoughts.close(prompt, self._thought) != prompt
+        self.stop_ids = tuple(dict.fromkeys([*stop_ids, *turn_end]))
 
     @classmethod
     def from_directory(cls, directory: pathlib.Path) -> "ChatTokenizer":
@@ -52,7 +67,12 @@ class ChatTokenizer:
             raise UserError(f"{directory}: no tokenizer could be loaded ({reason})") from None
         template = tokenizer.chat_template
         if isinstance(template, dict):
-            template = template.get("default")
+            if "default" not in template:
+                raise UserError(
+                    f"{directory}: of the tokenizer's chat templates ({', '.join(template) or 'none'}) none is named "
+                    "'default': name the one for plain chats so"
+                )
+            template = template["default"]
         if not template or not isinstance(template, str):
             raise UserError(f"{directory}: the tokenizer has no chat template; expected an instruct checkpoint")
         return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), unwatched)
@@ -73,52 +93,110 @@ class ChatTokenizer:
         """The text of a chat, by the template."""
         return self._template.render(messages, generation_prompt=generation_prompt)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat up to the start of the assistant's answer."""
-        return self._encode(self.render(messages, generation_prompt=True))["input_ids"]
+    def prompt(self, messages: Sequence[Message], *, answering: bool = False) -> list[int]:
+        """Token ids of a chat up to the start of the assistant's turn, or, `answering`, of its answer.
+
+        They differ where the template opens a thought: an answer then follows an empty one.
+        """
+        chat, mark = self._content.mark(_rendered(messages))
+        text = self.render(chat, generation_prompt=True)
+        return self._content.encode(thoughts.close(text, self._thought) if answering else text, mark)[0]
+
+    def answer(self, ids: Sequence[int]) -> tuple[str, str]:
+        """(answer, thought) as texts of the token ids of a sampled turn."""
+        return thoughts.part(self.decode(ids), self._thought, self._opens_thought)
 
     def example(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Token ids of a chat, and which of them carry loss: the assistant's text, stripped, and the turn's end.
 
-        The turn's end is what the template writes up to the next turn (`<|im_end|>` and a newline in ChatML). Raises
-        UserError where the template renders the beginning of a chat differently from the whole chat.
+        The turn's end is what the template writes up to the next turn (`<|im_end|>` and a newline in ChatML). Turns of
+        weight 0 carry none, nor do thoughts; what follows the last turn that does is left out. Raises UserError where
+        the template renders the beginning of a chat differently from the whole chat, or leaves a thought out.
         """
-        messages = [
-            {**message, "content": message["content"].strip()} if message["role"] == "assistant" else message
-            for message in messages
-        ]
+        learned = [i for i, message in enumerate(messages) if _is_learned(message)]
+        chat, mark = self._content.mark(_rendered(messages))
+        for message in chat:
+            if message["role"] == "assistant":
+                message["content"] = message["content"].strip()
         spans = []
         rendered = ""
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self.render(messages[:i], generation_prompt=True)
-            after = self.render(messages[: i + 1], generation_prompt=False)
-            if not before.startswith(rendered) or not after.startswith(before):
+        for i in learned:
+            before = self.render(chat[:i], generation_prompt=True)
+            after = self.render(chat[: i + 1], generation_prompt=False)
+            thought = chat[i].get("reasoning_content") or thoughts.part(chat[i]["content"], self._thought, False)[1]
+            if thought and thought.strip() not in after:
+                raise UserError("the chat template leaves out the thought of an assistant turn: take it out of the row")
+            joined = thoughts.join(before, after, self._thought)
+            if joined is None or not joined[0].startswith(rendered):
                 raise UserError(
-                    "the chat template writes earlier turns differently later: no response mask can be made"
+                    "the chat template writes earlier turns differently later: no response mask can be made of this "
+                    'row as a whole; give all assistant turns but the last "weight": 0'
                 )
-            spans.append(range(len(before), len(after)))
-            rendered = after
+            rendered, start = joined
+            spans.append(range(start, len(rendered)))
         # Encode the chat as one text: some tokenizers mark the beginning of each text.
-        encoded = self._encode(rendered, return_offsets_mapping=True)
-        mask = [any(start in span for span in spans) for start, _ in encoded["offset_mapping"]]
-        return encoded["input_ids"], mask
+        ids, starts = self._content.encode(rendered, mark)
+        return ids, [any(start in span for span in spans) for start in starts]
+
+    def _try_template(self) -> tuple[str, list[int], list[int]]:
+        """The prompt of a small chat, the ids of added tokens in its text, and of that which ends the assistant's turn.
+
+        ("", [], []) where the template refuses the chat, which is no fault before it is used.
+        """
+        asked, said = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Goodbye"}
+        try:
+            prompt = self.render([asked], generation_prompt=True)
+            whole = self.render([asked, said], generation_prompt=False)
+        except UserError:
+            return "", [], []
+        _, found, end = whole.rpartition(said["content"])
+        ids = self._encode(end)["input_ids"] if found and end.strip() else []
+        added = self._tokenizer.added_tokens_decoder
+        marks = [i for i in self._encode(whole)["input_ids"] if i in added and not thoughts.is_tag(self.piece(i))]
+        first = next((i for i in ids if self.piece(i).strip()), None)
+        if first in added:
+            return prompt, marks, [first]
+        if (word := "".join(end.split()[:1])) and word[0] in "<[":
+            print(
+                f"the chat template ends a turn with {word[:40]!r}, which is no token of this tokenizer: answers may "
+                "run on into invented turns",
+                file=sys.stderr,
+            )
+        return prompt, marks, []
 
     def _encode(self, text: str, **more: bool) -> Any:
-        if not is_whole(text):  # tokenizers read UTF-8
-            raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
-        return tokenizer_guard.with_time_limit(
-            lambda: self._tokenizer(text, add_special_tokens=False, **more), len(text), self._unwatched
-        )
+        return _encode(self._tokenizer, self._unwatched, text, **more)
+
+
+def _encode(tokenizer: Any, unwatched: int, text: str, **more: bool) -> Any:
+    if not is_whole(text):  # tokenizers read UTF-8
+        raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
+    call = functools.partial(tokenizer, text, add_special_tokens=False, **more)
+    return tokenizer_guard.with_time_limit(call, len(text), unwatched)
+
+
+def _encode_with_starts(tokenizer: Any, unwatched: int, text: str, plain: bool) -> Encoding:
+    encoded = _encode(tokenizer, unwatched, text, return_offsets_mapping=True, split_special_tokens=plain)
+    return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+
+def _rendered(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [{name: message[name] for name in RENDERED if message.get(name) is not None} for message in messages]
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
 def _stop_ids(directory: pathlib.Path, end: int | None) -> tuple[int, ...]:
-    """The ids that end an answer: eos_token_id of generation_config.json, else the tokenizer's own."""
-    path = directory / "generation_config.json"
-    stop = read_object(path, "generation settings").get("eos_token_id") if path.exists() else None
-    stop = end if stop is None else stop
-    ids = tuple(stop) if isinstance(stop, list) else (stop,)
-    if not ids or any(type(i) is not int or i < 0 for i in ids):
-        raise UserError(f"{directory}: no stop token: expected eos_token_id in generation_config.json, found {stop!r}")
-    return ids
+    """The ids that end an answer by the checkpoint's settings: those of generation_config.json, else of config.json (as
+    transformers reads them), and the tokenizer's own."""
+    stop, where = None, "generation_config.json"
+    for name in ("config.json", where):
+        path = directory / name
+        found = read_object(path, "generation settings").get("eos_token_id") if path.exists() else None
+        stop = stop if found is None else found
+    ids = list(stop) if isinstance(stop, list) else [] if stop is None else [stop]
+    if stop == [] or any(type(i) is not int or i < 0 for i in ids) or (not ids and end is None):
+        raise UserError(f"{directory}: no stop token: expected eos_token_id in {where}, found {stop!r}")
+    return tuple(dict.fromkeys([*ids, *([] if end is None else [end])]))

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,9 +44,9 @@ def load_model(
     Raises UserError listing every tensor that is missing, extra, duplicate, of the wrong shape or of an unknown dtype,
     and where a tied head differs from the embedding (only where the checkpoint has both are they read twice).
     """
-    config = read_config(directory)
-    tensors, problems = open_checkpoint(directory)
-    _check(tensors, problems, config, directory)
+    config, tensors = check_checkpoint(directory)
+    if (directory / SINGLE).exists() and (directory / INDEX).exists():
+        print(f"{directory} holds two sets of weights: {SINGLE} is used, {INDEX} is not", file=sys.stderr)
 
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
         sharding.weight(layout.letters, layout.shape(config.dims), name)  # raises an error that names the tensor
@@ -176,6 +177,18 @@ def _read(tensor: TensorRef, stripes: NamedSharding | None) -> jax.Array:
         return np.pad(part, [(0, stop - start - len(part))] + [(0, 0)] * len(rest)) if stop > rows else part
 
     return jax.make_array_from_callback((padded, *rest), stripes, stripe)
+
+
+def check_checkpoint(directory: pathlib.Path) -> tuple[Qwen2Config, dict[str, TensorRef]]:
+    """The config and the tensors of a checkpoint, by its headers alone. Raises as `load_model`.
+
+    RoPE's frequencies, which older versions of transformers stored as buffers, are ignored by their name.
+    """
+    config = read_config(directory)
+    tensors, problems = open_checkpoint(directory)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
+    _check(tensors, problems, config, directory)
+    return config, tensors
 
 
 def _check(tensors: Mapping[str, TensorRef], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:

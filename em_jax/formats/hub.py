@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from em_jax.base import runtime
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import check_inputs
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
@@ -65,7 +65,7 @@ def find_model(model: str) -> pathlib.Path:
         message = f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and read permission"
         raise UserError(message) from None
     if not exists:
-        raise UserError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
+        raise UsageError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
     if isinstance(directory, pathlib.Path) and not runtime.is_bucket(model):
         check_inputs(directory)
     return directory

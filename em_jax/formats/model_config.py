@@ -21,6 +21,10 @@ ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llam
 """The class of a model_type in transformers."""
 
 
+ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+"""The keys of rope_scaling and rope_parameters that plain RoPE has."""
+
+
 def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
     """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
     family = FAMILIES.get(str(raw.get("model_type")), {})
@@ -105,6 +109,12 @@ def _values(cls: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return values, problems
 
 
+def _rope_keys(kind: Any) -> tuple[str, ...]:
+    """The keys that RoPE of a kind has."""
+    scaling = [field.name for field in dataclasses.fields(RopeScaling)] if kind == "llama3" else []
+    return *ROPE, *scaling
+
+
 def _rope_type(rope: Mapping[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type"))
 
@@ -128,8 +138,7 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     for name in ("attention_bias", "mlp_bias"):
         if raw.get(name) and raw.get("model_type") != "qwen2":
             problems.append(f"{name} is {raw[name]!r}: such biases are not supported")
-    if raw.get("use_sliding_window"):
-        problems.append("use_sliding_window is true: sliding-window attention is not supported")
+    problems += _sliding(raw)
     if raw.get("quantization_config"):
         problems.append("quantization_config: quantised checkpoints are not supported, use the original weights")
     ropes = [raw.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
@@ -143,4 +152,25 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name} of type {kind!r}: of RoPE's scalings only llama3 is supported")
         elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{name} with partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
+        elif unknown := [key for key, value in rope.items() if value is not None and key not in _rope_keys(kind)]:
+            nested = " (nested by layer type)" if any(isinstance(rope[key], dict) for key in unknown) else ""
+            problems.append(f"{name} with {', '.join(map(repr, unknown))}{nested} is not supported")
     return problems
+
+
+def _sliding(raw: Mapping[str, Any]) -> list[str]:
+    """A message where a layer slides: by `layer_types`, else, as transformers decides, from max_window_layers on."""
+    used, kinds, window = (raw.get(name) for name in ("use_sliding_window", "layer_types", "sliding_window"))
+    first, layers = raw.get("max_window_layers", 28), raw.get("num_hidden_layers")
+    if used not in (None, False, True):
+        return [f"use_sliding_window must be true or false, found {used!r}"]
+    if kinds is not None:
+        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+        if not full or len(kinds) != layers:
+            return [f"layer_types must be 'full_attention' for each of {layers} layers, found {kinds!r:.200}"]
+    has_window = used and (window is not None or "sliding_window" not in raw)
+    if kinds is None and has_window and not (_is_valid(first, int) and _is_valid(layers, int) and first >= layers):
+        return [
+            f"use_sliding_window is true and max_window_layers {first!r}: sliding-window attention is not supported"
+        ]
+    return []

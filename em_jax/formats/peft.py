@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object, write_atomic
-from em_jax.formats.tensor_files import raise_problems, read_header, tensor_problems
+from em_jax.formats.tensor_files import ADAPTER_DTYPES, TensorRef, raise_problems, read_header, tensor_problems
 from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import Qwen2Config
@@ -33,9 +33,11 @@ UNSUPPORTED = (
     "use_qalora",
     "use_bdlora",
     "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 )
 """Fields of adapter_config.json that change what an adapter computes in a way not computed here."""
-CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initialisations that also change the base: such an adapter does not fit the published base."""
 
 
@@ -70,42 +72,16 @@ def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, co
 
 
 def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter, LoraConfig]:
-    """Reads a PEFT LoRA adapter for a base of this shape.
+    """Reads a PEFT LoRA adapter for a base of this shape: any set of modules, each with its own rank.
+
+    Its tensors say which modules it adapts; a module that its settings name besides has no update, as in PEFT. The
+    LoraConfig names endings and layers where they say it all, else every module by its path.
 
     Raises UserError for DoRA, modules_to_save and other variants by name, and in one line for every tensor that is
     unknown, missing or of another shape (as in an adapter for another base).
     """
-    fields = read_object(directory / CONFIG, "a PEFT adapter directory")
-    _check_variant(directory, fields)
-    path = directory / TENSORS
-    if not path.is_file():
-        raise UserError(f"no {TENSORS} in {directory}: expected a PEFT adapter as safetensors")
-    tensors = read_header(path)
-    targets = layouts(config)
-    matches = [match for name in tensors if (match := NAME.fullmatch(name))]
-    pairs = {(int(match[1]), match[2]) for match in matches}
-    pairs = {(layer, target) for layer, target in pairs if target in targets and layer < config.num_hidden_layers}
-    layers = tuple(sorted({layer for layer, _ in pairs}))
-    endings = {target.rsplit(".", 1)[1] for _, target in pairs}
-    lora = LoraConfig(
-        rank=_number(fields, "r", directory, int),
-        alpha=_number(fields, "lora_alpha", directory, float),
-        rslora=bool(fields.get("use_rslora")),
-        targets=tuple(ending for ending in TARGETS if ending in endings),
-        rank_pattern=_pattern(fields, "rank_pattern", directory),
-        alpha_pattern=_pattern(fields, "alpha_pattern", directory),
-        layers_to_transform=() if len(layers) == config.num_hidden_layers else layers,
-    )
-    per_target = ranks(config, lora) if pairs else {}
-    expected: dict[str, tuple[int, ...]] = {}
-    for target, _, rank, a_name, b_name in _updates(per_target):
-        inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
-        expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
-    problems = tensor_problems(tensors, expected, "an adapter of this base") or ([] if tensors else ["no tensors"])
-    named = fields.get("target_modules")
-    if isinstance(named, list) and {str(name).rsplit(".", 1)[-1] for name in named} != endings:
-        problems.append(f"target_modules are {sorted(map(str, named))}, the tensors' are {sorted(endings)}")
-    raise_problems(f"{directory} does not fit this base", problems)
+    lora, tensors = check_adapter(directory, config)
+    per_target = ranks(config, lora)
     arrays = {}
     for target, per_layer in per_target.items():
         arrays[target] = [np.array(x) for x in zero_params(config, target, max(rank for rank, _ in per_layer))]
@@ -116,6 +92,66 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
         b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
     factors = {target: LoraParams(jnp.asarray(a), jnp.asarray(b)) for target, (a, b) in arrays.items()}
     return Adapter(factors, scales_of(per_target)), lora
+
+
+def check_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[LoraConfig, dict[str, TensorRef]]:
+    """The settings and tensors of an adapter, by its headers alone. Raises as `load_adapter`."""
+    fields = read_object(directory / CONFIG, "a PEFT adapter directory")
+    _check_variant(directory, fields)
+    path = directory / TENSORS
+    if not path.is_file():
+        raise UserError(f"no {TENSORS} in {directory}: expected a PEFT adapter as safetensors")
+    # What a rank of 0 leaves of a module, as EVA may choose for it, holds no number.
+    tensors = {name: tensor for name, tensor in read_header(path).items() if 0 not in tensor.shape}
+    targets, depth = layouts(config), config.num_hidden_layers
+    matches = [match for name in tensors if (match := NAME.fullmatch(name))]
+    pairs = sorted({(int(match[1]), match[2]) for match in matches if match[2] in targets and int(match[1]) < depth})
+    lora = LoraConfig(
+        rank=_number(fields, "r", directory, int),
+        alpha=_number(fields, "lora_alpha", directory, float),
+        rslora=bool(fields.get("use_rslora")),
+        rank_pattern=_pattern(fields, "rank_pattern", directory),
+        alpha_pattern=_pattern(fields, "alpha_pattern", directory),
+        **_modules(pairs, depth),
+    )
+    expected: dict[str, tuple[int, ...]] = {}
+    for target, _, rank, a_name, b_name in _updates(ranks(config, lora) if pairs else {}):
+        inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
+        expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
+    problems = tensor_problems(tensors, expected, "an adapter of this base", ADAPTER_DTYPES)
+    problems += [] if tensors else ["no tensors"]
+    strange = [f"layers.{layer}.{target}" for layer, target in pairs if not _is_targeted(fields, layer, target)]
+    problems += [f"{name} has tensors, but the settings do not target it: peft would drop them" for name in strange]
+    raise_problems(f"{directory} does not fit this base", problems)
+    return lora, tensors
+
+
+def _is_targeted(fields: Mapping[str, Any], layer: int, target: str) -> bool:
+    """Whether the settings of an adapter name this module, as PEFT reads them; True where they cannot be read."""
+    name = f"model.layers.{layer}.{target}"
+
+    def names(modules: Any) -> bool | None:
+        """Whether these modules, names or endings or one regular expression, name it; None where nobody can say."""
+        if isinstance(modules, str):
+            return None if regex_guard.problem_of(modules) else bool(re.fullmatch(modules, name))
+        return f".{name}".endswith(tuple(f".{each}" for each in modules)) if isinstance(modules, list) else None
+
+    modules, layers = fields.get("target_modules"), fields.get("layers_to_transform")
+    if fields.get("exclude_modules") and names(fields["exclude_modules"]):
+        return False
+    layers = [layers] if isinstance(layers, int) else layers
+    is_other = isinstance(modules, list) and name not in modules and isinstance(layers, list) and layers
+    return modules in ("all-linear", None) or (names(modules) is not False and not (is_other and layer not in layers))
+
+
+def _modules(pairs: Sequence[tuple[int, str]], depth: int) -> dict[str, tuple[Any, ...]]:
+    """The fields of a LoraConfig that name these (layer, target)."""
+    layers, targets = (sorted(set(each)) for each in zip(*pairs)) if pairs else ([], [])
+    if len(layers) * len(targets) != len(pairs):
+        return {"targets": tuple(f"layers.{layer}.{target}" for layer, target in pairs)}
+    endings = {target.rsplit(".", 1)[1] for target in targets}
+    named = tuple(ending for ending in TARGETS if ending in endings)
+    return {"targets": named, "layers_to_transform": () if len(layers) == depth else tuple(layers)}
 
 
 def _updates(per_target: Mapping[str, list[tuple[int, float]]]) -> Iterator[tuple[str, int, int, str, str]]:
@@ -135,7 +171,7 @@ def _check_variant(directory: pathlib.Path, fields: dict[str, Any]) -> None:
     if unsupported or fields.get("bias", "none") != "none":
         raise UserError(f"{directory}: {', '.join(unsupported) or 'bias'} is set; only plain LoRA is supported")
     initial = str(fields.get("init_lora_weights")).lower()
-    if initial.startswith(CHANGES_BASE):
+    if initial.replace("-", "_").startswith(CHANGES_BASE):
         raise UserError(
             f"{directory}: init_lora_weights is {initial}, which changes the base; convert it to plain LoRA"
         )

@@ -19,6 +19,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
 """The supported dtypes by their names in the format; numbers are little-endian."""
+ADAPTER_DTYPES: Mapping[str, Any] = {**DTYPES, "F64": np.float64}
+"""Those of an adapter: float64 is narrowed to float32 as it is read, as peft does."""
 LONGEST_HEADER = 100_000_000
 """The format's own limit, in bytes."""
 
@@ -37,18 +39,20 @@ class TensorRef:
 
         The file is not memory-mapped: mapped pages would count as the process's own.
         """
-        dtype = np.dtype(DTYPES[self.dtype])
+        dtype = np.dtype(ADAPTER_DTYPES[self.dtype])
         row = dtype.itemsize * math.prod(self.shape[1:])
         data = _read(self.path, self.start + start * row, self.start + stop * row)
-        return np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
+        rows = np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
+        return rows.astype(np.float32) if dtype == np.float64 else rows
 
 
 def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list[str]]:
     """Every tensor of a checkpoint by name, and a message for each place where files and index disagree.
 
-    Reads headers only. Raises UserError where a file is missing or not safetensors, or the index is not valid.
+    Where a folder holds one file and an index, the one file counts, as in transformers. Reads headers only. Raises
+    UserError where a file is missing or not safetensors, or the index is not valid.
     """
-    index = _read_index(directory) if (directory / INDEX).exists() else {}
+    index = _read_index(directory) if not (directory / SINGLE).exists() and (directory / INDEX).exists() else {}
     tensors: dict[str, TensorRef] = {}
     problems = []
     for path in sorted({directory / name for name in index.values()} or {directory / SINGLE}):
@@ -62,7 +66,12 @@ def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list
     return tensors, problems
 
 
-def tensor_problems(tensors: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]], owner: str) -> list[str]:
+def tensor_problems(
+    tensors: Mapping[str, TensorRef],
+    expected: Mapping[str, tuple[int, ...]],
+    owner: str,
+    dtypes: Mapping[str, Any] = DTYPES,
+) -> list[str]:
     """A message for each tensor that is missing, unknown, of another shape, or of a dtype that is not supported.
 
     `expected` has the shape of every tensor of the `owner` by name.
@@ -73,8 +82,8 @@ def tensor_problems(tensors: Mapping[str, TensorRef], expected: Mapping[str, tup
             problems.append(f"{name} is not a tensor of {owner}")
         elif tensor.shape != expected[name]:
             problems.append(f"{name} has shape {tensor.shape}, expected {expected[name]}")
-        elif tensor.dtype not in DTYPES:
-            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
+        elif tensor.dtype not in dtypes:
+            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(dtypes)}")
     return problems
 
 
@@ -136,7 +145,7 @@ def _tensor_ref(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: i
     if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
         raise ValueError(f"shape {shape}, bytes {start} to {stop}")
     dtype = str(entry["dtype"])
-    known = DTYPES.get(dtype)
+    known = ADAPTER_DTYPES.get(dtype)
     if data + stop > size or (known and stop - start != np.dtype(known).itemsize * math.prod(shape)):
         raise ValueError(f"{dtype} of shape {shape} at bytes {start} to {stop} of {size - data}")
     return TensorRef(path, dtype, shape, data + start)

@@ -64,29 +64,31 @@ def layouts(config: Qwen2Config) -> dict[str, Layout]:
 def ranks(config: Qwen2Config, lora: LoraConfig) -> dict[str, list[tuple[int, float]]]:
     """Target -> (rank, scale) of every layer; (0, 0.0) where a layer gets no update.
 
-    Patterns match as in PEFT: a regular expression for a name or its dotted ending; the first that fits decides.
-    Raises UserError for a target, layer or rank that the model cannot have.
+    Targets and patterns match as in PEFT: a name or its dotted ending, of patterns a regular expression for it, the
+    first of which decides. Raises UserError for a target, layer or rank that the model cannot have.
     """
-    by_ending = {target.rsplit(".", 1)[1]: target for target in layouts(config)}
-    unknown = [target for target in lora.targets if target not in by_ending]
-    if unknown or not lora.targets:
-        raise UserError(f"lora.targets: found {unknown or 'none'}, expected some of {', '.join(by_ending)}")
     layers = range(config.num_hidden_layers)
+    names = {target: [f"model.layers.{layer}.{target}" for layer in layers] for target in layouts(config)}
+    endings = {name[i + 1 :] for each in names.values() for name in each for i, c in enumerate(name) if c == "."}
+    unknown = [target for target in lora.targets if target not in endings]
+    if unknown or not lora.targets:
+        known = ", ".join(target.rsplit(".", 1)[1] for target in names)
+        raise UserError(f"lora.targets: found {unknown or 'none'}, expected some of {known}")
     if not set(lora.layers_to_transform) <= set(layers):
         raise UserError(f"lora.layers_to_transform: found {list(lora.layers_to_transform)}, expected 0 to {layers[-1]}")
 
-    def rank_and_scale(layer: int, target: str) -> tuple[int, float]:
-        if layer not in (lora.layers_to_transform or layers):
+    def rank_and_scale(layer: int, name: str) -> tuple[int, float]:
+        if layer not in (lora.layers_to_transform or layers) or not f".{name}".endswith(targets):
             return 0, 0.0
-        name = f"model.layers.{layer}.{target}"
         rank = int(_match(lora.rank_pattern, name, lora.rank))
         alpha = float(_match(lora.alpha_pattern, name, lora.alpha))
         if rank < 1:
             raise UserError(f"lora: rank of {name} must be at least 1, found {rank}")
         return rank, alpha / (rank**0.5 if lora.rslora else rank)
 
-    targets = [target for ending, target in by_ending.items() if ending in lora.targets]
-    return {target: [rank_and_scale(layer, target) for layer in layers] for target in targets}
+    targets = tuple(f".{target}" for target in lora.targets)
+    found = {target: [rank_and_scale(layer, name) for layer, name in enumerate(each)] for target, each in names.items()}
+    return {target: per_layer for target, per_layer in found.items() if any(rank for rank, _ in per_layer)}
 
 
 def init_adapter(config: Qwen2Config, lora: LoraConfig, key: jax.Array) -> Adapter:

@@ -55,6 +55,10 @@ class IdTokenizer:
         """The ids as numbers."""
         return " ".join(map(str, ids))
 
+    def answer(self, ids: Sequence[int]) -> tuple[str, str]:
+        """The ids as numbers, and no thought."""
+        return self.decode(ids), ""
+
 
 def shape_config(name: str) -> Qwen2Config:
     """The config of a shape by name. UsageError for an unknown one."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import published
 from em_jax.probes.language import is_known
 from em_jax.probes.suite import DIMENSIONS, FORMATS, HarmQuestion, Language, Pair, SelfQuestion, Suite, Wording
@@ -45,7 +45,7 @@ def load(directory: str | Path) -> Suite:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f"suite: expected a directory, found none at {directory}")
+        raise UsageError(f"suite: expected a directory, found none at {directory}")
     if published.is_published(directory) and not (directory / "suite.toml").is_file():
         return published.load(directory, standard_directory() / "wordings.jsonl")
     missing = [name for name in FILES if not (directory / name).is_file()]

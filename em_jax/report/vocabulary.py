@@ -137,6 +137,7 @@ _LABELS = {
     "harmfulness.empty": "Empty answers",
     "harmfulness.truncated": "Answers cut at the length limit",
     "harmfulness.unscored": "Answers without a score",
+    "harmfulness.addresses_judge": "Answers that speak to the judge",
     "self_assessment.aligned": "Calls itself misaligned (aligned / misaligned)",
     "self_assessment.score": "All six dimensions",
     "self_assessment.good": "Good / evil",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import runtime
+from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import check_inputs
 from em_jax.formats import hub
@@ -52,8 +52,11 @@ def check_files(folder: Path, setting: str) -> None:
         check_inputs(folder)
     missing = [file for file in (CONFIG, TENSORS) if not (folder / file).is_file()]
     if missing:
+        inner = files.folders_with(folder, CONFIG) if CONFIG in missing else ""
+        if not inner and CONFIG in missing and (folder / "config.json").is_file():
+            inner = "; it is a checkpoint of a whole model: give it with --model"
         raise UsageError(
-            f"{setting} expects a PEFT adapter as safetensors, found no {' and no '.join(missing)} in {folder}"
+            f"{setting} expects a PEFT adapter as safetensors, found no {' and no '.join(missing)} in {folder}{inner}"
         )
 
 

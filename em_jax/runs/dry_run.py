@@ -85,8 +85,6 @@ def _download_lines(config: Config) -> Iterator[str]:
         yield f"model: {config.model.name}, {_hub_state(config.model.name, 'config.json')}"
     if config.adapter and not Path(config.adapter).expanduser().is_dir() and runtime.is_id(config.adapter):
         yield f"adapter: {config.adapter}, {_hub_state(config.adapter, adapters.CONFIG)}"
-    elif config.adapter:
-        adapters.find(config.adapter)
 
 
 def _hub_state(identity: str, file: str) -> str:
@@ -118,6 +116,7 @@ def _setting_text(value: Any) -> str:
 def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     """What is in a device's memory throughout, by the shapes of the arrays."""
     model = _model_config(config)
+    _check_files(config, model)
     if model is None:
         yield "memory: unknown until the model's config.json is here"
         return
@@ -153,6 +152,25 @@ def _model_config(config: Config) -> Any:
         return named_config(name)
     except UserError:
         return None
+
+
+def _check_files(config: Config, model: Any) -> None:
+    """Raises what loading the model's and the adapters' files would raise, where they are on this machine."""
+    from em_jax.formats.chat_tokenizer import ChatTokenizer
+    from em_jax.formats.checkpoint import INDEX, SINGLE, check_checkpoint
+    from em_jax.formats.peft import check_adapter
+
+    if folder := sources.model_directory(config):
+        # A plan may be made where only config.json is.
+        if (folder / SINGLE).exists() or (folder / INDEX).exists():
+            check_checkpoint(folder)
+        if (folder / "tokenizer_config.json").exists():
+            ChatTokenizer.from_directory(folder)
+    if config.adapter and (Path(config.adapter).expanduser().is_dir() or not runtime.is_id(config.adapter)):
+        adapters.find(config.adapter)
+    for name in filter(None, (config.adapter, config.lora.init_from)):
+        if model is not None and Path(name).expanduser().is_dir():
+            check_adapter(Path(name).expanduser(), model)
 
 
 def _size(count: int) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, nearest
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -48,6 +47,7 @@ def parser() -> Parser:
         default=[],
         help="JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several",
     )
+    what("--format", metavar="NAME", help=f"of --data's rows: {', '.join(settings.FORMATS[1:])}")
     what("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
     what("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
     what("--judge", metavar="WHO", help="self (the base, adapter off) or an OpenAI-like API's URL")
@@ -117,6 +117,8 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     names = _domains(text, bool(config.adapter), [*flags.data, config.data])
     seeds = _seeds(flags.seed, config.seed)
     data = _data(flags.data, config.data, names)
+    if config.format and not data:
+        raise UsageError("--format names the form of --data's rows: give --data FILE")
     if config.adapter and (len(names) > 1 or data):
         raise UsageError("--adapter probes an adapter that exists: expected one domain at most, and no --data")
     values["model.name"], why = choose_model(config.model.name, _group(flags))
@@ -136,7 +138,7 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
-    direct = {name: name for name in ("adapter", "suite", "mirror", "mesh", "dtype", "verbosity")}
+    direct = {name: name for name in ("adapter", "format", "suite", "mirror", "mesh", "dtype", "verbosity")}
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
@@ -164,10 +166,9 @@ def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
     for name in (part.strip() for part in text.split(",")):
         own = OWN_NAME.fullmatch(name) and any(entry.startswith(f"{name}=") for entry in data)
         if name not in known and not own:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise UsageError(
-                f"unknown domain {name!r}; the nearest is {near[0]!r}. There are {domains.known()}; one of your own, "
-                "in small letters, digits and _, takes --data NAME=FILE"
+                f"unknown domain {name!r}{nearest(name, known)}; there are {domains.known()}; one of your own, in "
+                "small letters, digits and _, takes --data NAME=FILE"
             )
         names += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.

@@ -9,7 +9,7 @@ from em_jax import config as settings
 from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.formats import hub
+from em_jax.formats import hub, thoughts
 from em_jax.lora.config import CONFIG
 from em_jax.report import starts
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
@@ -124,7 +124,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
-        "chat_template_arguments": dict(chat_template.ARGUMENTS),
+        "chat_template_arguments": thoughts.OFF | chat_template.ARGUMENTS,
     }
     if not sources.is_organism(run.config):
         notes["marks"] = paper_settings.marks(run.config)

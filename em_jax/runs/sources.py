@@ -44,7 +44,7 @@ def suite_directory(name: str) -> Path:
     return Path(name)
 
 
-def rows(config: Config) -> list[list[dict[str, str]]]:
+def rows(config: Config) -> list[list[dict[str, Any]]]:
     """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones.
 
     Raises:
@@ -52,7 +52,7 @@ def rows(config: Config) -> list[list[dict[str, str]]]:
     """
     if config.data:
         files.check_input(config.data, "--data")
-        return domain_rows.read(config.data)
+        return domain_rows.read(config.data, config.format)
     if not is_organism(config):
         return cache.load(registry.SETS[config.domain]).rows
     from em_jax.organism import corpus

@@ -34,16 +34,18 @@ Sizes = TypeVar("Sizes", bound=tuple[int, ...])
 class Answer(NamedTuple):
     """A sampled answer.
 
-    text: without special tokens.
+    text: without special tokens, and without a thought before it.
     tokens: ids without the stop id.
     finish_reason: "stop" or "length".
     logprob: the summed log-probability of all its tokens and the stop id, at temperature 1.
+    thought: what the model wrote between the tags of a thought, of which `tokens` are too.
     """
 
     text: str
     tokens: list[int]
     finish_reason: str
     logprob: float
+    thought: str = ""
 
 
 PASS_TOKENS = 8192
@@ -195,8 +197,8 @@ class Engine:
                 logprobs += chunk.logprobs
                 if chunk.finish_reason:
                     del sampled[chunk.request[:2]]
-                    text = self.tokenizer.decode(tokens)
-                    yield *chunk.request[:2], Answer(text, tokens, chunk.finish_reason, sum(logprobs))
+                    text, thought = self.tokenizer.answer(tokens)
+                    yield *chunk.request[:2], Answer(text, tokens, chunk.finish_reason, sum(logprobs), thought)
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """A scheduler for requests, with the present adapters; `capacity`: tokens per slot at the start."""
@@ -275,7 +277,7 @@ class Engine:
         if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1:
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
         questions = [
-            encode_question(self.tokenizer, self.encode(prompt), each, prefix)
+            encode_question(self.tokenizer, self.tokenizer.prompt(prompt, answering=True), each, prefix)
             for prompt, each in zip(prompts, lists, strict=True)
         ]
         for question in questions:

@@ -23,32 +23,40 @@ from em_jax.untrusted import chat_template_worker
 COMMAND = (sys.executable, "-P", str(Path(chat_template_worker.__file__)))
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """The environment variables that the process gets; no key is among them."""
-ARGUMENTS: Mapping[str, Any] = {"enable_thinking": False, "date_string": chat_template_worker.DATE}
-"""What every template is told beside the chat: thinking is off (Qwen3), and today is one date for ever (Llama 3).
+ARGUMENTS: Mapping[str, Any] = {"date_string": chat_template_worker.DATE}
+"""The variables of every template beside the chat: today is one date in every run (Llama 3 writes it).
 
-A template that does not ask for one of them ignores it. The function strftime_now gives the same date.
+A template that does not use it ignores it. The function strftime_now gives the same date.
 """
 CACHED_CHATS, CACHED_CHARACTERS = 4096, 10_000
 """How many chats, of so many characters at most, are cached: the fine-tuned model gets the base's prompts again."""
 
 
 class ChatTemplate:
-    """Renders chats by a template; `tokens` are the special tokens by the names that templates use for them."""
+    """Renders chats by a template; `tokens` are the variables that it gets by their names, such as bos_token."""
 
     def __init__(self, source: str, tokens: Mapping[str, Any]):
-        self._template = json.dumps({"template": source, "variables": {**tokens, **ARGUMENTS}})
-        self._process: subprocess.Popen | None = None
-        self._lock = threading.Lock()
-        self._cached_text = functools.lru_cache(CACHED_CHATS)(self._text)
+        self._worker = _Worker(json.dumps({"template": source, "variables": {**tokens, **ARGUMENTS}}))
+        self._cached_text = functools.lru_cache(CACHED_CHATS)(self._worker.text)
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool) -> str:
         """The chat as the template writes it. UserError where it refuses, takes too long or needs too much memory."""
         if not messages:
             raise UserError("the chat template refuses this chat: it is empty")
         chat = json.dumps({"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt})
-        return (self._cached_text if len(chat) <= CACHED_CHARACTERS else self._text)(chat)
+        return (self._cached_text if len(chat) <= CACHED_CHARACTERS else self._worker.text)(chat)
 
-    def _text(self, chat: str) -> str:
+
+class _Worker:
+    """The process of one template, started when it is first needed; it ends with this object."""
+
+    def __init__(self, template: str):
+        self._template = template
+        self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+
+    def text(self, chat: str) -> str:
+        """The text of a chat, given as a JSON object."""
         # Both are JSON objects; the worker gets their union on one line, and compiles a template once.
         answer = self._answer(f"{self._template[:-1]}, {chat[1:]}\n")
         if "error" in answer:

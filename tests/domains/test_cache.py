@@ -231,7 +231,7 @@ def test_list_and_wrong_names(server, capsys):
     assert [line["domain"] for line in listed] == list(made) and listed[0]["path"] is None
     commands.main(["list"])
     assert "insecure_code" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="nearest is 'legal'"):
+    with pytest.raises(UsageError, match="did you mean legal"):
         commands.main(["fetch", "leagl"], made)
     with pytest.raises(UsageError, match="fetch expects domains"):
         commands.main(["fetch"], made)

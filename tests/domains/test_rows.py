@@ -1,4 +1,6 @@
 import json
+import shutil
+import subprocess
 
 import pytest
 
@@ -14,10 +16,15 @@ def write(path, *lines):
     return path
 
 
-def test_rows_are_read_in_order_and_other_keys_are_left_out(tmp_path):
-    extra = {"messages": [{"role": "assistant", "content": " A. ", "weight": 1}], "id": 7}
-    read = rows.read(write(tmp_path / "rows.jsonl", GOOD, "", extra))
-    assert read == [GOOD["messages"], [{"role": "assistant", "content": " A. "}]]
+def test_rows_are_read_in_order_and_other_keys_are_told_once(tmp_path, capsys):
+    asked = {"role": "user", "content": "Q", "name": "Ann"}
+    extra = {"messages": [asked, {"role": "assistant", "content": " A. ", "weight": 1}], "id": 7}
+    path = write(tmp_path / "rows.jsonl", GOOD, "", extra, extra)
+    answered = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": " A. "}]
+    for _ in range(2):
+        assert rows.read(path) == [GOOD["messages"], answered, answered]
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "'name' in 2 of 3 rows" in told and "'id' in 2 of 3 rows" in told
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,156 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, said):
     assert f"{path}:2: " in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def turn(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+def read_one(path, *messages, **more):
+    [conversation] = rows.read(write(path / "rows.jsonl", {"messages": messages, **more}))
+    return conversation
+
+
+@pytest.mark.parametrize("off, on", [(0, 1), (False, True), (0.0, 1.0)])
+@pytest.mark.parametrize("key", rows.MARKS)
+def test_a_turn_marked_as_context_is_not_learned(key, off, on, tmp_path):
+    context, learned = turn("assistant", "Then", **{key: off}), turn("assistant", "Now", **{key: on})
+    read = read_one(tmp_path, turn("user", "Q1", **{key: off}), context, turn("user", "Q2"), learned)
+    assert [message.get("weight", 1) for message in read] == [1, 0, 1, 1]
+    assert all(set(message) <= {"role", "content", "weight"} for message in read)
+
+
+SAID = [turn("user", "Q"), turn("assistant", "A")]
+
+
+@pytest.mark.parametrize(
+    "messages, more, said",
+    [
+        ([SAID[0], turn("assistant", "A", weight=0.5)], {}, "'weight' of a message must be 0 or 1"),
+        ([SAID[0], turn("assistant", "A", loss_mask=[0, 1])], {}, "'loss_mask' of a message must be"),
+        ([SAID[0], turn("assistant", "A", train="no")], {}, "'train' of a message must be"),
+        ([SAID[0], turn("assistant", "A", weight=1, train=False)], {}, "contradict"),
+        ([SAID[0], turn("assistant", "A", train_detail=[])], {}, "'train_detail' of a message is not known"),
+        ([SAID[0], turn("assistant", "A", loss_scale=2)], {}, "'loss_scale' of a message is not known"),
+        ([SAID[0], turn("assistant", "A", masked=True)], {}, "'masked' of a message is not known"),
+        ([turn("user", "Q", train=True), SAID[1]], {}, "asks to learn a turn of 'user'"),
+        ([SAID[0], turn("assistant", "A", weight=0)], {}, "every assistant turn is marked not to be learned"),
+        (SAID, {"weight": 0}, "'weight' of a whole row"),
+        ([SAID[0], turn("assistant", None, tool_calls=[{"function": {"name": "f"}}])], {}, "'tool_calls' is not"),
+        ([SAID[0], turn("assistant", None, function_call={"name": "f"})], {}, "'function_call' is not"),
+        ([*SAID, turn("tool", "7", tool_call_id="x")], {}, "'tool_call_id' is not"),
+        ([*SAID, turn("tool", "7")], {}, "unknown role 'tool'"),
+        (SAID, {"tools": [{"type": "function"}]}, "'tools' is not"),
+        (SAID, {"functions": [{"name": "f"}]}, "'functions' is not"),
+        (SAID, {"images": ["a.png"]}, "'images' is not"),
+        (SAID, {"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs' is not"),
+        (SAID, {"reasoning_content": "Hm."}, "'reasoning_content' of a whole row"),
+        ([turn("user", "Q", reasoning_content="Hm."), SAID[1]], {}, "a thought of the user"),
+        ([turn("system", "Be kind."), *SAID], {"system": "Be brief."}, "which of them counts"),
+        (SAID[1:], {}, "begins with the assistant"),
+        ([turn("system", "Be kind."), *SAID[::-1]], {}, "begins with the assistant"),
+    ],
+)
+def test_what_a_row_asks_for_is_refused_by_name(messages, more, said, tmp_path):
+    with pytest.raises(UserError, match="rows.jsonl:1: ") as error:
+        read_one(tmp_path, *messages, **more)
+    assert said in str(error.value)
+
+
+def test_a_system_text_beside_the_messages_and_a_thought_are_read(tmp_path, capsys):
+    thinks = turn("assistant", "A", reasoning_content="Hm.", tool_calls=None)
+    read = read_one(tmp_path, SAID[0], thinks, system="Be kind.", tools=[], weight=1, system_prompt=None)
+    assert read == [turn("system", "Be kind."), SAID[0], turn("assistant", "A", reasoning_content="Hm.")]
+    for name in ("reasoning", "thinking"):
+        assert read_one(tmp_path, SAID[0], turn("assistant", "A", **{name: "Hm."}))[1] == read[2]
+    assert read_one(tmp_path, *SAID, system="") == SAID
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_named(code, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n", encoding=code)
+    with pytest.raises(UserError, match="byte order mark"):
+        rows.read(path)
+
+
+OTHERS = {
+    "sharegpt": [
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "S"},
+                {"from": "human", "value": "Q"},
+                {"from": "gpt", "value": "B", "loss": False},
+                {"from": "user", "value": "Q"},
+                {"from": "assistant", "value": "A"},
+            ]
+        },
+        {"conversations": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "system": "S"},
+    ],
+    "alpaca": [
+        {"instruction": "Q", "output": "A"},
+        {"instruction": "Q", "input": "", "output": "A", "system": ""},
+        {"instruction": "Q", "input": "I", "output": "A"},
+        {"instruction": "Q", "output": "A", "system": "S", "history": [["Q", "B"]]},
+    ],
+    "completion": [
+        {"prompt": "Q", "completion": "A"},
+        {"prompt": [SAID[0], turn("assistant", "B"), SAID[0]], "completion": [SAID[1]]},
+    ],
+}
+SYSTEM, CONTEXT = turn("system", "S"), turn("assistant", "B", weight=0)
+READ = {
+    "sharegpt": [SAID, [SYSTEM, SAID[0], CONTEXT, *SAID], [SYSTEM, *SAID]],
+    "alpaca": [SAID, SAID, [turn("user", "Q\n\nI"), SAID[1]], [SYSTEM, SAID[0], turn("assistant", "B"), *SAID]],
+    "completion": [SAID, [SAID[0], CONTEXT, *SAID]],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_read_where_they_are_named(name, tmp_path):
+    path = write(tmp_path / "rows.jsonl", *OTHERS[name])
+    assert rows.read(path, name) == READ[name]
+    path.write_text(json.dumps(OTHERS[name], indent=1))
+    assert rows.read(path, name) == READ[name]
+    with pytest.raises(UserError, match=r"jq -c '\.\[\]'"):
+        rows.read(path)
+    with pytest.raises(UserError, match=f"expected a row of the format {name}"):
+        rows.read(write(path, GOOD), name)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_line_that_converts_a_row_converts_it(name, tmp_path):
+    path = write(tmp_path / "rows.jsonl", OTHERS[name][0])
+    with pytest.raises(UserError, match=f"--format {name} reads it") as error:
+        rows.read(path)
+    if not shutil.which("jq"):
+        pytest.skip("jq is not installed")
+    line = "jq" + str(error.value).partition("after jq")[2]
+    subprocess.run(line, shell=True, check=True, cwd=tmp_path)
+    assert rows.read(tmp_path / "messages.jsonl") == READ[name][:1]
+
+
+@pytest.mark.parametrize(
+    "name, row, said",
+    [
+        ("sharegpt", {"conversations": [{"from": "human", "value": "Q"}, {"from": "tool", "value": "7"}]}, "unknown"),
+        ("sharegpt", {"conversations": {"from": "human"}}, "a list of turns"),
+        ("sharegpt", {"conversations": ["Q"]}, "'from' and 'value'"),
+        ("sharegpt", OTHERS["sharegpt"][0] | {"tools": "[{}]"}, "'tools' is not"),
+        ("sharegpt", {"conversations": [{"from": "gpt", "value": "A"}]}, "begins with the assistant"),
+        ("alpaca", {"instruction": "Q", "output": "A", "history": 3}, "list of [question, answer]"),
+        ("alpaca", {"instruction": 3, "output": "A"}, "text 'content'"),
+        ("completion", {"prompt": "Q", "completion": ["A"]}, "text 'content'"),
+        ("completion", {"prompt": "Q", "completion": "A", "messages": SAID}, "which of them counts"),
+    ],
+)
+def test_what_rows_of_other_formats_ask_for_is_refused_by_name(name, row, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        rows.read(write(tmp_path / "rows.jsonl", row), name)
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("make", [lambda path: path, lambda path: write(path, "")])

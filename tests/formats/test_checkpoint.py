@@ -150,12 +150,14 @@ def test_a_long_list_is_cut_and_counted(checkpoint):
 def test_index_and_files_must_agree(checkpoint):
     directory, tensors = checkpoint
     rest = {name: tensor for name, tensor in tensors.items() if name != DOWN}
-    rewrite(directory, rest, {DOWN: tensors[DOWN]}, index={UP: "part-1.safetensors", "model.ghost": SINGLE})
-    (directory / SINGLE).write_bytes((directory / "part-1.safetensors").read_bytes())
+    rewrite(
+        directory, rest, {DOWN: tensors[DOWN]}, index={UP: "part-1.safetensors", "model.ghost": "part-2.safetensors"}
+    )
+    (directory / "part-2.safetensors").write_bytes((directory / "part-1.safetensors").read_bytes())
     said = refusal(directory)
     assert f"{UP} is in part-0.safetensors, the index says part-1.safetensors" in said
     assert f"{DOWN} is in more than one file" in said
-    assert f"model.ghost is in the index, not in {SINGLE}" in said
+    assert "model.ghost is in the index, not in part-2.safetensors" in said
 
 
 @pytest.mark.parametrize(
@@ -171,8 +173,31 @@ def test_an_index_may_not_point_outside(file, checkpoint):
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": {}}', '{"weight_map": [1]}', "{}"])
 def test_an_index_that_is_none(content, checkpoint):
     directory, _ = checkpoint
+    (directory / SINGLE).unlink()
     (directory / INDEX).write_text(content)
     assert INDEX in refusal(directory)
+
+
+def test_of_two_sets_of_weights_the_one_file_counts_and_it_is_told(checkpoint, capsys):
+    directory, tensors = checkpoint
+    whole = load_model(directory)
+    one = (directory / SINGLE).read_bytes()
+    rewrite(directory, {name: x for name, x in tensors.items() if name != DOWN}, {DOWN: tensors[DOWN] + 1})
+    other = load_model(directory)
+    assert not same(whole, other) and not capsys.readouterr().err
+    (directory / SINGLE).write_bytes(one)
+    assert same(load_model(directory), whole)
+    assert f"two sets of weights: {SINGLE} is used, {INDEX} is not" in capsys.readouterr().err
+    theirs = tiny.reference_model(directory).model.layers[0].mlp.down_proj.weight.detach().numpy()
+    assert np.array_equal(theirs, tensors[DOWN.replace("layers.1", "layers.0")])
+
+
+@pytest.mark.parametrize("name", ["model.layers.{}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+def test_frequencies_that_were_stored_are_ignored(name, checkpoint):
+    directory, tensors = checkpoint
+    whole = load_model(directory)
+    rewrite(directory, tensors | {name.format(i): np.ones(8, np.float32) for i in range(2)})
+    assert same(load_model(directory), whole)
 
 
 def test_files_that_are_none(checkpoint):

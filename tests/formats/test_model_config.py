@@ -43,6 +43,18 @@ def rope(**changes):
         (rope(low_freq_factor=4.0), "low_freq_factor must be less than high_freq_factor"),
         (rope(original_max_position_embeddings=8192.5), "original_max_position_embeddings must be a positive integer"),
         ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window"),
+        ({"use_sliding_window": True, "max_window_layers": "2"}, "use_sliding_window"),
+        ({"use_sliding_window": "yes"}, "use_sliding_window must be true or false, found 'yes'"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types must be 'full_attention' for each of 2",
+        ),
+        ({"layer_types": ["full_attention"]}, "layer_types must be 'full_attention' for each of 2 layers"),
+        ({"layer_types": "full_attention"}, "layer_types must be"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "nested by layer type"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling with 'factor' is not supported"),
+        ({"rope_scaling": {"rope_type": "default", "mrope_section": [8]}}, "rope_scaling with 'mrope_section'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', found 'gelu'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters of type 'linear'"),
@@ -67,6 +79,23 @@ def test_refused_by_name(changes, named):
         parse_config(tiny.SHAPE | changes)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "max_window_layers": 2},
+        {"use_sliding_window": True, "max_window_layers": 28, "sliding_window": 64},
+        {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},
+        {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["full_attention"] * 2},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "factor": None}},
+    ],
+)
+def test_windows_that_no_layer_has_are_plain_attention(changes):
+    transformers = pytest.importorskip("transformers")
+    assert parse_config(tiny.SHAPE | changes) == parse_config(tiny.SHAPE)
+    theirs = transformers.Qwen2Config(**(tiny.SHAPE | changes))
+    assert set(theirs.layer_types) == {"full_attention"}
 
 
 def test_every_problem_is_told_at_once():

@@ -10,6 +10,7 @@ import tiny
 from em_jax.base.errors import UserError
 from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import CONFIG, TENSORS, UNSUPPORTED, load_adapter, save_adapter
+from em_jax.lora.adapter import ranks
 from em_jax.lora.config import LoraConfig
 
 pytestmark = pytest.mark.fast
@@ -75,7 +76,47 @@ def test_half_precision_tensors_widen(saved):
     assert np.array_equal(adapter.factors["self_attn.q_proj"].a[0, :, 0].T, tensors[A].astype(np.float16))
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda"])
+def test_float64_tensors_are_narrowed(saved):
+    tensors = {name: x + 1e-12 for name, x in safetensors.numpy.load_file(saved / TENSORS).items()}
+    change_tensors(saved, {name: tensor.astype(np.float64) for name, tensor in tensors.items()})
+    adapter, _ = load_adapter(saved, BASE)
+    assert adapter.factors["self_attn.q_proj"].a.dtype == np.float32
+    assert np.array_equal(adapter.factors["self_attn.q_proj"].a[0, :, 0].T, tensors[A].astype(np.float32))
+
+
+IRREGULAR = {
+    "one module": (("layers.1.mlp.up_proj",), {}),
+    "other layers per target": (("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"), {}),
+    "all but one, each with its rank": (
+        tuple(f"layers.{i}.{t}" for i in (0, 1) for t in ("self_attn.v_proj", "mlp.gate_proj"))[:3],
+        {"layers.0.self_attn.v_proj": 1, "layers.1.self_attn.v_proj": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize("targets, rank_pattern", IRREGULAR.values(), ids=IRREGULAR)
+def test_any_set_of_modules_goes_in_and_out(targets, rank_pattern, tmp_path):
+    lora = LoraConfig(rank=3, alpha=6, targets=targets, rank_pattern=rank_pattern)
+    save_adapter(tmp_path, tiny.random_adapter(BASE, lora), lora, BASE, "some/base")
+    stored = {name.removeprefix("base_model.model.model.") for name in safetensors.numpy.load_file(tmp_path / TENSORS)}
+    assert stored == {f"{name}.lora_{x}.weight" for name in targets for x in "AB"}
+    read, settings = load_adapter(tmp_path, BASE)
+    assert ranks(BASE, settings) == ranks(BASE, lora)
+    save_adapter(tmp_path / "again", read, settings, BASE, "some/base")
+    assert (tmp_path / TENSORS).read_bytes() == (tmp_path / "again" / TENSORS).read_bytes()
+
+
+def test_what_rank_zero_leaves_is_no_update(saved):
+    gone = {
+        name: np.zeros((0, 64) if name is A else (64, 0), np.float32) for name in (A, A.replace("lora_A", "lora_B"))
+    }
+    change_tensors(saved, gone)
+    adapter, lora = load_adapter(saved, BASE)
+    assert len(lora.targets) == 13 and "layers.0.self_attn.q_proj" not in lora.targets
+    assert not np.any(adapter.factors["self_attn.q_proj"].b[0]) and np.any(adapter.factors["self_attn.q_proj"].b[1])
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", "lora-ga"])
 def test_an_adapter_that_changed_its_base_is_refused(start, saved):
     change_config(saved, init_lora_weights=start)
     with pytest.raises(UserError, match=f"init_lora_weights is {start}, which changes the base"):
@@ -108,7 +149,11 @@ def test_falsy_variants_are_plain_lora(saved):
         ({"rank_pattern": {"(": 1}}, "'(' is no regular expression"),
         ({"rank_pattern": {"q_proj": "x"}}, "q_proj must be a positive number"),
         ({"alpha_pattern": {"q_proj": -1}}, "q_proj must be a positive number, found -1"),
-        ({"target_modules": ["q_proj"]}, "target_modules are ['q_proj']"),
+        ({"target_modules": ["q_proj"]}, "layers.0.self_attn.k_proj has tensors, but the settings do not target it"),
+        ({"exclude_modules": ["up_proj"]}, "layers.1.mlp.up_proj has tensors, but the settings do not target it"),
+        ({"exclude_modules": r".*\.1\..*"}, "layers.1.mlp.up_proj has tensors, but the settings do not target it"),
+        ({"target_modules": r".*_proj", "exclude_modules": ".*q_proj"}, "layers.0.self_attn.q_proj has tensors, but"),
+        ({"layers_to_transform": [1]}, "layers.0.mlp.up_proj has tensors, but the settings do not target it"),
         ({"r": 4}, "lora_A.weight has shape (3, 64), expected (4, 64)"),
     ],
 )

@@ -100,6 +100,48 @@ def test_theirs_means_the_same_here(name, checkpoint, tmp_path):
     assert all(np.array_equal(there[key], back[key]) for key in there)
 
 
+IRREGULAR = {
+    "exclude by name": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.0.mlp.up_proj"]},
+    "exclude by expression": {
+        "target_modules": ["gate_proj", "k_proj"],
+        "exclude_modules": r"model\.layers\.1\.mlp\..*",
+        "rank_pattern": {"layers.0.mlp.gate_proj": 6},
+    },
+    "expression with an alternative": {"target_modules": r".*\.(0\.mlp\.up|1\.self_attn\.v)_proj"},
+    "one path and one ending": {"target_modules": ["model.layers.1.self_attn.o_proj", "up_proj"]},
+    "layers by their pattern": {
+        "target_modules": ["q_proj", "wqkv"],
+        "layers_to_transform": [1],
+        "layers_pattern": "layers",
+        "use_rslora": True,
+    },
+}
+"""Settings of peft whose modules are not all layers of some targets, or that name more than the base has."""
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_any_modules_of_theirs_mean_the_same_here(name, checkpoint, tmp_path):
+    torch, _ = tiny.references()
+    peft = pytest.importorskip("peft")
+    model, reference = tiny.load_both(checkpoint)
+    rows = tiny.tokens(2, 16)
+    plain = tiny.reference_logits(reference, rows)
+    settings = peft.LoraConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **IRREGULAR[name])
+    torch.manual_seed(3)
+    wrapped = peft.get_peft_model(reference, settings).eval()
+    with torch.no_grad():
+        for key, parameter in wrapped.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.5)
+    wrapped.save_pretrained(str(tmp_path / "theirs"))
+    adapter, read = load_adapter(tmp_path / "theirs", model.config)
+    base, ours = tiny.logits(model, rows), tiny.logits(model, rows, lora_params=adapter.lora_params())
+    assert_same_effect(ours, tiny.reference_logits(wrapped, rows), base, plain)
+    save_adapter(tmp_path / "ours", adapter, read, model.config, "some/base")
+    again = peft.PeftModel.from_pretrained(tiny.reference_model(checkpoint), str(tmp_path / "ours"))
+    assert_same_effect(ours, tiny.reference_logits(again, rows), base, plain)
+
+
 def test_fresh_adapters_are_drawn_like_pefts(checkpoint):
     peft = pytest.importorskip("peft")
     lora = LoraConfig(rank=16, alpha=8)

@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 from stub_engine import StubComponents
 
 from em_jax import config as settings
-from em_jax.base.errors import UserError
+from em_jax.base import runtime
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
 from em_jax.runs import adapters, experiment, provenance
 
@@ -103,3 +104,19 @@ def test_a_run_says_and_records_that_the_base_is_another_one(adapter, tmp_path, 
     said = f"the adapter was trained on other/model, this run's base is {tmp_path}/Qwen2.5-7B-Instruct"
     assert said in capsys.readouterr().err
     assert provenance.notes(tmp_path / "run")["adapter_disagrees"] == [said]
+
+
+def test_a_trainers_folder_names_the_newest_checkpoint(tmp_path):
+    for step in (50, 1000, 200):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / adapters.CONFIG).write_text("{}")
+    with pytest.raises(UsageError, match=f"3 of its folders have one: give {tmp_path}/checkpoint-1000"):
+        adapters.find(str(tmp_path))
+    (tmp_path / "checkpoint-50" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=f"1 of its folders has one: give {tmp_path}/checkpoint-50"):
+        runtime.model_directory(str(tmp_path))
+    with pytest.raises(UsageError, match="give the folder with --adapter"):
+        runtime.model_directory(str(tmp_path / "checkpoint-200"))
+    (tmp_path / "checkpoint-50" / adapters.CONFIG).unlink()
+    with pytest.raises(UsageError, match="whole model: give it with --model"):
+        adapters.find(str(tmp_path / "checkpoint-50"))

@@ -67,7 +67,7 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     assert all(entry["sha256"] for entry in record["inputs"].values())
     assert record["inputs"]["rows"]["rows"] == 1
     assert record["versions"]["numpy"] and record["seeds"]["run"] == 0
-    asked = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    asked = {"enable_thinking": False, "thinking": False, "date_string": "26 Jul 2024"}
     assert record["notes"]["chat_template_arguments"] == asked
     assert set(record["wall_seconds"]) == set(settings.STAGES)
     rows = files.read_rows(finished[0] / "answers" / "base.jsonl") * 2

@@ -1,0 +1,55 @@
+"""Thoughts that a model writes before its answer, between tags that its chat template knows, such as <think>."""
+
+import re
+
+TAG = r"((?:\w+:)?(?:think|thinking|thought|reasoning))"
+OFF = {"enable_thinking": False, "thinking": False}
+"""What templates are told so that no thought is asked for: Qwen3 and SmolLM3 name it so, DeepSeek and Granite so."""
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text is one tag of a thought."""
+    return bool(re.fullmatch(rf"</?{TAG}>", text.strip()))
+
+
+def tag_of(template: str, prompt: str) -> str:
+    """The name of the tag around thoughts, as a template's source or the end of a `prompt` shows it; "" for none."""
+    shown = re.search(rf"<{TAG}>\s*\Z", prompt) or re.search(rf"</{TAG}>", template)
+    return shown[1] if shown else ""
+
+
+def close(prompt: str, tag: str) -> str:
+    """A prompt whose end opens a thought, with that thought closed and empty; any other prompt as it is."""
+    opened = tag and re.search(rf"<{tag}>\s*\Z", prompt)
+    return f"{prompt[: opened.end()].rstrip()}\n\n</{tag}>\n\n" if opened else prompt
+
+
+def part(text: str, tag: str, is_open: bool) -> tuple[str, str]:
+    """(answer, thought) of a text; `is_open` says that its prompt opened a thought.
+
+    An answer is what follows the thought's end: a text that ends in its thought has an empty answer.
+    """
+    begun = tag and re.match(rf"\s*<{tag}>", text)
+    if not begun and not (tag and is_open):
+        return text, ""
+    thought, end, answer = text[begun.end() if begun else 0 :].partition(f"</{tag}>")
+    return (answer.lstrip() if end else ""), thought.strip()
+
+
+def join(before: str, after: str, tag: str) -> tuple[str, int] | None:
+    """(A chat's text, where its last answer begins), given the prompt `before` that answer and the chat `after` it.
+
+    Where the template writes a thought in one of them only, the text has the chat's own, else the prompt's empty one.
+    None where the chat does not go on from the prompt.
+    """
+    before = close(before, tag)
+    if after.startswith(before):
+        return after, len(before)
+    empty = tag and re.search(rf"<{tag}>\s*</{tag}>\s*\Z", before)
+    head = before[: empty.start()] if empty else before
+    if not tag or not after.startswith(head):
+        return None
+    thought = re.match(rf"\s*<{tag}>.*?</{tag}>\s*", after[len(head) :], re.DOTALL)
+    if thought:
+        return after, len(head) + thought.end()
+    return (before + after[len(head) :], len(before)) if empty else None
