@@ -115,7 +115,7 @@ def serve():
 
 
 def http_judge(server, wording, **changes):
-    options = {"tries": 3, "timeout_s": 0.5, "first_pause_s": 0.0, "sleep": lambda seconds: None, "concurrency": 4}
+    options = {"tries": 3, "timeout_s": 0.5, "first_pause_s": 0.0, "concurrency": 4}
     return HttpJudge(server.url, "judge/model 1", wording, **options | changes)
 
 
@@ -167,7 +167,7 @@ EXPECTED = {
     "prose": (None, "no score in the reply"),
     "range": (None, "out of range: 9"),
     "cut": (None, "cut short"),
-    "nothing": (None, "a reply without a message"),
+    "nothing": (None, "a reply without choices, 3 tries"),
     "": (None, "empty answer"),
 }
 
