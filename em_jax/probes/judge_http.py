@@ -18,7 +18,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, judge_replies, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
 from em_jax.probes.judge_fields import ROOMS, Fields
-from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, STOP, Failure, Reply
+from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, STOP, THIS_ANSWER, Failure, Reply
 from em_jax.probes.suite import Wording
 
 KEY = "OPENAI_API_KEY"
@@ -184,18 +184,16 @@ class HttpJudge:
                         # One that others found since stays.
                         self._fields = fields if self._fields.room <= fields.room else self._fields
                     return found, fields
-            elif found.kind == STOP or found.kind == AGAIN:
-                other = None
-                if "status 404" in found.reason or "status 501" in found.reason:
+            else:
+                if found.kind == NEEDS_ROOM:
+                    other = fields.roomier()
+                elif found.may_name_a_field:
                     other = fields.without(found.said, found.named)
+                if not other and found.kind == THIS_ANSWER:
+                    # Some servers reject requests for log-probabilities without naming them: once more without.
+                    other = fields.without_logprobs()
                 if not other and found.kind == STOP:
                     raise _RefusedError(f"the server answers with {found.reason}{self._saying(found)}")
-            elif found.kind == NEEDS_ROOM:
-                other = fields.roomier()
-            else:
-                other = fields.without(found.said, found.named)
-                # Some servers reject requests for log-probabilities without naming them: once more without.
-                other = other or (None if found.kind == FILTERED else fields.without_logprobs())
             if other and changes < MOST_CHANGES:
                 fields, changes = other, changes + 1
                 continue

@@ -12,6 +12,7 @@ MAX_SAID = 300
 """Characters kept of what a server says about a failure."""
 _THIS_ANSWER = (400, 403, 413, 422, 451)
 """Statuses that may concern one request alone (moderation, too long)."""
+_ABOUT_FIELDS = (400, 404, 422, 501)
 _PASSING = (408, 409, 425, 429)
 """Statuses beside 5xx that another try may change."""
 _ACCOUNT = re.compile(
@@ -47,13 +48,15 @@ class Failure:
 
     `kind` is AGAIN (another try may succeed), STOP (no request will), THIS_ANSWER (the request is refused), FILTERED
     (it is refused for what its answer says or for its length) or NEEDS_ROOM (it is refused for the limit of tokens).
-    `said` is what the server says, not made safe yet; `named` is where it names request fields.
+    `said` is what the server says, not made safe yet; `named` is where it names request fields, as
+    it does with some statuses alone.
     """
 
     kind: str
     reason: str
     said: str = ""
     named: str = ""
+    may_name_a_field: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +85,21 @@ def read(status: int, content: bytes, room: int) -> Reply | Failure:
 
 
 def _failure(status: int, said: str, named: str) -> Failure:
-    reason, evidence = f"status {status}", f"{named} {said}"
+    evidence = f"{named} {said}"
+
+    def failure(kind: str) -> Failure:
+        return Failure(kind, f"status {status}", said, named, status in _ABOUT_FIELDS)
+
     if status in (401, 402) or (status < 500 and _ACCOUNT.search(evidence)):
-        return Failure(STOP, reason, said, named)
+        return failure(STOP)
     if status in _PASSING or status >= 500:
-        return Failure(AGAIN, reason, said, named)
+        return failure(AGAIN)
     if status in _THIS_ANSWER:
         if _NEEDS_ROOM.search(said):
-            return Failure(NEEDS_ROOM, reason, said, named)
+            return failure(NEEDS_ROOM)
         marked = status == 413 or _FILTERED.search(evidence) or _TOO_LONG.search(evidence)
-        return Failure(FILTERED if marked else THIS_ANSWER, reason, said, named)
-    return Failure(STOP, reason, said, named)
+        return failure(FILTERED if marked else THIS_ANSWER)
+    return failure(STOP)
 
 
 def _reply(body: Any, room: int) -> Reply | Failure:
