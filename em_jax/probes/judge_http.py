@@ -171,7 +171,8 @@ class HttpJudge:
         self, client: httpx.AsyncClient, headers: dict[str, str], text: str
     ) -> tuple[Reply | Failure, Fields]:
         """The reply, or the failure of the last try, and the fields it was asked with."""
-        fields, number, changes, found = self._fields, 0, 0, Failure(AGAIN, "no try was allowed")
+        fields, number, changes = self._fields, 0, 0
+        found: Reply | Failure = Failure(AGAIN, "no try was allowed")
         while number < self._tries:
             self._count_request()
             body = {"model": self._model, "messages": [{"role": "user", "content": text}]} | fields.body()
@@ -204,6 +205,7 @@ class HttpJudge:
             number += 1
             if number < self._tries:
                 await self._sleep(min(max(pause, wait_s), 60.0))
+        assert isinstance(found, Failure)  # a reply has been returned
         return Failure(AGAIN, f"{found.reason}, {self._tries} tries", found.said), fields
 
     async def _post(

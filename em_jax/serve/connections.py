@@ -40,7 +40,11 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            others = [each for each in self.connections if each is not self and getattr(each, "is_waiting", False)]
+            others = [
+                each
+                for each in self.connections
+                if isinstance(each, Connection) and each is not self and each.is_waiting
+            ]
             if others:
                 oldest = min(others, key=lambda each: each._began)
                 self.connections.discard(oldest)
@@ -75,9 +79,11 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, in the place of a timer that no longer counts."""
     if timer is not None:
         timer.cancel()
+    return None
 
 
 class BoundedLog(logging.Filter):

@@ -260,8 +260,13 @@ def test_the_openai_clients_whole_surface_answers_or_refuses_in_its_shape(url, c
         model="base", messages=prompt(), max_tokens=4, seed=1
     ) as response:
         assert response.parse().choices == whole.choices
+    # The client's own helper takes a cut answer for an error, which holds it.
     with client.chat.completions.stream(model="base", messages=prompt(), max_tokens=4, seed=1) as events:
-        assert events.get_final_completion().choices[0].message.content == whole.choices[0].message.content
+        try:
+            last = events.get_final_completion()
+        except openai.LengthFinishReasonError as cut:
+            last = cut.completion
+    assert last.choices[0].message.content == whole.choices[0].message.content
     for refused in (
         lambda: client.completions.create(model="base", prompt="Hi"),
         lambda: client.embeddings.create(model="base", input="Hi"),
