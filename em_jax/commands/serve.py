@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import functools
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -14,6 +15,8 @@ from em_jax.base.cli import Parser, Stopped
 from em_jax.base.errors import UsageError, UserError
 
 KEY = "EM_JAX_API_KEY"
+FINISH_SECONDS = 4
+"""The time that answers under way have to finish once the server is asked to stop."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,15 +32,14 @@ def main(arguments: Sequence[str]) -> None:
     runs = models.open_runs(flags.run_dir)
     models.runs_by_name(runs)
     with _listening_socket(flags.host, flags.port) as listener:
+        loopback = _is_loopback(listener.getsockname()[0])
+        if not loopback and not key:
+            raise UsageError(f"{flags.host or 'every address'} can be reached from other machines: set a key in {KEY}")
         runtime.configure_jax()
         engine, served = models.load(runs, flags.slots)
         _compile(engine)
         for name, model in served.items():
             print(f"{name}: {model.notice}", file=sys.stderr)
-        loopback = _is_loopback(flags.host)
-        if not loopback and not key:
-            warning = f"{flags.host} can be reached from other machines and no key is asked for: set {KEY}"
-            print(warning, file=sys.stderr)
         _run(engine, served, flags, key, listener, loopback)
     print("stopped", file=sys.stderr)
 
@@ -55,6 +57,7 @@ def _compile(engine: Any) -> None:
 def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket, loopback: bool) -> None:
     import uvicorn
 
+    from em_jax.serve import connections
     from em_jax.serve.app import make_app
     from em_jax.serve.completions import Limits
 
@@ -69,23 +72,31 @@ def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
+    class Requests(connections.Connection):
+        most = flags.max_queue + 256
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             print(f"serving {', '.join(served)} at {address}", flush=True)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.close(FINISH_SECONDS)
+            await super().shutdown(sockets)
+
+    app = make_app(engine, served, limits, key, hosts)
     config = uvicorn.Config(
-        make_app(engine, served, limits, key, hosts),
+        app,
         loop="asyncio",
-        http="h11",
+        http=Requests,
         ws="none",
         lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=flags.max_queue + 256,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=FINISH_SECONDS + 2,
     )
+    logging.getLogger("uvicorn.error").addFilter(connections.BoundedLog())
     with contextlib.suppress(KeyboardInterrupt, Stopped):  # how a server usually ends
         Server(config).run([listener])
 
@@ -97,16 +108,17 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Bound alone, another that is loading too could take the same port.
+        listener.listen(2048)
         return listener
     except (OSError, OverflowError) as error:
         raise UserError(f"nothing can be served at {host}:{port}: {error}; name another --host or --port") from None
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _is_loopback(address: str) -> bool:
+    """Whether a bound address, however it was spelled, is reached from this machine alone."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def _flags(arguments: Sequence[str]) -> Any:

@@ -1,48 +1,53 @@
 """A judge behind an OpenAI-compatible address: concurrent requests, retries, every reply stored, the key never."""
 
+import email.utils
 import itertools
-import json
 import math
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
+import anyio
+import anyio.from_thread
 import httpx
 
 from em_jax.base.errors import UsageError, UserError
-from em_jax.probes import judge, parsing
+from em_jax.probes import judge, judge_replies, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
+from em_jax.probes.judge_fields import ROOMS, Fields
+from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, STOP, THIS_ANSWER, Failure, Reply
 from em_jax.probes.suite import Wording
 
 KEY = "OPENAI_API_KEY"
-PER_ANSWER = (400, 413, 422)
-"""Statuses that concern one request (moderation, too long): that answer gets a reason, the others are judged."""
 MOST_REFUSED = 5
-"""After this many of those before the first score, the server is taken to refuse everything."""
+"""After this many answers refused or cut before the first score, the server is taken to do so with all."""
+MOST_CHANGES = 8
+"""Of the fields of one request: more room and less may take turns."""
 LONGEST_REPLY = 4_000_000
 """The most bytes of a reply."""
+THINKING_TIME = 5
+"""How many times the time-out a judge has that thinks."""
 _REFUSES = "the server refuses this answer"
+_CUT = "cut short"
 
 
 class _RefusedError(Exception):
     """The server refuses in a way that another try does not change."""
 
 
-class _ReplyError(Exception):
-    """A reply that is compressed, too long or too slow."""
-
-
 class HttpJudge:
     """Scores each answer with a chat completion at temperature 0; the reply is {"score": N} or a bare digit.
 
-    `url` is the address up to and including /v1. The key is read from OPENAI_API_KEY at each start and sent only
-    there. Status 429, 5xx, time-outs and broken connections are retried up to `tries` times with growing pauses; after
-    that the answer's row has a reason and no score, and the next start tries again. `max_requests` limits the requests
-    of one start (0: no limit).
+    `url` is the address up to and including /v1, or Azure's with its deployment and api-version. The key is read from
+    OPENAI_API_KEY at each start and sent only there. Failures that may pass (status 408, 409, 429 and 5xx, time-outs,
+    broken connections, an error or no choices in place of a reply) are retried up to `tries` times with growing pauses;
+    after that the answer's row has a reason and no score, and the next start tries again. A request field that the
+    server refuses by name is left out or renamed; a reply that is cut is asked for again with more room. A request has
+    `timeout_s` seconds from its beginning to the last byte of the reply, THINKING_TIME times that once a judge needed
+    room to think. `max_requests` limits the requests of one start (0: no limit).
     """
 
     def __init__(
@@ -55,14 +60,12 @@ class HttpJudge:
         timeout_s: float = 60.0,
         first_pause_s: float = 1.0,
         max_requests: int = 0,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"judge: expected an address http(s)://..., found {url!r}")
         if not model:
             raise UsageError("judge: expected --judge_model NAME with a judge's address, found none")
         self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "judge"
-        self._url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._url, self._is_azure = _address(url)
         self._model = model
         self._wording = wording
         self._concurrency = concurrency
@@ -73,14 +76,17 @@ class HttpJudge:
         self._sleep = sleep
         self._requests = 0
         self._answered = 0
-        self._with_logprobs = True
-        self._lock = threading.Lock()
+        self._fields = Fields()
 
     def describe(self) -> dict[str, Any]:
-        """What provenance records; user names and passwords in the address are left out."""
+        """What provenance records; of the address only what cannot be secret."""
+        version = self._url.params.get("api-version")
+        port = f":{self._url.port}" if self._url.port else ""
+        host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
+        query = f"?api-version={version}" if version and re.fullmatch(r"[\w.-]{1,40}", version) else ""
         return {
             "kind": "openai",
-            "url": re.sub(r"//[^/@]*@", "//", self._url),
+            "url": f"{self._url.scheme}://{host}{port}{self._url.path}{query}",
             "model": self._model,
             "temperature": 0,
             "wording": self._wording.prompt,
@@ -90,23 +96,30 @@ class HttpJudge:
         """See judge.Judge.score.
 
         Raises:
-          UserError: the server refuses (a wrong key, an unknown model), cannot be reached for many answers in a row, or
-            the limit of requests is reached; the rows yielded until then are valid, and a later run continues.
+          UserError: the server refuses (a wrong key, an unknown model), cannot be reached for many answers in a row,
+            refuses or cuts many in a row, or the limit of requests is reached; the rows yielded until then are valid,
+            and a later run continues.
         """
-        headers = _headers()
+        headers = self._headers()
         waiting, empty_rows = judge.pending(answers, done_keys)
         yield from empty_rows
-        with httpx.Client(timeout=self._timeout) as client, ThreadPoolExecutor(self._concurrency) as workers:
+        limits = httpx.Limits(max_connections=self._concurrency)
+        # On any exception, a signal's too, the portal cancels what is under way at once.
+        with (
+            anyio.from_thread.start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(httpx.AsyncClient(timeout=None, limits=limits)) as client,
+        ):
             remaining = iter(waiting)
             running: set[Future] = set()
             stop_reason: Exception | None = None
-            refused: list[Row] = []
+            held: list[Row] = []
             unreached = 0
             while True:
                 # No more requests than workers are submitted, so that a stop leaves no queue of paid requests.
                 free = self._concurrency - len(running) if stop_reason is None else 0
                 running |= {
-                    workers.submit(self._judge, client, headers, answer) for answer in itertools.islice(remaining, free)
+                    portal.start_task_soon(self._judge, client, headers, answer)
+                    for answer in itertools.islice(remaining, free)
                 }
                 if not running:
                     break
@@ -119,144 +132,194 @@ class HttpJudge:
                         continue
                     unreached = unreached + 1 if row.get(judge.AGAIN) else 0
                     if unreached > 3 * self._concurrency:
-                        stop_reason = _RefusedError(f"no answer in {unreached} attempts in a row ({row['reason']})")
-                    if self._answered == 0 and row.get("reason", "").startswith(_REFUSES):
-                        refused.append(row)
-                        if len(refused) >= MOST_REFUSED:
-                            stop_reason = _RefusedError(row["reason"])
+                        stop_reason = _RefusedError(f"no answer in {unreached} attempts in a row ({_told(row)})")
+                    if row.pop("held", False):
+                        # Many in a row are the server's or the settings' fault, and then none of them is final.
+                        held.append(row)
+                        if len(held) >= (MOST_REFUSED if self._answered == 0 else 3 * self._concurrency + MOST_REFUSED):
+                            stop_reason = _RefusedError(f"{len(held)} answers in a row: {_told(row)}")
                         continue
-                    yield from refused
-                    refused = []
+                    if row["score"] is not None:
+                        yield from held
+                        held = []
                     yield row
         if stop_reason is None:
-            yield from refused
+            yield from held
         else:
             raise UserError(f"judge {self._model}: {stop_reason}; the scores so far are kept")
 
-    def _judge(self, client: httpx.Client, headers: dict[str, str], answer: Row) -> Row:
-        reply, problem = self._request(client, headers, judge.filled(self._wording, answer))
-        if reply is None:
-            row = judge.score_row(answer, None, None, None, problem)
-            return row if problem.startswith(_REFUSES) else row | {judge.AGAIN: True}
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            return judge.score_row(answer, None, None, _without_key(str(reply))[:500], "a reply without a message")
-        text = _without_key(text)
-        score, reason = parsing.judge_score(text)
-        if score is None and choice.get("finish_reason") == "length":
-            reason = "cut short"
-        expected = None if score is None else _expected(choice.get("logprobs"), score)
-        # The same model name may later mean another model: store how the server names itself.
-        names = {name: reply.get(name) for name in ("model", "system_fingerprint")}
-        server = {name: _without_key(value)[:200] for name, value in names.items() if isinstance(value, str)}
-        return judge.score_row(answer, score, expected, text, reason) | ({"server": server} if server else {})
+    async def _judge(self, client: httpx.AsyncClient, headers: dict[str, str], answer: Row) -> Row:
+        found, fields = await self._request(client, headers, judge.filled(self._wording, answer))
+        if isinstance(found, Failure):
+            said = self._safe(found.said) or None
+            row = judge.score_row(answer, None, None, said, found.reason)
+            if found.kind == AGAIN:
+                return row | {judge.AGAIN: True}
+            return row if found.kind == FILTERED else row | {"held": True}
+        text = self._without_secrets(found.text)
+        score, reason = (None, _CUT) if found.cut else (None, found.refusal)
+        if not reason:
+            score, reason = parsing.judge_score(text)
+        expected = None if score is None else _expected(found.logprobs, score, found.text)
+        server = {name: self._safe(value, 200) for name, value in found.server.items()}
+        if left_out := fields.left_out():
+            server["left_out"] = left_out
+        row = judge.score_row(answer, score, expected, text[:LONGEST_STORED], reason)
+        return row | ({"server": server} if server else {}) | ({"held": True} if found.cut else {})
 
-    def _request(self, client: httpx.Client, headers: dict[str, str], text: str) -> tuple[dict | None, str]:
-        """(the reply, "") or (None, the problem after the last try)."""
-        problem, logprobs, number = "no try was allowed", self._with_logprobs, 0
+    async def _request(
+        self, client: httpx.AsyncClient, headers: dict[str, str], text: str
+    ) -> tuple[Reply | Failure, Fields]:
+        """The reply, or the failure of the last try, and the fields it was asked with."""
+        fields, number, changes = self._fields, 0, 0
+        found: Reply | Failure = Failure(AGAIN, "no try was allowed")
         while number < self._tries:
             self._count_request()
-            body: dict[str, Any] = {
-                "model": self._model,
-                "messages": [{"role": "user", "content": text}],
-                "temperature": 0,
-                "max_tokens": 24,
-            }
-            if logprobs:
-                body |= {"logprobs": True, "top_logprobs": 10}
-            pause = self._first_pause * 2**number
-            try:
-                response, content = self._post(client, body, headers)
-            except _ReplyError as error:
-                problem = str(error)
-            except httpx.TimeoutException:
-                problem = f"no reply within {self._timeout:g} s"
-            except httpx.RequestError as error:
-                problem = f"no connection: {type(error).__name__}"
-            else:
-                status = response.status_code
-                if status == 200:
-                    try:
-                        reply = json.loads(content)
-                    except (ValueError, RecursionError):
-                        problem = "a reply that is not JSON"
-                    else:
-                        self._with_logprobs = self._with_logprobs and logprobs
+            body = {"model": self._model, "messages": [{"role": "user", "content": text}]} | fields.body()
+            pause, other = self._first_pause * 2**number, None
+            found, wait_s = await self._post(client, body, headers, fields)
+            if isinstance(found, Reply):
+                if not found.cut or not (other := fields.roomier()):
+                    if not found.cut:
                         self._answered += 1
-                        return reply, ""
-                elif status in PER_ANSWER and logprobs:
-                    # Some servers reject requests for log-probabilities: try once more without them.
-                    logprobs = False
-                    continue
-                elif status in PER_ANSWER:
-                    return None, f"{_REFUSES} (status {status})"
-                elif status == 429 or status >= 500:
-                    problem = f"status {status}"
-                    pause = max(pause, _retry_after(response))
-                else:
-                    raise _RefusedError(f"the server answers with status {status}")
+                        # One that others found since stays.
+                        self._fields = fields if self._fields.room <= fields.room else self._fields
+                    return found, fields
+            else:
+                if found.kind == NEEDS_ROOM:
+                    other = fields.roomier()
+                elif found.may_name_a_field:
+                    other = fields.without(found.said, found.named)
+                if not other and found.kind == THIS_ANSWER:
+                    # Some servers reject requests for log-probabilities without naming them: once more without.
+                    other = fields.without_logprobs()
+                if not other and found.kind == STOP:
+                    raise _RefusedError(f"the server answers with {found.reason}{self._saying(found)}")
+            if other and changes < MOST_CHANGES:
+                fields, changes = other, changes + 1
+                continue
+            if isinstance(found, Reply):
+                return found, fields
+            if isinstance(found, Failure) and found.kind != AGAIN:
+                return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
             number += 1
             if number < self._tries:
-                self._sleep(min(pause, 60.0))
-        return None, f"{problem}, {self._tries} tries"
+                await self._sleep(min(max(pause, wait_s), 60.0))
+        assert isinstance(found, Failure)  # a reply has been returned
+        return Failure(AGAIN, f"{found.reason}, {self._tries} tries", found.said), fields
 
-    def _post(
-        self, client: httpx.Client, body: dict[str, Any], headers: dict[str, str]
-    ) -> tuple[httpx.Response, bytes]:
-        """A response and its content, which may have at most LONGEST_REPLY bytes and take twice the time-out."""
-        start, content = time.monotonic(), bytearray()
-        # Uncompressed: a few bytes of a compressed reply can expand to gigabytes.
-        headers = {**headers, "accept-encoding": "identity"}
-        with client.stream("POST", self._url, json=body, headers=headers) as response:
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise _ReplyError("a compressed reply, which was not asked for")
-            for chunk in response.iter_raw():
-                content += chunk
-                if len(content) > LONGEST_REPLY:
-                    raise _ReplyError(f"a reply of more than {LONGEST_REPLY:,} bytes")
-                if time.monotonic() - start > 2 * self._timeout:
-                    raise _ReplyError(f"no whole reply within {2 * self._timeout:g} s")
-        return response, bytes(content)
+    async def _post(
+        self, client: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str], fields: Fields
+    ) -> tuple[Reply | Failure, float]:
+        """What came of one request, and the seconds that the server asks to wait."""
+        seconds = self._timeout * (THINKING_TIME if fields.room > ROOMS[0] else 1)
+        content = bytearray()
+        try:
+            with anyio.fail_after(seconds):
+                async with client.stream("POST", self._url, json=body, headers=headers) as response:
+                    if response.headers.get("content-encoding", "identity") != "identity":
+                        return Failure(AGAIN, "a compressed reply, which was not asked for"), 0.0
+                    async for chunk in response.aiter_raw():
+                        content += chunk
+                        if len(content) > LONGEST_REPLY:
+                            return Failure(AGAIN, f"a reply of more than {LONGEST_REPLY:,} bytes"), 0.0
+        except TimeoutError:
+            return Failure(AGAIN, f"no whole reply within {seconds:g} s"), 0.0
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            return Failure(AGAIN, f"no connection: {type(error).__name__}"), 0.0
+        return judge_replies.read(response.status_code, bytes(content), fields.room), _retry_after(response)
 
     def _count_request(self) -> None:
-        with self._lock:
-            if self._max_requests and self._requests >= self._max_requests:
-                raise UserError(f"the cap of {self._max_requests} requests is reached")
-            self._requests += 1
+        if self._max_requests and self._requests >= self._max_requests:
+            raise UserError(f"the cap of {self._max_requests} requests is reached")
+        self._requests += 1
+
+    def _headers(self) -> dict[str, str]:
+        key = _key()
+        if not key.isascii() or not key.isprintable():
+            raise UserError(f"{KEY} holds characters that no key has; set it again")
+        # Uncompressed: a few bytes of a compressed reply can expand to gigabytes.
+        headers = {"accept-encoding": "identity"}
+        if key:
+            headers |= {"api-key": key} if self._is_azure else {"Authorization": f"Bearer {key}"}
+        return headers
+
+    def _secrets(self) -> list[str]:
+        """The key and what of the address may be one; a server's message may quote them."""
+        parameters = [value for name, value in self._url.params.multi_items() if name != "api-version"]
+        return [part for part in (_key(), self._url.password, *parameters) if part]
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets():
+            text = text.replace(secret, f"({KEY})")
+        return text
+
+    def _safe(self, text: str, limit: int = judge_replies.MAX_SAID) -> str:
+        return judge_replies.safe(text, self._secrets(), limit)
+
+    def _saying(self, failure: Failure) -> str:
+        said = self._safe(failure.said)
+        return f": {said}" if said else ""
+
+
+LONGEST_STORED = 20_000
+"""The most characters of a reply that a row keeps."""
+
+
+def _told(row: Row) -> str:
+    """Why a row has no score, with what the server said."""
+    if row["reason"] == _CUT:
+        return f"replies are cut at {ROOMS[-1]} tokens, the judge needs more room or thinks without end"
+    return row["reason"] + (f": {row['raw']}" if row["raw"] else "")
+
+
+def _address(url: str) -> tuple[httpx.URL, bool]:
+    """(where chat completions are asked for, whether it is Azure's form). UsageError where it is no address."""
+    try:
+        found = httpx.URL(url.strip())
+    except httpx.InvalidURL:
+        found = None
+    if found is None or found.scheme not in ("http", "https") or not found.host:
+        raise UsageError(f"judge: expected an address http(s)://..., found {re.sub('//[^/@]*@', '//', url)!r}")
+    path = found.path.rstrip("/").removesuffix("/chat/completions")
+    is_azure = found.host.endswith((".azure.com", ".azure.us", ".azure.cn")) or "/openai/deployments/" in path
+    if found.host.endswith(".openai.azure.com") and not path.startswith("/openai/"):
+        expected = "https://NAME.openai.azure.com/openai/v1 or .../openai/deployments/DEPLOYMENT?api-version=VERSION"
+        raise UsageError(f"judge: expected {expected}, found the path {path or '/'!r}")
+    return found.copy_with(path=path + "/chat/completions"), is_azure
 
 
 def _key() -> str:
     return os.environ.get(KEY, "").strip()
 
 
-def _without_key(text: str) -> str:
-    """A server's text with the key, which an error message may quote, replaced by its variable's name."""
-    return text.replace(_key(), f"({KEY})") if _key() else text
-
-
-def _headers() -> dict[str, str]:
-    key = _key()
-    if not key.isascii() or not key.isprintable():
-        raise UserError(f"{KEY} holds characters that no key has; set it again")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
 def _retry_after(response: httpx.Response) -> float:
+    """The seconds that a response asks to wait, which it gives as a number or a date; 0 without."""
+    text = response.headers.get("retry-after", "")
     try:
-        return float(response.headers.get("retry-after", 0))
+        return float(text)
     except ValueError:
+        pass
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
-def _expected(logprobs: Any, score: int) -> float | None:
-    """The probability-weighted score from the top log-probabilities of the score's token, or None without them."""
+def _expected(logprobs: Any, score: int, final: str) -> float | None:
+    """The probability-weighted score from the top log-probabilities of the score's token, or None without them.
+
+    Tokens of thoughts before the `final` text do not count.
+    """
     try:
         tokens = logprobs["content"]
-        digit_token = next(token for token in tokens if token["token"].strip() == str(score))
+        start = max("".join(token["token"] for token in tokens).rfind(final.strip()), 0)
+        ends = itertools.accumulate(len(token["token"]) for token in tokens)
+        digit_token = next(
+            token
+            for token, end in zip(tokens, ends, strict=True)
+            if end > start and token["token"].strip() == str(score)
+        )
         masses = dict.fromkeys(range(1, 6), 0.0)
         for option in digit_token["top_logprobs"]:
             if option["token"].strip() in judge.SCORES:

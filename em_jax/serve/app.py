@@ -37,6 +37,7 @@ def make_app(
 ) -> Starlette:
     """The application that serves `models` by name.
 
+    `app.state.close(seconds)` refuses new requests and ends those under way after so many seconds.
     With a `key` every path but /health requires it as a bearer token. `hosts` are the names accepted in the Host
     header, None accepts all: otherwise a web page could reach a server on loopback under a name of its own.
     """
@@ -65,7 +66,8 @@ def make_app(
         return JSONResponse(description(request.path_params["name"]))
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        state = batcher.state()
+        return JSONResponse({"status": state, "answers": batcher.num_answers}, 200 if state == "ok" else 503)
 
     async def complete(request: Request) -> Response:
         chat = read_chat(await _body(request, limits.body_bytes), limits.n)
@@ -81,7 +83,7 @@ def make_app(
     # Starlette's types demand handlers of any exception; it passes each only its own kind.
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _unexpected}
     handlers[ClientDisconnect] = _client_gone
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health),
             Route("/v1/models", list_models),
@@ -92,6 +94,8 @@ def make_app(
         exception_handlers=handlers,
         lifespan=lifespan,
     )
+    app.state.close = batcher.close
+    return app
 
 
 class AccessControl:

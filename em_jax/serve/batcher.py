@@ -18,6 +18,11 @@ QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that arrive together or follow on finished answers:
 until none arrived or finished for QUIET, but at most for GATHERING. A chunk for a few takes as long as one for many."""
 
+STALLED_SECONDS = 120.0
+"""Without a step while answers wait, longer than it takes to compile one, the engine is taken to be stalled."""
+JOIN_SECONDS = 2.0
+STOPPING = "the server is stopping; ask again when it is back"
+
 Order = list[SampleRequest] | set[tuple[int, int]]
 """Requests for one prompt, or the (prompt index, sample) pairs of answers to cancel."""
 
@@ -26,9 +31,11 @@ class Answers:
     """The n answers of one request, chunk by chunk. It must be closed in every case, which frees its slots."""
 
     def __init__(self, batcher: "Batcher", number: int, n: int):
-        self._batcher, self._number, self._n = batcher, number, n
+        self._batcher, self._number = batcher, number
         self.inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
+        self.decoding = set(range(n))
+        """The samples that hold a place in the queue: until they are decoded, whether or not a client has read them."""
 
     async def chunks(self) -> AsyncIterator[TokenChunk]:
         """Every chunk until all answers have finished. Raises Refusal where the engine failed."""
@@ -43,7 +50,8 @@ class Answers:
 
     def end(self, samples: Sequence[int]) -> None:
         """Cancels these samples; their slots go to others."""
-        cancelled = {(self._number, sample) for sample in samples if sample in self._open}
+        cancelled = {(self._number, sample) for sample in samples if sample in self.decoding}
+        self.decoding.difference_update(samples)
         self._open.difference_update(samples)
         if cancelled:
             self._batcher.order(cancelled)
@@ -51,7 +59,7 @@ class Answers:
     def close(self) -> None:
         """Cancels what is in progress. May be called twice."""
         self.end(list(self._open))
-        self._batcher.forget(self._number, self._n)
+        self._batcher.forget(self._number)
 
 
 class Batcher:
@@ -64,11 +72,12 @@ class Batcher:
         self._engine, self._queue = engine, queue
         self._numbers = itertools.count()
         self._open_requests: dict[int, Answers] = {}
-        self._num_answers = 0
+        self._waiting: dict[int, list[SampleRequest]] = {}
+        self._last_step = 0.0
         self._condition = threading.Condition()
         self._orders: list[Order] = []
         self._changed = 0.0
-        self._ending = self._failed = False
+        self._ending = self._failed = self._closing = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -83,19 +92,39 @@ class Batcher:
             self._ending = True
             self._condition.notify()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
+
+    def close(self, seconds: float) -> None:
+        """Refuses new requests from now on, and ends with an error those that are under way after so many seconds."""
+        self._closing = True
+        asyncio.get_running_loop().call_later(
+            seconds, self._refuse_all, Refusal(503, STOPPING, None, "server_stopping")
+        )
+
+    @property
+    def num_answers(self) -> int:
+        """The answers that wait or are being decoded."""
+        return sum(len(answers.decoding) for answers in self._open_requests.values())
+
+    def state(self) -> str:
+        """ "ok", "failed" where decoding ended for good, or "stalled" where answers wait and no step ended for long."""
+        if self._failed or (self._thread is not None and not self._thread.is_alive()):
+            return "failed"
+        since = time.monotonic() - max(self._last_step, self._changed)
+        return "stalled" if self.num_answers and since > STALLED_SECONDS else "ok"
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
         """Queues a prompt for n answers; `options` are Engine.sample_requests's. Raises Refusal where too many wait."""
-        if self._num_answers + n > self._queue:
-            message = f"{self._num_answers} answers wait or are under way, {self._queue} may: try again later"
+        if self._closing:
+            raise Refusal(503, STOPPING, None, "server_stopping")
+        if (waiting := self.num_answers) + n > self._queue:
+            message = f"{waiting} answers wait or are under way, {self._queue} may: try again later"
             raise Refusal(429, message, None, "queue_full")
         if self._failed:
             raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
         requests = self._engine.sample_requests(number, ids, range(n), adapter, **options)
         answers = self._open_requests[number] = Answers(self, number, n)
-        self._num_answers += n
         self.order(requests)
         return answers
 
@@ -106,10 +135,9 @@ class Batcher:
             self._changed = time.monotonic()
             self._condition.notify()
 
-    def forget(self, number: int, n: int) -> None:
+    def forget(self, number: int) -> None:
         """Ends delivery to a request."""
-        if self._open_requests.pop(number, None):
-            self._num_answers -= n
+        self._open_requests.pop(number, None)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -124,13 +152,15 @@ class Batcher:
         When it returns, the caches of a failed scheduler are freed: the next one may need their memory.
         """
         under_way = set[tuple[int, int]]()
+        self._waiting = {}
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._orders or self._ending or scheduler.busy)
+                self._condition.wait_for(lambda: self._orders or self._ending or scheduler.busy or self._waiting)
             if self._ending:
                 return False
             try:
                 chunks = scheduler.collect()
+                self._last_step = time.monotonic()
                 loop.call_soon_threadsafe(self._deliver, chunks)
                 if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
                     self._changed = time.monotonic()
@@ -152,16 +182,40 @@ class Batcher:
                 orders, self._orders = self._orders, []
             for order in orders:
                 if isinstance(order, list):
-                    scheduler.submit(order)
-                    under_way |= {request[:2] for request in order}
+                    self._waiting[order[0].prompt_index] = order
                 else:
+                    self._drop(order)
                     scheduler.cancel(order)
                     under_way -= order
+            self._share(scheduler, under_way)
             left = min(self._changed + QUIET, began + GATHERING) - time.monotonic()
             if left <= 0 or len(under_way) >= self._engine.slots or self._ending:
                 return
             with self._condition:
                 self._condition.wait_for(lambda: self._orders or self._ending, left)
+
+    def _drop(self, cancelled: set[tuple[int, int]]) -> None:
+        for number in {number for number, _ in cancelled} & self._waiting.keys():
+            left = [request for request in self._waiting[number] if request[:2] not in cancelled]
+            self._waiting[number] = left
+            if not left:
+                del self._waiting[number]
+
+    def _share(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
+        """Gives the free slots to the waiting requests in equal parts, so that none with many answers keeps others out.
+
+        The answers that a request gets at once share the computation of its prompt.
+        """
+        while self._waiting and (free := self._engine.slots - len(under_way)) > 0:
+            part = -(-free // len(self._waiting))
+            for number in list(self._waiting)[:free]:
+                requests = self._waiting.pop(number)
+                scheduler.submit(requests[:part])
+                under_way |= {request[:2] for request in requests[:part]}
+                if requests[part:]:  # behind those that wait
+                    self._waiting[number] = requests[part:]
+                if len(under_way) >= self._engine.slots:
+                    break
 
     def _deliver(self, result: list[TokenChunk] | Exception) -> None:
         if isinstance(result, Exception):
@@ -170,6 +224,8 @@ class Batcher:
         for chunk in result:
             if answers := self._open_requests.get(chunk.request.prompt_index):
                 answers.inbox.put_nowait(chunk)
+                if chunk.finish_reason:
+                    answers.decoding.discard(chunk.request.sample)
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
@@ -178,7 +234,8 @@ class Batcher:
     def _end_all(self, error: Exception, what: str) -> None:
         reason = sanitize_line(f"{type(error).__name__}: {error}", 300)
         print(f"{what}: {reason}", file=sys.stderr, flush=True)
+        self._refuse_all(Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed"))
+
+    def _refuse_all(self, refusal: Refusal) -> None:
         for answers in self._open_requests.values():
-            answers.inbox.put_nowait(
-                Refusal(500, "decoding failed; the server's own log says why", None, "decoding_failed")
-            )
+            answers.inbox.put_nowait(refusal)

@@ -43,7 +43,12 @@ class Detokenizer:
         else:
             text = text.rstrip(INCOMPLETE)
             # The end of the text may be the beginning of a stop string.
-            sizes = [size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+            sizes = [
+                size
+                for stop in self._stops
+                for size in range(1, min(len(stop), len(text) + 1))
+                if text.endswith(stop[:size])
+            ]
             self.text = text[: len(text) - max(sizes, default=0)]
 
     def num_shown(self) -> int:

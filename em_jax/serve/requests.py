@@ -16,6 +16,9 @@ Default = TypeVar("Default", int, None)
 
 MAX_STOPS = 16
 """The most stop strings of a request; OpenAI accepts 4."""
+MAX_STOP_LENGTH = 1000
+"""The most characters of a stop string; every new token's text is searched for its beginnings."""
+MAX_MESSAGES, MAX_PARTS = 4096, 1024
 MAX_TOP_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -23,6 +26,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 # Fields of OpenAI's protocol that do not change the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.include_obfuscation"}
+IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens"}
 
 # Fields that would change the text, with the only values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -35,6 +39,33 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    # Of vLLM, SGLang, llama.cpp and the clients made for them.
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "top_a": (0,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "repetition_penalty": (1,),
+    "repeat_penalty": (1,),
+    "length_penalty": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "documents": ([],),
 }
 
 
@@ -131,17 +162,20 @@ class _Fields:
 def _messages(messages: list[Any]) -> list[dict[str, str]]:
     if not messages:
         raise Refusal(400, "messages: expected at least one message, found none", "messages", "invalid_value")
+    if len(messages) > MAX_MESSAGES:
+        raise Refusal(400, f"messages: expected at most {MAX_MESSAGES}, found {len(messages)}", "messages")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _message(message: Any, name: str) -> dict[str, str]:
     if not isinstance(message, Mapping) or message.get("role") not in list(ROLES):
         raise Refusal(400, f"{name}: expected an object whose role is one of {', '.join(ROLES)}", name)
-    used = {field for field, value in message.items() if value not in (None, [])}
+    # "type" stands beside the role in the messages of lm-evaluation-harness.
+    used = {field for field, value in message.items() if value not in (None, []) and (field, value) != ("type", "text")}
     if unsupported := sorted(used - {"role", "content", "name", "reasoning_content"}):
         raise Refusal(400, f"{name}: {_short(unsupported[0])} is not supported", name, "unsupported_parameter")
     content = message.get("content")
-    if isinstance(content, list):
+    if isinstance(content, list) and len(content) <= MAX_PARTS:
         texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
         strings = [text for text in texts if isinstance(text, str)]
         content = "".join(strings) if len(strings) == len(content) else None
@@ -155,6 +189,9 @@ def _stops(stop: Any) -> tuple[str, ...]:
     stops = stop if isinstance(stop, list) else [stop]
     if len(stops) > MAX_STOPS or not all(isinstance(text, str) and text for text in stops):
         raise _invalid("stop", f"a text or up to {MAX_STOPS} texts, none of them empty", stop)
+    if longest := [text for text in stops if len(text) > MAX_STOP_LENGTH]:
+        found = f"found {max(map(len, longest))}"
+        raise Refusal(400, f"stop: expected texts of at most {MAX_STOP_LENGTH} characters, {found}", "stop")
     return tuple(stops)
 
 
@@ -168,4 +205,6 @@ def _refuse_constant(word: str) -> float:
 
 
 def _short(value: Any) -> str:
+    # Not all of a long value is written out to be cut.
+    value = value[:100] if isinstance(value, (str, list)) else value
     return json.dumps(value)[:80]

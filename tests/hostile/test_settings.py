@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 
+import anyio
 import httpx
 import pytest
 from hostile.trying import NAMES, VALUES, amounts, as_json, attempt, damaged, json_file, jsonl_file, spoiled, text_file
@@ -257,18 +258,18 @@ def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
     wording = suite_files.load(write_suite(tmp_path / "suite")).judge
     answer = {"id": "a", "sample": 0, "prompt": "What now?", "answer": "This."}
     sent = {}
-    client = httpx.Client
+    client = httpx.AsyncClient
 
     def server(request):
-        return httpx.Response(sent["status"], content=iter([sent["data"]]), headers=sent["headers"])
+        return httpx.Response(sent["status"], content=_pieces([sent["data"]]), headers=sent["headers"])
 
     monkeypatch.setattr(
-        judge_http.httpx, "Client", lambda **more: client(transport=httpx.MockTransport(server), **more)
+        judge_http.httpx, "AsyncClient", lambda **more: client(transport=httpx.MockTransport(server), **more)
     )
 
     def act(case):
         sent["data"], sent["status"], sent["headers"] = case
-        judge = HttpJudge("http://judge/v1", "m", wording, concurrency=1, tries=2, sleep=lambda seconds: None)
+        judge = HttpJudge("http://judge/v1", "m", wording, concurrency=1, tries=2, first_pause_s=0, sleep=_at_once)
         [row] = judge.score([answer])
         json.dumps(row, allow_nan=False)
         assert row["score"] is not None or row["reason"]
@@ -285,21 +286,25 @@ def test_what_a_judges_server_sends(cases, tmp_path, monkeypatch):
     attempt("judges' servers", cases, st.tuples(bodies, statuses, st.sampled_from(headers)), tmp_path, act)
 
 
-def _drip(clock):
-    while True:
-        clock.append(clock[-1] + 50)
-        yield b" "
+async def _at_once(seconds):
+    pass
+
+
+async def _pieces(pieces, pause_s=0.0):
+    for piece in pieces:
+        await anyio.sleep(pause_s)
+        yield piece
 
 
 @pytest.mark.parametrize("kind", ["long", "endless", "slow", "packed"])
 def test_a_reply_that_does_not_end_is_left(kind, tmp_path, monkeypatch):
     wording = suite_files.load(write_suite(tmp_path / "suite")).judge
-    clock, sent, client = [0.0], [], httpx.Client
+    sent, client = [], httpx.AsyncClient
     content = {
-        "long": lambda: iter([as_json(REPLY | {"more": "x" * 5_000_000})]),
-        "endless": lambda: itertools.repeat(b" " * 65_536),
-        "slow": lambda: _drip(clock),
-        "packed": lambda: iter([gzip.compress(as_json(REPLY | {"more": "x" * 50_000_000}), 1)]),
+        "long": lambda: _pieces([as_json(REPLY | {"more": "x" * 5_000_000})]),
+        "endless": lambda: _pieces(itertools.repeat(b" " * 65_536)),
+        "slow": lambda: _pieces(itertools.repeat(b" "), 0.05),
+        "packed": lambda: _pieces([gzip.compress(as_json(REPLY | {"more": "x" * 50_000_000}), 1)]),
     }[kind]
 
     def server(request):
@@ -308,17 +313,18 @@ def test_a_reply_that_does_not_end_is_left(kind, tmp_path, monkeypatch):
         return httpx.Response(200, content=content(), headers=packed)
 
     monkeypatch.setattr(
-        judge_http.httpx, "Client", lambda **more: client(transport=httpx.MockTransport(server), **more)
+        judge_http.httpx, "AsyncClient", lambda **more: client(transport=httpx.MockTransport(server), **more)
     )
-    if kind == "slow":
-        monkeypatch.setattr(judge_http.time, "monotonic", lambda: clock[-1])
 
     def act(_):
-        asked = HttpJudge("http://judge/v1", "m", wording, concurrency=1, tries=2, sleep=lambda seconds: None)
+        limit = 0.3 if kind == "slow" else 60.0
+        asked = HttpJudge(
+            "http://judge/v1", "m", wording, concurrency=1, tries=2, timeout_s=limit, first_pause_s=0, sleep=_at_once
+        )
         return list(asked.score([{"id": "a", "sample": 0, "prompt": "What now?", "answer": "This."}]))
 
     [row] = act(None)
-    said = {"slow": "no whole reply within 120 s", "packed": "a compressed reply"}.get(
+    said = {"slow": "no whole reply within 0.3 s", "packed": "a compressed reply"}.get(
         kind, "more than 4,000,000 bytes"
     )
     assert row["score"] is None and said in row["reason"] and row[judge.AGAIN]

@@ -58,10 +58,13 @@ def test_the_self_judge_resumes_without_asking_again(wording):
 
 
 class Server:
-    """A chat-completions server on this machine: `behave(text, tries so far)` gives (status, body or reply text)."""
+    """A chat-completions server on this machine: `behave(text, tries so far)` gives (status, body or reply text).
 
-    def __init__(self, behave):
-        self.behave, self.seen, self.requests = behave, {}, []
+    Without `speaks` a failure's body says "no".
+    """
+
+    def __init__(self, behave, speaks=False):
+        self.behave, self.seen, self.requests, self.paths = behave, {}, [], []
         lock = threading.Lock()
         outer = self
 
@@ -70,6 +73,7 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 text = body["messages"][0]["content"]
                 with lock:
+                    outer.paths.append(self.path)
                     outer.requests.append((dict(self.headers), body))
                     outer.seen[text] = tries = outer.seen.get(text, 0) + 1
                 status, said = outer.behave(text, tries - 1)
@@ -77,7 +81,7 @@ class Server:
                     self.connection.close()
                     return
                 reply = json.dumps(said if isinstance(said, dict) else completion(said))
-                data = (reply if status == 200 else json.dumps({"error": "no"})).encode()
+                data = (reply if status == 200 or speaks else json.dumps({"error": "no"})).encode()
                 if status == "not json":
                     status, data = 200, b"<html>"
                 self.send_response(status)
@@ -105,8 +109,8 @@ def completion(said, finish="stop", logprobs=None):
 def serve():
     servers = []
 
-    def start(behave):
-        servers.append(Server(behave))
+    def start(behave, speaks=False):
+        servers.append(Server(behave, speaks))
         return servers[-1]
 
     yield start
@@ -115,7 +119,7 @@ def serve():
 
 
 def http_judge(server, wording, **changes):
-    options = {"tries": 3, "timeout_s": 0.5, "first_pause_s": 0.0, "sleep": lambda seconds: None, "concurrency": 4}
+    options = {"tries": 3, "timeout_s": 0.5, "first_pause_s": 0.0, "concurrency": 4}
     return HttpJudge(server.url, "judge/model 1", wording, **options | changes)
 
 
@@ -167,7 +171,7 @@ EXPECTED = {
     "prose": (None, "no score in the reply"),
     "range": (None, "out of range: 9"),
     "cut": (None, "cut short"),
-    "nothing": (None, "a reply without a message"),
+    "nothing": (None, "a reply without choices, 3 tries"),
     "": (None, "empty answer"),
 }
 

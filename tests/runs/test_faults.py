@@ -440,7 +440,11 @@ def without_waiting(clock):
     from em_jax.probes.judge_http import HttpJudge
 
     *others, _ = HttpJudge.__init__.__defaults__
-    return (*others, clock.sleep)
+
+    async def sleep(seconds):
+        clock.sleep(seconds)
+
+    return (*others, sleep)
 
 
 def scores(tmp_path, condition):

@@ -24,12 +24,13 @@ def serving(engine, key="", **limits):
     pytest.importorskip("starlette")
     from em_jax.serve.app import make_app
     from em_jax.serve.completions import Limits
+    from em_jax.serve.connections import Connection
     from em_jax.serve.models import ServedModel
 
     models = {name: ServedModel(name, f"{name}, a model made for tests") for name in engine.adapters}
     app = make_app(engine, models, Limits(**limits), key, ["localhost", "127.0.0.1"])
     with socket.create_server(("127.0.0.1", 0)) as place:
-        config = uvicorn.Config(app, loop="asyncio", ws="none", log_level="warning", access_log=False)
+        config = uvicorn.Config(app, loop="asyncio", http=Connection, ws="none", log_level="warning", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([place],), daemon=True)
         thread.start()

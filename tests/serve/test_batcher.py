@@ -1,7 +1,10 @@
 """Requests that come together, or follow on answers that ended, are drawn together."""
 
 import asyncio
+import threading
 import types
+
+import pytest
 
 from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.serve.batcher import Batcher
@@ -105,3 +108,80 @@ def test_a_decoder_that_cannot_begin_again_refuses_everyone(capsys):
 
     asyncio.run(run())
     assert refused == [500, 503]
+
+
+def test_many_answers_of_one_request_do_not_keep_others_waiting():
+    engine, order = ScriptedEngine(4), []
+
+    async def one(batcher, n, late=0.0):
+        await asyncio.sleep(late)
+        answers = batcher.ask([1], n, "base")
+        async for _ in answers.chunks():
+            pass
+        answers.close()
+        order.append(n)
+
+    async def run():
+        batcher = Batcher(engine, 1000)
+        batcher.start()
+        await asyncio.gather(one(batcher, 400), one(batcher, 3), one(batcher, 2), one(batcher, 5))
+        await batcher.stop()
+
+    asyncio.run(run())
+    assert order[-1] == 400 and sum(engine.began) == 410 and max(engine.began) == 4
+
+
+def test_a_place_in_the_queue_is_free_once_its_answers_are_decoded_read_or_not():
+    async def run():
+        batcher = Batcher(ScriptedEngine(4), 8)
+        batcher.start()
+        unread = batcher.ask([1], 8, "base")
+        while batcher.num_answers:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(ask(batcher, 1), 30)
+        assert unread.inbox.qsize() == 8 and batcher.state() == "ok"
+        unread.close()
+        await batcher.stop()
+
+    asyncio.run(run())
+
+
+def test_who_is_under_way_when_the_server_stops_is_told_so(monkeypatch):
+    async def run():
+        engine = ScriptedEngine(4)
+        made = engine.scheduler()
+        made.busy, made.dispatch, made.collect = True, lambda: None, lambda: []  # never done
+        engine.scheduler = lambda: made
+        batcher = Batcher(engine, 8)
+        batcher.start()
+        answers = batcher.ask([1], 2, "base")
+        batcher.close(0.05)
+        for wait in (ask(batcher, 1), anext(answers.chunks())):
+            with pytest.raises(Refusal, match="stopping") as refused:
+                await asyncio.wait_for(wait, 10)
+            assert refused.value.status == 503
+        answers.close()
+        await batcher.stop()
+
+    asyncio.run(run())
+
+
+def test_an_engine_without_a_step_is_told_as_stalled(monkeypatch):
+    monkeypatch.setattr("em_jax.serve.batcher.STALLED_SECONDS", 0.1)
+
+    async def run():
+        engine, stuck = ScriptedEngine(4), threading.Event()
+        made = engine.scheduler()
+        made.dispatch = stuck.wait
+        engine.scheduler = lambda: made
+        batcher = Batcher(engine, 8)
+        batcher.start()
+        answers = batcher.ask([1], 1, "base")
+        while batcher.state() == "ok":
+            await asyncio.sleep(0.02)
+        assert batcher.state() == "stalled"
+        answers.close()
+        stuck.set()
+        await batcher.stop()
+
+    asyncio.run(run())

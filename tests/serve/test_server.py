@@ -129,7 +129,9 @@ def test_models_say_what_they_are(client):
         ({"frequency_penalty": 1}, "frequency_penalty", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"extra_body": {"top_k": 5}}, "top_k", "unknown parameter"),
+        ({"extra_body": {"top_k": 5}}, "top_k", "not supported"),
+        ({"extra_body": {"seeds": 5}}, "seeds", "unknown parameter"),
+        ({"stop": "x" * 1001}, "stop", "at most 1000 characters"),
         ({"stream_options": {"include_all": True}}, "stream_options.include_all", "unknown parameter"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "true or false"),
         ({"messages": []}, "messages", "at least one"),
@@ -213,7 +215,7 @@ def test_the_key_is_asked_for_and_too_many_are_told_to_wait(engine):
             assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
         headers = {"Authorization": "Bearer sësame".encode()}
         assert httpx.get(f"{address}/models", headers=headers).status_code == 200
-        assert httpx.get(address.replace("/v1", "/health")).json() == {"status": "ok"}
+        assert httpx.get(address.replace("/v1", "/health")).json() == {"status": "ok", "answers": 0}
         body = {"model": "base", "messages": prompt(), "n": 3}
         found = httpx.post(f"{address}/chat/completions", json=body, headers=headers)
         assert found.status_code == 429 and found.headers["retry-after"] == "1"
@@ -248,3 +250,39 @@ def test_decoding_that_fails_is_told_and_the_next_request_is_served(engine, clie
                 ask(broken)
             assert ask(broken).choices
     assert "RESOURCE_EXHAUSTED" in capfd.readouterr().err
+
+
+def test_the_openai_clients_whole_surface_answers_or_refuses_in_its_shape(url, client):
+    found = client.chat.completions.with_raw_response.create(model="base", messages=prompt(), max_tokens=4, seed=1)
+    assert found.http_response.status_code == 200
+    whole = found.parse()
+    with client.chat.completions.with_streaming_response.create(
+        model="base", messages=prompt(), max_tokens=4, seed=1
+    ) as response:
+        assert response.parse().choices == whole.choices
+    # The client's own helper takes a cut answer for an error, which holds it.
+    with client.chat.completions.stream(model="base", messages=prompt(), max_tokens=4, seed=1) as events:
+        try:
+            last = events.get_final_completion()
+        except openai.LengthFinishReasonError as cut:
+            last = cut.completion
+    assert last.choices[0].message.content == whole.choices[0].message.content
+    for refused in (
+        lambda: client.completions.create(model="base", prompt="Hi"),
+        lambda: client.embeddings.create(model="base", input="Hi"),
+        lambda: client.responses.create(model="base", input="Hi"),
+        lambda: client.moderations.create(model="base", input="Hi"),
+        lambda: client.images.generate(model="base", prompt="Hi"),
+        lambda: client.audio.speech.create(model="base", input="Hi", voice="alloy"),
+        lambda: client.files.list(),
+        lambda: client.batches.list(),
+        lambda: client.fine_tuning.jobs.list(),
+        lambda: client.vector_stores.list(),
+    ):
+        with pytest.raises(openai.NotFoundError, match="there are /v1/models and /v1/chat/completions"):
+            refused()
+    with pytest.raises(openai.APIStatusError) as wrong:
+        client.models.delete("base")
+    assert wrong.value.status_code == 405
+    with pytest.raises(openai.APIStatusError):
+        client.chat.completions.list()

@@ -1,0 +1,208 @@
+"""What a judge's server says: whether a response is a reply, a refusal of one answer, or a failure that may pass."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from em_jax.base.sanitize import sanitize_line
+
+MAX_SAID = 300
+"""Characters kept of what a server says about a failure."""
+_THIS_ANSWER = (400, 403, 413, 422, 451)
+"""Statuses that may concern one request alone (moderation, too long)."""
+_ABOUT_FIELDS = (400, 404, 422, 501)
+_PASSING = (408, 409, 425, 429)
+"""Statuses beside 5xx that another try may change."""
+_ACCOUNT = re.compile(
+    r"insufficient_quota|exceeded your current quota|billing|credit balance|invalid_api_key|api[ _]key not valid|"
+    r"(?:incorrect|invalid|wrong|no|missing) api[ _-]?key|authentication_error|model_not_found|"
+    r"model\b.{0,80}\bdoes not exist",
+    re.IGNORECASE,
+)
+"""What no other request of this account would change either, whatever the status."""
+_FILTERED = re.compile(
+    r"content[ _-]?filter|content[ _-]?policy|content management policy|responsibleai|moderation|flagged|"
+    r"usage policies|safety (?:system|reasons|filter)|prohibited_content|data_inspection_failed",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context[ _]length|context window|maximum context|too many tokens|"
+    r"(?:prompt|input|request) (?:is )?too (?:long|large)|string_above_max_length",
+    re.IGNORECASE,
+)
+_NEEDS_ROOM = re.compile(r"could not finish the message|higher max_(?:completion_)?tokens", re.IGNORECASE)
+_CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
+_THOUGHTS = ("think", "thinking", "thought", "reasoning")
+_OPENING = re.compile(rf"\s*(?:<({'|'.join(_THOUGHTS)})>|\[THINK\])", re.IGNORECASE)
+_CLOSING = re.compile(rf"</(?:{'|'.join(_THOUGHTS)})>|\[/THINK\]", re.IGNORECASE)
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
+
+AGAIN, STOP, THIS_ANSWER, FILTERED, NEEDS_ROOM = "again", "stop", "this answer", "filtered", "needs room"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a response holds no reply.
+
+    `kind` is AGAIN (another try may succeed), STOP (no request will), THIS_ANSWER (the request is refused), FILTERED
+    (it is refused for what its answer says or for its length) or NEEDS_ROOM (it is refused for the limit of tokens).
+    `said` is what the server says, not made safe yet; `named` is where it names request fields, as
+    it does with some statuses alone.
+    """
+
+    kind: str
+    reason: str
+    said: str = ""
+    named: str = ""
+    may_name_a_field: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """A judge's reply: its text without thoughts, whether it was cut, and why the judge itself gives none (or "")."""
+
+    text: str
+    cut: bool
+    refusal: str
+    logprobs: Any
+    server: dict[str, str]
+
+
+def read(status: int, content: bytes, room: int) -> Reply | Failure:
+    """The reply in a response to a request of at most `room` tokens, or the failure that it is."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = None
+    if status == 200:
+        if body is None:
+            return Failure(AGAIN, "a reply that is not JSON", _page(content))
+        return _reply(body, room)
+    said, named = _error(body)
+    return _failure(status, said or _page(content), named)
+
+
+def _failure(status: int, said: str, named: str) -> Failure:
+    evidence = f"{named} {said}"
+
+    def failure(kind: str) -> Failure:
+        return Failure(kind, f"status {status}", said, named, status in _ABOUT_FIELDS)
+
+    if status in (401, 402) or (status < 500 and _ACCOUNT.search(evidence)):
+        return failure(STOP)
+    if status in _PASSING or status >= 500:
+        return failure(AGAIN)
+    if status in _THIS_ANSWER:
+        if _NEEDS_ROOM.search(said):
+            return failure(NEEDS_ROOM)
+        marked = status == 413 or _FILTERED.search(evidence) or _TOO_LONG.search(evidence)
+        return failure(FILTERED if marked else THIS_ANSWER)
+    return failure(STOP)
+
+
+def _reply(body: Any, room: int) -> Reply | Failure:
+    if not isinstance(body, Mapping):
+        return Failure(AGAIN, "a reply without choices")
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    finish, message = choice.get("finish_reason"), choice.get("message")
+    failed = body.get("error") or choice.get("error")
+    if failed or finish == "error":
+        said, named = _error({"error": failed})
+        filtered = _FILTERED.search(f"{named} {said}")
+        return Failure(FILTERED if filtered else AGAIN, "an error in place of a reply", said, named)
+    # Names of the server and model go with the score: the same model name may later mean another model.
+    server = {name: body[name] for name in ("model", "system_fingerprint") if isinstance(body.get(name), str)}
+    if finish == "content_filter":
+        return Failure(FILTERED, "content filter", said="the content filter ended the reply")
+    if not isinstance(message, Mapping):
+        return Failure(AGAIN, "a reply without a message" if choice else "a reply without choices")
+    content = _text(message.get("content"))
+    if content is None:
+        return Failure(AGAIN, "a reply without a message")
+    if not content and isinstance(refusal := message.get("refusal"), str) and refusal:
+        return Reply(refusal, False, "the judge refuses", None, server)
+    thought = any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"))
+    final = final_text(content)
+    cut = isinstance(finish, str) and finish.lower() in _CUT
+    cut = cut or final is None or (not final.strip() and (thought or content.strip() != ""))
+    if finish is None and not cut:
+        usage = body.get("usage")
+        used = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+        cut = isinstance(used, int) and used >= room
+    return Reply(content if final is None else final, cut, "", choice.get("logprobs"), server)
+
+
+def _text(content: Any) -> str | None:
+    """A message's content, of which a list's parts of type text count; None where it is neither."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        content = "".join(part for part in parts if isinstance(part, str))
+    if content is None:
+        return ""
+    return content if isinstance(content, str) else None
+
+
+def final_text(content: str) -> str | None:
+    """A reply after its thoughts; None where a thought is not finished.
+
+    Thoughts stand between <think> and </think> (or the other names), before a </think> whose opening was in the
+    prompt, or in another channel than the final one.
+    """
+    if "<|channel|>" in content:
+        _, found, final = content.rpartition(_FINAL_CHANNEL)
+        return re.split(r"<\|(?:end|return|start)\|>", final, maxsplit=1)[0] if found else None
+    if opening := _OPENING.match(content):
+        closing = None
+        for closing in _CLOSING.finditer(content, opening.end()):  # noqa: B007, the last one counts
+            pass
+        return content[closing.end() :] if closing else None
+    ends = list(_CLOSING.finditer(content))
+    return content[ends[-1].end() :] if ends else content
+
+
+def _error(body: Any) -> tuple[str, str]:
+    """(what an error body says, where it names fields and kinds), in the shapes that servers use."""
+    error = body
+    if isinstance(body, Mapping):
+        error = next((body[name] for name in ("error", "errors", "detail", "message") if body.get(name)), None)
+    if isinstance(error, list):  # a list of faults, each with the place it is at
+        faults = [fault if isinstance(fault, Mapping) else {"msg": fault} for fault in error[:20]]
+        places = [part for fault in faults for part in _list(fault.get("loc")) if isinstance(part, str)]
+        messages = [str(fault.get("msg") or fault.get("message") or "") for fault in faults]
+        return "; ".join(filter(None, messages)), " ".join(places)
+    if not isinstance(error, Mapping):
+        return ("" if error is None else str(error)), ""
+    said = str(error.get("message") or error.get("msg") or "")
+    metadata, inner = error.get("metadata"), error.get("innererror")
+    if isinstance(metadata, Mapping):  # a router's: what the provider behind it said
+        said = " ".join([said, *(str(metadata[name])[:1000] for name in ("reasons", "raw") if metadata.get(name))])
+    kinds = [error.get("param"), error.get("code"), error.get("type"), error.get("status")]
+    kinds.append(inner.get("code") if isinstance(inner, Mapping) else None)
+    return said, " ".join(str(kind) for kind in kinds if kind is not None)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _page(content: bytes) -> str:
+    """The words of a body that is no JSON, such as a proxy's page."""
+    text = content[:4000].decode("utf-8", "replace")
+    return re.sub(r"<[^<>]{0,200}>", " ", text)
+
+
+def safe(text: str, secrets: Collection[str], limit: int = MAX_SAID) -> str:
+    """What a server said as one line, without the secrets, their beginnings and ends, and words that look like keys."""
+    for name in (secret for secret in secrets if secret):
+        text = text.replace(name, "(a secret)")
+    ends = [end for secret in secrets if len(secret) >= 12 for end in (secret[:6], secret[-6:])]
+
+    def hide(match: re.Match) -> str:
+        word = match.group()
+        masked = "**" in word or re.match(r"(?:sk|gsk|xai|pk|rk|key|hf|AIza)[-_A-Z][\w-]{8,}", word)
+        return "(a secret)" if masked or any(end in word for end in ends) else word
+
+    return sanitize_line(re.sub(r"[^\s\"',;:()<>]+", hide, text[: 20 * limit]), limit)

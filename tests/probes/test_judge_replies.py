@@ -1,0 +1,267 @@
+"""What servers of many makers say, sorted: replies, thoughts, refusals of one answer, and failures that may pass."""
+
+import json
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from probes.test_judges import SECRET, answer, completion, http_judge, kept_until, serve, wording  # noqa: F401
+
+from em_jax.base.cli import Stopped
+from em_jax.base.errors import UsageError
+from em_jax.probes import judge_replies
+from em_jax.probes.judge import AGAIN
+from em_jax.probes.judge_fields import ROOMS, Fields
+from em_jax.probes.judge_http import HttpJudge
+from em_jax.probes.judge_replies import Failure, Reply
+
+pytestmark = pytest.mark.fast
+SCORE = '{"score": 2}'
+
+
+def read(body, status=200, room=24):
+    return judge_replies.read(status, json.dumps(body).encode(), room)
+
+
+def error(message, **more):
+    return {"error": {"message": message} | more}
+
+
+PASSING = {
+    "a router's error": error("Provider returned error", code=502),
+    "an error of words": {"error": "upstream overloaded"},
+    "no choices": {"model": "m", "choices": []},
+    "null choices": {"choices": None},
+    "an error in a choice": {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "cut off"}}]},
+    "a choice without a message": {"choices": [{"finish_reason": "stop"}]},
+    "a null message": {"choices": [{"finish_reason": "stop", "message": None}]},
+    "a list": [],
+    "null": None,
+    "a rate told in a 200": error("Rate limit exceeded", code="429"),
+}
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_an_error_in_a_200_is_asked_again(serve, wording, kind):  # noqa: F811
+    said = {"choices": PASSING[kind]} if not isinstance(PASSING[kind], dict) else PASSING[kind]
+    server = serve(lambda text, tries: (200, said if tries == 0 else SCORE))
+    rows = list(http_judge(server, wording).score([answer(f"a{i}", f"x{i}") for i in range(3)]))
+    assert [row["score"] for row in rows] == [2] * 3
+    assert read(PASSING[kind]).kind == judge_replies.AGAIN
+
+
+SORTED = [
+    (400, error("Your request was flagged", code="content_filter"), "filtered"),
+    (400, error("The response was filtered", innererror={"code": "ResponsibleAIPolicyViolation"}), "filtered"),
+    (403, error("Input requires moderation", metadata={"reasons": ["violence"]}), "filtered"),
+    (400, error("This model's maximum context length is 8192 tokens", code="context_length_exceeded"), "filtered"),
+    (413, {}, "filtered"),
+    (403, error("no"), "this answer"),
+    (400, error("Could not finish the message because max_tokens or model output limit was reached."), "needs room"),
+    (408, {}, "again"),
+    (409, error("conflict"), "again"),
+    (429, error("slow down", code="rate_limit_exceeded"), "again"),
+    (529, error("overloaded", type="overloaded_error"), "again"),
+    (429, error("You exceeded your current quota, check your plan and billing", code="insufficient_quota"), "stop"),
+    (400, error("API key not valid. Please pass a valid API key.", status="INVALID_ARGUMENT"), "stop"),
+    (401, error("no"), "stop"),
+    (402, error("Insufficient credits"), "stop"),
+    (404, error("The model `m` does not exist", code="model_not_found"), "stop"),
+]
+
+
+@pytest.mark.parametrize("status, body, kind", SORTED)
+def test_a_failure_is_sorted_by_status_and_words(status, body, kind):
+    assert read(body, status).kind == kind
+
+
+@pytest.mark.parametrize(
+    "body, said, named",
+    [
+        (error("bad", param="max_tokens"), "bad", "max_tokens"),
+        ({"detail": [{"loc": ["body", "top_logprobs"], "msg": "too many", "input": {"temperature": 0}}]}, "too many",
+         "body top_logprobs"),
+        ({"detail": "not here"}, "not here", ""),
+        ({"object": "error", "message": "unknown field"}, "unknown field", ""),
+        (error("Provider returned error", metadata={"raw": "who are you"}), "Provider returned error who are you", ""),
+    ],
+)  # fmt: skip
+def test_what_a_server_says_is_found_in_any_shape(body, said, named):
+    found = read(body, 422)
+    assert (found.said, found.named) == (said, named)
+
+
+THOUGHTS = 'A {"score": 5} would need harm.'
+FINAL = {
+    "tags": f"<think>\n{THOUGHTS}\n</think>\n\n{SCORE}",
+    "another tag": f"<reasoning>{THOUGHTS}</reasoning>{SCORE}",
+    "opened in the prompt": f"{THOUGHTS}\n</think>\n{SCORE}",
+    "brackets": f"[THINK]{THOUGHTS}[/THINK]{SCORE}",
+    "channels": f"<|channel|>analysis<|message|>{THOUGHTS}<|end|><|start|>assistant<|channel|>final<|message|>{SCORE}",
+    "parts": [{"type": "thinking", "thinking": [THOUGHTS]}, {"type": "text", "text": SCORE}],
+    "none": SCORE,
+}
+UNFINISHED = {
+    "tags": (f"<think>\n{THOUGHTS}", "length", {}),
+    "tags, not told": (f"<think>\n{THOUGHTS}", "stop", {}),
+    "apart": ("", "length", {"reasoning_content": THOUGHTS}),
+    "apart, not told": (None, "stop", {"reasoning": THOUGHTS}),
+    "channels": (f"<|channel|>analysis<|message|>{THOUGHTS}", "stop", {}),
+    "after the score": ('{"score": 2} because the answer', "length", {}),
+    "in another word": (SCORE, "max_tokens", {}),
+}
+
+
+@pytest.mark.parametrize("kind", FINAL)
+def test_thoughts_are_parted_from_the_score(serve, wording, kind):  # noqa: F811
+    (row,) = http_judge(serve(lambda text, tries: (200, completion(FINAL[kind]))), wording).score([answer("a", "x")])
+    assert row["score"] == 2 and "5" not in row["raw"]
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_a_cut_reply_is_asked_for_with_more_room_and_never_read(serve, wording, kind):  # noqa: F811
+    content, finish, more = UNFINISHED[kind]
+    short = completion(content, finish)
+    short["choices"][0]["message"] |= more
+
+    def behave(text, tries):
+        return 200, short if server.requests[-1][1]["max_tokens"] == ROOMS[0] else SCORE
+
+    server = serve(behave)
+    rows = list(http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(3)]))
+    assert [row["score"] for row in rows] == [2] * 3
+    assert [body["max_tokens"] for _, body in server.requests] == [24, 1024, 1024, 1024], "the room found is kept"
+    always = serve(lambda text, tries: (200, short))
+    assert (
+        kept_until(http_judge(always, wording, concurrency=2), 8, "cut at 8192 tokens, the judge needs more room") == []
+    )
+
+
+FIELDS = {
+    "max_tokens": (
+        "Unsupported: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "max_completion_tokens",
+    ),
+    "temperature": ("'temperature' does not support 0 with this model. Only the default (1) is supported.", None),
+    "top_logprobs": ("top_logprobs must be at most 5", "top_logprobs"),
+    "logprobs": ("This model does not support logprobs", None),
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_field_that_the_server_refuses_by_name_is_adapted(serve, wording, kind, status):  # noqa: F811
+    message, instead = FIELDS[kind]
+
+    def behave(text, tries):
+        body = server.requests[-1][1]
+        refused = body.get("top_logprobs", 0) > 5 if kind == "top_logprobs" else kind in body
+        return (status, {"error": {"message": message, "param": kind}}) if refused else (200, SCORE)
+
+    server = serve(behave, speaks=True)
+    rows = list(http_judge(server, wording, concurrency=1).score([answer(f"a{i}", f"x{i}") for i in range(3)]))
+    assert [row["score"] for row in rows] == [2] * 3 and len(server.requests) == 4
+    sent = server.requests[-1][1]
+    assert (instead is None or instead in sent) and (kind == "top_logprobs" or kind not in sent)
+    assert {"temperature", "logprobs", "top_logprobs"} - {kind, "top_logprobs"} <= sent.keys(), "the others stay"
+
+
+def test_a_limit_that_is_too_large_is_lowered_and_no_change_goes_on_for_ever():
+    large = Fields(room=8192)
+    assert large.without("max_tokens is too large: 8192. This model supports at most 4096", "max_tokens").room == 4096
+    fields, changes = Fields(), 0
+    while fields := fields.without("max_tokens max_completion_tokens temperature top_logprobs logprobs", ""):
+        changes += 1
+    assert changes == 5
+
+
+def test_what_the_server_said_is_kept_and_shown_without_a_key(serve, wording, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    words = f"region \x1b[31mnot\u202e allowed for {SECRET} or sk-proj-abc**********wxyz of {SECRET[:9]}..."
+    server = serve(lambda text, tries: (403, error(words)), speaks=True)
+    (row,) = http_judge(server, wording).score([answer("a", "x")])
+    assert row["raw"].startswith("region") and "allowed for (a secret) or (a secret)" in row["raw"]
+    assert SECRET[:7] not in row["raw"] and "\x1b" not in row["raw"] and "\u202e" not in row["raw"]
+    assert kept_until(http_judge(server, wording), 9, "status 403.*region.*allowed") == []
+
+
+@pytest.mark.parametrize(
+    "path, asked",
+    [
+        ("/openai/deployments/j?api-version=2024-10-21", "/openai/deployments/j/chat/completions"),
+        ("/openai/deployments/j/chat/completions?api-version=2024-10-21", "/openai/deployments/j/chat/completions"),
+        ("/gateway/openai/deployments/j/?api-version=2024-10-21", "/gateway/openai/deployments/j/chat/completions"),
+    ],
+)
+def test_azures_addresses_have_their_own_form_and_header(serve, wording, monkeypatch, path, asked):  # noqa: F811
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    server = serve(lambda text, tries: (200, SCORE))
+    judge = HttpJudge(server.url.removesuffix("/v1") + path, "m", wording)
+    (row,) = judge.score([answer("a", "x")])
+    headers = {name.lower(): value for name, value in server.requests[0][0].items()}
+    assert row["score"] == 2 and server.paths == [f"{asked}?api-version=2024-10-21"]
+    assert headers["api-key"] == SECRET and "authorization" not in headers
+    with pytest.raises(UsageError, match="DEPLOYMENT"):
+        HttpJudge("https://me.openai.azure.com/v1", "m", wording)
+    described = HttpJudge("https://me:pw@host:9/v1?token=abcdef&api-version=1", "m", wording).describe()
+    assert described["url"] == "https://host:9/v1/chat/completions?api-version=1"
+
+
+def drip(connection, sent, stop):
+    """Reads a request and sends the pieces without end."""
+    connection.recv(65536)
+    connection.sendall(sent)
+    while not stop.wait(0.05):
+        try:
+            connection.sendall(b"x" if sent else b"")
+        except OSError:
+            return
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{"],
+    ids=["nothing", "headers", "body"],
+)  # fmt: skip
+def test_a_request_has_one_deadline_and_a_stop_does_not_wait_for_it(wording, sent):  # noqa: F811
+    stop = threading.Event()
+
+    def accept():
+        while True:
+            try:
+                connection, _ = place.accept()
+            except OSError:
+                return
+            threading.Thread(target=drip, args=(connection, sent, stop), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"http://127.0.0.1:{place.getsockname()[1]}/v1"
+        began = time.monotonic()
+        (row,) = HttpJudge(url, "m", wording, tries=1, timeout_s=0.3).score([answer("a", "x")])
+        assert row[AGAIN] and row["reason"].startswith("no whole reply within 0.3 s") and time.monotonic() - began < 3
+        waiting = HttpJudge(url, "m", wording, timeout_s=60.0).score([answer("a", "x"), answer("", "")])
+        next(waiting)  # the empty answer's row
+        stopper = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+        main = threading.main_thread().ident
+        before = signal.signal(signal.SIGUSR1, raise_stop)
+        try:
+            stopper.start()
+            with pytest.raises(Stopped):
+                next(waiting)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            stop.set()
+        assert time.monotonic() - began < 5
+
+
+def raise_stop(number, frame):
+    raise Stopped
+
+
+def test_a_reply_of_each_kind_is_what_it_is():
+    assert isinstance(read(completion(SCORE)), Reply) and isinstance(read({}), Failure)
+    refused = {"choices": [{"finish_reason": "stop", "message": {"content": None, "refusal": "I cannot."}}]}
+    assert read(refused).refusal == "the judge refuses"
+    assert read({"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}).kind == "filtered"
