@@ -20,6 +20,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "residual_batch": (("data", "fsdp"), ("data",)),
     "residual_width": ((), ("fsdp",)),
     "lookup_batch": (("data",), ("data",)),
+    "drawn_batch": (("data", "fsdp"), ("data", "fsdp", "tensor")),
     "length": ((), ()),
     "width": (("fsdp",), ("fsdp",)),
     "width_in_use": ((), ("fsdp",)),
@@ -38,7 +39,8 @@ Training and prefill have many tokens a pass: each layer's weights are gathered 
 ("width_in_use"), in the dtype in which they are stored.
 Sampling has one token a row: the residual stream and the MLP keep all rows of a data shard and split the width as the
 weights do, so that small sums of activations travel and the weights stay in place. "lookup_batch" is the batch axis of
-an embedding lookup, whose columns are sharded as the table's are.
+an embedding lookup, whose columns are sharded as the table's are; "drawn_batch" that of logits from which tokens are
+drawn: every device draws for rows of its own.
 In training an adapter's rank is split over the axis that the other axis of A or B leaves, so that no adapter, gradient
 or moment is held twice; for a pass they are gathered as the weights are ("rank_in_use").
 """
@@ -102,6 +104,11 @@ class Sharding:
     def platform(self) -> str:
         """cpu, gpu or tpu: the platform of the mesh's devices, or jax's default without a mesh."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
+    def size(self) -> int:
+        """The number of devices."""
+        return 1 if self.mesh is None else self.mesh.size
 
     @property
     def batch_shards(self) -> int:
