@@ -20,6 +20,16 @@ Merging matmuls would concatenate the two blocks of the key/value cache and writ
 scheduler overlaps collectives with arithmetic.
 """
 
+TPU_FLAGS = {
+    "xla_tpu_enable_latency_hiding_scheduler": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+}
+"""XLA's flags on a TPU, in LIBTPU_INIT_ARGS: collectives run beside the matmuls that do not wait for them."""
+
 
 def configure_jax() -> None:
     """Silence libraries, keep freed memory, and keep compiled programs between starts; call it before jax is used.
@@ -33,7 +43,9 @@ def configure_jax() -> None:
     keep_freed_memory()
     if nvidia_gpus():
         set_compiler_flags(GPU_FLAGS)
-    if not tpu_chips():
+    if tpu_chips():
+        set_compiler_flags(TPU_FLAGS, "LIBTPU_INIT_ARGS")
+    else:
         quiet_libtpu()
     import jax
 
@@ -57,11 +69,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(name, value)
 
 
-def set_compiler_flags(flags: Mapping[str, str]) -> None:
-    """Add flags to XLA_FLAGS, which jax reads once; those that are set there already stay as they are."""
-    chosen = os.environ.get("XLA_FLAGS", "")
-    added = [f"--{name}={value}" for name, value in flags.items() if f"--{name}" not in chosen]
-    os.environ["XLA_FLAGS"] = " ".join([*chosen.split(), *added])
+def set_compiler_flags(flags: Mapping[str, str], variable: str = "XLA_FLAGS") -> None:
+    """Add flags to a variable that is read once, as jax starts; those that are set there already stay as they are."""
+    chosen = os.environ.get(variable, "").split()
+    names = {flag.lstrip("-").partition("=")[0] for flag in chosen}
+    added = [f"--{name}={value}" for name, value in flags.items() if name not in names]
+    os.environ[variable] = " ".join([*chosen, *added])
 
 
 def nvidia_gpus() -> list[Path]:

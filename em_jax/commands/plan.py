@@ -151,7 +151,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _settings(flags: argparse.Namespace) -> settings.Config:
     """The settings; train.remat is "full" unless they set it."""
-    values: dict[str, Any] = {"train.remat": "full"}
+    values: dict[str, Any] = {"train.remat": "full", "answers.slots": 64}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)

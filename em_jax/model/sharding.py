@@ -20,6 +20,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "residual_batch": (("data", "fsdp"), ("data",)),
     "residual_width": ((), ("fsdp",)),
     "lookup_batch": (("data",), ("data",)),
+    "drawn_batch": (("data", "fsdp"), ("data", "fsdp", "tensor")),
     "length": ((), ()),
     "width": (("fsdp",), ("fsdp",)),
     "width_in_use": ((), ("fsdp",)),
@@ -28,7 +29,9 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mlp": (("tensor",), ("tensor",)),
     "vocab": (("tensor",), ("tensor",)),
     "layers": ((), ()),
-    "rank": ((), ()),
+    "rank": (("fsdp",), ()),
+    "rank_beside_width": (("tensor",), ()),
+    "rank_in_use": ((), ()),
 }
 """The sharding table. Weights are sharded the same way in both columns; what moves between devices differs.
 
@@ -36,7 +39,10 @@ Training and prefill have many tokens a pass: each layer's weights are gathered 
 ("width_in_use"), in the dtype in which they are stored.
 Sampling has one token a row: the residual stream and the MLP keep all rows of a data shard and split the width as the
 weights do, so that small sums of activations travel and the weights stay in place. "lookup_batch" is the batch axis of
-an embedding lookup, whose columns are sharded as the table's are.
+an embedding lookup, whose columns are sharded as the table's are; "drawn_batch" that of logits from which tokens are
+drawn: every device draws for rows of its own.
+In training an adapter's rank is split over the axis that the other axis of A or B leaves, so that no adapter, gradient
+or moment is held twice; for a pass they are gathered as the weights are ("rank_in_use").
 """
 
 LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers", "R": "rank"}
@@ -70,10 +76,25 @@ class Sharding:
             raise UserError(f"{name}: {problem}")
         return self.named([LETTERS.get(letter) for letter in letters])
 
-    def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
-        """A weight as its matmul reads it. Call it before a cast: the smaller dtype should travel."""
+    def factor(self, letters: str, shape: Sequence[int]) -> NamedSharding | None:
+        """The sharding of an adapter's A or B by its letters; a rank that does not divide is not split."""
+        if self.mesh is None:
+            return None
         axes = [LETTERS.get(letter) for letter in letters]
-        return self.constrain(weight, ["width_in_use" if axis == "width" else axis for axis in axes])
+        rank = "rank_beside_width" if "D" in letters else "rank"
+        parts = math.prod(self.mesh.shape[axis] for axis in TABLE[rank][self.sampling])
+        axes[letters.index("R")] = rank if shape[letters.index("R")] % parts == 0 else None
+        return self.named(axes)
+
+    def scatter_factor(self, letters: str, gradient: jax.Array) -> jax.Array:
+        """The gradient of an adapter's A or B, split as that is."""
+        place = self.factor(letters, gradient.shape)
+        return gradient if place is None else jax.lax.with_sharding_constraint(gradient, place)
+
+    def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
+        """A weight as its matmul reads it. Call it where its dtype is smallest: that should travel."""
+        axes = [LETTERS.get(letter) for letter in letters]
+        return self.constrain(weight, [f"{axis}_in_use" if axis in ("width", "rank") else axis for axis in axes])
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""
@@ -83,6 +104,11 @@ class Sharding:
     def platform(self) -> str:
         """cpu, gpu or tpu: the platform of the mesh's devices, or jax's default without a mesh."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+
+    @property
+    def size(self) -> int:
+        """The number of devices."""
+        return 1 if self.mesh is None else self.mesh.size
 
     @property
     def batch_shards(self) -> int:
@@ -121,11 +147,16 @@ def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:
     if (problem := _uneven(sizes, dims)) is None:
         return
     count = math.prod(sizes.values())
+    possible = "; ".join(map(mesh_text, even_meshes(count, dims)))
+    raise UsageError(f"{problem}; of {count} devices these meshes work: {possible}")
+
+
+def even_meshes(count: int, dims: Mapping[str, int]) -> list[dict[str, int]]:
+    """Every mesh of so many devices over which a model divides, given the size of each shape letter."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
     shapes = (shape for shape in itertools.product(divisors, repeat=3) if math.prod(shape) == count)
-    meshes = [dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes]
-    possible = [mesh_text(mesh) for mesh in meshes if _uneven(mesh, dims) is None]
-    raise UsageError(f"{problem}; of {count} devices these meshes work: {'; '.join(possible)}")
+    meshes = (dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes)
+    return [mesh for mesh in meshes if _uneven(mesh, dims) is None]
 
 
 def mesh_text(sizes: Mapping[str, int]) -> str:

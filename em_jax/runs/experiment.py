@@ -88,7 +88,7 @@ def check_mirror(run: Run) -> None:
 
 def loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
     """Loads the engine of a run, its model at the revision on the run's record."""
-    return lambda: components.load(sources.pinned(config, Path(directory)))
+    return lambda: components.load(components.placed(sources.pinned(config, Path(directory))))
 
 
 def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
@@ -135,10 +135,11 @@ def finetune(run: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
     if not run.trains or (sources.is_trained(run.directory) and "training_rows" in provenance.notes(run.directory)):
         return
-    with precompile.compiling(run.config, lambda: run.rows):
+    config = run.components.placed(run.config)
+    with precompile.compiling(config, lambda: run.rows):
         engine = run.load()
     with run.progress("finetune", "", None) as progress:
-        counts = run.components.finetune(engine, run.rows, run.config, run.directory, progress)
+        counts = run.components.finetune(engine, run.rows, config, run.directory, progress)
     files.write_atomic(run.directory / "adapter" / "README.md", model_card.adapter_card(run.config, counts))
     provenance.add_inputs(run.directory, preflight.trained_adapter(run))
     provenance.add_notes(run.directory, training_rows=counts)

@@ -238,7 +238,7 @@ def decode(
         )
         # Summed where the vocabulary's shards are, then each row sent whole to the device that samples from it.
         logits = sharding.constrain(model.logits(output.hidden[:, 0]), ("batch", "vocab"))
-        logits = sharding.constrain(logits, ("batch", None))
+        logits = sharding.constrain(logits, ("batch" if slots % sharding.size else "drawn_batch", None))
         new = _sample(logits, state.params, loop.count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
         count = loop.count + loop.active
         active = loop.active & new.in_answer & (count < state.params.max_new_tokens)

@@ -53,6 +53,10 @@ def test_flags_that_the_user_has_set_stay(monkeypatch):
     flags = runtime.os.environ["XLA_FLAGS"].split()
     assert flags[:2] == ["--xla_gpu_dot_merger_threshold_mb=32", "--xla_force_host_platform_device_count=8"]
     assert flags[2:] == ["--xla_gpu_enable_latency_hiding_scheduler=true"]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false")
+    runtime.set_compiler_flags(runtime.TPU_FLAGS, "LIBTPU_INIT_ARGS")
+    flags = runtime.os.environ["LIBTPU_INIT_ARGS"].split()
+    assert flags[0] == "--xla_enable_async_all_gather=false" and len(flags) == len(runtime.TPU_FLAGS)
 
 
 @pytest.mark.parametrize("platform, scans", [("cpu", "false"), ("gpu", "false"), ("tpu", "true")])

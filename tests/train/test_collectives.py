@@ -87,6 +87,8 @@ def test_decoding_moves_no_weight(mesh):
     each = step_collectives("decoding", mesh_text(mesh))
     assert each and max(numbers(one) for one in each) < SMALLEST // mesh.get("tensor", 1)
     assert not [one for one in each if one.shape[:1] == (CONFIG.hidden_size,)]
+    # Logits go to the rows' devices, and nowhere else.
+    assert not [one for one in each if one.kind == "all-gather" and one.shape[-1:] == (CONFIG.vocab_size,)]
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_text)
