@@ -185,9 +185,9 @@ def choose_dtype(name: str) -> str:
     return name or ("float32" if platform() == "cpu" else "bfloat16")
 
 
-def choose_scan(text: str) -> str:
-    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on a TPU.
+def choose_scan(text: str, devices: str = "") -> str:
+    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on a TPU. `devices`: by default as found.
 
     A GPU's scan copies each layer's weights before their matmuls: decoding would move them twice more.
     """
-    return text if text != "auto" else str(platform() == "tpu").lower()
+    return text if text != "auto" else str((devices or platform()) == "tpu").lower()

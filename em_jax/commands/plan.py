@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
-from em_jax.perf import chips
-from em_jax.perf.chips import GIB
+from em_jax.runs import chips
+from em_jax.runs.chips import GIB
 
 WHAT = ("train", "sample", "both")
 
@@ -20,13 +21,13 @@ def main(arguments: Sequence[str]) -> None:
     """Compile what the flags name and print it: a page of text, or with --json exactly one object."""
     flags = _flags(arguments)
     chip, count = chips.parse_topology(flags.topology)
-    config = _settings(flags)
+    config = _settings(flags, chip)
     # A wrong flag is reported before anything heavy is imported.
     from em_jax.perf import compiling
 
-    compiling.use_cpu()
+    compiling.prepare(chip.platform)
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
-    devices = compiling.devices(flags.topology) if compiling.is_installed() else None
+    devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
     _check_mesh(flags, config, count)
     model = _model_config(flags.model, config, count)
     from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
@@ -47,7 +48,7 @@ def as_json(plans: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
     each = {name: _plan_json(plan) for name, plan in plans.items()}
     first, tightest = next(iter(each.values())), min(each.values(), key=lambda plan: plan["free_bytes"])
     shared = {name: tightest[name] for name in ("fits", "free_bytes", "bytes_per_device")}
-    shared["capacity_bytes"] = chip.memory
+    shared["capacity_bytes"] = chip.capacity
     shared["compile_s"] = round(sum(plan["compile_s"] for plan in each.values()), 2)
     shared |= {name: first[name] for name in ("step_s", "tokens_per_s")}
     shared["advice"] = [line for plan in each.values() for line in plan["advice"]]
@@ -60,9 +61,22 @@ def _plan_json(plan: Any) -> dict[str, Any]:
         "free_bytes": plan.free,
         "bytes_per_device": plan.programs[0].bytes,
         "compile_s": round(sum(program.seconds for program in plan.programs), 2),
-        "programs": {program.name: program.kinds for program in plan.programs},
+        "programs": {program.name: _program_json(program) for program in plan.programs},
         **plan.figures,
         "advice": plan.advice,
+    }
+
+
+def _program_json(program: Any) -> dict[str, Any]:
+    """Bytes per device by kind, and what the compiled text says (None where the compiler refused the program)."""
+    work = program.work
+    return program.kinds | {
+        "compile_s": round(program.seconds, 2),
+        "kernels": list(work.kernels) if work else None,
+        "launches": work.launches if work else None,
+        "traffic_bytes": work.bytes if work else None,
+        "collective_bytes": work.collective_bytes if work else None,
+        "async_collective_share": work.async_collective_share if work else None,
     }
 
 
@@ -78,7 +92,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
-            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.memory / GIB:.2f} GiB")
+            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB")
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
         lines += [f"    {line}" for line in plan.advice]
@@ -149,15 +163,17 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _settings(flags: argparse.Namespace) -> settings.Config:
-    """The settings; train.remat is "full" unless they set it."""
+def _settings(flags: argparse.Namespace, chip: chips.Chip) -> settings.Config:
+    """The settings; train.remat is "full" unless they set it, layers are stacked as on the chip."""
     values: dict[str, Any] = {"train.remat": "full"}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
     if flags.mesh is not None:
         values["mesh"] = flags.mesh
-    return settings.validate(settings.replace(settings.Config(), values))
+    config = settings.validate(settings.replace(settings.Config(), values))
+    scan = runtime.choose_scan(config.model.scan_layers, chip.platform)
+    return settings.replace(config, {"model.scan_layers": scan})
 
 
 def _num_prompts(config: settings.Config) -> int:

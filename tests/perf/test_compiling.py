@@ -10,7 +10,7 @@ import pytest
 
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import Qwen2Config
-from em_jax.perf.chips import GIB
+from em_jax.runs.chips import GIB
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: .[plan]")
 
@@ -44,7 +44,7 @@ def test_a_slice_that_does_not_exist_is_one_line():
 
 GATHERS = """
 from em_jax.perf import compiling
-compiling.use_cpu()
+compiling.prepare("tpu")
 devices = compiling.devices("v5e:2x2")
 from hlo import collectives
 from em_jax.config import Config, replace
@@ -55,7 +55,7 @@ from em_jax.train.batches import Shape
 settings = replace(Config(), {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full"})
 mesh = make_mesh({"fsdp": 4}, devices=devices)
 shapes = Shapes(Qwen2Config(32768, 1024, 2048, 2, 8, 4, 128), settings, Sharding(mesh))
-program = shapes.train_pass(Shape(8, 2048, 1024))
+program = shapes.train_microbatch(Shape(8, 2048, 1024))
 found = collectives(program.traced.lower().compile().as_text(), while_steps=program.loops)
 print(program.loops, sum(each.times for each in found if each.kind == "all-gather" and each.shape == (32768, 1024)))
 """

@@ -14,7 +14,7 @@ from em_jax.commands import plan as main
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import Qwen2Config
 from em_jax.perf import compiling, planning
-from em_jax.perf.chips import CHIPS, GIB, Chip, parse_topology
+from em_jax.runs.chips import CHIPS, GIB, Chip, parse_topology
 from em_jax.perf.compiling import CompiledProgram, needed_bytes
 from em_jax.perf.planning import PlanRequest, halved_rows, plan_sampling, plan_training, tensor_meshes
 
@@ -47,7 +47,7 @@ def test_topologies():
     assert parse_topology("v5e:4x4") == (CHIPS["v5e"], 16)
     assert parse_topology("v5p:2x2x2") == (CHIPS["v5p"], 8)
     assert CHIPS["v5e"].memory == 15.75 * GIB
-    for wrong in ("v5e", "h100:8", "v5e:4xfour", "v5e:", "v5e:0x4"):
+    for wrong in ("v5e", "h300:8", "v5e:4xfour", "v5e:", "v5e:0x4"):
         with pytest.raises(UsageError, match="v4, v5e, v5p, v6e"):
             parse_topology(wrong)
     # The compiler itself would end the process.
@@ -152,8 +152,8 @@ def test_sampling_advice_names_the_answers_that_fit():
 )
 def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
     """Reported before the compiler is needed, so with and without it."""
-    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
-    monkeypatch.setattr(compiling, "is_installed", lambda: False)
+    monkeypatch.setattr(compiling, "prepare", lambda platform: None)
+    monkeypatch.setattr(compiling, "is_installed", lambda platform: False)
     status = command("em_jax plan", main.main, arguments)
     captured = capsys.readouterr()
     assert status == 2 and captured.out == ""
@@ -162,7 +162,7 @@ def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
 
 @pytest.mark.fast
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
+    monkeypatch.setattr(compiling, "prepare", lambda platform: None)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     assert command("em_jax plan", main.main, []) == 1
     line = capsys.readouterr().err.strip()
@@ -182,8 +182,8 @@ def test_json_is_one_object_of_the_tightest_and_the_first():
 def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
     """All of it but the compiler: eight CPU devices stand in for the slice."""
     (tmp_path / "config.json").write_text(json.dumps(config_fields(CONFIG)))
-    monkeypatch.setattr(compiling, "use_cpu", lambda: None)
-    monkeypatch.setattr(compiling, "is_installed", lambda: True)
+    monkeypatch.setattr(compiling, "prepare", lambda platform: None)
+    monkeypatch.setattr(compiling, "is_installed", lambda platform: True)
     monkeypatch.setattr(compiling, "devices", lambda topology: jax.devices())
     for name in ("plan_training", "plan_sampling"):
         monkeypatch.setattr(planning, name, partial(getattr(planning, name), compile=by_rows(1 / 8)))
