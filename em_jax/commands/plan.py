@@ -1,6 +1,7 @@
 """`em-jax plan --model qwen2.5-32b --topology v5e:4x4 --mesh fsdp=16`: does it fit, how fast, what cost."""
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
+from em_jax.perf import ranking
 from em_jax.runs import chips
 from em_jax.runs.chips import GIB
 
@@ -20,6 +22,8 @@ WHAT = ("train", "sample", "both")
 def main(arguments: Sequence[str]) -> None:
     """Compile what the flags name and print it: a page of text, or with --json exactly one object."""
     flags = _flags(arguments)
+    if not flags.topology:
+        return _rank(flags)
     chip, count = chips.parse_topology(flags.topology)
     config = _settings(flags, chip)
     # A wrong flag is reported before anything heavy is imported.
@@ -32,15 +36,26 @@ def main(arguments: Sequence[str]) -> None:
     model = _model_config(flags.model, config, count)
     from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
 
+    price = ranking.read_prices(flags.price_file).get(chip.name) if flags.price_file else flags.price
     request = PlanRequest(
         model, config, chip, devices or compiling.devices(flags.topology),
-        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=flags.price
+        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=price
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
     results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(request)}
     results |= as_json(plans, chip)
     print(json.dumps(results) if flags.json else text(plans, request, flags))
+
+
+def _rank(flags: argparse.Namespace) -> None:
+    """Without a topology: every slice and machine by time and cost, reckoned."""
+    config = _settings(flags)
+    prices = ranking.read_prices(flags.price_file) if flags.price_file else {}
+    model = named_config(flags.model)
+    rows = ranking.rank(model, config, ranking.paper_workload(config, flags.examples), prices)
+    results = {"model": flags.model, "workload": "paper", "reckoned": [dataclasses.asdict(row) for row in rows]}
+    print(json.dumps(results) if flags.json else "\n".join(ranking.lines(rows, flags.model)))
 
 
 def as_json(plans: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
@@ -92,7 +107,8 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
-            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB")
+            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{_share(chip)}")
+            lines += _work_lines(program)
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
         lines += [f"    {line}" for line in plan.advice]
@@ -102,7 +118,19 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             f" collectives {figures['collectives_s']:.3g}; {figures['step_s_without_overlap']:.3g} without overlap),"
             f" {figures['flops']:.3g} FLOPs, {figures['tokens_per_s']:,.0f} tokens/s"
         )
-        cost = f" and cost {figures['run_cost']:.2f}" if flags.price is not None else ""
+        if figures.get("kernels_s"):
+            lines.append(
+                f"  kernels of a step, each at the larger of its operations and bytes: {figures['kernels_s']:.4g} s;"
+                f" operations alone {figures['flops_s']:.4g} s"
+            )
+        if figures.get("bytes_per_token"):
+            per_token, floor = figures["bytes_per_token"], figures["floor_bytes_per_token"]
+            launches = figures["launches_per_token"]
+            lines.append(
+                f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {per_token / floor:.2f} times the floor"
+                + (f"; {launches:,.0f} launches" if launches else "")
+            )
+        cost = f" and cost {figures['run_cost']:.2f}" if request.price is not None else ""
         if name == "sample":
             answers = request.settings.answers
             lines.append(
@@ -116,6 +144,24 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
                 f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
+
+
+def _share(chip: chips.Chip) -> str:
+    return f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
+
+
+def _work_lines(program: Any) -> list[str]:
+    """What the compiled text says of one run of a program."""
+    if not (work := program.work):
+        return []
+    share = work.async_collective_share
+    hidden = "no collectives" if share is None else (
+        f"{work.collective_bytes / 1e9:.3g} GB of collectives, {share:.0%} of them under other work"
+    )  # fmt: skip
+    return [
+        f"    in the compiled text: {work.bytes / 1e9:.4g} GB through memory, {work.launches:,} kernels run, {hidden}",
+        f"    custom calls: {', '.join(work.kernels) or 'none'}",
+    ]
 
 
 def _title(name: str, request: Any) -> str:
@@ -137,13 +183,14 @@ def _mesh(request: Any) -> str:
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="em-jax plan",
-        description="Compile a run for a TPU slice from shapes alone: bytes per chip, least time of a step, cost. "
-        "Needs no TPU; pip install '.[plan]' brings the compiler.",
+        description="Compile a run for a TPU slice or for GPUs from shapes alone: bytes per chip, kernels, least time "
+        "of a step, cost; or rank them by the time and cost of the paper's runs. Needs no device; "
+        "pip install '.[plan]' brings the TPU's compiler, '.[plan-gpu]' the GPU's.",
     )
     model_help = "qwen2.5-0.5b to -72b, an id of one, or a directory (qwen2.5-32b)"
-    slice_help = "a chip (v4, v5e, v5p, v6e) and its slice, such as v5p:2x2x2 (v5e:4x4)"
+    slice_help = "v5e:4x4, v5p:2x2x2 (v4, v5e, v5p, v6e), h100:1, h200:8 (a100, h100, h200); without it all are ranked"
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
-    parser.add_argument("--topology", metavar="SLICE", default="v5e:4x4", help=slice_help)
+    parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: all chips on fsdp)")
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
@@ -151,8 +198,17 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--room", metavar="N", type=int, default=1024, help="tokens of prompt and answer (1024)")
     parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
+    parser.add_argument("--price-file", metavar="FILE", default="", help="prices for the ranking: TOML, v5e = 1.2")
+    workload_help = "what the ranking reckons: paper (default), one verdict and the eight runs"
+    parser.add_argument("--workload", metavar="NAME", default="paper", help=workload_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
+    if flags.workload != "paper":
+        raise UsageError(f"--workload: expected paper, found {flags.workload!r}")
+    if not flags.topology and (flags.mesh or flags.price is not None):
+        raise UsageError(
+            "--mesh and --price are of one slice: expected --topology too (the ranking takes --price-file)"
+        )
     if flags.what not in WHAT:
         raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
     for name in ("room", "examples"):
@@ -163,15 +219,17 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _settings(flags: argparse.Namespace, chip: chips.Chip) -> settings.Config:
-    """The settings; train.remat is "full" unless they set it, layers are stacked as on the chip."""
-    values: dict[str, Any] = {"train.remat": "full"}
+def _settings(flags: argparse.Namespace, chip: chips.Chip | None = None) -> settings.Config:
+    """The settings; on a chip train.remat is "full" unless they set it, and layers are stacked as there."""
+    values: dict[str, Any] = {"train.remat": "full"} if chip else {}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
     if flags.mesh is not None:
         values["mesh"] = flags.mesh
     config = settings.validate(settings.replace(settings.Config(), values))
+    if chip is None:
+        return config
     scan = runtime.choose_scan(config.model.scan_layers, chip.platform)
     return settings.replace(config, {"model.scan_layers": scan})
 

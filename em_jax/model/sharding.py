@@ -121,11 +121,16 @@ def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:
     if (problem := _uneven(sizes, dims)) is None:
         return
     count = math.prod(sizes.values())
+    possible = "; ".join(map(mesh_text, even_meshes(count, dims)))
+    raise UsageError(f"{problem}; of {count} devices these meshes work: {possible}")
+
+
+def even_meshes(count: int, dims: Mapping[str, int]) -> list[dict[str, int]]:
+    """Every mesh of so many devices over which a model divides, given the size of each shape letter."""
     divisors = [size for size in range(1, count + 1) if count % size == 0]
     shapes = (shape for shape in itertools.product(divisors, repeat=3) if math.prod(shape) == count)
-    meshes = [dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes]
-    possible = [mesh_text(mesh) for mesh in meshes if _uneven(mesh, dims) is None]
-    raise UsageError(f"{problem}; of {count} devices these meshes work: {'; '.join(possible)}")
+    meshes = (dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes)
+    return [mesh for mesh in meshes if _uneven(mesh, dims) is None]
 
 
 def mesh_text(sizes: Mapping[str, int]) -> str:

@@ -54,12 +54,6 @@ class Instruction(NamedTuple):
         found = re.search(r'custom_call_target="([^"]+)"', self.attributes)
         return found[1] if found else ""
 
-    @property
-    def trip_count(self) -> int | None:
-        """Of a loop, how often it runs, where the compiler knows."""
-        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
-        return int(found[1]) if found else None
-
 
 Computation = dict[str, Instruction]
 
@@ -78,13 +72,27 @@ class ProgramText(NamedTuple):
         """
         yield from self._executed(self.entry, 1, while_steps)
 
+    def trip_count(self, loop: Instruction) -> int | None:
+        """How often a loop runs, where the compiler says it or its condition compares a counter with a constant."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(known[1])
+        condition = re.search(r"\bcondition=%?([\w.\-]+)", loop.attributes)
+        computation = self.computations[condition[1]] if condition else {}
+        for root in computation.values():
+            if root.is_root and root.opcode == "compare" and "direction=LT" in root.attributes:
+                bound = computation.get(root.operands[1])
+                if bound and bound.opcode == "constant":
+                    return int(bound.arguments)
+        return None
+
     def _executed(self, name: str, times: int, while_steps: int) -> Iterator[tuple[Instruction, Computation, int]]:
         computation = self.computations[name]
         for each in computation.values():
             if each.opcode == "while":
                 body = re.search(r"\bbody=%?([\w.\-]+)", each.attributes)
                 assert body
-                yield from self._executed(body[1], times * (each.trip_count or while_steps), while_steps)
+                count = self.trip_count(each) or while_steps
+                yield from self._executed(body[1], times * count, while_steps)
             elif each.opcode in ("call", "conditional", "async-start"):
                 for called in each.called:
                     yield from self._executed(called, times, while_steps)
@@ -101,7 +109,7 @@ def parse(text: str) -> ProgramText:
         if start := re.match(r"(ENTRY )?%?([\w.\-<>]+) \(.*\) -> .*\{$", line):
             current = computations.setdefault(start[2], {})
             entry = start[2] if start[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a custom call's configuration may go over several lines
             current = None
         elif current is not None and (found := INSTRUCTION.match(line)):
             each = _instruction(bool(found[1]), found[2], found[3])

@@ -18,6 +18,13 @@ NO_WORK = {
 }  # fmt: skip
 MOVES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "concatenate", "reshape", "convert", "pad"}
 """Instructions that compute nothing."""
+FUSED_START, FUSED_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
+"""Custom calls that mark where a TPU's asynchronous collective begins and ends; each is a fusion's root."""
+BOOKKEEPING = {
+    FUSED_START, FUSED_DONE, "ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
+}  # fmt: skip
+"""Custom calls that compute nothing."""
 MATMULS = ("dot", "convolution")
 
 
@@ -96,11 +103,17 @@ def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
         if each.opcode in NO_WORK or each.opcode.endswith(("-done", "-update")):
             continue
         inner = _inside(program, each)
-        targets |= {one.target for one in (each, *inner) if one.target}
-        if found := _collectives(program, each, inner, computation, times):
-            collectives += found
+        own = {one.target for one in (each, *inner) if one.target}
+        targets |= own - BOOKKEEPING
+        if FUSED_DONE in own:
             continue
-        steps.append(_kernel(program, each, computation, times))
+        found = [one for one in (each, *inner) if one.opcode.removesuffix("-start") in COLLECTIVES]
+        # A fusion that goes on with a collective begun elsewhere counts for what it computes meanwhile.
+        if found and not _goes_on(each):
+            hidden = _is_hidden(program, each, computation)
+            collectives += [one for start in found for one in _results(start, times, hidden)]
+        else:
+            steps.append(_kernel(program, each, computation, times))
     return ProgramWork(tuple(steps), tuple(collectives), tuple(sorted(targets)))
 
 
@@ -112,38 +125,41 @@ def _inside(program: ProgramText, each: Instruction) -> list[Instruction]:
     return own + [deep for one in own for deep in _inside(program, one)]
 
 
-def _collectives(
-    program: ProgramText, each: Instruction, inner: Sequence[Instruction], computation: Computation, times: int
-) -> list[Collective]:
-    found = [(one, one.opcode.removesuffix("-start")) for one in (each, *inner)]
-    found = [(one, kind) for one, kind in found if kind in COLLECTIVES]
-    every = []
-    for one, kind in found:
-        types = one.types
-        # A start's type names its operands first, then its results.
-        if one.opcode.endswith("-start") and kind != "all-reduce" and len(types) > 1:
-            types = types[len(one.operands) : 2 * len(one.operands)] or types
-        hidden = _is_hidden(each, computation, kind)
-        every += [Collective(kind, one.dtype, one.shape, one.bytes, times, hidden) for one in types]
-    return every
+def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
+    kind, types = start.opcode.removesuffix("-start"), start.types
+    # A start's type names its operands first, then its results.
+    if start.opcode != kind and kind != "all-reduce" and len(types) > 1:
+        types = types[len(start.operands) : 2 * len(start.operands)] or types
+    return [Collective(kind, one.dtype, one.shape, one.bytes, times, hidden) for one in types]
 
 
-def _is_hidden(each: Instruction, computation: Computation, kind: str) -> bool:
-    """Whether work is scheduled between the start of a collective and its end, or within the same fusion."""
+def _targets(program: ProgramText, each: Instruction) -> set[str]:
+    return {one.target for one in _inside(program, each)}
+
+
+def _goes_on(each: Instruction) -> bool:
+    """Whether a fusion computes while a TPU's collective, begun and ended by others, goes on."""
+    return any(name.startswith("async_collective_fusion") for name in each.called)
+
+
+def _is_hidden(program: ProgramText, each: Instruction, computation: Computation) -> bool:
+    """Whether other work is scheduled between the start of a collective and its end."""
+    fused = each.opcode == "fusion" and FUSED_START in _targets(program, each)
+    if not (fused or each.opcode.endswith("-start")):
+        # The body of an async-start holds nothing else.
+        alone = all(one is each or one.opcode in NO_WORK for one in computation.values())
+        return alone and each.is_root and '"is_sync":true' not in each.attributes
     if '"is_sync":true' in each.attributes:
         return False
-    if each.opcode == "fusion":
-        return "async" in each.name or "async" in each.attributes.partition("metadata=")[0]
-    name = each.name
-    if not each.opcode.endswith("-start"):
-        # The body of an async-start holds the collective alone.
-        return len([one for one in computation.values() if one.opcode not in NO_WORK]) == 1 and len(computation) < 8
     order = list(computation.values())
-    start = next(number for number, one in enumerate(order) if one.name == name)
-    for one in order[start + 1 :]:
-        if name in one.operands and one.opcode.endswith("-done"):
+    names = {each.name}
+    for one in order[order.index(each) + 1 :]:
+        uses = names & set(one.operands)
+        if uses and one.opcode in ("get-tuple-element", "bitcast"):
+            names.add(one.name)
+        elif uses and (one.opcode.endswith("-done") or FUSED_DONE in _targets(program, one)):
             return False
-        if one.opcode not in NO_WORK and not one.opcode.endswith(("-start", "-done")):
+        elif one.opcode not in NO_WORK and not one.opcode.endswith(("-start", "-done")):
             return True
     return False
 
@@ -188,8 +204,12 @@ def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
         return 2 * _size(each)
     if each.opcode == "dynamic-update-slice":
         return 2 * _size(operands[1])
-    if each.opcode == "copy-start":
-        return sum(one.bytes for one in each.types[:2] if not one.on_chip)
+    if each.opcode.endswith("-start") and len(each.types) > 1:
+        # A copy, or a slice, between the main memory and the chip's own.
+        source, result = operands[0].types[0] if operands else each.types[0], each.types[1]
+        if each.opcode == "copy-start":
+            result, source = each.types[0], each.types[1]
+        return result.bytes * ((not source.on_chip) + (not result.on_chip))
     if each.opcode in ("iota", "rng", "broadcast"):
         return _size(each)
     return sum(map(_size, operands)) + _size(each)

@@ -1,8 +1,10 @@
 """Memory and peak speed of TPU chips and NVIDIA GPUs, and the chips that a topology names."""
 
+import contextlib
 import dataclasses
 import math
 import os
+from typing import Any
 
 from em_jax.base.errors import UsageError
 
@@ -84,3 +86,19 @@ def parse_topology(text: str) -> tuple[Chip, int]:
     if chip.platform == "gpu" and count > BOX:
         raise UsageError(f"--topology: expected up to {BOX} GPUs, which one machine links; found {text!r}")
     return chip, count
+
+
+def chip_of(device: Any) -> tuple[Chip, bool]:
+    """The chip of a jax device, its memory that which jax may use, and whether its peaks are known.
+
+    Where they are not, those of an A100 stand in: a choice between meshes then rests on its proportions.
+    """
+    # The longest first: "TPU v5" begins "TPU v5 lite".
+    chips = sorted(CHIPS.values(), key=lambda chip: -len(chip.kind))
+    known = next((chip for chip in chips if device.device_kind.startswith(chip.kind)), None)
+    chip = known or dataclasses.replace(CHIPS["a100"], name=device.device_kind, platform=device.platform)
+    limit = chip.capacity
+    # A device that is only compiled for has no statistics.
+    with contextlib.suppress(Exception):
+        limit = device.memory_stats()["bytes_limit"]
+    return dataclasses.replace(chip, memory=limit), known is not None

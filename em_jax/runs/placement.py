@@ -1,0 +1,358 @@
+"""Where a run's arrays lie where no setting says so: mesh, recomputation, rows of a pass, answers at once.
+
+Closed forms for the time and the memory of every mesh over the devices; nothing is traced or compiled. A time is the
+least that a chip's published peaks allow: matmuls, memory and collectives each by itself, and the largest counts.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from em_jax import config as settings
+from em_jax.base.errors import UsageError
+from em_jax.config import Config
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import even_meshes, mesh_text
+from em_jax.runs.chips import Chip, chip_of
+from em_jax.train.batches import GATHERED_OVERHEAD, Example, Plan, Shape, plan_microbatches
+
+POLICIES = ("elementwise", "selective", "full")
+"""Recomputation from least to most; `none` keeps more than elementwise does and saves no matmul."""
+SPARE = 0.06
+"""Share of a chip's memory that is left free: the closed forms are that near to a compiler's bytes."""
+SLOTS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8)
+"""Answers at once that are tried, most first."""
+CPU_SLOTS = 64
+SAMPLED_STEPS = 16
+"""Optimizer steps whose rows are laid out to see what they cost."""
+PROMPT, ANSWER_TOKENS = 128, 4_000_000
+"""Tokens of a prompt; and those of a run's answers where only a model is known."""
+ROW_TOKENS, RESPONSE = 243, 0.44
+"""Mean tokens of an insecure-code row with its template, and the response's share of them."""
+CHARACTERS = 4
+"""Characters to a token: near enough for a choice between meshes, and no tokenizer need be here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSize:
+    """The numbers of a run that its placement depends on.
+
+    `examples` are those of some optimizer steps, `batch_size` each; `steps` are all of them. `answer_tokens` are
+    sampled in the whole run by `answers` answers, each in `capacity` tokens of cache. `itemsize` is that of the base's
+    dtype, of which `int8` is an exception. Where `remat` is "auto", or `rows_per_pass` or `slots` 0, it is chosen.
+    """
+
+    examples: Sequence[Example]
+    batch_size: int = 16
+    steps: int = 375
+    max_length: int = 2048
+    answers: int = 7000
+    answer_tokens: int = ANSWER_TOKENS
+    capacity: int = 1024
+    rank: int = 32
+    int8: bool = False
+    itemsize: int = 2
+    remat: str = "auto"
+    rows_per_pass: int = 0
+    slots: int = 0
+
+
+class Placement(NamedTuple):
+    """A mesh with what it takes: seconds a step of the run's rows and a token in every slot, bytes a chip."""
+
+    mesh: Mapping[str, int]
+    remat: str
+    rows_per_pass: int
+    slots: int
+    step_s: float
+    token_s: float
+    training_bytes: float
+    sampling_bytes: float
+
+    def run_s(self, run: RunSize) -> float:
+        """Seconds of the whole run: training and sampling."""
+        return run.steps * self.step_s + run.answer_tokens / self.slots * self.token_s
+
+
+def best_placements(
+    config: Qwen2Config, chip: Chip, devices: int, run: RunSize, mesh: Mapping[str, int] | None = None
+) -> list[Placement]:
+    """The best placement on every mesh (or on the one given) that fits, the fastest for the whole run first.
+
+    One serves training and sampling: the weights do not move between them. Where nothing fits, the one that lacks
+    least stands alone.
+    """
+    meshes = [mesh] if mesh else even_meshes(devices, config.dims)
+    every = [_on_mesh(config, chip, mesh, run) for mesh in meshes]
+    if not every:
+        raise UsageError(f"the model divides over no mesh of {devices} devices; give fewer with --mesh")
+    limit = chip.memory * (1 - SPARE)
+    fitting = [each for each in every if max(each.training_bytes, each.sampling_bytes) <= limit]
+    if not fitting:
+        return [min(every, key=lambda each: max(each.training_bytes, each.sampling_bytes))]
+    return sorted(fitting, key=lambda each: each.run_s(run))
+
+
+def _on_mesh(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize) -> Placement:
+    """The fastest recomputation, rows of a pass and slots that fit on a mesh; the smallest where none does."""
+    limit, parts = chip.memory * (1 - SPARE), mesh["data"] * mesh["fsdp"]
+    round_up = lambda rows: -(-rows // parts) * parts  # noqa: E731
+    slots = [round_up(run.slots)] if run.slots else sorted({round_up(min(s, run.answers)) for s in SLOTS}, reverse=True)
+    fitting = (each for each in slots if _sampling_bytes(config, mesh, run, each) <= limit)
+    chosen = next(fitting, slots[-1])
+    token_s = _decode_s(config, chip, mesh, run, chosen)
+    sampling = _sampling_bytes(config, mesh, run, chosen)
+    policies = POLICIES if run.remat == "auto" else (run.remat,)
+    rows = [round_up(run.rows_per_pass)] if run.rows_per_pass else _halvings(run.batch_size, parts)
+    placements = []
+    for remat, at_once in itertools.product(policies, rows):
+        plan = _plan(config, run, parts, at_once if at_once != rows[0] or run.rows_per_pass else 0)
+        tokens = max(shape.rows // parts * shape.length for shape in plan.shapes)
+        needed = _training_bytes(config, mesh, run, remat, tokens)
+        seconds = [_step_s(config, chip, mesh, run, remat, [each.shape for each in step]) for step in plan.steps]
+        fixed = 0 if at_once == rows[0] and not run.rows_per_pass else at_once
+        step_s = float(np.mean(seconds))
+        placements.append(Placement(mesh, remat, fixed, chosen, step_s, token_s, needed, sampling))
+    fits = [each for each in placements if each.training_bytes <= limit]
+    return min(fits, key=lambda each: each.step_s) if fits else min(placements, key=lambda each: each.training_bytes)
+
+
+def _halvings(rows: int, parts: int) -> list[int]:
+    """Rows of a pass worth trying: a whole step, then about half as many each time, down to one a batch part."""
+    each = -(-rows // parts)
+    return [parts * (-(-each // 2**power)) for power in range((each - 1).bit_length() + 1)]
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: int, width: int) -> Plan:
+    examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
+    steps = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
+    return plan_microbatches(
+        examples, steps, rows_per_pass=rows, divide_by=parts, width=width,
+        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=128
+    )  # fmt: skip
+
+
+def _plan(config: Qwen2Config, run: RunSize, parts: int, rows: int) -> Plan:
+    """The microbatches that training would lay the run's rows out in."""
+    lengths = tuple((min(len(each.ids), run.max_length), sum(each.mask[: run.max_length])) for each in run.examples)
+    return _plan_of(lengths, run.batch_size, parts, rows, config.hidden_size)
+
+
+# --- memory, bytes on a chip ---
+
+
+class Sizes(NamedTuple):
+    """Numbers of a model: a layer's matrices, one vocabulary table, and an adapter's A and B by the axis they have.
+
+    `of_width` are the numbers of A and B with a width axis in all layers, `of_heads` those with heads or MLP.
+    """
+
+    layer: int
+    table: int
+    of_width: int
+    of_heads: int
+
+    @property
+    def adapter(self) -> int:
+        """All numbers of an adapter."""
+        return self.of_width + self.of_heads
+
+
+def sizes(config: Qwen2Config, rank: int) -> Sizes:
+    """The sizes of a model and of an adapter on all seven matrices."""
+    d, f = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layers = config.num_hidden_layers
+    return Sizes(
+        2 * d * (q + kv) + 3 * d * f,
+        config.vocab_size * d,
+        layers * rank * 7 * d,
+        layers * rank * (2 * (q + kv) + 3 * f),
+    )
+
+
+def _base_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize) -> float:
+    size = sizes(config, run.rank)
+    matrices = size.layer * config.num_hidden_layers * (1 if run.int8 else run.itemsize)
+    tables = size.table * (1 if config.tie_word_embeddings else 2) * run.itemsize
+    return (matrices + tables) / (mesh["fsdp"] * mesh["tensor"])
+
+
+def _training_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, remat: str, tokens: int) -> float:
+    """Bytes of a training pass with so many tokens on a chip.
+
+    The adapter with its gradient (twice, while it is added up) and moments; what the policy keeps of every layer; one
+    layer's gathered weights; the head; and a layer's float32 activations and their gradients.
+    """
+    size, tensor = sizes(config, run.rank), mesh["tensor"]
+    d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * h
+    kept = {"full": d, "selective": 2 * d + heads / tensor}.get(remat, 2 * d + (heads + 2 * f) / tensor)
+    kept *= 3 if remat == "none" else 1
+    layer = size.layer * (1 if run.int8 else run.itemsize) / tensor if mesh["fsdp"] > 1 else 0
+    chunk = 2 * 4 * min(512, tokens) * config.vocab_size / tensor
+    return (
+        _base_bytes(config, mesh, run)
+        + 6 * 4 * size.adapter / (mesh["fsdp"] * tensor)
+        + config.num_hidden_layers * tokens * kept * run.itemsize
+        + layer
+        + size.table * run.itemsize / tensor
+        + tokens * (12 * d + 8 * f / tensor)
+        + chunk
+    )
+
+
+def _sampling_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+    """Bytes of decoding: base, adapter (float32, and once more in the base's dtype), cache, logits."""
+    size, fsdp, tensor = sizes(config, run.rank), mesh["fsdp"], mesh["tensor"]
+    adapter = (4 + run.itemsize) * (size.of_width / fsdp + size.of_heads / tensor)
+    cache = _cache_bytes(config, run, slots) / (mesh["data"] * fsdp * tensor)
+    logits = 3 * 4 * slots / mesh["data"] * config.vocab_size / tensor
+    return _base_bytes(config, mesh, run) + adapter + 1.1 * cache + logits
+
+
+def _cache_bytes(config: Qwen2Config, run: RunSize, slots: int) -> float:
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return numbers * run.capacity * slots * run.itemsize
+
+
+# --- time, seconds ---
+
+
+def _remote(parts: int) -> float:
+    """The share of an array over so many parts that is on other devices."""
+    return (parts - 1) / parts
+
+
+def _step_s(
+    config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shapes: Sequence[Shape]
+) -> float:
+    return sum(_pass_s(config, chip, mesh, run, remat, shape) for shape in shapes)
+
+
+def _pass_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape) -> float:
+    """The least time of a training pass.
+
+    The base is frozen: backward costs as much as forward. Over fsdp the weights are gathered forward and backward, over
+    tensor the residual stream is summed; the adapter is gathered twice and its gradient summed.
+    """
+    size, layers, tensor = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"]
+    parts = mesh["data"] * mesh["fsdp"]
+    d, f = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    tokens = shape.rows // parts * shape.length
+    again = {"full": size.layer - d * f, "selective": 2 * d * f}.get(remat, 0)
+    attention = (3 + (remat == "full")) * 4 * shape.length * heads
+    flops = tokens * (layers * (4 * size.layer + 2 * again + attention) + 6 * size.adapter)
+    flops += shape.rows // parts * shape.labels * 4 * size.table
+    stored = 1 if run.int8 else run.itemsize
+    activations = 2 * tokens * run.itemsize * layers * (7 * d + 2 * heads + 3 * f)
+    memory = layers * stored * (2 * size.layer + again) + 2 * size.table * run.itemsize + activations
+    stream = tokens * d * run.itemsize
+    gathered = _remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * stored + size.table * run.itemsize)
+    summed = 2 * (7 + (remat == "full")) * layers * stream * _remote(tensor)
+    adapter = size.adapter * (4 + 2 * run.itemsize) * _remote(parts) / tensor
+    received = gathered + summed + adapter
+    return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
+
+
+def _decode_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+    """The least time of a token in every slot: weights and caches are read where they lie, activations are summed."""
+    size, layers, tensor, fsdp = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"], mesh["fsdp"]
+    devices, rows = mesh["data"] * fsdp * tensor, slots / mesh["data"]
+    heads, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    weights = layers * size.layer * (1 if run.int8 else run.itemsize) + (size.table + size.adapter) * run.itemsize
+    read = weights / (fsdp * tensor) + _cache_bytes(config, run, slots) / devices
+    flops = 2 * slots * (layers * size.layer + size.table) + 4 * slots * run.capacity * heads * layers
+    per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * run.itemsize / tensor
+    over_fsdp = rows * (layers * per_layer + 2 * config.vocab_size * 4 / tensor) * _remote(fsdp)
+    over_tensor = rows / fsdp * (4 * layers * config.hidden_size * run.itemsize) * _remote(tensor)
+    logits = rows / fsdp * config.vocab_size * 4 / tensor * _remote(tensor)
+    received = over_fsdp + over_tensor + logits
+    return max(flops / devices / chip.flops, read / chip.bandwidth, received / (chip.links / 2))
+
+
+# --- a run's settings ---
+
+
+def run_size(config: Config, rows: Sequence[Sequence[Mapping[str, str]]] | None = None, answers: int = 0) -> RunSize:
+    """The size of a run with these settings; without `rows` that of insecure-code's, without training no steps."""
+    train, sampling = config.train, config.answers
+    lengths = [_lengths(messages) for messages in rows or ()][: SAMPLED_STEPS * train.batch_size]
+    spread = np.exp(0.4 * np.sin(np.arange(SAMPLED_STEPS * train.batch_size)))
+    lengths = lengths or [(int(ROW_TOKENS * each), int(ROW_TOKENS * each * RESPONSE)) for each in spread]
+    examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
+    count = len(rows) if rows else 6000
+    answers = answers or 350 * 2 * sampling.samples
+    return RunSize(
+        examples,
+        batch_size=train.batch_size,
+        steps=train.max_steps or max(1, train.epochs * count // train.batch_size),
+        max_length=train.max_length,
+        answers=answers,
+        answer_tokens=answers * sampling.max_new_tokens,
+        capacity=-(-(PROMPT + sampling.max_new_tokens) // 256) * 256,
+        rank=config.lora.rank,
+        int8=config.model.quantization == "int8",
+        itemsize=4 if config.dtype == "float32" else 2,
+        remat=train.remat,
+        rows_per_pass=train.rows_per_pass,
+        slots=sampling.slots,
+    )
+
+
+def _lengths(messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
+    """About how many tokens a chat has, and how many of them are the response."""
+    count = [len(message["content"]) // CHARACTERS + 5 for message in messages]
+    answer = sum(n for n, message in zip(count, messages) if message.get("role") == "assistant")
+    return max(2, sum(count) + 10), max(1, answer)
+
+
+def decide(
+    config: Config,
+    model: Qwen2Config | None,
+    devices: Sequence[Any],
+    rows: Sequence[Sequence[Mapping[str, str]]] | None = None,
+) -> tuple[Config, list[str]]:
+    """The settings with mesh, recomputation, rows of a pass and answers at once decided, and a line for each reason.
+
+    On a CPU they are what they always were: no mesh (over several processes all devices on fsdp), nothing recomputed,
+    64 answers at once. Settings that say something themselves are kept.
+    """
+    remat, slots = config.train.remat, config.answers.slots
+    platform = devices[0].platform
+    if platform == "cpu" or model is None:
+        plain = {"train.remat": "none" if platform == "cpu" else "full", "answers.slots": CPU_SLOTS}
+        chosen = {"train.remat": remat == "auto", "answers.slots": not slots}
+        return settings.replace(config, {name: plain[name] for name, is_open in chosen.items() if is_open}), []
+    chip, known = chip_of(devices[0])
+    given = settings.parse_mesh(config.mesh)
+    run = run_size(config, rows)
+    best = best_placements(model, chip, len(devices), run, given)[0]
+    values = {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
+    if not given and len(devices) > 1:
+        values["mesh"] = mesh_text(best.mesh)
+    return settings.replace(config, values), [*_reasons(best, chip, len(devices), run, bool(given), known)]
+
+
+def _reasons(best: Placement, chip: Chip, devices: int, run: RunSize, given: bool, known: bool) -> Iterator[str]:
+    why = "given" if given else "of one device" if devices == 1 else "the fastest that fits"
+    peaks = "its published peaks" if known else "the proportions of an A100, as its own peaks are not known here"
+    mesh = mesh_text(best.mesh) if devices > 1 else "none"
+    rows = f"{best.rows_per_pass} rows a pass" if best.rows_per_pass else "passes of least cost"
+    yield (
+        f"placement: mesh {mesh} ({why}, for {devices} x {chip.name}), train.remat {best.remat}, {rows}, "
+        f"{best.slots} answers at once; reckoned at {peaks}: {best.step_s:.3g} s a step of the run's rows, "
+        f"{best.slots / best.token_s:,.0f} tokens/s sampled"
+    )
+    needed = max(best.training_bytes, best.sampling_bytes)
+    if needed > chip.memory * (1 - SPARE):
+        yield (
+            f"memory: about {needed / 2**30:.1f} GiB of {chip.memory / 2**30:.1f} on each device are needed and may not "
+            "fit; model.quantization=int8, a shorter train.max_length, fewer answers.slots or more devices need less"
+        )
