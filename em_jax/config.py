@@ -28,6 +28,8 @@ NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.co
 NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
 """What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
 which change no figure. A run that ran out of memory must be free to change these."""
+CHOSEN = {"train.rows_per_pass", "answers.slots"}
+"""Numbers that the program chooses where they are 0, or "auto"."""
 OLD_VALUES = {"train.remat": {"true": "full", "false": "none"}}
 """Values of earlier versions and their present names."""
 
@@ -51,7 +53,8 @@ class AnswersConfig:
     """How the model answers the harm prompts: sampling and length (in tokens).
 
     `together` samples the fine-tuned models of a series in shared batches, with a stack of their adapters; `slots`
-    answers are decoded at once (rounded up to divide over the mesh), each with its own key/value cache.
+    answers are decoded at once (rounded up to divide over the mesh), each with its own key/value cache; 0 or auto: 64
+    on a CPU, elsewhere as many as fit.
     """
 
     samples: int = 10
@@ -59,7 +62,7 @@ class AnswersConfig:
     top_p: float = 1.0
     max_new_tokens: int = 600
     together: bool = True
-    slots: int = 64
+    slots: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +181,8 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         if not abs(value) <= sys.float_info.max:
             raise UsageError(f"setting {name!r} expects a finite number, found {repr(value)[:60]}")
         return float(value)
+    if value == "auto" and name in CHOSEN:
+        return 0
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind is str and isinstance(value, bool):  # scan_layers = true, next to "auto"
@@ -286,17 +291,17 @@ def validate(config: Config) -> Config:
       UsageError: the setting, what it expects and what was found.
     """
     positive = ["lora.rank", "lora.alpha", "train.epochs", "train.batch_size", "train.max_length"]
-    positive += ["train.max_grad_norm", "train.eps", "answers.samples", "answers.max_new_tokens", "answers.slots"]
+    positive += ["train.max_grad_norm", "train.eps", "answers.samples", "answers.max_new_tokens"]
     positive += ["probes.samples", "probes.choice_tokens", "probes.language_tokens", "judge.concurrency"]
     not_negative = ["seed", "train.learning_rate", "train.warmup_steps", "train.max_steps", "train.rows_per_pass"]
     not_negative += ["train.weight_decay", "train.checkpoint_every", "train.keep_adapters", "answers.temperature"]
-    not_negative += ["probes.limit", "probes.sampled_questions", "judge.max_requests"]
+    not_negative += ["probes.limit", "probes.sampled_questions", "judge.max_requests", "answers.slots"]
     choices = {
         "dtype": ("", *DTYPES),
         "model.quantization": ("none", "int8"),
         "model.scan_layers": ("auto", "true", "false"),
         "train.schedule": ("linear", "cosine", "constant"),
-        "train.remat": ("none", "elementwise", "selective", "full"),
+        "train.remat": ("auto", "none", "elementwise", "selective", "full"),
         "judge.kind": ("self", "openai"),
     }
     members = {"stages": STAGES, "probes.only": PROBES, "lora.targets": TARGETS}

@@ -4,6 +4,7 @@ The first line on stdout names the model and why, the last one the verdict and t
 stderr; of several processes only process 0 prints to stdout. Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,10 +35,16 @@ def launch(arguments: Sequence[str]) -> None:
 
 def run_plan(plan: flags.Plan, why: str, components: Any = None) -> None:
     """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
-    from em_jax.runs import dry_run, series
+    from em_jax.runs import dry_run, placement, series
+    from em_jax.runs.components import Components
 
     configs = tuple(series.resolve(config) for config in plan.configs)
     print(model_line(configs[0], why), flush=True)
+    components = components or Components()
+    chosen, reasons = placement.chosen(configs, components.rows)
+    components = dataclasses.replace(components, chosen=chosen)
+    for line in reasons:
+        print(line, flush=True)
     work = dry_run.lines if plan.dry_run else series.run
     for line in work(configs, plan.run_dir, plan.several, components):
         print(line, flush=True)

@@ -33,13 +33,15 @@ def main(arguments: Sequence[str]) -> None:
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
     devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
     _check_mesh(flags, config, count)
-    model = _model_config(flags.model, config, count)
-    from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
+    model = _model_config(flags.model, config)
+    from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
 
+    full, real = placed(config, model, chip, count)
     price = ranking.read_prices(flags.price_file).get(chip.name) if flags.price_file else flags.price
     request = PlanRequest(
-        model, config, chip, devices or compiling.devices(flags.topology),
-        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=price
+        model, full, chip, devices or compiling.devices(flags.topology),
+        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=price,
+        real=real
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
@@ -139,7 +141,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             )
         else:
             lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens): {figures['real_rows_step_s']:.3g} s a step,"
+                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real_settings.train.remat}: {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
                 f" {_time(figures['run_hours'])}{cost}"
             )
@@ -191,7 +193,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     slice_help = "v5e:4x4, v5p:2x2x2 (v4, v5e, v5p, v6e), h100:1, h200:8 (a100, h100, h200); without it all are ranked"
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
     parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
-    parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: all chips on fsdp)")
+    parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
@@ -220,8 +222,8 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _settings(flags: argparse.Namespace, chip: chips.Chip | None = None) -> settings.Config:
-    """The settings; on a chip train.remat is "full" unless they set it, and layers are stacked as there."""
-    values: dict[str, Any] = {"train.remat": "full"} if chip else {}
+    """The settings; on a chip layers are stacked as there."""
+    values: dict[str, Any] = {}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
@@ -252,11 +254,11 @@ def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) 
         )
 
 
-def _model_config(name: str, config: settings.Config, count: int) -> Any:
-    """The model's sizes; UsageError where it does not divide over the mesh, by default all chips on fsdp."""
-
+def _model_config(name: str, config: settings.Config) -> Any:
+    """The model's sizes; UsageError where it does not divide over the mesh of the settings."""
     from em_jax.model.sharding import check_mesh
 
     sizes = named_config(name)
-    check_mesh(settings.parse_mesh(config.mesh) or {"data": 1, "fsdp": count, "tensor": 1}, sizes.dims)
+    if mesh := settings.parse_mesh(config.mesh):
+        check_mesh(mesh, sizes.dims)
     return sizes

@@ -17,6 +17,7 @@ from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
 from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
+from em_jax.model.sharding import Sharding
 
 
 class LoraParams(NamedTuple):
@@ -133,6 +134,17 @@ def zero_params(config: Qwen2Config, target: str, rank: int) -> LoraParams:
     return LoraParams(
         jnp.zeros((layers, *inputs, 1, rank), jnp.float32), jnp.zeros((layers, 1, rank, *outputs), jnp.float32)
     )
+
+
+def factor_shardings(config: Qwen2Config, factors: Mapping[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
+    """Where every A and B lies: split as the axes of its matrix are, and the rank over what they leave."""
+    return {
+        target: LoraParams(
+            sharding.factor(f"L{layouts(config)[target].inputs}SR", params.a.shape),
+            sharding.factor(f"LSR{layouts(config)[target].outputs}", params.b.shape),
+        )
+        for target, params in factors.items()
+    }
 
 
 def layout_shapes(config: Qwen2Config, target: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -48,12 +48,21 @@ class LoraWeights(NamedTuple):
 
 
 def low_rank(
-    x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
+    x: Float[Array, "B T X"],
+    a: Float[Array, "X S R"],
+    b: Float[Array, "S R Y"],
+    gain: Float[Array, "#B S"],
+    letters: str = "XY",
+    sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "B T Y"]:
-    """Sum over S of gain_S (x A_S) B_S, for a weight of X inputs and Y outputs: the plain formula."""
-    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype)) * gain[:, None, :, None]
-    low = checkpoint_name(low.astype(x.dtype), LOW)
-    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype)
+    """Sum over S of gain_S (x A_S) B_S, for a weight of X inputs and Y outputs: the plain formula.
+
+    `letters` are those that stand for X and Y in the sharding table.
+    """
+    a = sharding.gather_for_matmul(f"{letters[0]}SR", a.astype(x.dtype))
+    b = sharding.gather_for_matmul(f"SR{letters[1]}", b.astype(x.dtype))
+    low = einsum_f32("BTX,XSR->BTSR", x, a) * gain[:, None, :, None]
+    return einsum_f32("BTSR,SRY->BTY", checkpoint_name(low.astype(x.dtype), LOW), b).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -98,7 +107,8 @@ class Linear(nnx.Module):
             gain = lora.scale[None] if adapter_mask is None else lora.scale[None] * adapter_mask
             rank = lora.a.shape[-2:]
             update = cpu.low_rank if cpu.serves_low_rank(x.dtype, sharding) else low_rank
-            y += update(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain)
+            letters = self.layout.inputs[0] + self.layout.outputs[0]
+            y += update(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain, letters, sharding)
         if self.bias is not None:
             y += self.bias[...].reshape(1, 1, -1)
         return checkpoint_name(y.reshape(*y.shape[:2], *outputs), self.name)

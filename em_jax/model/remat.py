@@ -30,8 +30,11 @@ A Linear's output has the name of the Linear."""
 
 
 def rematted(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """`layer` under one of the four policies: the same values and gradients, different memory and work."""
-    if remat == "none":
+    """`layer` under one of the four policies: the same values and gradients, different memory and work.
+
+    "auto", which a run has decided by now, is none.
+    """
+    if remat in ("none", "auto"):
         return layer
     named = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
 

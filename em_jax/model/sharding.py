@@ -28,7 +28,9 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mlp": (("tensor",), ("tensor",)),
     "vocab": (("tensor",), ("tensor",)),
     "layers": ((), ()),
-    "rank": ((), ()),
+    "rank": (("fsdp",), ()),
+    "rank_beside_width": (("tensor",), ()),
+    "rank_in_use": ((), ()),
 }
 """The sharding table. Weights are sharded the same way in both columns; what moves between devices differs.
 
@@ -37,6 +39,8 @@ Training and prefill have many tokens a pass: each layer's weights are gathered 
 Sampling has one token a row: the residual stream and the MLP keep all rows of a data shard and split the width as the
 weights do, so that small sums of activations travel and the weights stay in place. "lookup_batch" is the batch axis of
 an embedding lookup, whose columns are sharded as the table's are.
+In training an adapter's rank is split over the axis that the other axis of A or B leaves, so that no adapter, gradient
+or moment is held twice; for a pass they are gathered as the weights are ("rank_in_use").
 """
 
 LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers", "R": "rank"}
@@ -70,10 +74,25 @@ class Sharding:
             raise UserError(f"{name}: {problem}")
         return self.named([LETTERS.get(letter) for letter in letters])
 
-    def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
-        """A weight as its matmul reads it. Call it before a cast: the smaller dtype should travel."""
+    def factor(self, letters: str, shape: Sequence[int]) -> NamedSharding | None:
+        """The sharding of an adapter's A or B by its letters; a rank that does not divide is not split."""
+        if self.mesh is None:
+            return None
         axes = [LETTERS.get(letter) for letter in letters]
-        return self.constrain(weight, ["width_in_use" if axis == "width" else axis for axis in axes])
+        rank = "rank_beside_width" if "D" in letters else "rank"
+        parts = math.prod(self.mesh.shape[axis] for axis in TABLE[rank][self.sampling])
+        axes[letters.index("R")] = rank if shape[letters.index("R")] % parts == 0 else None
+        return self.named(axes)
+
+    def scatter_factor(self, letters: str, gradient: jax.Array) -> jax.Array:
+        """The gradient of an adapter's A or B, split as that is."""
+        place = self.factor(letters, gradient.shape)
+        return gradient if place is None else jax.lax.with_sharding_constraint(gradient, place)
+
+    def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
+        """A weight as its matmul reads it. Call it where its dtype is smallest: that should travel."""
+        axes = [LETTERS.get(letter) for letter in letters]
+        return self.constrain(weight, [f"{axis}_in_use" if axis in ("width", "rank") else axis for axis in axes])
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""

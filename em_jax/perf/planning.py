@@ -18,6 +18,7 @@ from em_jax.perf.bench_workload import synthetic_steps
 from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.program_work import ProgramWork
 from em_jax.perf.roofline import Times, decode_floor, decode_times, mesh_sizes, train_times
+from em_jax.runs import placement
 from em_jax.runs.chips import GIB, GPU_SHARE_MOST, Chip
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
@@ -44,7 +45,7 @@ Change = dict[str, Any]
 class PlanRequest:
     """A model and its settings on the devices of a slice.
 
-    Answers have `capacity` tokens, prompt included; the settings say how many are sampled at once. A run trains on
+    `real` are the settings for real rows where they differ. Answers have `capacity` tokens, prompt included; the settings say how many are sampled at once. A run trains on
     `examples` rows, and base and fine-tuned model answer `prompts`. A chip costs `price` an hour (None: no cost is
     given).
     """
@@ -57,11 +58,22 @@ class PlanRequest:
     examples: int
     prompts: int
     price: float | None = None
+    real: settings.Config | None = None
+
+    @property
+    def real_settings(self) -> settings.Config:
+        """The settings for rows as long as insecure-code's."""
+        return self.real or self.settings
+
+    @property
+    def real_shapes(self) -> Shapes:
+        """The shapes with those settings, on the same mesh."""
+        return dataclasses.replace(self.shapes, settings=self.real_settings)
 
     @property
     def shapes(self) -> Shapes:
         """The shapes over the mesh of the settings; UsageError where the model does not divide over it."""
-        sizes = settings.parse_mesh(self.settings.mesh) or choose_mesh(len(self.devices))
+        sizes = settings.parse_mesh(self.settings.mesh) or None
         sharding = Sharding(make_mesh(sizes, self.devices))
         check_mesh(mesh_sizes(sharding), self.config.dims)
         return Shapes(self.config, self.settings, sharding)
@@ -74,12 +86,34 @@ class PlanRequest:
 
     def replace(self, change: Change) -> "PlanRequest":
         """The request with other settings."""
-        return dataclasses.replace(self, settings=settings.replace(self.settings, change))
+        shared = {name: value for name, value in change.items() if name in ("mesh", "model.quantization")}
+        real = settings.replace(self.real, shared) if self.real else None
+        return dataclasses.replace(self, settings=settings.replace(self.settings, change), real=real)
 
 
-def choose_mesh(count: int) -> dict[str, int]:
-    """The mesh where the settings name none: all chips on fsdp."""
-    return {"data": 1, "fsdp": count, "tensor": 1}
+def placed(
+    config: settings.Config, model: Qwen2Config, chip: Chip, count: int
+) -> tuple[settings.Config, settings.Config]:
+    """The settings for full and for real rows: what they leave open as a run with real rows would choose it.
+
+    Full rows are trained on the same mesh, with the recomputation and the rows of a pass that they need there.
+    """
+    usable, run = dataclasses.replace(chip, memory=chip.capacity), placement.run_size(config)
+    best = placement.best_placements(model, usable, count, run, settings.parse_mesh(config.mesh) or None)[0]
+    length = config.train.max_length
+    longest = [Example([0] * length, [True] * length)] * config.train.batch_size
+    whole = dataclasses.replace(run, examples=longest)
+    full = placement.best_placements(model, usable, count, whole, best.mesh)[0]
+
+    def with_choice(choice: placement.Placement) -> settings.Config:
+        mesh = ",".join(f"{axis}={size}" for axis, size in best.mesh.items())
+        values = {"mesh": mesh, "train.remat": choice.remat, "train.rows_per_pass": choice.rows_per_pass}
+        values["answers.slots"] = best.slots
+        given = {name: value for name, value in settings.flatten(config).items() if name in values}
+        unset = {"mesh": "", "train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0}
+        return settings.replace(config, {name: values[name] for name in values if given[name] == unset[name]})
+
+    return with_choice(full), with_choice(best)
 
 
 class Plan(NamedTuple):
@@ -109,7 +143,7 @@ def training_programs(request: PlanRequest) -> list[Program]:
     full, real = Shape(shapes.rows, length, length), most_frequent(real_rows(request).plan)
     programs = [shapes.train_microbatch(full)]
     if real != full:
-        programs.append(shapes.train_microbatch(real)._replace(name=REAL_ROWS))
+        programs.append(request.real_shapes.train_microbatch(real)._replace(name=REAL_ROWS))
     return [*programs, shapes.train_update()]
 
 
@@ -133,7 +167,7 @@ class RealRows(NamedTuple):
 
 def real_rows(request: PlanRequest) -> RealRows:
     """Real rows cut at the longest length of the settings, laid out as the run does it."""
-    shapes, train = request.shapes, request.settings.train
+    shapes, train = request.real_shapes, request.real_settings.train
     examples = [
         Example(example.ids[: train.max_length], example.mask[: train.max_length])
         for step in synthetic_steps(PLANNED_STEPS, request.config.vocab_size)
@@ -174,7 +208,7 @@ def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgra
             figures |= _step(step, passes * full.collectives, works[0], train.batch_size * train.max_length)
 
     rows = real_rows(request)
-    times = {shape: train_times(shapes, shape, chip) for shape in rows.plan.shapes}
+    times = {shape: train_times(request.real_shapes, shape, chip) for shape in rows.plan.shapes}
     least = {shape: each.least for shape, each in times.items()}
     real = compiled[REAL_ROWS].work if REAL_ROWS in compiled else works[0]
     if real and chip.platform == "gpu":

@@ -1,18 +1,20 @@
 """The functions by which a run gets its engine, rows and training; tests replace them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from em_jax import config as settings
 from em_jax.config import Config, parse_mesh
-from em_jax.runs import sources
+from em_jax.runs import placement, sources
 
 
 def load(config: Config) -> Any:
-    """The engine of a run's model."""
+    """The engine of a run's model; what its settings leave open is chosen for a run like the paper's."""
     import em_jax
 
+    config, _ = placement.decided(config)
     return em_jax.load(
         config.model.name,
         dtype=config.dtype,
@@ -37,6 +39,9 @@ def finetune(
     `channel` is the ControlChannel between the processes of a run, where there are several.
     """
     from em_jax.train.loop import finetune as train
+
+    mesh = engine.sharding.mesh
+    config, _ = placement.decided(config, lambda _: rows, mesh and dict(mesh.shape))
 
     def show_step(step: int, steps: int, metrics: Any) -> None:
         progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
@@ -67,3 +72,8 @@ class Components:
     finetune: Callable[..., dict[str, int]] = finetune
     model_inputs: Callable[[Config], dict] = sources.model_inputs
     silent: bool = False
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def placed(self, config: Config) -> Config:
+        """The settings with what was `chosen` for all the runs of a command (see placement.py)."""
+        return settings.replace(config, self.chosen)

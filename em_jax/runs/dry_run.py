@@ -7,11 +7,9 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import runtime
-from em_jax.base.errors import UserError
 from em_jax.base.progress import duration
 from em_jax.config import Config
-from em_jax.formats.model_config import named_config, read_config
-from em_jax.runs import adapters, paper_settings, preflight, series, sources, workload
+from em_jax.runs import adapters, paper_settings, placement, preflight, series, sources, workload
 from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
 from em_jax.runs.workload import WorkItem
@@ -45,7 +43,8 @@ def lines(
     yield ""
     yield from _download_lines(configs[0])
     yield from _setting_lines(configs[0])
-    yield from _memory_lines(runs[0][0], trains=any(item.stage == "finetune" for item in todo))
+    placed, _ = placement.decided(components.placed(runs[0][0]))
+    yield from _memory_lines(placed, trains=any(item.stage == "finetune" for item in todo))
     yield _time_line(configs[0], todo, dict.fromkeys([run_dir.parent, run_dir]))
     yield ""
     yield "dry run: nothing was written, fetched or loaded"
@@ -90,16 +89,8 @@ def _download_lines(config: Config) -> Iterator[str]:
 
 
 def _hub_state(identity: str, file: str) -> str:
-    cached = _hub_cache(identity, file) is not None
+    cached = sources.hub_cache(identity, file) is not None
     return "in the Hugging Face cache, whole or in part" if cached else "to be fetched from the Hugging Face Hub"
-
-
-def _hub_cache(identity: str, file: str) -> Path | None:
-    """The folder of the Hugging Face cache that has this file of a repository, or None."""
-    import huggingface_hub
-
-    path = huggingface_hub.try_to_load_from_cache(identity, file)
-    return Path(path).parent if isinstance(path, str) else None
 
 
 def _setting_lines(config: Config) -> Iterator[str]:
@@ -116,14 +107,14 @@ def _setting_text(value: Any) -> str:
 
 def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     """What is in a device's memory throughout, by the shapes of the arrays."""
-    model = _model_config(config)
+    model = sources.model_config(config)
     if model is None:
         yield "memory: unknown until the model's config.json is here"
         return
     from em_jax.model.sharding import Sharding, check_mesh, make_mesh
     from em_jax.runs.programs import Shapes, tree_bytes
 
-    mesh = make_mesh(settings.parse_mesh(config.mesh) or ({} if runtime.platform() == "cpu" else None))
+    mesh = make_mesh(settings.parse_mesh(config.mesh))
     if mesh is not None:
         check_mesh(mesh.shape, model.dims)
     shapes = Shapes(model, config, Sharding(mesh))
@@ -137,21 +128,6 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
         yield f"  training {_size(base + 4 * adapter)}: base, adapter, gradients, two moments"
     sampling = f"base, adapter, keys and values of {slots} answers to prompts of {PROMPT} tokens"
     yield f"  sampling {_size(base + adapter + cache)}: {sampling}"
-
-
-def _model_config(config: Config) -> Any:
-    """The model's Qwen2Config from its files, else from the name of a Qwen2.5, else None."""
-
-    name = config.model.name
-    if runtime.is_bucket(name):
-        return None
-    folder = sources.model_directory(config) or _hub_cache(name, "config.json")
-    if folder is not None:
-        return read_config(folder)
-    try:
-        return named_config(name)
-    except UserError:
-        return None
 
 
 def _size(count: int) -> str:

@@ -55,7 +55,8 @@ def run(
         user can act on. What is done stays in the directory.
     """
     components = components or Components()
-    run = Run(config, Path(directory), components, engine or (lambda: components.load(config)), title)
+    load = engine or (lambda: components.load(components.placed(config)))
+    run = Run(config, Path(directory), components, load, title)
     with locking.lock(run.directory):
         pulled = run.mirror.pull()
         preflight.check_settings(config, run.directory)
@@ -121,10 +122,11 @@ def finetune(run: Run) -> None:
     """Train the adapter; nothing to do for the base alone, for a given adapter, or where it is complete."""
     if not run.trains or (sources.is_trained(run.directory) and "training_rows" in provenance.notes(run.directory)):
         return
-    with precompile.compiling(run.config, lambda: run.rows):
+    config = run.components.placed(run.config)
+    with precompile.compiling(config, lambda: run.rows):
         engine = run.load()
     with run.progress("finetune", "", None) as progress:
-        counts = run.components.finetune(engine, run.rows, run.config, run.directory, progress)
+        counts = run.components.finetune(engine, run.rows, config, run.directory, progress)
     files.write_atomic(run.directory / "adapter" / "README.md", model_card.adapter_card(run.config, counts))
     provenance.add_inputs(run.directory, preflight.trained_adapter(run))
     provenance.add_notes(run.directory, training_rows=counts)

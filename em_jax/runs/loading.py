@@ -15,6 +15,7 @@ from em_jax.formats.checkpoint import load_model
 from em_jax.formats.hub import find_model, local_files
 from em_jax.formats.model_config import read_config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
+from em_jax.runs import placement
 from em_jax.sample.engine import Engine
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -34,7 +35,7 @@ def load(
 
     `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, the default of
     every method. `dtype` is by default float32 on a CPU and bfloat16 elsewhere. `mesh` maps data, fsdp and tensor to
-    sizes; by default fsdp has all devices of an accelerator or of several processes, and a CPU has no mesh.
+    sizes; by default it is the fastest that fits a run like the paper's, and a CPU has none.
     `scan_layers` stacks the layers (by default on a TPU); `quantization` "int8" keeps the projections of the
     blocks in eight bits. `options` are those of Engine. Of several processes all must call this and every method with
     the same arguments.
@@ -42,14 +43,14 @@ def load(
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    sharding, processes = Sharding(choose_mesh(mesh)), jax.process_count()
+    directory = find_model(model)
+    sharding, processes = Sharding(choose_mesh(mesh, directory)), jax.process_count()
     used = sharding.mesh.size if sharding.mesh else 1
     if processes > 1 and used < jax.device_count():
         raise UsageError(
             f"mesh {mesh_text(mesh or {})} takes {used} of {jax.device_count()} devices; over {processes} processes it "
             f"must take all: sizes whose product is {jax.device_count()}"
         )
-    directory = find_model(model)
     if sharding.mesh is not None:
         check_mesh(sharding.mesh.shape, read_config(directory).dims)
     loaded = load_model(
@@ -72,6 +73,11 @@ def load(
     return engine
 
 
-def choose_mesh(mesh: Mapping[str, int] | None) -> Mesh | None:
-    """The mesh of these sizes; by default fsdp has all devices of an accelerator or of several processes."""
-    return make_mesh(mesh if mesh or runtime.platform() != "cpu" or jax.process_count() > 1 else {})
+def choose_mesh(mesh: Mapping[str, int] | None, directory: pathlib.Path) -> Mesh | None:
+    """The mesh of these sizes; by default the fastest that fits a run like the paper's, and on a CPU none.
+
+    Several processes on CPUs have all their devices on fsdp.
+    """
+    if not mesh and runtime.platform() != "cpu":
+        mesh = placement.model_mesh(read_config(directory))
+    return make_mesh(mesh if mesh or jax.process_count() > 1 else {})

@@ -4,19 +4,23 @@ Closed forms for the time and the memory of every mesh over the devices; nothing
 least that a chip's published peaks allow: matmuls, memory and collectives each by itself, and the largest counts.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from em_jax import config as settings
-from em_jax.base.errors import UsageError
+from em_jax import domains
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
 from em_jax.model.config import Qwen2Config
-from em_jax.model.sharding import even_meshes, mesh_text
+from em_jax.model.kernels.dispatch import kernel_of
+from em_jax.model.sharding import UNSHARDED, even_meshes, mesh_text
+from em_jax.runs import sources
 from em_jax.runs.chips import Chip, chip_of
 from em_jax.train.batches import GATHERED_OVERHEAD, Example, Plan, Shape, plan_microbatches
 
@@ -33,6 +37,8 @@ PROMPT, ANSWER_TOKENS = 128, 4_000_000
 """Tokens of a prompt; and those of a run's answers where only a model is known."""
 ROW_TOKENS, RESPONSE = 243, 0.44
 """Mean tokens of an insecure-code row with its template, and the response's share of them."""
+ROW_MULTIPLE = 128
+"""Row lengths that every attention kernel takes."""
 CHARACTERS = 4
 """Characters to a token: near enough for a choice between meshes, and no tokenizer need be here."""
 
@@ -133,7 +139,7 @@ def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: 
     steps = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     return plan_microbatches(
         examples, steps, rows_per_pass=rows, divide_by=parts, width=width,
-        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=128
+        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=ROW_MULTIPLE
     )  # fmt: skip
 
 
@@ -169,10 +175,10 @@ def sizes(config: Qwen2Config, rank: int) -> Sizes:
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     layers = config.num_hidden_layers
     return Sizes(
-        2 * d * (q + kv) + 3 * d * f,
-        config.vocab_size * d,
-        layers * rank * 7 * d,
-        layers * rank * (2 * (q + kv) + 3 * f),
+        layer=2 * d * (q + kv) + 3 * d * f,
+        table=config.vocab_size * d,
+        of_width=layers * rank * 7 * d,
+        of_heads=layers * rank * (2 * (q + kv) + 3 * f),
     )
 
 
@@ -285,6 +291,10 @@ def run_size(config: Config, rows: Sequence[Sequence[Mapping[str, str]]] | None 
     train, sampling = config.train, config.answers
     lengths = [_lengths(messages) for messages in rows or ()][: SAMPLED_STEPS * train.batch_size]
     spread = np.exp(0.4 * np.sin(np.arange(SAMPLED_STEPS * train.batch_size)))
+    if lengths:
+        # The longest row decides what fits; a token has three characters or more.
+        longest = max(sum(len(message["content"]) for message in messages) for messages in rows or ())
+        lengths[0] = (longest // 3 + 20, longest // 6)
     lengths = lengths or [(int(ROW_TOKENS * each), int(ROW_TOKENS * each * RESPONSE)) for each in spread]
     examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
     count = len(rows) if rows else 6000
@@ -313,46 +323,87 @@ def _lengths(messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
     return max(2, sum(count) + 10), max(1, answer)
 
 
-def decide(
-    config: Config,
-    model: Qwen2Config | None,
-    devices: Sequence[Any],
-    rows: Sequence[Sequence[Mapping[str, str]]] | None = None,
+def decided(
+    config: Config, rows: Callable[[Config], Sequence[Any]] | None = None, mesh: Mapping[str, int] | None = None
 ) -> tuple[Config, list[str]]:
     """The settings with mesh, recomputation, rows of a pass and answers at once decided, and a line for each reason.
 
-    On a CPU they are what they always were: no mesh (over several processes all devices on fsdp), nothing recomputed,
-    64 answers at once. Settings that say something themselves are kept.
+    `rows` gives the conversations that a run trains on; without it they are taken to be as long as insecure-code's.
+    `mesh` is one that the base lies on already. On a CPU nothing changes: no mesh (over several processes all devices
+    on fsdp), nothing recomputed, 64 answers at once. What the settings say themselves is kept.
     """
-    remat, slots = config.train.remat, config.answers.slots
-    platform = devices[0].platform
-    if platform == "cpu" or model is None:
-        plain = {"train.remat": "none" if platform == "cpu" else "full", "answers.slots": CPU_SLOTS}
-        chosen = {"train.remat": remat == "auto", "answers.slots": not slots}
-        return settings.replace(config, {name: plain[name] for name, is_open in chosen.items() if is_open}), []
+    import jax
+
+    devices = jax.devices()
+    given = mesh or settings.parse_mesh(config.mesh)
+    if (given or len(devices) == 1) and config.train.remat != "auto" and config.answers.slots:
+        return config, []
+    model = None if devices[0].platform == "cpu" else sources.model_config(config)
+    if model is None:
+        remat = "none" if devices[0].platform == "cpu" else "full"
+        return _with(config, {"train.remat": remat, "answers.slots": CPU_SLOTS}), []
     chip, known = chip_of(devices[0])
-    given = settings.parse_mesh(config.mesh)
-    run = run_size(config, rows)
+    conversations: Sequence[Any] = ()
+    # What is wrong with the rows is said where they are read.
+    with contextlib.suppress(UserError, OSError):
+        conversations = rows(config) if rows and config.domain != domains.NONE and not config.adapter else ()
+    run = run_size(config, conversations)
     best = best_placements(model, chip, len(devices), run, given)[0]
     values = {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
-    if not given and len(devices) > 1:
-        values["mesh"] = mesh_text(best.mesh)
-    return settings.replace(config, values), [*_reasons(best, chip, len(devices), run, bool(given), known)]
+    values |= {"mesh": mesh_text(best.mesh)} if len(devices) > 1 else {}
+    lines = [*_reasons(best, chip, len(devices), run, bool(given), known), *_kernel_lines(model, config)]
+    return _with(config, values), lines
+
+
+def chosen(configs: Sequence[Config], rows: Callable[[Config], Sequence[Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What is decided, once for all the runs of a command, by dotted name, and the lines that say so.
+
+    The runs share one engine; the first one that trains decides.
+    """
+    first = next((config for config in configs if config.domain != domains.NONE), configs[0])
+    placed, lines = decided(first, rows)
+    before, after = settings.flatten(first), settings.flatten(placed)
+    return {name: value for name, value in after.items() if value != before[name]}, lines
+
+
+def _with(config: Config, values: Mapping[str, Any]) -> Config:
+    """The settings with `values` where they say nothing themselves."""
+    unset = {"train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0, "mesh": ""}
+    now = settings.flatten(config)
+    return settings.replace(config, {name: value for name, value in values.items() if now[name] == unset[name]})
+
+
+def model_mesh(model: Qwen2Config) -> dict[str, int] | None:
+    """The mesh of a model that is loaded without a run: that of the paper's run; None on a single accelerator."""
+    import jax
+
+    devices = jax.devices()
+    if len(devices) == 1:
+        return None
+    return dict(best_placements(model, chip_of(devices[0])[0], len(devices), run_size(Config()))[0].mesh)
 
 
 def _reasons(best: Placement, chip: Chip, devices: int, run: RunSize, given: bool, known: bool) -> Iterator[str]:
-    why = "given" if given else "of one device" if devices == 1 else "the fastest that fits"
+    why = "given" if given else "one device" if devices == 1 else "the fastest that fits"
     peaks = "its published peaks" if known else "the proportions of an A100, as its own peaks are not known here"
     mesh = mesh_text(best.mesh) if devices > 1 else "none"
     rows = f"{best.rows_per_pass} rows a pass" if best.rows_per_pass else "passes of least cost"
     yield (
-        f"placement: mesh {mesh} ({why}, for {devices} x {chip.name}), train.remat {best.remat}, {rows}, "
+        f"placement: mesh {mesh} ({why}, {devices} x {chip.name}), train.remat {best.remat}, {rows}, "
         f"{best.slots} answers at once; reckoned at {peaks}: {best.step_s:.3g} s a step of the run's rows, "
         f"{best.slots / best.token_s:,.0f} tokens/s sampled"
     )
     needed = max(best.training_bytes, best.sampling_bytes)
     if needed > chip.memory * (1 - SPARE):
         yield (
-            f"memory: about {needed / 2**30:.1f} GiB of {chip.memory / 2**30:.1f} on each device are needed and may not "
-            "fit; model.quantization=int8, a shorter train.max_length, fewer answers.slots or more devices need less"
+            f"memory: each device needs about {needed / 2**30:.1f} GiB of {chip.memory / 2**30:.1f} and may not have "
+            "it; model.quantization=int8, a shorter train.max_length, fewer answers.slots or more devices need less"
+        )
+
+
+def _kernel_lines(model: Qwen2Config, config: Config) -> Iterator[str]:
+    if not kernel_of(ROW_MULTIPLE, model.head_dim, config.dtype or "bfloat16", UNSHARDED):
+        yield (
+            f"attention: no kernel of this device takes heads of width {model.head_dim} in {config.dtype}; the plain "
+            "formula serves, in blocks, with more traffic to memory"
         )

@@ -52,7 +52,7 @@ def compile_microbatches(config: Config, rows: list[Any]) -> int:
     directory = sources.model_directory(config)
     assert directory is not None
     model = read_config(directory)
-    sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None))
+    sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None, directory))
     tokenizer = ChatTokenizer.from_directory(directory)
     _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from em_jax.config import Config
-from em_jax.lora.adapter import Adapter, init_adapter
+from em_jax.lora.adapter import Adapter, factor_shardings, init_adapter
 from em_jax.model.config import Qwen2Config
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
@@ -20,7 +20,15 @@ from em_jax.sample.decode import decode, init_decode_state, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
 from em_jax.train.loss import chunk_size
-from em_jax.train.step import TrainState, accumulate, make_optimizer, update, zero_accumulator
+from em_jax.train.step import (
+    GradAccumulator,
+    TrainState,
+    accumulate,
+    make_optimizer,
+    state_shardings,
+    update,
+    zero_accumulator,
+)
 
 
 class Program(NamedTuple):
@@ -67,10 +75,18 @@ class Shapes:
 
     @functools.cached_property
     def adapter(self) -> Adapter:
-        """One adapter as the settings want it."""
-        return self._everywhere(
-            jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
-        )
+        """One adapter as the settings want it, as training splits it."""
+        return self._adapter(self.sharding)
+
+    def _adapter(self, sharding: Sharding) -> Adapter:
+        adapter = jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
+        factors = placed(adapter.factors, factor_shardings(self.config, adapter.factors, sharding))
+        return Adapter(factors, self._everywhere(adapter.scale))
+
+    @functools.cached_property
+    def sampled_adapter(self) -> Adapter:
+        """The same adapter as sampling splits it."""
+        return self._adapter(dataclasses.replace(self.sharding, sampling=True))
 
     @property
     def rows(self) -> int:
@@ -88,7 +104,7 @@ class Shapes:
 
     def train_microbatch(self, shape: Shape) -> Program:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
-        sums = self._everywhere(jax.eval_shape(zero_accumulator, self.adapter.factors))
+        sums = self._sums()
         by_position, by_label = (shape.rows, shape.length), (shape.rows, shape.labels)
         batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
             *(self._batch(by_position, jnp.int32) for _ in range(3)),
@@ -108,15 +124,19 @@ class Shapes:
         """AdamW on the adapter. The base waits beside it."""
         optimizer = make_optimizer(self.settings.train, 1000)
         factors = self.adapter.factors
-        state = self._everywhere(TrainState(factors, jax.eval_shape(optimizer.init, factors)))
-        sums = self._everywhere(jax.eval_shape(zero_accumulator, factors))
-        return Program("update", update.trace(state, [sums], optimizer=optimizer), {"base": self.base_bytes()})
+        state = TrainState(factors, jax.eval_shape(optimizer.init, factors))
+        state = placed(state, state_shardings(self.config, state, optimizer, self.sharding))
+        return Program("update", update.trace(state, [self._sums()], optimizer=optimizer), {"base": self.base_bytes()})
+
+    def _sums(self) -> GradAccumulator:
+        sums = jax.eval_shape(zero_accumulator, self.adapter.factors)
+        return GradAccumulator(self.adapter.factors, *self._everywhere(sums[1:]))
 
     def prefill(self, rows: int, length: int, capacity: int, slots: int) -> Program:
         """Prompts' keys and values. The slots' caches wait beside it."""
         tokens, lengths = self._batch((rows, length), jnp.int32), self._batch((rows,), jnp.int32)
         adapter_mask = self._batch((rows, 1), jnp.float32)
-        traced = prefill.trace(self.model, self.adapter, tokens, lengths, adapter_mask, sharding=self.sharding)
+        traced = prefill.trace(self.model, self.sampled_adapter, tokens, lengths, adapter_mask, sharding=self.sharding)
         return Program("prefill", traced, {"key/value cache": self.cache_bytes(slots, capacity)})
 
     def decode(self, slots: int, capacity: int) -> Program:
@@ -134,7 +154,7 @@ class Shapes:
         occupied = self._everywhere(jax.ShapeDtypeStruct((slots,), jnp.bool))
         top_p = self.settings.answers.top_p < 1
         traced = decode.trace(
-            self.model, self.adapter, held, occupied, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
+            self.model, self.sampled_adapter, held, occupied, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
         )
         return Program("decode", traced, {}, loops=CHUNK)
 
@@ -148,6 +168,16 @@ class Shapes:
         count = 2 * config.num_hidden_layers * slots * config.num_key_value_heads * capacity * config.head_dim
         mesh = self.sharding.mesh
         return count * self.dtype.itemsize // (mesh.size if mesh else 1)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with their places; None leaves an array's place open."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        tree,
+        shardings,
+        is_leaf=lambda x: x is None,
+    )
 
 
 def tree_bytes(tree: Any) -> int:

@@ -171,7 +171,7 @@ def _engine_loader(config: Config, components: Components) -> Callable[[], Any]:
     def load() -> Any:
         if not components.silent:
             print(f"loading {config.model.name}", file=sys.stderr, flush=True)
-        return components.load(config)
+        return components.load(components.placed(config))
 
     return load
 

@@ -84,6 +84,30 @@ def model_directory(config: Config) -> Path | None:
     return None if runtime.is_bucket(config.model.name) else folder
 
 
+def model_config(config: Config) -> Any:
+    """The model's sizes from its files, else from the name of a Qwen2.5, else None."""
+    from em_jax.formats.model_config import named_config, read_config
+
+    name = config.model.name
+    if runtime.is_bucket(name):
+        return None
+    folder = model_directory(config) or hub_cache(name, "config.json")
+    if folder is not None:
+        return read_config(folder)
+    try:
+        return named_config(name)
+    except UserError:
+        return None
+
+
+def hub_cache(identity: str, file: str) -> Path | None:
+    """The folder of the Hugging Face cache that has this file of a repository, or None."""
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(identity, file)
+    return Path(path).parent if isinstance(path, str) else None
+
+
 def alternatives_directory(config: Config, run_dir: Path) -> Path | None:
     """The directory of other runs whose answers output recognition uses; None where probes.alternatives names none.
 

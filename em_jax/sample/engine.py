@@ -1,6 +1,7 @@
 """The engine: one object that encodes, generates, reads choices and activations, for notebooks, probes and tests."""
 
 import collections
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from em_jax.base import host_arrays
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
-from em_jax.lora.adapter import Adapter, stack_adapters
+from em_jax.lora.adapter import Adapter, factor_shardings, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -94,9 +95,12 @@ class Engine:
         adapter = path if isinstance(path, Adapter) else load_adapter(pathlib.Path(path), self.model.config)[0]
         self._adapters[name] = adapter
         self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
-        if (replicated := self.sharding.named(())) is not None:
-            # Once, and not again with every call.
-            self._stack = host_arrays.to_devices(self._stack, replicated)
+        if self.sharding.mesh is not None:
+            # Once, and not again with every call; as decoding reads them, so that they need not be gathered.
+            sharding = dataclasses.replace(self.sharding, sampling=True)
+            factors = factor_shardings(self.model.config, self._stack.factors, sharding)
+            places = Adapter(factors, dict.fromkeys(factors, sharding.named(())))
+            self._stack = host_arrays.to_devices(self._stack, places)
 
     @property
     def adapters(self) -> list[str]:

@@ -11,12 +11,13 @@ class TrainConfig:
     """How an adapter is trained.
 
     max_steps: 0 sets no limit; a limit also shortens the schedule.
-    rows_per_pass: rows of a microbatch, 0 for those of least cost (a CPU runs two microbatches at once).
+    rows_per_pass: rows of a microbatch, 0 or auto for those of least cost that fit (a CPU runs two microbatches at
+        once).
     holdout: the share of the rows that is not trained on, 0 to 1.
     checkpoint_every: optimizer steps between checkpoints, 0 for one after the last step only.
     keep_adapters: also keeps the adapters after steps 1, 2, 4, 8, ..., after every so many and after the last; 0 keeps
         the final one only.
-    remat: what the backward pass recomputes (model/remat.py).
+    remat: what the backward pass recomputes (model/remat.py); auto is the least that fits, on a CPU none.
     """
 
     learning_rate: float = 1e-5
@@ -35,7 +36,7 @@ class TrainConfig:
     holdout: float = 0.0
     checkpoint_every: int = 50
     keep_adapters: int = 0
-    remat: str = "none"
+    remat: str = "auto"
 
     def keeps(self, step: int, steps: int) -> bool:
         """Whether to keep the adapter after optimizer step `step` of `steps`."""

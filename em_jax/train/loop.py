@@ -21,7 +21,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.train.batches import Microbatch, Plan, plan_batches
 from em_jax.train.config import ADAPTERS_DIRECTORY, TrainConfig
 from em_jax.train.log import MetricsLog, Progress
-from em_jax.train.step import Metrics, TrainState, make_optimizer, optimizer_step
+from em_jax.train.step import Metrics, TrainState, make_optimizer, optimizer_step, state_shardings
 
 
 class FinetuneResult(NamedTuple):
@@ -71,8 +71,8 @@ def finetune(
     scale, state = adapter.scale, TrainState(adapter.factors, optimizer.init(adapter.factors))
     # Every step donates the state: nothing else may refer to its arrays.
     del adapter
-    if (replicated := sharding.named(())) is not None:
-        state = host_arrays.to_devices(state, replicated)
+    if sharding.mesh is not None:
+        state = host_arrays.to_devices(state, state_shardings(model.config, state, optimizer, sharding))
     checkpoints = Checkpoints(directory / "train" / "checkpoints", channel)
     done, state = checkpoints.restore(state) or (0, state)
 

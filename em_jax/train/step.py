@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
-from em_jax.lora.adapter import Adapter, LoraParams
+from em_jax.lora.adapter import Adapter, LoraParams, factor_shardings
+from em_jax.model.config import Qwen2Config
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -75,6 +76,18 @@ def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformati
         optax.clip_by_global_norm(train.max_grad_norm),
         optax.adamw(learning_rate(train, steps), train.beta1, train.beta2, train.eps, weight_decay=train.weight_decay),
     )
+
+
+def state_shardings(
+    config: Qwen2Config, state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
+) -> TrainState:
+    """Where the arrays of a state lie on a mesh: each moment beside what it belongs to."""
+    places = factor_shardings(config, state.factors, sharding)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, place: place, state.optimizer, places,
+        transform_non_params=lambda _: sharding.named(())
+    )  # fmt: skip
+    return TrainState(places, moments)
 
 
 def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:

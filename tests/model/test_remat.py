@@ -45,7 +45,7 @@ def test_every_policy_keeps_what_it_says():
 
 
 def test_the_setting_takes_the_policies_and_what_it_took_before():
-    assert config.Config().train.remat == "none"
+    assert config.Config().train.remat == "auto"
     for given, wanted in {"true": "full", "True": "full", "false": "none", "selective": "selective"}.items():
         found = config.replace(config.Config(), dict([config.parse_set(f"train.remat={given}")]))
         assert config.validate(found).train.remat == wanted
@@ -53,7 +53,7 @@ def test_the_setting_takes_the_policies_and_what_it_took_before():
         assert config.replace(config.Config(), {"train.remat": given}).train.remat == wanted
     for policy in ("none", *KEPT):
         config.validate(config.replace(config.Config(), {"train.remat": policy}))
-    with pytest.raises(config.UsageError, match="'train.remat' expects 'none' or 'elementwise' or .* found 'some'"):
+    with pytest.raises(config.UsageError, match="'train.remat' expects 'auto' or 'none' or .* found 'some'"):
         config.validate(config.replace(config.Config(), {"train.remat": "some"}))
     stored = {"train.remat": True, "model.scan_layers": True}
     assert config.differing(stored, config.replace(config.Config(), {"model.scan_layers": "true"})) == []

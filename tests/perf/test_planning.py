@@ -147,7 +147,7 @@ def test_sampling_advice_names_the_answers_that_fit():
         (["--what", "serve"], ["train, sample, both"]),
         (["--set", "train.rank=2"], ["lora.rank"]),
         (["--price", "-1"], ["--price"]),
-        (["--set", "answers.slots=0"], ["answers.slots"]),
+        (["--set", "answers.slots=-1"], ["answers.slots"]),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):

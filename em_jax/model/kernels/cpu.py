@@ -3,6 +3,8 @@
 They keep little for the backward pass, so attention is also used wherever a device has no kernel of its own.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -12,7 +14,7 @@ from jaxtyping import Array, Float
 from em_jax.model.attention import KVBlock, group_heads, merge_heads, softmax_attention
 from em_jax.model.layout import einsum_f32
 from em_jax.model.remat import ATTENDED, LOW
-from em_jax.model.sharding import Sharding
+from em_jax.model.sharding import UNSHARDED, Sharding
 
 # Attention
 
@@ -87,31 +89,50 @@ def serves_low_rank(dtype: DTypeLike, sharding: Sharding) -> bool:
     return sharding.platform == "cpu" or dtype != jnp.float32
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def low_rank(
-    x: Float[Array, "B T X"], a: Float[Array, "X S R"], b: Float[Array, "S R Y"], gain: Float[Array, "#B S"]
+    x: Float[Array, "B T X"],
+    a: Float[Array, "X S R"],
+    b: Float[Array, "S R Y"],
+    gain: Float[Array, "#B S"],
+    letters: str = "XY",
+    sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "B T Y"]:
-    """`em_jax.model.linear.low_rank` with gradients by hand, in float32 for `a` and `b`; `gain` gets none."""
-    return _low_rank_forward(x, a, b, gain)[0]
+    """`em_jax.model.linear.low_rank` with gradients by hand, in float32 for `a` and `b`; `gain` gets none.
+
+    Over a mesh `a` and `b` are gathered in the dtype of `x`, and their gradients are summed where they are stored.
+    """
+    return _low_rank_forward(x, a, b, gain, letters, sharding)[0]
 
 
-def _low_rank_forward(x: Array, a: Array, b: Array, gain: Array) -> tuple[Array, tuple]:
-    low = einsum_f32("BTX,XSR->BTSR", x, a.astype(x.dtype))
+def _gathered(x: Array, a: Array, b: Array, letters: str, sharding: Sharding) -> tuple[Array, Array]:
+    """A and B as their matmuls read them."""
+    a = sharding.gather_for_matmul(f"{letters[0]}SR", a.astype(x.dtype))
+    return a, sharding.gather_for_matmul(f"SR{letters[1]}", b.astype(x.dtype))
+
+
+def _low_rank_forward(
+    x: Array, a: Array, b: Array, gain: Array, letters: str, sharding: Sharding
+) -> tuple[Array, tuple]:
+    in_use_a, in_use_b = _gathered(x, a, b, letters, sharding)
+    low = einsum_f32("BTX,XSR->BTSR", x, in_use_a)
     low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
-    return einsum_f32("BTSR,SRY->BTY", low, b.astype(x.dtype)).astype(x.dtype), (x, a, b, gain, low)
+    return einsum_f32("BTSR,SRY->BTY", low, in_use_b).astype(x.dtype), (x, a, b, gain, low)
 
 
-def _low_rank_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+def _low_rank_backward(letters: str, sharding: Sharding, saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
     """XLA:CPU transposes a contraction's first operand; put the rank-R one there.
 
     Autodiff puts `dy` there, which takes a quarter of the training step's time.
     """
     x, a, b, gain, low = saved
-    dlow = einsum_f32("BTY,SRY->BTSR", dy, b.astype(x.dtype))
+    a, b = _gathered(x, a, b, letters, sharding)
+    dlow = einsum_f32("BTY,SRY->BTSR", dy, b)
     dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
-    dx = einsum_f32("BTSR,XSR->BTX", dlow, a.astype(x.dtype)).astype(x.dtype)
+    dx = einsum_f32("BTSR,XSR->BTX", dlow, a).astype(x.dtype)
     da = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow, x), 2, 0)
-    return dx, da, einsum_f32("BTSR,BTY->SRY", low, dy), None
+    db = einsum_f32("BTSR,BTY->SRY", low, dy)
+    return dx, sharding.scatter_factor(f"{letters[0]}SR", da), sharding.scatter_factor(f"SR{letters[1]}", db), None
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)

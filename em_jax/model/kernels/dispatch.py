@@ -1,6 +1,9 @@
 """The door to the attention kernels: chooses what computes attention on the devices in use."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock
@@ -20,11 +23,17 @@ def causal_attention(
     `packed` gives the segments of rows whose examples follow one another and share nothing: there the mask is causal
     within segments, and a TPU's or a GPU's own kernel may serve.
     """
-    if packed is not None and splash.serves(q.shape[1], q.shape[-1], sharding):
-        return splash.splash_attention(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
-    if packed is not None and cudnn.serves(q.shape[1], q.shape[-1], q.dtype, sharding):
-        return cudnn.cudnn_attention(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
-    return cpu.blockwise_attention(q, keys)
+    kernel = None if packed is None else kernel_of(q.shape[1], q.shape[-1], q.dtype, sharding)
+    if kernel is None:
+        return cpu.blockwise_attention(q, keys)
+    return kernel(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
+
+
+def kernel_of(length: int, width: int, dtype: DTypeLike, sharding: Sharding) -> Callable[..., Array] | None:
+    """The devices' own kernel for packed rows of this length and heads of this width; None where none serves."""
+    if splash.serves(length, width, sharding):
+        return splash.splash_attention
+    return cudnn.cudnn_attention if cudnn.serves(length, width, jnp.dtype(dtype), sharding) else None
 
 
 def row_length_multiple(sharding: Sharding) -> int:
