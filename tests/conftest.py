@@ -6,3 +6,14 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import pytest  # after the environment is set
+
+
+def pytest_runtest_setup(item):
+    """Tests of a GPU are collected everywhere and skipped where jax has none."""
+    if item.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip("jax finds no GPU")

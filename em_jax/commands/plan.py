@@ -141,7 +141,8 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             )
         else:
             lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real_settings.train.remat}: {figures['real_rows_step_s']:.3g} s a step,"
+                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real_settings.train.remat}:"
+                f" {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
                 f" {_time(figures['run_hours'])}{cost}"
             )

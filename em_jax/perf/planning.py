@@ -45,9 +45,9 @@ Change = dict[str, Any]
 class PlanRequest:
     """A model and its settings on the devices of a slice.
 
-    `real` are the settings for real rows where they differ. Answers have `capacity` tokens, prompt included; the settings say how many are sampled at once. A run trains on
-    `examples` rows, and base and fine-tuned model answer `prompts`. A chip costs `price` an hour (None: no cost is
-    given).
+    `real` are the settings for real rows where they differ. Answers have `capacity` tokens, prompt included; the
+    settings say how many are sampled at once. A run trains on `examples` rows, and base and fine-tuned model answer
+    `prompts`. A chip costs `price` an hour (None: no cost is given).
     """
 
     config: Qwen2Config

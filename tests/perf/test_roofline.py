@@ -8,8 +8,8 @@ from hlo import Collective, collectives
 from em_jax.config import Config, replace
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
-from em_jax.runs.chips import Chip
 from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
+from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 
