@@ -12,7 +12,6 @@ from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
-from em_jax.perf import ranking
 from em_jax.runs import chips
 from em_jax.runs.chips import GIB
 
@@ -27,7 +26,8 @@ def main(arguments: Sequence[str]) -> None:
     chip, count = chips.parse_topology(flags.topology)
     config = _settings(flags, chip)
     # A wrong flag is reported before anything heavy is imported.
-    from em_jax.perf import compiling
+    with runtime.native_stderr_dropped():
+        from em_jax.perf import compiling, ranking
 
     compiling.prepare(chip.platform)
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _rank(flags: argparse.Namespace) -> None:
     """Without a topology: every slice and machine by time and cost, reckoned."""
+    from em_jax.perf import ranking
+
     config = _settings(flags)
     prices = ranking.read_prices(flags.price_file) if flags.price_file else {}
     model = named_config(flags.model)

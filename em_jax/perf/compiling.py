@@ -1,12 +1,10 @@
 """Compiling for absent TPUs and GPUs with the compilers in libtpu and in jax's CUDA plugin, and what they report."""
 
-import contextlib
 import importlib.util
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +72,7 @@ def devices(topology: str) -> Sequence[Any]:
     if chip.platform == "gpu":
         _assume_cudnn()
         config, shape = gpu_target.target_config(chip.name), f"1x1x{count}"  # partitions x hosts x GPUs
-        with _quiet_stderr():
+        with runtime.native_stderr_dropped():
             return topologies.get_topology_desc(chip.name, "cuda", target_config=config, topology=shape).devices
     # A v4 chip is two cores that work as one device.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
@@ -92,26 +90,12 @@ def _assume_cudnn() -> None:
     fused_attention_stablehlo.check_cudnn_version = lambda: 10_000 * major + 100 * minor + patch
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Drop what libraries write to the process's stderr within: the CUDA plugin's lines about a missing driver."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def compile_program(program: Program) -> CompiledProgram:
     """Compile for the devices of the program's arguments."""
     start = time.perf_counter()
     work = None
     try:
-        with _quiet_stderr():
+        with runtime.native_stderr_dropped():
             compiled = program.traced.lower().compile()
         stats = compiled.memory_analysis()
         kinds = {

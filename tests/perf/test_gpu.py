@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: training, decoding and int8 give what the CPU gives, on one device and over meshes of one and eight.
+"""On an NVIDIA GPU: training, decoding and int8 give what the CPU gives, on one device and over meshes of one and of 8.
 
 Attention by itself is in tests/model/test_kernels.py. Run with `pytest -m gpu -n 0`.
 """

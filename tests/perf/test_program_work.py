@@ -57,11 +57,12 @@ GPU = """HloModule step, is_scheduled=true
   ROOT %less = pred[] compare(%j, %n), direction=LT
 }
 
-ENTRY %main (m0: bf16[32,64], m1: bf16[8,128]) -> bf16[64,128] {
+ENTRY %main (m0: bf16[32,64], m1: bf16[8,128], m2: bf16[2,16,4,8]) -> bf16[64,128] {
   %m0 = bf16[32,64]{1,0} parameter(0)
   %m1 = bf16[8,128]{1,0} parameter(1)
+  %m2 = bf16[2,16,4,8]{3,2,1,0} parameter(2)
   %start = (bf16[8,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(%m1), replica_groups={{0,1}}, dimensions={0}
-  %attended = (bf16[2,16,4,8]{3,1,2,0}, u8[0]{0}) custom-call(%m0), custom_call_target="__cudnn$fmhaSoftmax2",
+  %attended = (bf16[2,16,4,8]{3,1,2,0}, u8[0]{0}) custom-call(%m2, %m2, %m2), custom_call_target="__cudnn$fmhaSoftmax",
 "config": {
 }}
   %loop = (s32[], bf16[3,64,128]{2,1,0}) while(%m0), condition=%cond, body=%body
@@ -111,11 +112,12 @@ def test_a_loop_is_multiplied_out_and_slices_and_updates_count_what_they_touch()
     slices, updates = 2 * 64 * 128 * 2, 2 * 4 * 16 * 2
     matmul = 2 * (32 * 64 + 64 * 128) + 4 * 32 * 128
     indices = 2 * 4
-    attended, copied = 2 * 32 * 64 + 2 * 2 * 16 * 4 * 8, 2 * 2 * 64 * 128
+    attended, copied = 4 * 2 * 2 * 16 * 4 * 8, 2 * 2 * 64 * 128
     assert work.bytes == 3 * (slices + updates + matmul + indices) + attended + copied
-    assert work.flops == 3 * 2 * 32 * 64 * 128
+    # Of causal attention's two products half is masked.
+    assert work.flops == 3 * 2 * 32 * 64 * 128 + 2 * 2 * 4 * 16 * 16 * 8
     assert work.launches == 3 * 3 + 2
-    assert work.kernels == ("__cudnn$fmhaSoftmax2",)
+    assert work.kernels == ("__cudnn$fmhaSoftmax",)
     # A layer's weights are copied out of the stack before their matmul, and the gathered array at the end.
     assert work.copies(lambda shape: shape[-2:] == (64, 128)) == 3 + 1
 
