@@ -169,7 +169,7 @@ def _kernel(program: ProgramText, each: Instruction, computation: Computation, t
     copied: tuple[tuple[int, ...], ...] = ()
     if each.opcode == "fusion":
         called = program.computations[each.called[0]]
-        moved = _fusion_bytes(called, each)
+        moved = _fusion_bytes(called, each, computation)
         inner = _inside(program, each)
         flops = sum(_matmul_flops(one, owner) for one, owner in _owned(program, each))
         if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one in inner):
@@ -215,7 +215,7 @@ def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     return sum(map(_size, operands)) + _size(each)
 
 
-def _fusion_bytes(called: Computation, fusion: Instruction) -> int:
+def _fusion_bytes(called: Computation, fusion: Instruction, computation: Computation) -> int:
     users: dict[str, list[tuple[Instruction, int]]] = {}
     for each in called.values():
         for number, name in enumerate(each.operands):
@@ -244,9 +244,13 @@ def _fusion_bytes(called: Computation, fusion: Instruction) -> int:
         return 0 if each.opcode == "parameter" else _size(each)
 
     root = next(each for each in called.values() if each.is_root)
-    # Inside a fusion nothing says where an array is: the fusion's own type does.
-    results = min(written(root), _size(fusion))
-    return sum(read(each) for each in called.values() if each.opcode == "parameter") + results
+    # Inside a fusion nothing says where an array is: the fusion's own type and its operands' do.
+    total = min(written(root), _size(fusion))
+    for each in called.values():
+        if each.opcode == "parameter":
+            operand = computation[fusion.operands[int(each.arguments)]]
+            total += min(read(each), _size(operand))
+    return total
 
 
 def _numbers(pattern: str, text: str) -> list[int] | None:

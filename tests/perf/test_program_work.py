@@ -135,6 +135,8 @@ def test_a_tpu_gathers_once_within_fusions_that_still_count_what_they_multiply()
     work = work_of_text(TPU)
     assert [(each.shape, each.hidden) for each in work.collectives] == [((8, 64), True)]
     assert work.flops == 2 * 8 * 2 * 32 * 64 and work.kernels == ()
+    # The activations are in the chip's own memory.
+    assert work.bytes == 2 * (8 * 64 + 64 * 32 + 8 * 2 * 32)
 
 
 @pytest.mark.fast
