@@ -45,7 +45,7 @@ def _rows(workloads: Callable[[str], Any], measure: Measure) -> Iterator[Row]:
     """Ours first, so that a short call has them; then each peer that is installed."""
     plain = workloads("none")
     yield "training, 16 real rows a step", lambda: measure(plain, "", ["train"], ROUNDS)
-    yield "decoding, bfloat16", lambda: measure(plain, "", ["decode"], ROUNDS)
+    yield "decoding", lambda: measure(plain, "", ["decode"], ROUNDS)
     yield "decoding, int8", lambda: measure(workloads("int8"), "", ["decode"], ROUNDS)
     if find_spec("peft") and find_spec("torch"):
         yield "training against transformers", lambda: measure(plain, "transformers", ["train"], ROUNDS)

@@ -51,9 +51,10 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
 
 
 class Traffic(NamedTuple):
-    """Bytes that a device receives: the layers' weights and the head gathered, activations and gradients summed."""
+    """Bytes that a device receives: layers, adapter and head gathered, activations and gradients summed."""
 
     weights: float
+    factors: float
     head: float
     activations: float
     gradients: float
@@ -78,8 +79,8 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     adapter = placement.sizes(config, shapes.settings.lora.rank)
     gradients = 4 * adapter.adapter / mesh["tensor"] * _remote(mesh["data"] * mesh["fsdp"])
     summed = 2 * sums * stream * _remote(mesh["tensor"])
-    weights = 2 * gathered * layers * stored_itemsize + 2 * _remote(mesh["fsdp"]) * adapter.of_width * itemsize
-    return Traffic(weights, gathered * table * itemsize, summed, gradients)
+    factors = 2 * _remote(mesh["fsdp"]) * adapter.of_width * itemsize
+    return Traffic(2 * gathered * layers * stored_itemsize, factors, gathered * table * itemsize, summed, gradients)
 
 
 def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times:
