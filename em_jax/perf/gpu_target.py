@@ -15,7 +15,7 @@ class _Cores(NamedTuple):
     `float_units`: of float32. `cache`: L2, bytes. `clock`: GHz. `shared`: bytes of shared memory. `links`: NVLinks.
     """
 
-    count: int
+    multiprocessors: int
     float_units: int
     cache: int
     clock: float
@@ -47,7 +47,7 @@ def target_config(name: str) -> str:
           shared_memory_per_block: {48 << 10}
           shared_memory_per_block_optin: {cores.shared - (1 << 10)}
           shared_memory_per_core: {cores.shared}
-          core_count: {cores.count}
+          core_count: {cores.multiprocessors}
           fpus_per_core: {cores.float_units}
           registers_per_core_limit: 65536
           registers_per_block_limit: 65536

@@ -161,7 +161,7 @@ class RealRows(NamedTuple):
     """Rows as long as insecure-code's, in microbatches: their number and their tokens."""
 
     plan: MicrobatchPlan
-    count: int
+    examples: int
     tokens: int
 
 
@@ -222,7 +222,7 @@ def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgra
     seconds = sum(least[shape] for step in rows.plan.steps for shape, _ in step)
     figures["real_rows_step_s"] = seconds / len(rows.plan.steps)
     figures["real_rows_tokens_per_s"] = rows.tokens / seconds
-    figures["run_hours"] = seconds / rows.count * request.examples * train.epochs / 3600
+    figures["run_hours"] = seconds / rows.examples * request.examples * train.epochs / 3600
     return _with_cost(figures, request)
 
 
