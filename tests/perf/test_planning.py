@@ -182,7 +182,7 @@ def test_json_is_one_object_of_the_tightest_and_the_first():
     results = json.loads(json.dumps(main.as_json(found, given.chip)))
     assert results["fits"] and results["free_bytes"] == 3 * GIB and results["bytes_per_device"] == 17 * GIB
     assert results["compile_s"] == 2.5 and results["tokens_per_s"] == results["train"]["tokens_per_s"]
-    page = main.text(found, given, main._flags(["--price", "2"]))
+    page = main.text(found, given, main._flags(["--topology", "v5e:2x4", "--price", "2"]))
     assert "fits: " in page and "cost" in page and "fsdp=8" in page
 
 
