@@ -47,12 +47,28 @@ def configure_jax() -> None:
         set_compiler_flags(TPU_FLAGS, "LIBTPU_INIT_ARGS")
     else:
         quiet_libtpu()
-    import jax
+    # A CUDA plugin without a driver writes lines of its own when jax is imported; `platform` says the same in one.
+    with contextlib.nullcontext() if nvidia_gpus() else native_stderr_dropped():
+        import jax
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def native_stderr_dropped() -> Iterator[None]:
+    """Within, what is written to the process's stderr is dropped, by libraries in C++ too; exceptions are not."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def keep_freed_memory() -> None:
@@ -204,9 +220,9 @@ def choose_dtype(name: str) -> str:
     return name or ("float32" if platform() == "cpu" else "bfloat16")
 
 
-def choose_scan(text: str) -> str:
-    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on a TPU.
+def choose_scan(text: str, devices: str = "") -> str:
+    """Whether layers are stacked, as "true" or "false"; "auto" is "true" on a TPU. `devices`: by default as found.
 
     A GPU's scan copies each layer's weights before their matmuls: decoding would move them twice more.
     """
-    return text if text != "auto" else str(platform() == "tpu").lower()
+    return text if text != "auto" else str((devices or platform()) == "tpu").lower()

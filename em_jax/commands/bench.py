@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,7 +20,7 @@ from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
 
 WHAT = ("train", "decode")
-PEERS = ("transformers", "tunix")
+PEERS = ("transformers", "tunix", "vllm")
 PLANNED = 64
 """Steps whose layout is planned together, whatever the rounds: many steps share few shapes to compile, as in a run."""
 DECODING_ROWS = 64
@@ -28,7 +30,13 @@ SAMPLES = 10
 def main(arguments: Sequence[str]) -> None:
     """Measure and print: a table, or with --json exactly one object with `train` and `decode`."""
     flags = _flags(arguments)
+    if flags.against or flags.gpu_table:
+        # A peer needs memory of the same card.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    start = time.monotonic()
     runtime.configure_jax()
+    if flags.gpu_table:
+        return _gpu_table(flags, start)
     lines: list[str] = []
     with _workload(flags) as work:
         results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
@@ -39,6 +47,17 @@ def main(arguments: Sequence[str]) -> None:
             results["before"] = quick.compare_with_last(results, path)
             lines = quick.lines(results["before"], path)
     print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
+
+
+def _gpu_table(flags: argparse.Namespace, start: float) -> None:
+    """Measure everything that is asked of a GPU, within the minutes, and print and write the table."""
+    from em_jax.perf import gpu_table
+
+    flags.against = flags.against or "transformers"  # its checkpoint is written, which int8 and every peer need
+    with _workload(flags) as work:
+        workloads = functools.cache(lambda name: dataclasses.replace(work, quantization=name))
+        path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
+        print(gpu_table.write(path, workloads, measure, flags.shape or "organism", deadline), end="")
 
 
 def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
@@ -66,7 +85,9 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
         return peer.decode(work.prompts[:prompts], samples)
 
     def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
-        return paired_rounds(title, partial(do, ours), partial(do, theirs) if theirs else None, rounds)
+        return paired_rounds(
+            title, functools.partial(do, ours), functools.partial(do, theirs) if theirs else None, rounds
+        )
 
     if "train" in what:
         for peer in losses:
@@ -76,9 +97,10 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
             # Both have the same weights and rows: different losses would mean different work.
             pairs = zip(losses[ours], losses[theirs], strict=True)
             results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
+            results["train"] |= _peaks(work, Ours, _peer(against))
     if "decode" in what:
-        results["decode"] = rounds_of("decode", partial(decode, DECODING_ROWS, 1))
-        results["decode"]["ten_samples"] = rounds_of("ten_samples", partial(decode, 6, SAMPLES))
+        results["decode"] = rounds_of("decode", functools.partial(decode, DECODING_ROWS, 1))
+        results["decode"]["ten_samples"] = rounds_of("ten_samples", functools.partial(decode, 6, SAMPLES))
     device = jax.devices()[0]
     _add_shares(results, work, device.device_kind)
     results["device"] = device.device_kind
@@ -93,6 +115,10 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
 
 
 def _peer(name: str) -> Callable[[Any], Any]:
+    if name == "vllm":
+        from em_jax.perf.vllm_peer import Vllm
+
+        return Vllm
     if name == "tunix":
         from em_jax.perf.tunix_peer import Tunix
 
@@ -100,6 +126,18 @@ def _peer(name: str) -> Callable[[Any], Any]:
     from em_jax.perf.transformers_peer import Transformers
 
     return Transformers
+
+
+def _peaks(work: Any, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:
+    """The most memory each side holds for training, bytes, in a process of its own; None but on a CPU."""
+    import jax
+
+    from em_jax.perf import step_memory
+
+    if jax.default_backend() != "cpu":
+        return {"ours_peak_bytes": None, "theirs_peak_bytes": None}
+    peers = {"ours": ours, "theirs": theirs}
+    return {f"{name}_peak_bytes": step_memory.peak_bytes(make, work) for name, make in peers.items()}
 
 
 def _add_shares(results: dict[str, Any], work: Any, device: str) -> None:
@@ -127,10 +165,10 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="em-jax bench",
         description="LoRA training and decoding speed, paired with a peer in the same call: rounds alternate, medians "
-        "are printed, both have all cores. Rows have the lengths of real insecure-code rows (mean 244 tokens, 44%% of "
+        "are printed, both have all cores. Rows have the lengths of real insecure-code rows (mean 244 tokens, 44% of "
         "them response); transformers pads them two by two as the published recipe does, tunix all 16 of a step.",
     )
-    parser.add_argument("--against", metavar="PEER", default="", help="transformers or tunix (default: only ours)")
+    parser.add_argument("--against", metavar="PEER", default="", help="transformers, tunix or vllm (default: none)")
     parser.add_argument("--shape", metavar="NAME", default="", help="random weights of this shape (default organism)")
     parser.add_argument("--model", metavar="DIR", default="", help="a checkpoint instead of a shape")
     parser.add_argument("--rows", metavar="FILE", default="", help="train on these rows (JSONL; needs --model)")
@@ -143,6 +181,9 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
     quick_help = "a short measurement of a shape, beside the last one on this kind of device (kept in your cache)"
     parser.add_argument("--quick", action="store_true", help=quick_help)
+    table_help = "measure all that is asked of a GPU, ours and each installed peer, and write a Markdown table there"
+    parser.add_argument("--gpu-table", metavar="FILE", default="", help=table_help)
+    parser.add_argument("--minutes", metavar="N", type=float, default=10.0, help="the time of --gpu-table (10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
     if flags.against not in ("", *PEERS):
@@ -157,6 +198,10 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         if flags.against or flags.model or flags.rows or flags.trace:
             raise UsageError("--quick measures a shape by itself: expected no --against, --model, --rows or --trace")
         flags.rounds, flags.new_tokens = quick.ROUNDS, quick.NEW_TOKENS
+    if flags.against == "vllm" and "train" in flags.what:
+        raise UsageError("--against vllm measures decoding alone: expected --what decode")
+    if flags.gpu_table and (flags.quick or flags.trace or flags.json or not flags.minutes > 0):
+        raise UsageError("--gpu-table: expected --minutes above 0, and no --quick, --trace or --json")
     if flags.rows and not flags.model:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
     if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
@@ -170,6 +215,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 def _workload(flags: argparse.Namespace) -> Iterator[Any]:
     """The workload that the flags name; random weights are written to a directory where a peer must load them too."""
     import jax
+    import jax.numpy as jnp
 
     from em_jax.formats.checkpoint import save_model
     from em_jax.formats.hub import find_model
@@ -185,7 +231,8 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
             config = bench_workload.shape_config(flags.shape or "organism")
             if flags.against:
                 directory = pathlib.Path(scratch)
-                save_model(random_model(config, jax.random.key(0)), directory)
+                dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+                save_model(random_model(config, jax.random.key(0), dtype=dtype), directory)
         count = max(flags.rounds + 1, PLANNED)
         if flags.rows and directory:
             steps = _steps_of_rows(flags.rows, directory, count)
@@ -225,6 +272,9 @@ def _table(results: dict[str, Any]) -> str:
     lines.append(f"{results['device']}; first round, compilation included: {firsts}")
     if results["peak_bytes"] is not None:
         lines.append(f"peak memory {results['peak_bytes'] / 2**30:.2f} GiB")
+    if (train := rows.get("train", {})).get("theirs_peak_bytes"):
+        sides = [f"{name} {(train[f'{name}_peak_bytes'] or 0) / 2**30:.2f} GiB" for name in ("ours", "theirs")]
+        lines.append(f"peak memory of training on 16 rows a step, each in a process of its own: {', '.join(sides)}")
     if rows.get("train", {}).get("mfu") is not None:
         lines += [f"MFU {rows['train']['mfu']:.3f}", device_limits.FORMULA]
     if rows.get("decode", {}).get("bandwidth_share") is not None:

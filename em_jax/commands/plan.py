@@ -1,17 +1,19 @@
 """`em-jax plan --model qwen2.5-32b --topology v5e:4x4 --mesh fsdp=16`: does it fit, how fast, what cost."""
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base import runtime
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
-from em_jax.perf import chips
-from em_jax.perf.chips import GIB
+from em_jax.runs import chips
+from em_jax.runs.chips import GIB
 
 WHAT = ("train", "sample", "both")
 
@@ -19,21 +21,27 @@ WHAT = ("train", "sample", "both")
 def main(arguments: Sequence[str]) -> None:
     """Compile what the flags name and print it: a page of text, or with --json exactly one object."""
     flags = _flags(arguments)
+    if not flags.topology:
+        return _rank(flags)
     chip, count = chips.parse_topology(flags.topology)
-    config = _settings(flags)
+    config = _settings(flags, chip)
     # A wrong flag is reported before anything heavy is imported.
-    from em_jax.perf import compiling
+    with runtime.native_stderr_dropped():
+        from em_jax.perf import compiling, ranking
 
-    compiling.use_cpu()
+    compiling.prepare(chip.platform)
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
-    devices = compiling.devices(flags.topology) if compiling.is_installed() else None
+    devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
     _check_mesh(flags, config, count)
-    model = _model_config(flags.model, config, count)
-    from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
+    model = _model_config(flags.model, config)
+    from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
 
+    full, real = placed(config, model, chip, count)
+    price = ranking.read_prices(flags.price_file).get(chip.name) if flags.price_file else flags.price
     request = PlanRequest(
-        model, config, chip, devices or compiling.devices(flags.topology),
-        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=flags.price
+        model, full, chip, devices or compiling.devices(flags.topology),
+        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=price,
+        real=real
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
@@ -42,12 +50,24 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps(results) if flags.json else text(plans, request, flags))
 
 
+def _rank(flags: argparse.Namespace) -> None:
+    """Without a topology: every slice and machine by time and cost, reckoned."""
+    from em_jax.perf import ranking
+
+    config = _settings(flags)
+    prices = ranking.read_prices(flags.price_file) if flags.price_file else {}
+    model = named_config(flags.model)
+    rows = ranking.rank(model, config, ranking.paper_workload(config, flags.examples), prices)
+    results = {"model": flags.model, "workload": "paper", "reckoned": [dataclasses.asdict(row) for row in rows]}
+    print(json.dumps(results) if flags.json else "\n".join(ranking.lines(rows, flags.model)))
+
+
 def as_json(plans: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
     """One object: the memory of the tightest kind of work, the speed of the first, and every kind under its name."""
     each = {name: _plan_json(plan) for name, plan in plans.items()}
     first, tightest = next(iter(each.values())), min(each.values(), key=lambda plan: plan["free_bytes"])
     shared = {name: tightest[name] for name in ("fits", "free_bytes", "bytes_per_device")}
-    shared["capacity_bytes"] = chip.memory
+    shared["capacity_bytes"] = chip.capacity
     shared["compile_s"] = round(sum(plan["compile_s"] for plan in each.values()), 2)
     shared |= {name: first[name] for name in ("step_s", "tokens_per_s")}
     shared["advice"] = [line for plan in each.values() for line in plan["advice"]]
@@ -60,9 +80,22 @@ def _plan_json(plan: Any) -> dict[str, Any]:
         "free_bytes": plan.free,
         "bytes_per_device": plan.programs[0].bytes,
         "compile_s": round(sum(program.seconds for program in plan.programs), 2),
-        "programs": {program.name: program.kinds for program in plan.programs},
+        "programs": {program.name: _program_json(program) for program in plan.programs},
         **plan.figures,
         "advice": plan.advice,
+    }
+
+
+def _program_json(program: Any) -> dict[str, Any]:
+    """Bytes per device by kind, and what the compiled text says (None where the compiler refused the program)."""
+    work = program.work
+    return program.kinds | {
+        "compile_s": round(program.seconds, 2),
+        "kernels": list(work.kernels) if work else None,
+        "launches": work.launches if work else None,
+        "traffic_bytes": work.bytes if work else None,
+        "collective_bytes": work.collective_bytes if work else None,
+        "async_collective_share": work.async_collective_share if work else None,
     }
 
 
@@ -78,7 +111,8 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
-            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.memory / GIB:.2f} GiB")
+            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{_share(chip)}")
+            lines += _work_lines(program)
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
         lines += [f"    {line}" for line in plan.advice]
@@ -88,7 +122,19 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             f" collectives {figures['collectives_s']:.3g}; {figures['step_s_without_overlap']:.3g} without overlap),"
             f" {figures['flops']:.3g} FLOPs, {figures['tokens_per_s']:,.0f} tokens/s"
         )
-        cost = f" and cost {figures['run_cost']:.2f}" if flags.price is not None else ""
+        if figures.get("kernels_s"):
+            lines.append(
+                f"  kernels of a step, each at the larger of its operations and bytes: {figures['kernels_s']:.4g} s;"
+                f" operations alone {figures['flops_s']:.4g} s"
+            )
+        if figures.get("bytes_per_token"):
+            per_token, floor = figures["bytes_per_token"], figures["floor_bytes_per_token"]
+            launches = figures["launches_per_token"]
+            lines.append(
+                f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {per_token / floor:.2f} times the floor"
+                + (f"; {launches:,.0f} launches" if launches else "")
+            )
+        cost = f" and cost {figures['run_cost']:.2f}" if request.price is not None else ""
         if name == "sample":
             answers = request.settings.answers
             lines.append(
@@ -97,11 +143,30 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             )
         else:
             lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens): {figures['real_rows_step_s']:.3g} s a step,"
+                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real_settings.train.remat}:"
+                f" {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
                 f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
+
+
+def _share(chip: chips.Chip) -> str:
+    return f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
+
+
+def _work_lines(program: Any) -> list[str]:
+    """What the compiled text says of one run of a program."""
+    if not (work := program.work):
+        return []
+    share = work.async_collective_share
+    hidden = "no collectives" if share is None else (
+        f"{work.collective_bytes / 1e9:.3g} GB of collectives, {share:.0%} of them under other work"
+    )  # fmt: skip
+    return [
+        f"    in the compiled text: {work.bytes / 1e9:.4g} GB through memory, {work.launches:,} kernels run, {hidden}",
+        f"    custom calls: {', '.join(work.kernels) or 'none'}",
+    ]
 
 
 def _title(name: str, request: Any) -> str:
@@ -123,22 +188,32 @@ def _mesh(request: Any) -> str:
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="em-jax plan",
-        description="Compile a run for a TPU slice from shapes alone: bytes per chip, least time of a step, cost. "
-        "Needs no TPU; pip install '.[plan]' brings the compiler.",
+        description="Compile a run for a TPU slice or for GPUs from shapes alone: bytes per chip, kernels, least time "
+        "of a step, cost; or rank them by the time and cost of the paper's runs. Needs no device; "
+        "pip install '.[plan]' brings the TPU's compiler, '.[plan-gpu]' the GPU's.",
     )
     model_help = "such as qwen2.5-32b, qwen3-8b or llama-3.1-70b, an id of one, or a directory (qwen2.5-32b)"
-    slice_help = "a chip (v4, v5e, v5p, v6e) and its slice, such as v5p:2x2x2 (v5e:4x4)"
+    slice_help = "v5e:4x4, v5p:2x2x2 (v4, v5e, v5p, v6e), h100:1, h200:8 (a100, h100, h200); without it all are ranked"
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
-    parser.add_argument("--topology", metavar="SLICE", default="v5e:4x4", help=slice_help)
-    parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: all chips on fsdp)")
+    parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
+    parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
     parser.add_argument("--room", metavar="N", type=int, default=1024, help="tokens of prompt and answer (1024)")
     parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
+    parser.add_argument("--price-file", metavar="FILE", default="", help="prices for the ranking: TOML, v5e = 1.2")
+    workload_help = "what the ranking reckons: paper (default), one verdict and the eight runs"
+    parser.add_argument("--workload", metavar="NAME", default="paper", help=workload_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
+    if flags.workload != "paper":
+        raise UsageError(f"--workload: expected paper, found {flags.workload!r}")
+    if not flags.topology and (flags.mesh or flags.price is not None):
+        raise UsageError(
+            "--mesh and --price are of one slice: expected --topology too (the ranking takes --price-file)"
+        )
     if flags.what not in WHAT:
         raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
     for name in ("room", "examples"):
@@ -149,15 +224,19 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _settings(flags: argparse.Namespace) -> settings.Config:
-    """The settings; train.remat is "full" unless they set it."""
-    values: dict[str, Any] = {"train.remat": "full", "answers.slots": 64}
+def _settings(flags: argparse.Namespace, chip: chips.Chip | None = None) -> settings.Config:
+    """The settings; on a chip layers are stacked as there."""
+    values: dict[str, Any] = {}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
     if flags.mesh is not None:
         values["mesh"] = flags.mesh
-    return settings.validate(settings.replace(settings.Config(), values))
+    config = settings.validate(settings.replace(settings.Config(), values))
+    if chip is None:
+        return config
+    scan = runtime.choose_scan(config.model.scan_layers, chip.platform)
+    return settings.replace(config, {"model.scan_layers": scan})
 
 
 def _num_prompts(config: settings.Config) -> int:
@@ -178,11 +257,11 @@ def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) 
         )
 
 
-def _model_config(name: str, config: settings.Config, count: int) -> Any:
-    """The model's sizes; UsageError where it does not divide over the mesh, by default all chips on fsdp."""
-
+def _model_config(name: str, config: settings.Config) -> Any:
+    """The model's sizes; UsageError where it does not divide over the mesh of the settings."""
     from em_jax.model.sharding import check_mesh
 
     sizes = named_config(name)
-    check_mesh(settings.parse_mesh(config.mesh) or {"data": 1, "fsdp": count, "tensor": 1}, sizes.dims)
+    if mesh := settings.parse_mesh(config.mesh):
+        check_mesh(mesh, sizes.dims)
     return sizes

@@ -31,7 +31,7 @@ class Workload:
 
     The weights are those of the checkpoint in `directory`, or random ones where there is none. Every answer runs to its
     full length, so peers draw the same number of tokens. `remat` is our policy of recomputation in training
-    (model/remat.py; "" for none on a CPU, "selective" elsewhere).
+    (model/remat.py; "" for none on a CPU, "selective" elsewhere), `quantization` that of our base.
     """
 
     config: Qwen2Config
@@ -40,6 +40,7 @@ class Workload:
     prompts: Sequence[Sequence[int]]
     new_tokens: int
     remat: str = ""
+    quantization: str = "none"
 
 
 class IdTokenizer:

@@ -1,6 +1,7 @@
-"""Compiling for an absent TPU with the compiler in the libtpu package, and the memory that it reports."""
+"""Compiling for absent TPUs and GPUs with the compilers in libtpu and in jax's CUDA plugin, and what they report."""
 
 import importlib.util
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -10,20 +11,27 @@ import jax
 
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
-from em_jax.perf.chips import GIB
+from em_jax.perf import gpu_target
+from em_jax.perf.program_work import ProgramWork, work_of_text
+from em_jax.runs.chips import GIB, parse_topology
 from em_jax.runs.programs import Program
+
+PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
+EXTRAS = {"tpu": ("plan", "libtpu"), "gpu": ("plan-gpu", "jax's CUDA plugin and nvcc")}
+"""The extra of em_jax that installs the compiler for a platform, and what that is."""
 
 
 class CompiledProgram(NamedTuple):
-    """A program's bytes per device by kind, and the seconds it took to compile.
+    """A program's bytes per device by kind, the seconds it took to compile, and what its text says of its work.
 
-    `whole` is False where the compiler refused the program: it then reports only the sum that it needs.
+    `whole` is False where the compiler refused the program: it then reports only the sum that it needs, and no text.
     """
 
     name: str
     kinds: dict[str, int]
     seconds: float
     whole: bool
+    work: ProgramWork | None = None
 
     @property
     def bytes(self) -> int:
@@ -31,26 +39,41 @@ class CompiledProgram(NamedTuple):
         return sum(self.kinds.values())
 
 
-def use_cpu() -> None:
-    """Let jax use the CPU only; call before it looks for devices. Planning needs no device, and a TPU stays free."""
+def prepare(platform: str) -> None:
+    """Let jax use the CPU only, with the compiler flags of a run on `platform`; call it before jax looks for devices.
+
+    Planning needs no device, and one that is there stays free.
+    """
+    if platform == "gpu":
+        runtime.set_compiler_flags(runtime.GPU_FLAGS)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     jax.config.update("jax_platforms", "cpu")
     runtime.quiet_libtpu()
 
 
-def is_installed() -> bool:
-    """Whether the compiler is installed."""
-    return importlib.util.find_spec("libtpu") is not None
+def is_installed(platform: str) -> bool:
+    """Whether the compiler for tpu or gpu is installed."""
+    return any(importlib.util.find_spec(name) for name in PACKAGES[platform])
 
 
 def devices(topology: str) -> Sequence[Any]:
-    """The devices of a topology such as v5e:4x4, one for each chip. UsageError where there is no such slice.
+    """The devices of a topology such as v5e:4x4 or h100:8, one for each chip. UsageError where there is no such slice.
 
-    Raises UserError where libtpu is not installed.
+    Raises UserError where the compiler is not installed.
     """
-    if not is_installed():
-        raise UserError("planning needs the TPU compiler (no TPU): pip install '.[plan]' installs libtpu")
+    chip, count = parse_topology(topology)
+    if not is_installed(chip.platform):
+        extra, package = EXTRAS[chip.platform]
+        raise UserError(
+            f"planning for {topology} needs the compiler (no device): pip install '.[{extra}]' installs {package}"
+        )
     from jax.experimental import topologies
 
+    if chip.platform == "gpu":
+        _assume_cudnn()
+        config, shape = gpu_target.target_config(chip.name), f"1x1x{count}"  # partitions x hosts x GPUs
+        with runtime.native_stderr_dropped():
+            return topologies.get_topology_desc(chip.name, "cuda", target_config=config, topology=shape).devices
     # A v4 chip is two cores that work as one device.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
@@ -59,24 +82,36 @@ def devices(topology: str) -> Sequence[Any]:
         raise UsageError(f"--topology: there is no slice {topology}: {str(error).splitlines()[0]}") from None
 
 
+def _assume_cudnn() -> None:
+    """Let jax trace cuDNN's attention without cuDNN: it compares the version only, and the library has 717 MB."""
+    major, minor, patch = gpu_target.CUDNN
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    fused_attention_stablehlo.check_cudnn_version = lambda: 10_000 * major + 100 * minor + patch
+
+
 def compile_program(program: Program) -> CompiledProgram:
     """Compile for the devices of the program's arguments."""
     start = time.perf_counter()
+    work = None
     try:
-        stats = program.traced.lower().compile().memory_analysis()
+        with runtime.native_stderr_dropped():
+            compiled = program.traced.lower().compile()
+        stats = compiled.memory_analysis()
         kinds = {
             "arguments": stats.argument_size_in_bytes,
             "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
             "temporaries": stats.temp_size_in_bytes,
             "program": stats.generated_code_size_in_bytes,
         }
+        work = work_of_text(compiled.as_text(), program.loops)
     except Exception as error:  # jax raises JaxRuntimeError for everything
         needed = needed_bytes(str(error))
         if needed is None:
             raise
         kinds = {"refused by the compiler": needed}
     whole = "program" in kinds
-    return CompiledProgram(program.name, kinds | program.beside, time.perf_counter() - start, whole)
+    return CompiledProgram(program.name, kinds | program.beside, time.perf_counter() - start, whole, work)
 
 
 def needed_bytes(message: str) -> int | None:

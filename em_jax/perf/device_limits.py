@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from em_jax.model.config import Qwen2Config
-from em_jax.perf.chips import CHIPS
+from em_jax.runs.chips import CHIPS
 from em_jax.runs.programs import weight_sizes
 from em_jax.train.batches import Example
 
@@ -16,12 +16,7 @@ class Peaks(NamedTuple):
     bandwidth: float
 
 
-TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-PEAKS = {
-    "NVIDIA A100-SXM4-80GB": Peaks(312e12, 2039e9),
-    "NVIDIA H100 80GB HBM3": Peaks(989e12, 3350e9),
-    "NVIDIA H200": Peaks(989e12, 4800e9),
-} | {kind: Peaks(CHIPS[chip].flops, CHIPS[chip].bandwidth) for kind, chip in TPU_KINDS.items()}
+PEAKS = {chip.kind: Peaks(chip.flops, chip.bandwidth) for chip in CHIPS.values()}
 """By jax's device_kind. No MFU is given for other devices."""
 
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from em_jax.base import runtime
 from em_jax.formats.checkpoint import load_model
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
@@ -25,11 +26,14 @@ class Ours(Peer):
     def __init__(self, work: Workload):
         on_cpu = jax.default_backend() == "cpu"
         self.work = work
-        options: dict[str, Any] = {"dtype": jnp.float32 if on_cpu else jnp.bfloat16, "stacked": not on_cpu}
+        options: dict[str, Any] = {
+            "dtype": jnp.float32 if on_cpu else jnp.bfloat16,
+            "stacked": runtime.choose_scan("auto") == "true",
+        }
         if work.directory is None:
             self.model = random_model(work.config, jax.random.key(0), **options)
         else:
-            self.model = load_model(work.directory, **options)
+            self.model = load_model(work.directory, quantization=work.quantization, **options)
         self.adapter = init_adapter(self.model.config, LoraConfig(), jax.random.key(0))
         self.remat = work.remat or ("none" if on_cpu else "selective")
         self.optimizer = make_optimizer(TrainConfig(), STEPS)

@@ -1,8 +1,9 @@
 """A plan: memory and least time of a run's programs on a slice, and where they do not fit, a change that does."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +15,21 @@ from em_jax.model.kernels.dispatch import row_length_multiple
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import MESH_AXES, Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.perf.bench_workload import synthetic_steps
-from em_jax.perf.chips import Chip
 from em_jax.perf.compiling import CompiledProgram, compile_program
-from em_jax.perf.roofline import Times, decode_times, mesh_sizes, train_times
+from em_jax.perf.program_work import ProgramWork
+from em_jax.perf.roofline import Times, decode_floor, decode_times, mesh_sizes, train_times
+from em_jax.runs import placement
+from em_jax.runs.chips import GIB, GPU_SHARE_MOST, Chip
 from em_jax.runs.programs import Program, Shapes
-from em_jax.sample.engine import PASS_TOKENS, pass_rows
+from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
 from em_jax.train.batches import GATHERED_OVERHEAD, Example, Shape, plan_microbatches
+from em_jax.train.batches import Plan as MicrobatchPlan
 
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""
 PLANNED_STEPS = 64
+FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
+"""Names of the programs of training."""
 MAX_TRIED = 5
 """Changes that are compiled where a plan does not fit."""
 MARGIN = 0.97
@@ -39,9 +45,9 @@ Change = dict[str, Any]
 class PlanRequest:
     """A model and its settings on the devices of a slice.
 
-    Answers have `capacity` tokens, prompt included; the settings say how many are sampled at once. A run trains on
-    `examples` rows, and base and fine-tuned model answer `prompts`. A chip costs `price` an hour (None: no cost is
-    given).
+    `real` are the settings for real rows where they differ. Answers have `capacity` tokens, prompt included; the
+    settings say how many are sampled at once. A run trains on `examples` rows, and base and fine-tuned model answer
+    `prompts`. A chip costs `price` an hour (None: no cost is given).
     """
 
     config: Qwen2Config
@@ -52,11 +58,23 @@ class PlanRequest:
     examples: int
     prompts: int
     price: float | None = None
+    real: settings.Config | None = None
+
+    @property
+    def real_settings(self) -> settings.Config:
+        """The settings for rows as long as insecure-code's."""
+        return self.real or self.settings
+
+    @property
+    def real_shapes(self) -> Shapes:
+        """The shapes with those settings, on the same mesh."""
+        return dataclasses.replace(self.shapes, settings=self.real_settings)
 
     @property
     def shapes(self) -> Shapes:
         """The shapes over the mesh of the settings; UsageError where the model does not divide over it."""
-        sharding = Sharding(make_mesh(settings.parse_mesh(self.settings.mesh) or None, self.devices))
+        sizes = settings.parse_mesh(self.settings.mesh) or None
+        sharding = Sharding(make_mesh(sizes, self.devices))
         check_mesh(mesh_sizes(sharding), self.config.dims)
         return Shapes(self.config, self.settings, sharding)
 
@@ -68,7 +86,34 @@ class PlanRequest:
 
     def replace(self, change: Change) -> "PlanRequest":
         """The request with other settings."""
-        return dataclasses.replace(self, settings=settings.replace(self.settings, change))
+        shared = {name: value for name, value in change.items() if name in ("mesh", "model.quantization")}
+        real = settings.replace(self.real, shared) if self.real else None
+        return dataclasses.replace(self, settings=settings.replace(self.settings, change), real=real)
+
+
+def placed(
+    config: settings.Config, model: Qwen2Config, chip: Chip, count: int
+) -> tuple[settings.Config, settings.Config]:
+    """The settings for full and for real rows: what they leave open as a run with real rows would choose it.
+
+    Full rows are trained on the same mesh, with the recomputation and the rows of a pass that they need there.
+    """
+    usable, run = dataclasses.replace(chip, memory=chip.capacity), placement.run_size(config)
+    best = placement.best_placements(model, usable, count, run, settings.parse_mesh(config.mesh) or None)[0]
+    length = config.train.max_length
+    longest = [Example([0] * length, [True] * length)] * config.train.batch_size
+    whole = dataclasses.replace(run, examples=longest)
+    full = placement.best_placements(model, usable, count, whole, best.mesh)[0]
+
+    def with_choice(choice: placement.Placement) -> settings.Config:
+        mesh = ",".join(f"{axis}={size}" for axis, size in best.mesh.items())
+        values = {"mesh": mesh, "train.remat": choice.remat, "train.rows_per_pass": choice.rows_per_pass}
+        values["answers.slots"] = best.slots
+        given = {name: value for name, value in settings.flatten(config).items() if name in values}
+        unset = {"mesh": "", "train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0}
+        return settings.replace(config, {name: values[name] for name in values if given[name] == unset[name]})
+
+    return with_choice(full), with_choice(best)
 
 
 class Plan(NamedTuple):
@@ -77,7 +122,7 @@ class Plan(NamedTuple):
     programs: list[CompiledProgram]
     fits: bool
     free: int
-    figures: dict[str, float]
+    figures: dict[str, float | None]
     advice: list[str]
 
 
@@ -92,10 +137,14 @@ def plan_sampling(request: PlanRequest, compile: Compile = compile_program) -> P
 
 
 def training_programs(request: PlanRequest) -> list[Program]:
-    """The pass over full rows with loss at every token, and the update."""
+    """The microbatch of full rows with loss at every token, the most frequent one of real rows, and the update."""
     shapes = request.shapes
     length = request.settings.train.max_length
-    return [shapes.train_microbatch(Shape(shapes.rows, length, length)), shapes.train_update()]
+    full, real = Shape(shapes.rows, length, length), most_frequent(real_rows(request).plan)
+    programs = [shapes.train_microbatch(full)]
+    if real != full:
+        programs.append(request.real_shapes.train_microbatch(real)._replace(name=REAL_ROWS))
+    return [*programs, shapes.train_update()]
 
 
 def sampling_programs(request: PlanRequest) -> list[Program]:
@@ -108,18 +157,22 @@ def sampling_programs(request: PlanRequest) -> list[Program]:
     ]
 
 
-def training_figures(request: PlanRequest) -> dict[str, float]:
-    """Estimated times of a step, tokens per second of full and of real rows, and the hours and cost of a run."""
-    shapes, train = request.shapes, request.settings.train
-    passes = -(-train.batch_size // shapes.rows)
-    full = train_times(shapes, Shape(shapes.rows, train.max_length, train.max_length), request.chip)
-    tokens = train.batch_size * train.max_length
-    figures = _figures(full, passes, tokens)
-    steps = [
-        [Example(example.ids[: train.max_length], example.mask[: train.max_length]) for example in step]
+class RealRows(NamedTuple):
+    """Rows as long as insecure-code's, in microbatches: their number and their tokens."""
+
+    plan: MicrobatchPlan
+    examples: int
+    tokens: int
+
+
+def real_rows(request: PlanRequest) -> RealRows:
+    """Real rows cut at the longest length of the settings, laid out as the run does it."""
+    shapes, train = request.real_shapes, request.real_settings.train
+    examples = [
+        Example(example.ids[: train.max_length], example.mask[: train.max_length])
         for step in synthetic_steps(PLANNED_STEPS, request.config.vocab_size)
+        for example in step
     ]
-    examples = [example for step in steps for example in step]
     size = train.batch_size
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     plan = plan_microbatches(
@@ -127,28 +180,71 @@ def training_figures(request: PlanRequest) -> dict[str, float]:
         width=request.config.hidden_size, microbatch_overhead=GATHERED_OVERHEAD,
         row_multiple=row_length_multiple(shapes.sharding)
     )  # fmt: skip
-    times = {shape: train_times(shapes, shape, request.chip) for shape in plan.shapes}
-    seconds = sum(times[shape].least for step in plan.steps for shape, _ in step)
-    real = sum(len(example.ids) for example in examples)
-    figures["real_rows_step_s"] = seconds / len(plan.steps)
-    figures["real_rows_tokens_per_s"] = real / seconds
-    figures["run_hours"] = seconds / len(examples) * request.examples * train.epochs / 3600
+    return RealRows(plan, len(examples), sum(len(example.ids) for example in examples))
+
+
+def most_frequent(plan: MicrobatchPlan) -> Shape:
+    """The shape of most microbatches."""
+    return collections.Counter(shape for step in plan.steps for shape, _ in step).most_common(1)[0][0]
+
+
+def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
+    """Times of a step, tokens per second of full and of real rows, and the hours and cost of a run.
+
+    Reckoned from the traced program; on a GPU from the compiled one: there every kernel takes the larger of its
+    operations and its bytes at the peaks, and collectives are hidden as far as they are asynchronous.
+    """
+    shapes, train, chip = request.shapes, request.settings.train, request.chip
+    passes = -(-train.batch_size // shapes.rows)
+    full = train_times(shapes, Shape(shapes.rows, train.max_length, train.max_length), chip)
+    figures = _figures(full, passes, train.batch_size * train.max_length)
+    works = [compiled[name].work if name in compiled else None for name in (FULL_ROWS, UPDATE)]
+    figures |= {"kernels_s": None, "flops_s": None}
+    if works[0] and works[1]:
+        step = passes * works[0].seconds(chip) + works[1].seconds(chip)
+        figures["kernels_s"] = step
+        figures["flops_s"] = (passes * works[0].flops + works[1].flops) / chip.flops
+        if chip.platform == "gpu":
+            figures |= _step(step, passes * full.collectives, works[0], train.batch_size * train.max_length)
+
+    rows = real_rows(request)
+    times = {shape: train_times(request.real_shapes, shape, chip) for shape in rows.plan.shapes}
+    least = {shape: each.least for shape, each in times.items()}
+    real = compiled[REAL_ROWS].work if REAL_ROWS in compiled else works[0]
+    if real and chip.platform == "gpu":
+        # One shape is compiled; the others' kernels are as far above the least time as its are.
+        shape = most_frequent(rows.plan)
+        above = real.seconds(chip) / max(times[shape].matmuls, times[shape].memory)
+        exposed = 1 - (real.async_collective_share or 0)
+        least = {
+            shape: above * max(each.matmuls, each.memory) + exposed * each.collectives for shape, each in times.items()
+        }
+    seconds = sum(least[shape] for step in rows.plan.steps for shape, _ in step)
+    figures["real_rows_step_s"] = seconds / len(rows.plan.steps)
+    figures["real_rows_tokens_per_s"] = rows.tokens / seconds
+    figures["run_hours"] = seconds / rows.examples * request.examples * train.epochs / 3600
     return _with_cost(figures, request)
 
 
-def sampling_figures(request: PlanRequest) -> dict[str, float]:
-    """Estimated times of a token in every slot, tokens per second of all slots, and the hours and cost of a run.
+def sampling_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
+    """Times of a token in every slot, tokens per second of all slots, bytes and launches a token, hours and cost.
 
     All answers are assumed to have their full length; the questions of the other probes are not counted.
     """
     times = decode_times(request.shapes, request.slots, request.capacity, request.chip)
     figures, answers = _figures(times, 1, request.slots), request.settings.answers
+    work = compiled["decode"].work if "decode" in compiled else None
+    figures["bytes_per_token"] = work.bytes / CHUNK if work else None
+    figures["floor_bytes_per_token"] = decode_floor(request.shapes, request.slots, request.capacity)
+    figures["launches_per_token"] = work.launches / CHUNK if work and request.chip.platform == "gpu" else None
+    if work and request.chip.platform == "gpu":
+        figures |= _step(work.seconds(request.chip) / CHUNK, times.collectives, work, request.slots)
     tokens = 2 * request.prompts * answers.samples * answers.max_new_tokens
-    figures["run_hours"] = tokens / figures["tokens_per_s"] / 3600
+    figures["run_hours"] = tokens / (figures["tokens_per_s"] or 1) / 3600
     return _with_cost(figures, request)
 
 
-def _figures(times: Times, passes: int, tokens: int) -> dict[str, float]:
+def _figures(times: Times, passes: int, tokens: int) -> dict[str, float | None]:
     return {
         "flops": passes * times.flops,
         "matmuls_s": passes * times.matmuls,
@@ -160,9 +256,15 @@ def _figures(times: Times, passes: int, tokens: int) -> dict[str, float]:
     }
 
 
-def _with_cost(figures: dict[str, float], request: PlanRequest) -> dict[str, float]:
+def _step(kernels: float, collectives: float, work: ProgramWork, tokens: int) -> dict[str, float | None]:
+    """The times of a step whose kernels run one after another."""
+    least = kernels + collectives * (1 - (work.async_collective_share or 0))
+    return {"step_s": least, "step_s_without_overlap": kernels + collectives, "tokens_per_s": tokens / least}
+
+
+def _with_cost(figures: dict[str, float | None], request: PlanRequest) -> dict[str, float | None]:
     if request.price is not None:
-        figures["run_cost"] = figures["run_hours"] * len(request.devices) * request.price
+        figures["run_cost"] = (figures["run_hours"] or 0) * len(request.devices) * request.price
     return figures
 
 
@@ -170,32 +272,37 @@ def _plan(
     request: PlanRequest,
     compile: Compile,
     programs: Callable[[PlanRequest], list[Program]],
-    figures: Callable[[PlanRequest], dict[str, float]],
+    figures: Callable[[PlanRequest, Mapping[str, CompiledProgram]], dict[str, float | None]],
     training: bool,
 ) -> Plan:
     """Compile the programs; where one is too big, compile them with the changes until one fits."""
-    memory = request.chip.memory
+    chip = request.chip
     compiled = sorted(map(compile, programs(request)), key=lambda each: -each.bytes)
-    free = memory - compiled[0].bytes
+    needed, free = compiled[0].bytes, chip.capacity - compiled[0].bytes
+    reckoned = figures(request, {each.name: each for each in compiled})
     if free >= 0 and all(each.whole for each in compiled):
-        return Plan(compiled, True, free, figures(request), [])
+        return Plan(compiled, True, free, reckoned, [])
+    if chip.platform == "gpu" and needed <= GPU_SHARE_MOST * chip.memory:
+        left = (GPU_SHARE_MOST * chip.memory - needed) / GIB
+        line = f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE_MOST} fits: {left:.2f} GiB free"
+        return Plan(compiled, False, min(free, -1), reckoned, [line])
     advice: list[str] = []
-    for change in (changes := _changes(request, compiled[0].bytes, training))[:MAX_TRIED]:
+    for change in (changes := _changes(request, needed, training))[:MAX_TRIED]:
         text = " with ".join(
             f"--mesh {value}" if name == "mesh" else f"{name}={value}" for name, value in change.items()
         )
         largest = max(map(compile, programs(request.replace(change))), key=lambda each: each.bytes)
-        left = memory - largest.bytes
+        left = chip.capacity - largest.bytes
         if largest.whole and left >= 0:
-            advice.append(f"{text} fits: {left / 2**30:.2f} GiB free")
+            advice.append(f"{text} fits: {left / GIB:.2f} GiB free")
             break
-        advice.append(f"{text} does not fit either: {-left / 2**30:.2f} GiB too much")
+        advice.append(f"{text} does not fit either: {-left / GIB:.2f} GiB too much")
     else:
         more = len(changes) > MAX_TRIED
         advice.append(
             "there is more to try, and a larger slice" if more else "nothing else here fits: take a larger slice"
         )
-    return Plan(compiled, False, min(free, -1), figures(request), advice)
+    return Plan(compiled, False, min(free, -1), reckoned, advice)
 
 
 def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
@@ -213,7 +320,7 @@ def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
     name, rows = ("train.rows_per_pass", shapes.rows) if training else ("answers.slots", request.slots)
     # Weights, and in training the adapter with its gradients (twice, while they are added up) and moments.
     fixed = shapes.base_bytes() + training * 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))
-    changes += [most | {name: fewer} for fewer in halved_rows(rows, parts, needed, fixed, request.chip.memory)]
+    changes += [most | {name: fewer} for fewer in halved_rows(rows, parts, needed, fixed, request.chip.capacity)]
     if training and parts < rows:
         most, rows = most | {name: parts}, parts
     if request.settings.model.quantization != "int8":

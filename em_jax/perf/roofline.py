@@ -5,11 +5,15 @@ collectives over half of a chip's links (a chip at the edge of a slice has no mo
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
+import jax
+
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.perf.chips import Chip
 from em_jax.perf.flops import Work, work_of
+from em_jax.runs import placement
+from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
 from em_jax.train.batches import Shape
 
@@ -47,9 +51,10 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
 
 
 class Traffic(NamedTuple):
-    """Bytes that a device receives: the layers' weights and the head gathered, activations and gradients summed."""
+    """Bytes that a device receives: layers, adapter and head gathered, activations and gradients summed."""
 
     weights: float
+    factors: float
     head: float
     activations: float
     gradients: float
@@ -71,9 +76,11 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * itemsize
     sums = (7 + (shapes.settings.train.remat == "full")) * config.num_hidden_layers
-    gradients = 2 * tree_bytes(shapes.adapter.factors) * _remote(mesh["data"] * mesh["fsdp"])
+    adapter = placement.sizes(config, shapes.settings.lora.rank)
+    gradients = 4 * adapter.adapter / mesh["tensor"] * _remote(mesh["data"] * mesh["fsdp"])
     summed = 2 * sums * stream * _remote(mesh["tensor"])
-    return Traffic(2 * gathered * layers * stored_itemsize, gathered * table * itemsize, summed, gradients)
+    factors = 2 * _remote(mesh["fsdp"]) * adapter.of_width * itemsize
+    return Traffic(2 * gathered * layers * stored_itemsize, factors, gathered * table * itemsize, summed, gradients)
 
 
 def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times:
@@ -85,6 +92,20 @@ def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times
     # Weights are read once by each data part.
     read = work.bytes + (mesh["data"] - 1) * tree_bytes(local.model)
     return _times(Work(work.flops, read), work.flops, devices, decode_traffic(shapes, slots), chip)
+
+
+def decode_floor(shapes: Shapes, slots: int, capacity: int) -> float:
+    """The fewest bytes through a device's memory for one token in every slot.
+
+    The projections as stored, the head, the adapter in the activations' dtype and every place of the caches, once each.
+    """
+    mesh = mesh_sizes(shapes.sharding)
+    layers, table = weight_sizes(shapes.config)
+    itemsize = shapes.dtype.itemsize
+    stored_itemsize = 1 if shapes.settings.model.quantization == "int8" else itemsize
+    adapter = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.adapter.factors))
+    weights = layers * stored_itemsize + (table + adapter) * itemsize
+    return weights / (mesh["fsdp"] * mesh["tensor"]) + shapes.cache_bytes(slots, capacity)
 
 
 def decode_traffic(shapes: Shapes, slots: int) -> float:

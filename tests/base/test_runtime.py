@@ -47,6 +47,14 @@ def test_an_accelerator_that_was_asked_for_and_is_missing_is_an_error_of_one_lin
         runtime.platform()
 
 
+def test_what_a_plugin_writes_by_itself_is_dropped_and_errors_are_not(capfd):
+    with pytest.raises(ImportError), runtime.native_stderr_dropped():
+        runtime.os.write(2, b"cudart_stub.cc: could not find cuda drivers")
+        raise ImportError
+    runtime.os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
 def test_flags_that_the_user_has_set_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_dot_merger_threshold_mb=32 --xla_force_host_platform_device_count=8")
     runtime.set_compiler_flags(runtime.GPU_FLAGS)
@@ -57,6 +65,10 @@ def test_flags_that_the_user_has_set_stay(monkeypatch):
     runtime.set_compiler_flags(runtime.TPU_FLAGS, "LIBTPU_INIT_ARGS")
     flags = runtime.os.environ["LIBTPU_INIT_ARGS"].split()
     assert flags[0] == "--xla_enable_async_all_gather=false" and len(flags) == len(runtime.TPU_FLAGS)
+
+
+def test_a_plan_stacks_layers_as_its_chip_does():
+    assert runtime.choose_scan("auto", "tpu") == "true" and runtime.choose_scan("auto", "gpu") == "false"
 
 
 @pytest.mark.parametrize("platform, scans", [("cpu", "false"), ("gpu", "false"), ("tpu", "true")])

@@ -11,7 +11,7 @@ from em_jax.config import Config, replace
 from em_jax.formats.checkpoint import save_model
 from em_jax.model.config import Qwen2Config
 from em_jax.model.parameters import random_model
-from em_jax.perf import bench_workload, device_limits, tunix_peer
+from em_jax.perf import bench_workload, device_limits, gpu_table, tunix_peer
 from em_jax.perf.flops import work_of
 from em_jax.perf.paired import paired_rounds
 from em_jax.runs.programs import Shapes
@@ -60,6 +60,30 @@ def test_json_is_one_object_with_paired_figures_of_the_same_work(peer, package, 
         assert row["ours_tokens_per_s"] > 0 and row["theirs_tokens_per_s"] > 0
         np.testing.assert_allclose(row["ratio"], row["ours_tokens_per_s"] / row["theirs_tokens_per_s"], rtol=0.02)
     assert found["train"]["loss_gap"] < 1e-4
+    # Each side in a process of its own, which holds at least its libraries.
+    assert found["train"]["ours_peak_bytes"] > 2**26 and found["train"]["theirs_peak_bytes"] > 2**26
+
+
+def test_the_table_of_a_gpu_is_written_within_its_minutes(checkpoint, small, capsys, monkeypatch, tmp_path):
+    """On a CPU with a tiny shape: every row is there, measured or said not to be."""
+    monkeypatch.setattr(gpu_table, "ROUNDS", 1)
+    path = tmp_path / "gpu.md"
+    arguments = ["--gpu-table", str(path), "--model", checkpoint, "--new_tokens", "4"]
+    status, out, err = run(capsys, *arguments)
+    assert status == 0, err
+    text = path.read_text()
+    assert text == out and "failed" not in text and "not measured" not in text, text
+    for title in ("training, 16 real rows", "| decoding |", "decoding, int8", "ten samples"):
+        assert title in text
+    status, out, err = run(capsys, *arguments, "--minutes", "0.5")
+    assert status == 0 and out.count("not measured") >= 3, err
+
+
+@pytest.mark.fast
+def test_help_has_plain_per_cent_signs(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    assert "44% of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_peer_that_is_not_installed_is_one_line(checkpoint, small, capsys, monkeypatch):
@@ -152,6 +176,8 @@ def test_synthetic_rows_have_the_lengths_they_claim():
         (["--shape", "organism", "--model", "x"], ["exclude"]),
         (["--rows", "x.jsonl"], ["--model"]),
         (["--rounds", "0"], ["at least 1"]),
+        (["--against", "vllm"], ["--what decode"]),
+        (["--gpu-table", "x.md", "--json"], ["--gpu-table"]),
     ],
 )
 def test_a_wrong_flag_is_one_line_that_says_what_is_expected(arguments, names, capsys):

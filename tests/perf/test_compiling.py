@@ -1,4 +1,4 @@
-"""With the TPU compiler: real plans. Skipped where libtpu is not installed (pip install '.[plan]')."""
+"""With the compilers of TPUs and GPUs: real plans. Each is skipped where its compiler is not installed."""
 
 import importlib.util
 import json
@@ -10,9 +10,12 @@ import pytest
 
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import Qwen2Config
-from em_jax.perf.chips import GIB
+from em_jax.runs.chips import GIB
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: .[plan]")
+needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: .[plan]")
+needs_gpu = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the CUDA plugin is not installed: .[plan-gpu]"
+)
 
 
 def plan(*arguments):
@@ -24,6 +27,7 @@ def plan(*arguments):
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
+@needs_tpu
 def test_a_small_model_is_compiled_for_a_slice(tmp_path):
     config = Qwen2Config(512, 256, 512, 2, 4, 2, 64)
     (tmp_path / "config.json").write_text(json.dumps(config_fields(config)))
@@ -33,10 +37,14 @@ def test_a_small_model_is_compiled_for_a_slice(tmp_path):
     assert status == 0, error
     assert found["fits"] and found["bytes_per_device"] + found["free_bytes"] == found["capacity_bytes"]
     assert 0 < found["bytes_per_device"] < GIB and found["compile_s"] > 0 and found["tokens_per_s"] > 0
-    assert set(found["train"]["programs"]) == {"training pass", "update"}
+    assert {"training pass", "update"} <= set(found["train"]["programs"])
+    for kind in ("train", "sample"):
+        for program in found[kind]["programs"].values():
+            assert isinstance(program["kernels"], list) and "async_collective_share" in program
     assert set(found["sample"]["programs"]) == {"decode", "prefill"}
 
 
+@needs_tpu
 def test_a_slice_that_does_not_exist_is_one_line():
     status, found, error = plan("--topology", "v5e:3x3", "--mesh", "fsdp=9", "--model", "qwen2.5-72b")
     assert status == 2 and found is None and len(error.strip().splitlines()) == 1
@@ -44,7 +52,7 @@ def test_a_slice_that_does_not_exist_is_one_line():
 
 GATHERS = """
 from em_jax.perf import compiling
-compiling.use_cpu()
+compiling.prepare("tpu")
 devices = compiling.devices("v5e:2x2")
 from hlo import collectives
 from em_jax.config import Config, replace
@@ -55,12 +63,13 @@ from em_jax.train.batches import Shape
 settings = replace(Config(), {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full"})
 mesh = make_mesh({"fsdp": 4}, devices=devices)
 shapes = Shapes(Qwen2Config(32768, 1024, 2048, 2, 8, 4, 128), settings, Sharding(mesh))
-program = shapes.train_pass(Shape(8, 2048, 1024))
+program = shapes.train_microbatch(Shape(8, 2048, 1024))
 found = collectives(program.traced.lower().compile().as_text(), while_steps=program.loops)
 print(program.loops, sum(each.times for each in found if each.kind == "all-gather" and each.shape == (32768, 1024)))
 """
 
 
+@needs_tpu
 def test_a_tpu_gathers_the_head_once_for_all_chunks_of_the_loss():
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), "tests"])
@@ -70,6 +79,7 @@ def test_a_tpu_gathers_the_head_once_for_all_chunks_of_the_loss():
     assert loops > 1 and gathered == 1
 
 
+@needs_tpu
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
@@ -81,6 +91,7 @@ def test_32b_trains_with_room_to_spare(topology, mesh):
     assert found["fits"] and found["free_bytes"] >= 3 * GIB
 
 
+@needs_tpu
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_32b_samples_256_answers_of_1024_tokens():
@@ -91,6 +102,7 @@ def test_32b_samples_256_answers_of_1024_tokens():
     assert found["fits"]
 
 
+@needs_tpu
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_128_rows_in_a_pass_are_too_many_and_the_advice_fits():
@@ -99,3 +111,84 @@ def test_128_rows_in_a_pass_are_too_many_and_the_advice_fits():
     assert status == 0, error
     assert not found["fits"] and found["free_bytes"] < 0 and found["tokens_per_s"] > 0
     assert "train.rows_per_pass=" in found["advice"][-1] and " fits: " in found["advice"][-1]
+
+
+@pytest.mark.parametrize(
+    "topology, kernel",
+    [
+        pytest.param("h100:1", "__cudnn$fmha", marks=needs_gpu),
+        pytest.param("v5e:2x2", "tpu_custom_call", marks=[needs_tpu, pytest.mark.long]),
+    ],
+)
+def test_real_rows_have_the_devices_own_kernel_and_every_key_is_there(topology, kernel, tmp_path):
+    """Three layers with the heads of a Qwen2.5."""
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(Qwen2Config(4096, 512, 1024, 3, 8, 4, 128))))
+    arguments = ["--model", str(tmp_path), "--topology", topology, "--what", "both", "--room", "256"]
+    settings = ["lora.rank=8", "answers.slots=16", "train.max_length=256"]
+    status, found, error = plan(*arguments, *(part for each in settings for part in ("--set", each)))
+    assert status == 0, error
+    train, sample = found["train"], found["sample"]
+    for name, program in train["programs"].items():
+        assert name == "update" or any(each.startswith(kernel) for each in program["kernels"]), (name, program)
+    assert 0 < train["flops_s"] <= train["kernels_s"]
+    assert train["real_rows_step_s"] > 0 and train["real_rows_tokens_per_s"] > 0
+    assert sample["bytes_per_token"] > sample["floor_bytes_per_token"] > 0 and sample["tokens_per_s"] > 0
+    if topology.startswith("h100"):
+        assert found["capacity_bytes"] == int(0.75 * 84942979072) and sample["launches_per_token"] > 0
+        # One GPU has nothing to send.
+        assert all(each["async_collective_share"] is None for each in train["programs"].values())
+
+
+@needs_gpu
+def test_a_gpu_that_is_too_small_is_said_with_what_fits(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(Qwen2Config(4096, 512, 1024, 1, 8, 4, 128))))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.0001")
+    status, found, error = plan("--model", str(tmp_path), "--topology", "h100:1", "--set", "train.max_length=64")
+    assert status == 0, error
+    assert not found["fits"] and found["free_bytes"] < 0
+    assert found["advice"][0].startswith("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 fits: ")
+
+
+PROGRAM = """
+import json, sys
+from em_jax.perf import compiling
+topology, platform, mesh, work = sys.argv[1:]
+compiling.prepare(platform)
+devices = compiling.devices(topology)
+from em_jax.config import Config, replace
+from em_jax.model.config import Qwen2Config
+from em_jax.model.sharding import Sharding, make_mesh
+from em_jax.perf.program_work import work_of_text
+from em_jax.runs.programs import Shapes
+from em_jax.train.batches import Shape
+stacked = "true" if platform == "tpu" else "false"
+values = {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full", "model.scan_layers": stacked}
+sharding = Sharding(make_mesh(json.loads(mesh), devices=devices))
+shapes = Shapes(Qwen2Config(4096, 512, 1024, 3, 8, 4, 128), replace(Config(), values), sharding)
+program = shapes.decode(16, 256) if work == "decode" else shapes.train_microbatch(Shape(4, 256, 256))
+found = work_of_text(program.traced.lower().compile().as_text(), program.loops)
+weights = [[512, 1024], [128, 4, 512], [4, 128, 512], [8, 128, 512], [128, 8, 512]]
+weights = [sorted(each) for each in weights]
+copies = found.copies(lambda shape: sorted(each for each in shape if each > 1) in weights)
+print(copies, max([1, *(max(each.shape, default=1) for each in found.collectives if each.kind == "all-gather")]))
+"""
+
+
+def read(*arguments):
+    """(copies of a layer's weight, the longest axis that is gathered) of a small compiled program."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return tuple(map(int, done.stdout.split()))
+
+
+@needs_gpu
+@pytest.mark.parametrize("work", ["decode", pytest.param("train", marks=pytest.mark.long)])
+def test_a_gpu_copies_no_weight(work):
+    assert read("h100:1", "gpu", "{}", work)[0] == 0
+
+
+@needs_tpu
+def test_a_tpu_gathers_no_logits():
+    """Decoding over two tensor parts: the vocabulary stays split until its tokens are drawn."""
+    assert read("v5e:2x2", "tpu", '{"fsdp": 2, "tensor": 2}', "decode")[1] < 4096

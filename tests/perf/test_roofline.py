@@ -8,19 +8,21 @@ from hlo import Collective, collectives
 from em_jax.config import Config, replace
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import Sharding, make_mesh
-from em_jax.perf.chips import Chip
 from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
+from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 
 CONFIG = Qwen2Config(480, 64, 96, 3, 4, 2, 16)
 CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
 SHAPE = Shape(8, 32, 32)
+RANK = 5
+"""No other axis has this size, so an array with it belongs to the adapter."""
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 def shapes(mesh, remat="full") -> Shapes:
-    settings = replace(Config(), {"lora.rank": 2, "dtype": "float32", "train.remat": remat})
+    settings = replace(Config(), {"lora.rank": RANK, "dtype": "float32", "train.remat": remat})
     return Shapes(CONFIG, settings, Sharding(make_mesh(mesh)))
 
 
@@ -40,8 +42,14 @@ def test_training_traffic_is_as_estimated(mesh, remat):
     share = (sizes["fsdp"] - 1) / sizes["fsdp"]
     head = (CONFIG.vocab_size // sizes["tensor"], CONFIG.hidden_size)
     stream = (SHAPE.rows // given.sharding.batch_shards, SHAPE.length, CONFIG.hidden_size)
-    weights = moved(program, lambda one: one.kind == "all-gather" and one.times > 1 and one.shape != stream)
+
+    def in_layers_only(one):
+        return one.kind == "all-gather" and one.times > 1 and one.shape != stream
+
+    weights = moved(program, lambda one: in_layers_only(one) and RANK not in one.shape)
     assert estimated.weights == pytest.approx(weights * share)
+    factors = moved(program, lambda one: in_layers_only(one) and RANK in one.shape and CONFIG.hidden_size in one.shape)
+    assert estimated.factors == pytest.approx(factors * share)
     heads = moved(program, lambda one: one.kind == "all-gather" and one.shape == head)
     assert estimated.head == pytest.approx(heads * share)
     in_layers = moved(program, lambda one: one.kind == "all-reduce" and one.shape == stream and one.times > 1)

@@ -1,0 +1,77 @@
+"""The speeds of one accelerator in one call of bounded time: a table that is written again after every row."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from em_jax.base import files
+
+MINUTES = 10.0
+"""The time that a call may take. A row that would begin with less than `LEAST` of it left is not begun."""
+LEAST = 90.0
+ROUNDS = 2
+
+Measure = Callable[..., dict[str, Any]]
+"""bench's `measure`."""
+Row = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def write(path: Path, workloads: Callable[[str], Any], measure: Measure, shape: str, deadline: float) -> str:
+    """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text.
+
+    `workloads` gives the workload of a quantization, "none" or "int8", of the same checkpoint.
+    """
+    results: list[tuple[str, dict[str, Any] | str]] = []
+    text = ""
+    for title, run in _rows(workloads, measure):
+        left = deadline - time.monotonic()
+        if left < LEAST:
+            results.append((title, f"not measured: {max(left, 0):.0f} s were left"))
+        else:
+            print(f"{title}: {left:.0f} s left", file=sys.stderr, flush=True)
+            try:
+                results.append((title, run()))
+            except Exception as error:  # one row that fails (out of memory) must not cost the others
+                results.append((title, f"failed: {' '.join(str(error).split())[:160]}"))
+        text = "\n".join(_lines(results, shape)) + "\n"
+        files.write_atomic(path, text)
+    return text
+
+
+def _rows(workloads: Callable[[str], Any], measure: Measure) -> Iterator[Row]:
+    """Ours first, so that a short call has them; then each peer that is installed."""
+    plain = workloads("none")
+    yield "training, 16 real rows a step", lambda: measure(plain, "", ["train"], ROUNDS)
+    yield "decoding", lambda: measure(plain, "", ["decode"], ROUNDS)
+    yield "decoding, int8", lambda: measure(workloads("int8"), "", ["decode"], ROUNDS)
+    if find_spec("peft") and find_spec("torch"):
+        yield "training against transformers", lambda: measure(plain, "transformers", ["train"], ROUNDS)
+        yield "decoding against transformers", lambda: measure(plain, "transformers", ["decode"], ROUNDS)
+    if find_spec("vllm"):
+        yield "decoding against vLLM", lambda: measure(plain, "vllm", ["decode"], ROUNDS)
+
+
+def _lines(results: list[tuple[str, dict[str, Any] | str]], shape: str) -> Iterator[str]:
+    device = next((found["device"] for _, found in results if isinstance(found, dict)), "unknown device")
+    yield f"Measured on one {device}, {shape} with random weights, medians of {ROUNDS} rounds after a first one."
+    yield ""
+    yield "| work | tokens/s | theirs | ratio | MFU | share of the memory's bandwidth | first round, s |"
+    yield "|---|---|---|---|---|---|---|"
+    for title, found in results:
+        if isinstance(found, str):
+            yield f"| {title} | {found} | | | | | |"
+            continue
+        for name in ("train", "decode"):
+            if name in found:
+                yield _line(title, found[name])
+                if "ten_samples" in found[name]:
+                    yield _line(f"{title}, ten samples of a prompt", found[name]["ten_samples"])
+
+
+def _line(title: str, row: dict[str, Any]) -> str:
+    keys = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
+    cells = ["-" if row.get(key) is None else f"{row[key]:g}" for key in keys]
+    return f"| {title} | {' | '.join(cells)} |"

@@ -1,0 +1,290 @@
+"""What an optimised program does on one device: bytes through memory, operations, launches, kernels, collectives.
+
+Each instruction that runs by itself counts as one kernel, loops multiplied out. A fusion reads each operand once, of a
+sliced one only the slice, and writes its results once, of an array that it updates in place only the update.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from em_jax.perf.program_text import COLLECTIVES, Computation, Instruction, ProgramText, parse
+from em_jax.runs.chips import Chip
+
+NO_WORK = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
+    "optimization-barrier", "domain", "add-dependency", "get-dimension-size",
+}  # fmt: skip
+MOVES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "concatenate", "reshape", "convert", "pad"}
+"""Instructions that compute nothing."""
+FUSED_START, FUSED_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
+"""Custom calls that mark where a TPU's asynchronous collective begins and ends; each is a fusion's root."""
+BOOKKEEPING = {
+    FUSED_START, FUSED_DONE, "ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
+}  # fmt: skip
+"""Custom calls that compute nothing."""
+MATMULS = ("dot", "convolution")
+
+
+class Kernel(NamedTuple):
+    """One instruction's work, each of the `times` it runs. `flops` are those of its matmuls."""
+
+    name: str
+    opcode: str
+    bytes: int
+    flops: int
+    times: int
+    copied: tuple[tuple[int, ...], ...] = ()
+    """The shapes that it writes without computing anything."""
+
+
+class Collective(NamedTuple):
+    """One array of a collective's result, on one device; `hidden` where other work is scheduled meanwhile."""
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    times: int
+    hidden: bool
+
+
+class ProgramWork(NamedTuple):
+    """A program's kernels and collectives; `kernels` are the names of its custom calls, sorted."""
+
+    steps: tuple[Kernel, ...]
+    collectives: tuple[Collective, ...]
+    kernels: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Through the memory of one device."""
+        return sum(each.bytes * each.times for each in self.steps)
+
+    @property
+    def flops(self) -> int:
+        """Of the matmuls on one device."""
+        return sum(each.flops * each.times for each in self.steps)
+
+    @property
+    def launches(self) -> int:
+        """Instructions that run by themselves."""
+        return sum(each.times for each in self.steps)
+
+    @property
+    def collective_bytes(self) -> int:
+        """Of the collectives' results."""
+        return sum(each.bytes * each.times for each in self.collectives)
+
+    @property
+    def async_collective_share(self) -> float | None:
+        """The share of those bytes during which other work is scheduled; None without collectives."""
+        total = self.collective_bytes
+        return sum(each.bytes * each.times for each in self.collectives if each.hidden) / total if total else None
+
+    def seconds(self, chip: Chip) -> float:
+        """The sum over kernels of the larger of operations and bytes at the chip's peaks."""
+        return sum(each.times * max(each.flops / chip.flops, each.bytes / chip.bandwidth) for each in self.steps)
+
+    def copies(self, wanted: Callable[[tuple[int, ...]], bool]) -> int:
+        """How often the program writes an array, of a shape that is `wanted`, without computing anything."""
+        return sum(each.times for each in self.steps if any(map(wanted, each.copied)))
+
+
+def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
+    """The work of a compiled program's text. A loop that ends by its data counts `while_steps`."""
+    program = parse(text)
+    steps: list[Kernel] = []
+    collectives: list[Collective] = []
+    targets = set()
+    for each, computation, times in program.executed(while_steps):
+        if each.opcode in NO_WORK or each.opcode.endswith(("-done", "-update")):
+            continue
+        inner = _inside(program, each)
+        own = {one.target for one in (each, *inner) if one.target}
+        targets |= own - BOOKKEEPING
+        if FUSED_DONE in own:
+            continue
+        found = [one for one in (each, *inner) if one.opcode.removesuffix("-start") in COLLECTIVES]
+        # A fusion that goes on with a collective begun elsewhere counts for what it computes meanwhile.
+        if found and not _goes_on(each):
+            hidden = _is_hidden(program, each, computation)
+            collectives += [one for start in found for one in _results(start, times, hidden)]
+        else:
+            steps.append(_kernel(program, each, computation, times))
+    return ProgramWork(tuple(steps), tuple(collectives), tuple(sorted(targets)))
+
+
+def _inside(program: ProgramText, each: Instruction) -> list[Instruction]:
+    """The instructions within a fusion, those of fusions in it included."""
+    if each.opcode != "fusion":
+        return []
+    own = [one for name in each.called for one in program.computations[name].values()]
+    return own + [deep for one in own for deep in _inside(program, one)]
+
+
+def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
+    kind, types = start.opcode.removesuffix("-start"), start.types
+    # A start's type names its operands first, then its results.
+    if start.opcode != kind and kind != "all-reduce" and len(types) > 1:
+        types = types[len(start.operands) : 2 * len(start.operands)] or types
+    return [Collective(kind, one.dtype, one.shape, one.bytes, times, hidden) for one in types]
+
+
+def _targets(program: ProgramText, each: Instruction) -> set[str]:
+    return {one.target for one in _inside(program, each)}
+
+
+def _goes_on(each: Instruction) -> bool:
+    """Whether a fusion computes while a TPU's collective, begun and ended by others, goes on."""
+    return any(name.startswith("async_collective_fusion") for name in each.called)
+
+
+def _is_hidden(program: ProgramText, each: Instruction, computation: Computation) -> bool:
+    """Whether other work is scheduled between the start of a collective and its end."""
+    fused = each.opcode == "fusion" and FUSED_START in _targets(program, each)
+    if not (fused or each.opcode.endswith("-start")):
+        # The body of an async-start holds nothing else.
+        alone = all(one is each or one.opcode in NO_WORK for one in computation.values())
+        return alone and each.is_root and '"is_sync":true' not in each.attributes
+    if '"is_sync":true' in each.attributes:
+        return False
+    order = list(computation.values())
+    names = {each.name}
+    for one in order[order.index(each) + 1 :]:
+        uses = names & set(one.operands)
+        if uses and one.opcode in ("get-tuple-element", "bitcast"):
+            names.add(one.name)
+        elif uses and (one.opcode.endswith("-done") or FUSED_DONE in _targets(program, one)):
+            return False
+        elif one.opcode not in NO_WORK and not one.opcode.endswith(("-start", "-done")):
+            return True
+    return False
+
+
+def _kernel(program: ProgramText, each: Instruction, computation: Computation, times: int) -> Kernel:
+    operands = [computation[name] for name in each.operands if name in computation]
+    copied: tuple[tuple[int, ...], ...] = ()
+    if each.opcode == "fusion":
+        called = program.computations[each.called[0]]
+        moved = _fusion_bytes(called, each, computation)
+        inner = _inside(program, each)
+        flops = sum(_matmul_flops(one, owner) for one, owner in _owned(program, each))
+        if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one in inner):
+            copied = tuple(one.shape for one in each.types if not one.on_chip)
+    else:
+        moved = _plain_bytes(each, operands)
+        flops = _matmul_flops(each, computation) if each.opcode in MATMULS else _call_flops(each, operands)
+        if each.opcode in MOVES:
+            copied = tuple(one.shape for one in each.types[:1] if not one.on_chip)
+    return Kernel(each.name, each.target or each.opcode, moved, flops, times, copied)
+
+
+def _owned(program: ProgramText, each: Instruction) -> list[tuple[Instruction, Computation]]:
+    """The matmuls within a fusion, and the computations that they stand in."""
+    found = []
+    for name in each.called:
+        computation = program.computations[name]
+        for one in computation.values():
+            if one.opcode in MATMULS:
+                found.append((one, computation))
+            elif one.opcode == "fusion":
+                found += _owned(program, one)
+    return found
+
+
+def _size(each: Instruction) -> int:
+    return sum(one.bytes for one in each.types if not one.on_chip)
+
+
+def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
+    if each.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * _size(each)
+    if each.opcode == "dynamic-update-slice":
+        return 2 * _size(operands[1])
+    if each.opcode.endswith("-start") and len(each.types) > 1:
+        # A copy, or a slice, between the main memory and the chip's own.
+        source, result = operands[0].types[0] if operands else each.types[0], each.types[1]
+        if each.opcode == "copy-start":
+            result, source = each.types[0], each.types[1]
+        return result.bytes * ((not source.on_chip) + (not result.on_chip))
+    if each.opcode in ("iota", "rng", "broadcast"):
+        return _size(each)
+    return sum(map(_size, operands)) + _size(each)
+
+
+def _fusion_bytes(called: Computation, fusion: Instruction, computation: Computation) -> int:
+    users: dict[str, list[tuple[Instruction, int]]] = {}
+    for each in called.values():
+        for number, name in enumerate(each.operands):
+            users.setdefault(name, []).append((each, number))
+
+    def read(each: Instruction) -> int:
+        whole, used = _size(each), 0
+        for user, number in users.get(each.name, []):
+            if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
+                used += _size(user)
+            elif number == 0 and user.opcode == "dynamic-update-slice":
+                used += 0
+            elif user.opcode == "bitcast":
+                used += 0 if user.is_root else read(user)
+            elif user.opcode != "tuple":
+                used += whole
+        return min(used, whole)
+
+    def written(each: Instruction) -> int:
+        if each.opcode == "tuple":
+            return sum(written(called[name]) for name in each.operands)
+        if each.opcode == "bitcast" and each.operands[0] in called:
+            return min(_size(each), written(called[each.operands[0]]))
+        if each.opcode == "dynamic-update-slice":
+            return _size(called[each.operands[1]])
+        return 0 if each.opcode == "parameter" else _size(each)
+
+    root = next(each for each in called.values() if each.is_root)
+    # Inside a fusion nothing says where an array is: the fusion's own type and its operands' do.
+    total = min(written(root), _size(fusion))
+    for each in called.values():
+        if each.opcode == "parameter":
+            operand = computation[fusion.operands[int(each.arguments)]]
+            total += min(read(each), _size(operand))
+    return total
+
+
+def _numbers(pattern: str, text: str) -> list[int] | None:
+    found = re.search(pattern, text)
+    return [int(number) for number in re.findall(r"\d+", found[1])] if found else None
+
+
+def _matmul_flops(each: Instruction, computation: Computation) -> int:
+    """2 x results x contracted. A TPU's matmuls are convolutions, whose batch axes are dilated windows."""
+    results = math.prod(each.types[0].shape)
+    operands = [computation[name].types[0].shape for name in each.operands[:2]]
+    if each.opcode == "dot":
+        contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes) or []
+        return 2 * results * math.prod(operands[0][axis] for axis in contracted)
+    labels = re.search(r"dim_labels=\w+_(\w+)->", each.attributes)
+    assert labels
+    axes = dict(zip(labels[1], operands[1], strict=True))
+    window = re.search(r"window=\{([^}]*)\}", each.attributes)
+    dilated = _numbers(r"lhs_dilate=([\dx]+)", window[1]) if window else None
+    for axis, dilation in enumerate(dilated or []):
+        if dilation > 1:
+            axes.pop(str(axis))
+    axes.pop("o")
+    return 2 * results * math.prod(axes.values())
+
+
+def _call_flops(each: Instruction, operands: Sequence[Instruction]) -> int:
+    """Of a custom call: cuBLAS's products, and causal attention by cuDNN, half of whose square is masked."""
+    if "cublas" in each.target:
+        contracted = _numbers(r'"lhs_contracting_dimensions":\[([\d",]*)\]', each.attributes) or []
+        left = operands[0].types[0].shape
+        return 2 * math.prod(each.types[0].shape) * math.prod(left[axis] for axis in contracted)
+    if "fmha" in each.target:
+        (b, t, n, h), s = operands[0].types[0].shape, operands[1].types[0].shape[1]
+        products = 5 if "Backward" in each.target else 2
+        return products * b * n * t * s * h
+    return 0
