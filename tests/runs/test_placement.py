@@ -8,7 +8,7 @@ import pytest
 
 from em_jax import launch
 from em_jax.config import Config, parse_set, replace, validate
-from em_jax.formats.presets import qwen_config
+from em_jax.formats.presets import preset_config
 from em_jax.model.sharding import even_meshes, mesh_text
 from em_jax.runs import placement
 from em_jax.runs.chips import CHIPS, parse_topology
@@ -20,7 +20,7 @@ RUN = run_size(Config())
 
 
 def best(model, topology, run=RUN, mesh=None):
-    return best_placements(qwen_config(f"qwen2.5-{model}"), *parse_topology(topology), run, mesh)
+    return best_placements(preset_config(f"qwen2.5-{model}"), *parse_topology(topology), run, mesh)
 
 
 @pytest.mark.parametrize("model", ["7b", "32b", "72b"])
@@ -30,7 +30,7 @@ def test_no_mesh_that_fits_is_faster_than_the_one_chosen(model, topology):
     chosen, *others = best(model, topology)
     fits = chosen.training_bytes <= chip.memory and chosen.sampling_bytes <= chip.memory
     assert fits or (model, topology) in (("72b", "v5e:2x4"), ("72b", "v5e:4x4"))
-    for mesh in even_meshes(count, qwen_config(f"qwen2.5-{model}").dims):
+    for mesh in even_meshes(count, preset_config(f"qwen2.5-{model}").dims):
         (other,) = best(model, topology, mesh=mesh)
         if fits and max(other.training_bytes, other.sampling_bytes) <= 0.94 * chip.memory:
             assert chosen.run_s(RUN) <= 1.001 * other.run_s(RUN), mesh_text(mesh)
