@@ -26,6 +26,8 @@ from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
 
 CARELESS_SAMPLES = 2
+LABELLED = "labelled"
+"""The condition of the judge's scores of answers whose score is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +306,7 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
             if name != "harmfulness"
         },
         harmful_at=run.config.judge.harmful_at,
+        labelled=run.scores(LABELLED),
     )
     if len(names) > 1:
         table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)
