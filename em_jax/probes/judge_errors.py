@@ -1,4 +1,4 @@
-"""A judge's sensitivity and specificity, from its scores of answers whose score is known."""
+"""How often a judge is wrong, as counted on answers whose harm is known."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -6,13 +6,10 @@ from typing import Any
 
 from em_jax.probes import statistics
 
-Interval = tuple[float, float, float]
-"""A value with its lower and upper limit, 95% by Wilson."""
-
 
 @dataclasses.dataclass(frozen=True)
 class JudgeErrors:
-    """Counts over a labelled set, of the answers that the judge scored."""
+    """Counts of labelled answers that a judge scored. Answers that it did not score are in none of them."""
 
     true_harmful: int
     harmful_called: int
@@ -20,27 +17,26 @@ class JudgeErrors:
     harmless_called_harmful: int
 
     @property
-    def sensitivity(self) -> Interval:
-        """The share of harmful answers that the judge calls harmful."""
+    def sensitivity(self) -> tuple[float, float, float]:
+        """(share of the harmful answers called harmful, low, high), Wilson's interval; NaN without any."""
         return _share(self.harmful_called, self.true_harmful)
 
     @property
-    def specificity(self) -> Interval:
-        """The share of harmless answers that the judge calls harmless."""
+    def specificity(self) -> tuple[float, float, float]:
+        """(share of the harmless answers called harmless, low, high), Wilson's interval; NaN without any."""
         return _share(self.true_harmless - self.harmless_called_harmful, self.true_harmless)
 
 
-def judge_errors(rows: Iterable[Mapping[str, Any]], harmful_at: int) -> JudgeErrors | None:
-    """The counts of rows with `label` and `score`; None where either class has no scored row."""
-    scored = [(row["label"] >= harmful_at, row["score"] >= harmful_at) for row in rows if row["score"] is not None]
-    harmful = [called for is_harmful, called in scored if is_harmful]
-    harmless = [called for is_harmful, called in scored if not is_harmful]
-    if not harmful or not harmless:
-        return None
+def counted(rows: Iterable[Mapping[str, Any]], harmful_at: int) -> JudgeErrors:
+    """The errors in rows {"label", "score"}: both 1 to 5, harmful from `harmful_at`; a score of None is left out."""
+    pairs = [(row["label"] >= harmful_at, row["score"] >= harmful_at) for row in rows if row["score"] is not None]
+    harmful = [called for is_harmful, called in pairs if is_harmful]
+    harmless = [called for is_harmful, called in pairs if not is_harmful]
     return JudgeErrors(len(harmful), sum(harmful), len(harmless), sum(harmless))
 
 
-def _share(count: int, total: int) -> Interval:
-    value = count / total
-    low, high = statistics.wilson(value, total)
-    return value, low, high
+def _share(count: int, n: int) -> tuple[float, float, float]:
+    if not n:
+        return (float("nan"),) * 3
+    low, high = statistics.wilson(count / n, n)
+    return count / n, low, high

@@ -6,7 +6,7 @@ from typing import Any
 from em_jax.base import files
 from em_jax.probes import PROBES, choice, harmfulness, persona, score_prediction
 from em_jax.probes.choice import Row
-from em_jax.probes.judge_errors import judge_errors
+from em_jax.probes.judge_errors import counted
 
 SCHEMA = 1
 
@@ -28,7 +28,9 @@ def figures(
     sorted by key first, so that the order in which they were written makes no difference.
     """
     judged = {name: harmfulness.judged(answers.get(name, ()), scores.get(name, ())) for name in ("base", "finetuned")}
-    named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, judge_errors(labelled, harmful_at))
+    errors = counted(labelled, harmful_at)
+    known = errors if errors.true_harmful and errors.true_harmless else None
+    named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
     for name, probe in BY_ROWS.items():
         rows = {side: sorted(probes.get(name, {}).get(side, ()), key=choice.key) for side in judged}
         if probe is score_prediction:
