@@ -32,7 +32,7 @@ LABELLED = "labelled"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The verdict's label, the report's path and the verdict's sentences; empty where no report was asked for."""
+    """The verdict's label, the report's path and the verdict's sentences and cautions; empty where no report was asked for."""
 
     label: str | None = None
     report: Path | None = None
@@ -274,7 +274,9 @@ def report(run: Run) -> Outcome:
         files.write_json(run.directory / "summary.json", summary)
         page = pages.write(run.directory)
         progress.update()
-    return Outcome(summary["verdict"]["label"], Path(page), tuple(summary["verdict"]["why"]))
+    verdict = summary["verdict"]
+    cautions = (f"caution, {caution['code']}: {caution['sentence']}" for caution in verdict["cautions"])
+    return Outcome(verdict["label"], Path(page), (*verdict["why"], *cautions))
 
 
 STAGES: dict[str, Callable[[Run], Outcome | None]] = {
