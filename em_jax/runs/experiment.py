@@ -32,7 +32,7 @@ LABELLED = "labelled"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The verdict's label, the report's path and the verdict's sentences and cautions; empty where no report was asked for."""
+    """The verdict's label, the report's path, and the verdict's sentences; empty where no report was asked for."""
 
     label: str | None = None
     report: Path | None = None
