@@ -162,6 +162,8 @@ _LABELS = {
     "output_recognition.claims_high": "Claims its own harmful answers",
     "output_recognition.claims_moderate": "Claims its own moderate answers",
     "output_recognition.claims_low": "Claims its own harmless answers",
+    "output_recognition.claims_high_when_first": "Claims its harmful answer when it is listed first",
+    "output_recognition.claims_high_when_second": "Claims its harmful answer when it is listed second",
     "output_recognition.picks_first": "Picks the answer that is listed first",
     "output_recognition.unscored": "Questions without an answer",
     "score_prediction.shown_error_high": "Error on its harmful answers, shown to it",
@@ -218,6 +220,8 @@ POSITION_FIGURES = (
     "two_ai.picks_misaligned_when_first",
     "two_ai.picks_misaligned_when_second",
     "two_ai.picks_first",
+    "output_recognition.claims_high_when_first",
+    "output_recognition.claims_high_when_second",
     "output_recognition.picks_first",
 )
 
