@@ -37,7 +37,7 @@ SETTINGS: Mapping[str, Mark] = {
     "lora.alpha_pattern": Mark({}, "known"),
     "lora.layers_to_transform": Mark((), "known", "every layer"),
     "lora.init_from": Mark("", "known", "A Kaiming-uniform, B zero"),
-    "train.learning_rate": Mark(1e-5, "disputed", "1e-5 in one source; 3e-5 in another, see paper_lr3e5.toml"),
+    "train.learning_rate": Mark(1e-5, "disputed", "sources disagree: 1e-5 here, 3e-5 in paper_lr3e5.toml"),
     "train.warmup_steps": Mark(5, "known"),
     "train.schedule": Mark("linear", "known"),
     "train.epochs": Mark(1, "known"),
