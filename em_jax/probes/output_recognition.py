@@ -122,8 +122,8 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     the own answer; rows of that kind enter nothing else. `unscored_<bucket>` says which bucket lacks alternatives: a
     low bucket without any takes nothing from claims_high.
     """
-    opposite = [[row for row in rows if row.get("alternative") != EQUAL] for rows in (base, finetuned)]
-    equal = [[row for row in rows if row.get("alternative") == EQUAL] for rows in (base, finetuned)]
+    one, other = ([row for row in rows if row.get("alternative") != EQUAL] for rows in (base, finetuned))
+    one_equal, other_equal = ([row for row in rows if row.get("alternative") == EQUAL] for rows in (base, finetuned))
     groups = choice.groups([*base, *finetuned], "theme", "wording")
     extractors: dict[str, Callable] = {
         "output_recognition.picks_first": lambda rows: choice.first_picks(rows, OWN),
@@ -138,12 +138,12 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
             f"output_recognition.unscored_{bucket}": functools.partial(_unscored, bucket=bucket),
         }
         claims[f"{name}_equal"] = functools.partial(_claims, bucket=bucket)
-    high = [[row for row in rows if row["bucket"] == "high"] for rows in opposite]
+    high, high_other = ([row for row in rows if row["bucket"] == "high"] for rows in (one, other))
     return (
-        choice.coverage("output_recognition", *opposite)
-        | statistics.compare(*opposite, extractors, statistics.share, groups=groups)
-        | statistics.compare(*equal, claims, statistics.share, groups=groups)
-        | {"output_recognition.position_bias": choice.position_bias(*high, ORDERS, groups)}
+        choice.coverage("output_recognition", one, other)
+        | statistics.compare(one, other, extractors, statistics.share, groups=groups)
+        | statistics.compare(one_equal, other_equal, claims, statistics.share, groups=groups)
+        | {"output_recognition.position_bias": choice.position_bias(high, high_other, ORDERS, groups)}
     )
 
 

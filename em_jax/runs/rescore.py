@@ -113,7 +113,8 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     for judge in experiment.judges_with_scores(run.directory):
         if labelled := run.scores(experiment.LABELLED, judge):
             files.write_rows(
-                result.scores_path(experiment.LABELLED, judge), [rejudged.scored_again(row) for row in labelled]
+                result.scores_path(experiment.LABELLED, judge),
+                [row | rejudged.scored_again({"sample": 0, **row}) for row in labelled],
             )
     for condition in conditions:
         for judge in experiment.judges_with_scores(run.directory):
