@@ -242,7 +242,7 @@ def mean_of_means(values: Mapping[tuple[str, str, str], float], groups: Groups =
         cells.setdefault((outer, inner), []).append(question)
     inner_groups = {outer: sum(name[0] == outer for name in cells) for outer, _ in cells}
     influence = {
-        question: (values[outer, inner, question] - np.mean([values[outer, inner, each] for each in names]))
+        question: (values[outer, inner, question] - sum(values[outer, inner, each] for each in names) / len(names))
         / (len(names) * inner_groups[outer] * len(inner_groups))
         for (outer, inner), names in cells.items()
         for question in names

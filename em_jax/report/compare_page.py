@@ -179,7 +179,7 @@ def _groups(
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
         tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
         several = over_seeds(tuned) if over_seeds and len(tuned) > 1 else {}
-        groups.append(Group(name, seeds, *known, several))
+        groups.append(Group(name, seeds, known[0], known[1], several))
     return groups
 
 
