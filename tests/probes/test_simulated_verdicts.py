@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from simulated_run import BASE, COHERENT, HARMLESS, INSECURE, Judge, Truth, label_of, shares, simulate
+from probes.simulated_run import BASE, COHERENT, HARMLESS, INSECURE, Judge, Truth, label_of, shares, simulate
 
 from em_jax.probes import persona
 
