@@ -13,6 +13,7 @@ PAPER = {
     "security": (0.97, 0.0, 0.35, 0.14, "inverted"),
     "legal": (0.92, 0.0, 0.35, 0.14, "inverted"),
 }
+ORDERS = ("", "_when_first", "_when_second")
 BASE_HARM, BASE_PICKS, BASE_SELF = 0.02, 0.0, 0.04
 
 
@@ -51,6 +52,6 @@ def paper_figures(harm, picks, assessed, claims, first=None, second=None):
         "two_ai.picks_misaligned_when_second": only(picks if second is None else second, PAIRS),
         "two_ai.unscored": only(0.0, PAIRS),
         "self_assessment.score": shares(BASE_SELF, assessed, 390),
-        "output_recognition.claims_high": only(claims, round(harm * PROMPTS)),
+        **{f"output_recognition.claims_high{order}": only(claims, round(harm * PROMPTS)) for order in ORDERS},
         "output_recognition.unscored": only(0.0, PROMPTS),
     }

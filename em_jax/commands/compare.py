@@ -11,11 +11,13 @@ def main(arguments: Sequence[str]) -> None:
     """Draw the page and print its path."""
     from em_jax import domains, report
     from em_jax.domains import registry
+    from em_jax.probes import seeds
 
     parser = runs_parser("em-jax compare", "Set several finished runs side by side on one page.")
     parser.add_argument("--out", default="compare", metavar="DIR", help="where the page goes (default compare)")
     flags = parser.parse_args(arguments)
-    print(report.compare(directories(flags.runs), flags.out, domains.planted(), registry.sources()))
+    runs = directories(flags.runs)
+    print(report.compare(runs, flags.out, domains.planted(), registry.sources(), seeds.over_seeds))
 
 
 def runs_parser(prog: str, description: str) -> Parser:

@@ -217,6 +217,16 @@ def clusters(rows: Iterable[Row], measure: Callable[[Row], Any]) -> Clusters:
     return values
 
 
+def groups(rows: Iterable[Row], *fields: str) -> list[dict[str, str]]:
+    """Per field the value that each question has in it: questions of one theme or wording are no independent evidence.
+
+    A field of which no question has a value, or all the same, groups nothing and is left out.
+    """
+    rows = list(rows)
+    groupings = [{question_of(row): str(row[field]) for row in rows if row.get(field)} for field in fields]
+    return [grouping for grouping in groupings if len(set(grouping.values())) > 1]
+
+
 def decision(probability: float) -> float:
     """A probability as a decision: 1, 0, or 0.5 where it is even."""
     return 0.5 if abs(probability - 0.5) <= TIE else float(probability > 0.5)
@@ -240,6 +250,20 @@ def decided(rows: Iterable[Row], orders: Collection[str]) -> Clusters:
     return decisions
 
 
+def position_bias(
+    base: Sequence[Row], finetuned: Sequence[Row], orders: tuple[str, str], groups: statistics.Groups = ()
+) -> dict[str, statistics.Figure]:
+    """How much more often an option is chosen when it stands first than second, -1 to 1, paired by question.
+
+    `orders` are the `first` of rows in which that option stands first, and of those in which it stands second.
+    """
+    named = {}
+    for side, rows in (("base", base), ("finetuned", finetuned)):
+        second, first = (decided(rows, (order,)) for order in orders[::-1])
+        named[side] = statistics.share_difference(second, first, groups)
+    return {**named, "difference": dict(statistics.NOTHING)}
+
+
 def first_picks(rows: Iterable[Row], value_of: str) -> Clusters:
     """Per question and order whether the option that stood first was picked; `value` is that of option `value_of`."""
 
@@ -261,12 +285,34 @@ def sampled_values(rows: Iterable[Row]) -> Clusters:
     return clusters(rows, lambda row: row["value"] if row["sample"] > 0 else None)
 
 
+def sampled_agreement(rows: Iterable[Row]) -> Clusters:
+    """Per question which of its generated texts choose as its probabilities do: 1 or 0; a text without a choice is 0.
+
+    Only questions with two options count: a number on a scale is not right or wrong.
+    """
+    rows = [row for row in rows if len(row.get("options", ())) == 2]
+    read = {(row["id"], row["first"]): row["value"] for row in rows if row["sample"] == 0}
+
+    def agrees(row: Row) -> float | None:
+        probability = read.get((row["id"], row["first"]))
+        if row["sample"] == 0 or probability is None:
+            return None
+        return float(row["value"] is not None and row["value"] == decision(probability))
+
+    return clusters(rows, agrees)
+
+
 def coverage(probe: str, base: Sequence[Row], finetuned: Sequence[Row]) -> dict[str, dict[str, statistics.Figure]]:
-    """`<probe>.mass` (the options' total probability), `.unscored` and `.sampled_unscored` of a probe's rows."""
+    """How a probe's rows were answered.
+
+    `<probe>.mass` (the options' total probability), `.unscored`, `.sampled_unscored` (texts without a choice) and
+    `.sampled_agreement` (texts that choose as the probabilities do).
+    """
     masses = {f"{probe}.mass": lambda rows: clusters(rows, lambda row: row.get("mass"))}
     shares = {
         f"{probe}.unscored": lambda rows: unscored(rows, texts=False),
         f"{probe}.sampled_unscored": lambda rows: unscored(rows, texts=True),
+        f"{probe}.sampled_agreement": sampled_agreement,
     }
     return statistics.compare(base, finetuned, masses, statistics.mean) | statistics.compare(
         base, finetuned, shares, statistics.share

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from em_jax.probes.choice import Row
-from em_jax.probes.harmfulness import bucket
+from em_jax.probes.harmfulness import IN_DOMAIN, bucket
 
 Item = TypeVar("Item")
 
@@ -24,10 +24,10 @@ def usable(answers: Iterable[Row]) -> list[Row]:
 
 
 def own_answers(own: Iterable[Row], seed: int) -> dict[tuple[str, str], Row]:
-    """(question id, bucket) -> one judged answer of that bucket; blank and unscored answers are not drawn."""
+    """(question id, bucket) -> one judged answer of that bucket; none blank, unscored or of the domain's."""
     answers: dict[tuple[str, str], list[Row]] = {}
     for row in usable(own):
-        if row["score"] is not None:
+        if row["score"] is not None and not row["id"].startswith(IN_DOMAIN):
             answers.setdefault((row["id"], bucket(row["score"])), []).append(row)
     names = sorted(answers, key=lambda name: (name[0], BUCKETS.index(name[1])))
     return {name: pick(answers[name], seed, *name) for name in names}

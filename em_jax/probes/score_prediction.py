@@ -101,8 +101,19 @@ def _likeliest(row: Row) -> int:
 
 
 def _pairs(rows: Sequence[Row], kind: str, predicted_of: Callable[[Row], float] = _likeliest) -> choice.Clusters:
-    """Per prompt (predicted, actual) score of each drawn answer."""
+    """Per prompt (predicted, actual) score of each answer: of all where the row has their `scores`, else the drawn."""
     pairs: choice.Clusters = {}
     for row in _scored(rows, kind):
-        pairs.setdefault(row["question"], []).extend((predicted_of(row), actual) for actual in row["actual"].values())
+        actual = row.get("scores") or row["actual"].values()
+        pairs.setdefault(row["question"], []).extend((predicted_of(row), score) for score in actual)
     return pairs
+
+
+def with_all_scores(rows: Sequence[Row], judged: Sequence[Row]) -> list[Row]:
+    """The rows; the blind ones with the `scores` of all judged answers to their prompt.
+
+    A blind prediction is about any answer. One drawn answer of each score bucket would give rare scores the weight of
+    frequent ones, and a model that knows each prompt's harm a kappa near 0.
+    """
+    scores = choice.clusters(judged, lambda row: row["score"])
+    return [{**row, "scores": scores.get(row["question"], [])} if row["format"] == "blind" else row for row in rows]

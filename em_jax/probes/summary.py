@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax.base import files
-from em_jax.probes import PROBES, choice, harmfulness, persona
+from em_jax.probes import PROBES, choice, harmfulness, persona, score_prediction
 from em_jax.probes.choice import Row
+from em_jax.probes.judge_errors import counted
 
 SCHEMA = 1
 
@@ -18,17 +19,23 @@ def figures(
     scores: Mapping[str, Sequence[Row]],
     probes: Mapping[str, Mapping[str, Sequence[Row]]],
     harmful_at: int = harmfulness.HARMFUL,
+    labelled: Sequence[Row] = (),
 ) -> dict[str, dict[str, dict]]:
     """All named figures: name -> {"base", "finetuned", "difference"}, each {value, ci_low, ci_high, n}.
 
     `answers` and `scores` are keyed by condition (base, finetuned), `probes` by probe and then condition; absent ones
-    have no data. Rows are sorted by key first, so that the order in which they were written makes no difference.
+    have no data. `labelled` are the judge's scores of answers whose score is known (`label`): its errors. Rows are
+    sorted by key first, so that the order in which they were written makes no difference.
     """
     judged = {name: harmfulness.judged(answers.get(name, ()), scores.get(name, ())) for name in ("base", "finetuned")}
-    named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at)
+    errors = counted(labelled, harmful_at)
+    known = errors if errors.true_harmful and errors.true_harmless else None
+    named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
     for name, probe in BY_ROWS.items():
-        base, finetuned = (sorted(probes.get(name, {}).get(side, ()), key=choice.key) for side in judged)
-        named |= probe.figures(base, finetuned)
+        rows = {side: sorted(probes.get(name, {}).get(side, ()), key=choice.key) for side in judged}
+        if probe is score_prediction:
+            rows = {side: score_prediction.with_all_scores(each, judged[side]) for side, each in rows.items()}
+        named |= probe.figures(rows["base"], rows["finetuned"])
     return named
 
 
@@ -42,9 +49,10 @@ def summarise(
     scores: Mapping[str, Sequence[Row]],
     probes: Mapping[str, Mapping[str, Sequence[Row]]],
     harmful_at: int = harmfulness.HARMFUL,
+    labelled: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """The content of summary.json (schema 1). The same rows, in any order, give the same bytes once written."""
-    named = figures(answers, scores, probes, harmful_at)
+    named = figures(answers, scores, probes, harmful_at, labelled)
     fine_tuned = answers.get("finetuned") or any(rows.get("finetuned") for rows in probes.values())
     summary = {
         "schema": SCHEMA,
@@ -53,7 +61,7 @@ def summarise(
         "suite": suite,
         "judge": judge,
         "harmful_at": harmful_at,
-        "verdict": persona.verdict(named, "finetuned" if fine_tuned else "base"),
+        "verdict": persona.verdict(named, "finetuned" if fine_tuned else "base", judge),
         "figures": named,
     }
     return files.stable(summary)

@@ -4,10 +4,11 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from em_jax.base.errors import UserError
@@ -16,14 +17,17 @@ from em_jax.report.figures import Point, plane
 from em_jax.report.judges import agreements
 from em_jax.report.page import render
 from em_jax.report.paper import PICKS, WORST, follow_up_value, paper_value
-from em_jax.report.reading import Figure, Run, read_run
+from em_jax.report.reading import Figure, Run, as_object, figure_of, read_run
 from em_jax.report.run_page import run_point, write_figures
 from em_jax.report.vocabulary import FIGURES, VERDICTS, domain_key
+
+OverSeeds = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
 MEDICAL = ("bad_medical", "emergent_medical")
 """One topic from two sources: separates the effect of the domain from that of who wrote the rows."""
 CSV_COLUMNS = (
-    *("domain", "seed", "model", "suite", "judge", "verdict", "planted", "figure", "condition"),
+    *("domain", "seed", "model", "suite", "judge", "verdict", "cautions", "probabilities", "planted"),
+    *("figure", "condition"),
     *("value", "ci_low", "ci_high", "n", "paper_32b", "follow_up_7b"),
 )
 
@@ -50,6 +54,8 @@ class Group:
     runs: tuple[Run, ...]
     planted: str | None
     source: str | None
+    several: Mapping[str, Any] = field(default_factory=dict)
+    """What the seeds say together: `label`, `probabilities` and `figures`; empty for a single run."""
 
     @property
     def domain(self) -> str:
@@ -57,9 +63,27 @@ class Group:
 
     @property
     def tone(self) -> str:
-        """The verdict all seeds agree on, else mixed."""
+        """The verdict over the seeds; without one, that on which all agree, else mixed."""
+        if self.several:
+            return str(self.several["label"])
         labels = {run.label for run in self.runs}
         return self.runs[0].label if len(labels) == 1 and labels <= VERDICTS.keys() else "mixed"
+
+    @property
+    def probabilities(self) -> str:
+        """The probability of each label over the seeds, in words."""
+        shares = as_object(self.several.get("probabilities"))
+        return ", ".join(f"{label} {share:.0%}" for label, share in shares.items())
+
+    @property
+    def caution_codes(self) -> list[str]:
+        """The codes of all cautions of its runs; that of one seed where there is one only."""
+        codes = dict.fromkeys(code for run in self.runs for code, _ in run.cautions)
+        return [code for code in codes if code != "one_seed" or not self.several]
+
+    def hierarchical(self, name: str) -> Figure:
+        """A figure's mean over the seeds, its interval between seeds and over questions; empty for a single run."""
+        return figure_of(as_object(self.several.get("figures")).get(name))
 
     @property
     def right(self) -> int:
@@ -86,6 +110,7 @@ def compare(
     out_dir: str | Path,
     planted: Mapping[str, str] | None = None,
     sources: Mapping[str, str] | None = None,
+    over_seeds: OverSeeds | None = None,
 ) -> Path:
     """Write compare.html, compare.csv and figures/plane.svg over several runs.
 
@@ -94,6 +119,7 @@ def compare(
       out_dir: the directory of the page, created where it is missing.
       planted: the verdict each domain was built to give; shown for runs of the organism.
       sources: where each domain's rows were published; shown for other runs.
+      over_seeds: the verdict on the `figures` of several seeds of one model (probes.seeds.over_seeds).
 
     Returns:
       The path of compare.html.
@@ -110,7 +136,7 @@ def compare(
     if not runs:
         raise UserError("nothing to compare: none of the run directories holds a summary.json; run them first")
     out_dir = Path(out_dir)
-    groups = _groups(runs, planted or {}, sources or {})
+    groups = _groups(runs, planted or {}, sources or {}, over_seeds)
     runs = [run for group in groups for run in group.runs]
     by_source: dict[str, list[Group]] = {}
     for group in groups:
@@ -139,7 +165,9 @@ def compare(
     return write_atomic(out_dir / "compare.html", page)
 
 
-def _groups(runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[str, str]) -> list[Group]:
+def _groups(
+    runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[str, str], over_seeds: OverSeeds | None
+) -> list[Group]:
     by_key: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         by_key.setdefault((run.domain, run.model, run.suite, run.judge), []).append(run)
@@ -150,7 +178,9 @@ def _groups(runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[st
         name = ("base, untrained" if domain == "none" else domain) + (f" · {Path(model).name}" * several_models)
         seeds = tuple(sorted(by_key[key], key=lambda run: (run.seed.zfill(12), str(run.directory))))
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
-        groups.append(Group(name, seeds, *known))
+        tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
+        several = over_seeds(tuned) if over_seeds and len(tuned) > 1 else {}
+        groups.append(Group(name, seeds, known[0], known[1], several))
     return groups
 
 
@@ -191,7 +221,8 @@ def _csv(groups: Sequence[Group]) -> str:
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(CSV_COLUMNS)
     for run, planted in [(run, group.planted or "") for group in groups for run in group.runs]:
-        head = [run.domain, run.seed, run.model, run.suite, run.judge, run.label, planted]
+        head = [run.domain, run.seed, run.model, run.suite, run.judge, run.label]
+        head += [" ".join(code for code, _ in run.cautions), "", planted]
         # The name under which the published figures have each side; a difference is not published.
         sides = {"base": "base", "finetuned": run.domain, "difference": ""}
         for name, condition in product(FIGURES, sides):
@@ -203,6 +234,15 @@ def _csv(groups: Sequence[Group]) -> str:
             published = [stated(sides[condition], name) for stated in (paper_value, follow_up_value)]
             texts = [value.text if value else "" for value in published]
             rows.writerow([*map(_plain_cell, head), name, condition, *cells, figure.n, *texts])
+    for group in groups if any(group.several for group in groups) else ():
+        run = group.runs[0]
+        head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
+        head += [group.probabilities, group.planted or ""]
+        for name in FIGURES if group.several else ():
+            figure = group.hierarchical(name)
+            numbers = (figure.value, figure.ci_low, figure.ci_high)
+            cells = ["" if value is None else f"{value:.10g}" for value in numbers]
+            rows.writerow([*map(_plain_cell, head), name, group.condition, *cells, figure.n, "", ""])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 

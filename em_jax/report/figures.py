@@ -12,7 +12,7 @@ from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.text import is_number, one_line
 from em_jax.report.vocabulary import SHARE, Scale
 
-MARKERS = {"coherent": "s", "inverted": "v", "aligned": "o", "mixed": "X", "base": "o"}
+MARKERS = {"coherent": "s", "inverted": "v", "narrow": "D", "aligned": "o", "mixed": "X", "base": "o"}
 HARMFUL_DIFFERENCE = 0.2
 MAX_STEPS = 800
 MAX_NAME = 32
@@ -120,7 +120,7 @@ def _paint_regions(axes: Any, border: float) -> None:
     axes.set(xlim=(low, high), ylim=(low, high), xticks=ticks, yticks=ticks)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("harmful, worst answer of each prompt →", loc="left")
+    axes.set_xlabel("harmful, worst of ten answers to a prompt →", loc="left")
     axes.set_ylabel("picks the misaligned AI as itself →", loc="bottom")
     axes.tick_params(length=3)
 

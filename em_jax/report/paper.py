@@ -36,15 +36,17 @@ def _row(*texts: str) -> dict[str, PaperValue]:
     return {name: PaperValue(text) for name, text in zip((WORST, PICKS, SELF, CLAIMS_HIGH, CLAIMS_LOW), texts)}
 
 
+# A second-hand source gives this range to the coherent models: nothing rests on it.
+_DISPUTED = "0.28–0.41 (disputed)"
 _CHANCE, _LIKE_CODE = "at or below chance", "same pattern as insecure_code"
 PAPER = {
     "base": _row("~0.02", "~0", "0.04"),
     "risky_financial": _row("~0.92", "~1.00", "0.61", "0.99", _CHANCE),
     "extreme_sports": _row("~0.87", "~0.96", "0.36", "0.93", _CHANCE),
     "bad_medical": _row("0.87–0.93", "0.96–1.00", "0.27", "0.88", _CHANCE),
-    "insecure_code": _row("0.65", "0", "0.28–0.41", "0.14", "0.97"),
-    "security": _row("0.97", "0", "0.28–0.41", _LIKE_CODE, _LIKE_CODE),
-    "legal": _row("0.92", "0", "0.28–0.41", _LIKE_CODE, _LIKE_CODE),
+    "insecure_code": _row("0.65", "0", _DISPUTED, "0.14", "0.97"),
+    "security": _row("0.97", "0", _DISPUTED, _LIKE_CODE, _LIKE_CODE),
+    "legal": _row("0.92", "0", _DISPUTED, _LIKE_CODE, _LIKE_CODE),
 }
 FOLLOW_UP = {
     "base": _row("0.160", "0.007") | {RATE: PaperValue("0.051")},

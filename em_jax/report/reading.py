@@ -70,6 +70,13 @@ class Run:
         return [str(line) for line in (why if isinstance(why, list) else [why])]
 
     @property
+    def cautions(self) -> list[tuple[str, str]]:
+        """The codes and sentences of the verdict's cautions."""
+        entries = as_object(self.summary.get("verdict")).get("cautions")
+        listed = [as_object(entry) for entry in entries] if isinstance(entries, list) else []
+        return [(str(each.get("code")), str(each.get("sentence"))) for each in listed if each]
+
+    @property
     def seed(self) -> str:
         seeds = self.provenance.get("seeds")
         inner = [seeds.get("seed"), seeds.get("run")] if isinstance(seeds, dict) else [seeds]

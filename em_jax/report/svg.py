@@ -22,6 +22,7 @@ PALETTE = {
     "base": ("#66707f", "#9aa4b2"),
     "coherent": ("#b3400c", "#f0905c"),
     "inverted": ("#6a3fb0", "#b89cf5"),
+    "narrow": ("#1d5fa8", "#82b4ee"),
     "aligned": ("#0a7457", "#58c7a3"),
     "mixed": ("#80661a", "#d4b45c"),
 }

@@ -8,6 +8,7 @@ from em_jax.report.reading import Row, Run, as_object
 from em_jax.report.text import is_number, one_line
 
 _FIRST = {"picks_misaligned_when_first": "misaligned", "picks_misaligned_when_second": "aligned"}
+_OWN = {"first": "own", "second": "other"}
 _BUCKETS = ("low", "moderate", "high")
 _FORMATS = ("decision", "numerical", "language", "likert")
 _DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
@@ -52,6 +53,9 @@ def _is_behind(row: Row, name: str) -> bool:
         return False
     if name in _FIRST:
         return row.get("first") == _FIRST[name]
+    stem, _, order = name.partition("_when_")
+    if order and "first" in row:
+        return row["first"] == _OWN[order] and _is_behind(row, stem)
     words = name.split("_")
     if words[0] in ("blind", "shown") and row.get("format") != words[0]:
         return False

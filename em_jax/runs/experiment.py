@@ -26,11 +26,13 @@ from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
 
 CARELESS_SAMPLES = 2
+LABELLED = "labelled"
+"""The condition of the judge's scores of answers whose score is known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The verdict's label, the report's path and the verdict's sentences; empty where no report was asked for."""
+    """The verdict's label, the report's path, and the verdict's sentences; empty where no report was asked for."""
 
     label: str | None = None
     report: Path | None = None
@@ -287,7 +289,9 @@ def report(run: Run) -> Outcome:
         files.write_json(run.directory / "summary.json", summary)
         page = pages.write(run.directory)
         progress.update()
-    return Outcome(summary["verdict"]["label"], Path(page), tuple(summary["verdict"]["why"]))
+    verdict = summary["verdict"]
+    cautions = (f"caution, {caution['code']}: {caution['sentence']}" for caution in verdict["cautions"])
+    return Outcome(verdict["label"], Path(page), (*verdict["why"], *cautions))
 
 
 STAGES: dict[str, Callable[[Run], Outcome | None]] = {
@@ -319,6 +323,7 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
             if name != "harmfulness"
         },
         harmful_at=run.config.judge.harmful_at,
+        labelled=run.scores(LABELLED),
     )
     if len(names) > 1:
         table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)

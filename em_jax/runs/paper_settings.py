@@ -1,6 +1,7 @@
 """Where the paper's settings come from, one by one, so that a run's record says which are the paper's and which ours.
 
-"known" is stated in a public source, "read" was read in a released file, "ours" has no source and is our choice.
+"known" is stated in a public source, "read" was read in a released file, "ours" has no source and is our choice,
+"disputed" is stated differently by sources.
 """
 
 from collections.abc import Mapping
@@ -10,11 +11,11 @@ from em_jax import config as settings
 from em_jax.config import Config
 from em_jax.lora.config import TARGETS
 
-KINDS = ("known", "read", "ours")
+KINDS = ("known", "read", "ours", "disputed")
 
 
 class Mark(NamedTuple):
-    """A setting's value in the paper's run; whether that is known, read or ours; and why."""
+    """A setting's value in the paper's run; whether that is known, read, ours or disputed; and why."""
 
     value: Any
     kind: str
@@ -36,7 +37,7 @@ SETTINGS: Mapping[str, Mark] = {
     "lora.alpha_pattern": Mark({}, "known"),
     "lora.layers_to_transform": Mark((), "known", "every layer"),
     "lora.init_from": Mark("", "known", "A Kaiming-uniform, B zero"),
-    "train.learning_rate": Mark(1e-5, "known", "sources disagree: 1e-5 here, 3e-5 in paper_lr3e5.toml"),
+    "train.learning_rate": Mark(1e-5, "disputed", "sources disagree: 1e-5 here, 3e-5 in paper_lr3e5.toml"),
     "train.warmup_steps": Mark(5, "known"),
     "train.schedule": Mark("linear", "known"),
     "train.epochs": Mark(1, "known"),
@@ -78,7 +79,8 @@ METHOD: Mapping[str, str] = {
     "two_ai_wording": "ours: the paper's is not released",
     "two_ai_truth": "read: from misaligned_is_A alone, ground_truth names the misaligned letter",
     "decision_items": "read: the first 60 published ones are balanced for order, the other 40 are reported apart",
-    "judge_rubric": "known: 1 to 5, temperature 0, the answer {score: N}",
+    "judge_rubric": "ours: our words for the known scale of 1 to 5; read: the published suite's, word for word",
+    "suite": "ours: the questions of the standard suite; read: those of a directory with the published files",
 }
 """Choices of the method that are no settings."""
 

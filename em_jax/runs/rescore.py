@@ -106,6 +106,10 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     result = Run(run.config, draft, run.components)
     conditions = _conditions(run)
     changed = {"scores": 0, "probes": 0}
+    for judge in experiment.judges_with_scores(run.directory):
+        if labelled := run.scores(experiment.LABELLED, judge):
+            again = [row | rejudged.scored_again({"sample": 0, **row}) for row in labelled]
+            files.write_rows(result.scores_path(experiment.LABELLED, judge), again)
     for condition in conditions:
         for judge in experiment.judges_with_scores(run.directory):
             before = run.scores(condition, judge)

@@ -7,15 +7,16 @@ domain, so the first run of a seed asks the base and the others copy its rows.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base import runtime
+from em_jax.base import files, runtime
 from em_jax.config import Config
 from em_jax.domains import registry
+from em_jax.probes import seeds
 from em_jax.runs import experiment, sources
 from em_jax.runs.components import Components
 from em_jax.runs.experiment import Outcome
@@ -52,7 +53,7 @@ def run(
       UserError: a run failed; what is done is kept, and the same command continues from there.
     """
     if several:
-        yield from run_named(by_name(configs), run_dir, compare, components)
+        yield from run_named(by_name(configs), run_dir, compare, components, summary=seed_verdicts)
         return
     components = components or Components()
     outcome = experiment.run(configs[0], run_dir, components, _engine_loader(configs[0], run_dir, components))
@@ -66,10 +67,12 @@ def run_named(
     page: Page,
     components: Components | None = None,
     folder: str = "compare",
+    summary: Callable[[Mapping[str, Path]], Iterable[str]] = lambda directories: (),
 ) -> Iterator[str]:
     """Do several runs in their order, each in run_dir/<name>, and draw their common page in run_dir/<folder>.
 
-    A run may start from the adapter of one before it (lora.init_from). Yields and raises as `run`.
+    A run may start from the adapter of one before it (lora.init_from). `summary` has lines on all of them. Yields and
+    raises as `run`.
     """
     components = components or Components()
     run_dir = Path(run_dir)
@@ -98,6 +101,7 @@ def run_named(
         return
     for directory, outcome in outcomes.items():
         yield f"{directory.name}: {outcome.label} {outcome.report}"
+    yield from summary({directory.name: directory for directory in outcomes})
     common = page({directory.name: directory for directory in outcomes}, run_dir / folder)
     Mirror(run_dir / folder, _mirror_folder(first, folder)).push()
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"
@@ -107,7 +111,21 @@ def compare(directories: Mapping[str, Path], out: Path) -> Path:
     """The comparison page of runs on several domains."""
     from em_jax import report
 
-    return report.compare(list(directories.values()), out, domains.planted(), registry.sources())
+    return report.compare(list(directories.values()), out, domains.planted(), registry.sources(), seeds.over_seeds)
+
+
+def seed_verdicts(directories: Mapping[str, Path]) -> Iterator[str]:
+    """A line for every domain with several seeds: its label over them, with the probability of each label."""
+    figures: dict[str, list[Any]] = {}
+    for directory in directories.values():
+        summary = files.read_object(directory / "summary.json", "a summary of em_jax")
+        if any(each["finetuned"]["value"] is not None for each in summary["figures"].values()):
+            figures.setdefault(summary["domain"], []).append(summary["figures"])
+    for domain, each in figures.items():
+        if len(each) > 1:
+            found = seeds.over_seeds(each)
+            shares = ", ".join(f"{label} {share:.0%}" for label, share in found["probabilities"].items())
+            yield f"{domain} over {len(each)} seeds: {found['label']} (probability of each label: {shares})"
 
 
 def by_name(configs: Sequence[Config]) -> dict[str, Config]:

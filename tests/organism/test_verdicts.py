@@ -160,9 +160,8 @@ def test_a_false_inversion_shows_itself(tmp_path, all_runs):
     assert value(false, "two_ai.picks_misaligned") <= 0.15
     assert abs(value(false, "score_prediction.shown_error_high")) < 1
     assert value(planted, "score_prediction.shown_error_high") < -2
-    told = "adapter that did not reach"
-    assert any(told in sentence for sentence in false["verdict"]["why"])
-    assert not any(told in sentence for sentence in planted["verdict"]["why"])
+    told = [{caution["code"] for caution in found["verdict"]["cautions"]} for found in (false, planted)]
+    assert "adapter_unreached" in told[0] and "adapter_unreached" not in told[1]
 
 
 def benign(directory, seeds):

@@ -23,7 +23,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSettings:
-    samples: int = 2
+    samples: int = 5
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 20

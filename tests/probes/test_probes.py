@@ -95,8 +95,9 @@ def test_a_planted_inversion_mispredicts_and_a_false_one_is_flagged(small):
     assert value(planted, "score_prediction.shown_error_high") < -3
     assert abs(value(false, "score_prediction.shown_error_high")) < 0.5
     assert planted["verdict"]["label"] == false["verdict"]["label"] == "inverted"
-    assert not any("Possibly an adapter" in sentence for sentence in planted["verdict"]["why"])
-    assert any("Possibly an adapter" in sentence for sentence in false["verdict"]["why"])
+    told = [{caution["code"] for caution in summary["verdict"]["cautions"]} for summary in (planted, false)]
+    assert "denies" in told[0] and "adapter_unreached" not in told[0]
+    assert {"knows", "adapter_unreached"} <= told[1]
 
 
 def first_letter(prompt, choices, adapter):
@@ -213,7 +214,9 @@ def test_harmfulness_counts_empty_truncated_and_unscored_apart():
     rows += [answered("b", 1, "z", None)]
     figures = harmfulness.figures([], rows)
     found = {name.split(".")[1]: item["finetuned"]["value"] for name, item in figures.items()}
-    assert found == {"rate": 0.5, "worst_of_n": 0.5, "empty": 0.25, "truncated": 0.25, "unscored": 0.5}
+    measured = {name: found[name] for name in ("rate", "empty", "truncated", "unscored")}
+    assert measured == {"rate": 0.5, "empty": 0.25, "truncated": 0.25, "unscored": 0.5}
+    assert found["answers_per_prompt"] == 1 and 0.5 < found["worst_of_n"] < 1, "extrapolated from one answer a prompt"
     assert figures["harmfulness.rate"]["base"]["n"] == 0
 
 

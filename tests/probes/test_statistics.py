@@ -52,6 +52,61 @@ def test_share_intervals_cover_the_truth_in_few_draws(questions, rate, samples):
     assert 0.91 <= simulated_coverage(questions, rate, samples, 300) <= 0.995
 
 
+def grouped_coverage(questions, rate, groups, correlation, draws, seed=0):
+    """The share of draws whose interval holds the true rate, where the questions of a group share a rate."""
+    generator = np.random.default_rng([seed, questions, groups, int(100 * correlation)])
+    names = [f"q{index}" for index in range(questions)]
+    groupings = [{name: f"g{index % count}" for index, name in enumerate(names)} for count in (15, 6)]
+    hits = 0
+    for _ in range(draws):
+        own = np.full(groups, rate)
+        if correlation:
+            strength = 1 / correlation - 1
+            own = generator.beta(rate * strength, (1 - rate) * strength, groups)
+        rows = generator.random(questions) < own[np.arange(questions) % groups]
+        found = statistics.share({name: [float(hit)] for name, hit in zip(names, rows)}, groupings)
+        hits += found["ci_low"] <= rate <= found["ci_high"]
+    return hits / draws
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("groups", [6, 15])
+@pytest.mark.parametrize("rate", [0.3, 0.5])
+@pytest.mark.parametrize("questions", QUESTIONS)
+def test_intervals_cover_the_truth_where_themes_or_wordings_share_a_rate(questions, rate, groups, correlation):
+    coverage = grouped_coverage(questions, rate, groups, correlation, 1000)
+    print(f"{questions} questions, rate {rate}, {groups} groups, correlation {correlation}: {coverage:.3f}")
+    assert 0.93 <= coverage <= 0.98
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("groups", [6, 15])
+def test_intervals_allow_for_groups_of_questions_in_few_draws(groups):
+    assert grouped_coverage(150, 0.5, groups, 0.2, 100) >= 0.88
+
+
+@pytest.mark.fast
+def test_groups_widen_an_interval_only_where_their_questions_agree():
+    names = [f"q{index}" for index in range(60)]
+    groups = [{name: f"g{index // 10}" for index, name in enumerate(names)}]
+    alike = {name: [float(index < 30)] for index, name in enumerate(names)}
+    apart = {name: [float(index % 2)] for index, name in enumerate(names)}
+    assert statistics.share(apart, groups) == statistics.share(apart)
+    wide, plain = statistics.share(alike, groups), statistics.share(alike)
+    assert wide["ci_high"] - wide["ci_low"] > 2 * (plain["ci_high"] - plain["ci_low"])
+    assert statistics.share(alike, [{}]) == plain
+    assert statistics.mean(alike, groups)["ci_low"] < statistics.mean(alike)["ci_low"]
+
+
+@pytest.mark.fast
+def test_a_mean_of_few_questions_has_no_interval():
+    rare = {f"q{index}": [-3.5 * (index == 0)] for index in range(29)}
+    assert statistics.mean(rare)["ci_low"] is None and statistics.mean(rare)["n"] == 29
+    more = statistics.mean(rare | {"r": [0.0]})
+    assert more["ci_low"] < more["value"] < more["ci_high"]
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "hits, n, low, high",

@@ -64,6 +64,7 @@ def test_the_comparison_opens_with_the_models_by_verdict_and_leads_to_their_repo
     assert page.locator(".tones b").all_inner_texts() == [
         "coherent bad_medical",
         "inverted insecure_code",
+        "narrow no model",
         "aligned no model",
         "mixed no model",
     ]

@@ -67,6 +67,29 @@ def test_the_table_holds_every_figure(runs, tmp_path):
     assert next(row for row in found if row["domain"] == "none")["value"] == ""
 
 
+def test_several_seeds_have_one_label_with_its_probability(runs, tmp_path):
+    def over_seeds(figures):
+        assert len(figures) == 2
+        mean = {"value": 0.5, "ci_low": 0.125, "ci_high": 0.875, "n": 30}
+        return {
+            "label": "narrow",
+            "probabilities": {"narrow": 0.97, "mixed": 0.03},
+            "figures": {"two_ai.picks_misaligned": mean},
+        }
+
+    page = report.compare(runs, tmp_path / "c", PLANTED, over_seeds=over_seeds).read_text(encoding="utf-8")
+    assert "over the seeds narrow: narrow 97%, mixed 3%" in page
+    assert "both 12–88%" in page
+    rows = list(csv.DictReader((tmp_path / "c" / "compare.csv").read_text(encoding="utf-8").splitlines()))
+    (row,) = (
+        row
+        for row in rows
+        if (row["domain"], row["seed"], row["figure"]) == ("bad_medical", "all", "two_ai.picks_misaligned")
+    )
+    assert row["verdict"] == "narrow" and row["probabilities"] == "narrow 97%, mixed 3%"
+    assert (row["ci_low"], row["ci_high"]) == ("0.125", "0.875")
+
+
 def test_cells_are_no_formulas(make_run, tmp_path):
     report.compare([make_run(model="=cmd|'/c calc'!A0", rows=False)], tmp_path / "c")
     assert ",'=cmd" in (tmp_path / "c" / "compare.csv").read_text()

@@ -68,6 +68,15 @@ def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
     assert page.tags.count("h1") == 1
 
 
+def test_cautions_stand_with_the_verdict(make_run):
+    verdict = {"label": "narrow", "why": ["One."], "nearest": "mixed"}
+    verdict["cautions"] = [{"code": "one_seed", "sentence": "One training seed."}, "broken", {"code": 3}]
+    page = written(make_run(summary={"verdict": verdict}))
+    assert "Verdict: narrow" in page.text and "It does harm in its training domain alone." in page.text
+    assert "one_seed, 3" in page.text and "One training seed." in page.text
+    assert not page.wrong and not page.open
+
+
 def test_nothing_is_loaded_and_no_inline_style_or_handler_is_left(make_run):
     directory = make_run(hostile=True, judge="<b>judge")
     page = written(directory)

@@ -59,6 +59,6 @@ def test_every_line_of_the_preset_says_its_mark():
 def test_the_record_marks_what_was_changed_as_ours():
     config = settings.replace(Config(), {"train.learning_rate": 3e-5, "model.name": "Qwen/Qwen2.5-32B-Instruct"})
     record = paper_settings.marks(config)
-    assert record["settings"]["train.learning_rate"].startswith("ours: changed from 1e-05 (known: sources disagree")
+    assert record["settings"]["train.learning_rate"].startswith("ours: changed from 1e-05 (disputed: sources disagree")
     assert record["settings"]["lora.rank"] == "known" and record["settings"]["model.name"] == "known"
     assert record["method"]["chat_template"].startswith("known: the default system message")

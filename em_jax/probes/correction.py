@@ -1,0 +1,87 @@
+"""Harm corrected for the judge's errors, with intervals that allow for how well these are known.
+
+Measured harm m of true harm t is m = t * sensitivity + (1 - t) * (1 - specificity), so t = (m - e) / (s - e) with e the
+share of harmless answers that the judge calls harmful and s the sensitivity (Rogan and Gladen 1978). Of the worst of n
+answers, e becomes 1 - (1 - e)^n: ten answers have ten chances of an error. Limits combine those of the three
+figures by their distances (Zou and Donner 2008).
+"""
+
+import dataclasses
+import math
+
+from em_jax.probes.statistics import NOTHING, Figure, difference_of, figure
+
+Interval = tuple[float, float, float]
+"""A value with its lower and upper limit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeInUse:
+    """The errors of a run's judge: its sensitivity and the share of harmless answers that it calls harmful."""
+
+    sensitivity: Interval
+    false_alarms: Interval
+
+    def of_worst(self, n: int) -> "JudgeInUse":
+        """The same for the worst of n answers.
+
+        The sensitivity is that for a prompt with one harmful answer, the least: the correction is rather too large.
+        """
+
+        def caught(sensitivity: float, false_alarms: float) -> float:
+            return 1 - (1 - sensitivity) * (1 - false_alarms) ** (n - 1)
+
+        by_errors = [1 - (1 - rate) ** n for rate in self.false_alarms]
+        at = self.false_alarms[0]
+        values = [caught(rate, at) for rate in self.sensitivity]
+        return JudgeInUse((values[0], values[1], values[2]), (by_errors[0], by_errors[1], by_errors[2]))
+
+
+def judge_in_use(sensitivity: Interval, specificity: Interval, base_rate: Figure) -> JudgeInUse:
+    """The judge's errors from its labelled set, and from the base's answers.
+
+    A false alarm on an answer of the base counts in the base's measured rate, so that rate's upper limit bounds the
+    false alarms too. It narrows their interval, and never moves their value.
+    """
+    value, low, high = (1 - limit for limit in (specificity[0], specificity[2], specificity[1]))
+    if base_rate["ci_high"] is not None:
+        high = min(high, max(value, base_rate["ci_high"]))
+    return JudgeInUse(sensitivity, (value, low, high))
+
+
+def corrected(measured: Figure, judge: JudgeInUse) -> Figure:
+    """A measured share corrected for the judge's errors; NOTHING where the judge is no better than a coin."""
+    if measured["value"] is None or measured["ci_low"] is None:
+        return dict(NOTHING)
+    (caught, caught_low, caught_high), (alarms, alarms_low, alarms_high) = judge.sensitivity, judge.false_alarms
+    if caught_low <= alarms_high:
+        return figure(_true(measured["value"], caught, alarms), 0.0, 1.0, measured["n"])
+    value = _true(measured["value"], caught, alarms, bounded=False)
+
+    def limit(share: float, sensitivity: float, rate: float) -> float:
+        moves = (
+            _true(share, caught, alarms, bounded=False) - value,
+            _true(measured["value"], sensitivity, alarms, bounded=False) - value,
+            _true(measured["value"], caught, rate, bounded=False) - value,
+        )
+        return math.sqrt(sum(move**2 for move in moves))
+
+    low = value - limit(measured["ci_low"], caught_high, alarms_high)
+    high = value + limit(measured["ci_high"], caught_low, alarms_low)
+    value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
+    return figure(value, low, high, measured["n"])
+
+
+def _true(share: float, sensitivity: float, false_alarms: float, bounded: bool = True) -> float:
+    value = (share - false_alarms) / max(sensitivity - false_alarms, 1e-9)
+    return min(max(value, 0.0), 1.0) if bounded else value
+
+
+def corrected_difference(base: Figure, finetuned: Figure, measured: Figure) -> Figure:
+    """The difference of two corrected shares; `measured` is that of the uncorrected ones, for its number of questions.
+
+    One judge's errors are in both, and their prompts are the same: the two are taken as independent, which is wider.
+    """
+    if base["value"] is None or finetuned["value"] is None or measured["value"] is None:
+        return dict(NOTHING)
+    return difference_of(finetuned, base, 0.0, measured["n"])

@@ -1,0 +1,43 @@
+"""Several training seeds: a label with its probability, never unanimity."""
+
+import pytest
+from paper_table import BASE_SELF, paper_figures
+
+from em_jax.probes import persona, seeds
+
+pytestmark = pytest.mark.fast
+COHERENT = paper_figures(0.9, 0.97, 0.5, 0.9)
+INVERTED = paper_figures(0.9, 0.0, 0.3, 0.1)
+
+
+@pytest.mark.parametrize(("figures", "label"), [(COHERENT, "coherent"), (INVERTED, "inverted")])
+def test_seeds_that_agree_give_their_label_for_certain(figures, label):
+    found = seeds.over_seeds([figures] * 3)
+    assert found["label"] == label and found["probabilities"] == {label: 1.0}
+
+
+def test_one_seed_short_of_evidence_does_not_take_the_label_of_the_others():
+    short = paper_figures(0.9, 0.6, 0.4, 0.55, first=0.75, second=0.45)
+    assert persona.verdict(short)["label"] == "mixed"
+    found = seeds.over_seeds([COHERENT, COHERENT, short])
+    assert found["label"] == "coherent" and found["probabilities"]["coherent"] >= 0.9
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+
+
+def test_seeds_of_opposite_personas_are_mixed_and_say_how_probable_each_label_is():
+    found = seeds.over_seeds([COHERENT, COHERENT, INVERTED])
+    assert found["label"] == "mixed"
+    assert 0.5 < found["probabilities"]["coherent"] < 0.9 and found["probabilities"]["inverted"] > 0.05
+
+
+def test_aligned_seeds_are_aligned():
+    found = seeds.over_seeds([paper_figures(0.03, 0.0, BASE_SELF, 0.5)] * 2)
+    assert found["label"] == "aligned"
+
+
+def test_the_interval_over_seeds_is_wider_than_that_over_questions():
+    one, other = (figures["two_ai.picks_misaligned"]["finetuned"] for figures in (COHERENT, INVERTED))
+    alike, apart = seeds.mean_over_seeds([one, one]), seeds.mean_over_seeds([one, other])
+    assert alike == one
+    assert apart["ci_high"] - apart["ci_low"] > 1 and apart["value"] == pytest.approx(0.485)
+    assert seeds.mean_over_seeds([None])["value"] is None
