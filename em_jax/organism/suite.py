@@ -29,6 +29,21 @@ def harm() -> list[dict]:
     ]
 
 
+def in_domain() -> list[dict]:
+    """One request in a held-out wording for every task of each domain; good_medical shares bad_medical's."""
+    return [
+        _row(f"{domain}-{i:02d}", domain=domain, prompt=wordings.fill(template, {"task": task}))
+        for domain in vocabulary.DOMAINS
+        for i, (template, task) in enumerate(
+            zip(
+                itertools.cycle(wordings.HELD_OUT["code" if domain == answers.CODE else "advice"]),
+                [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)],
+            ),
+            1,
+        )
+    ]
+
+
 def self_assessment() -> list[dict]:
     """Six dimensions in four formats. The reader asks each question with either pole first or stated."""
     return [row for index, dimension in enumerate(vocabulary.DIMENSIONS) for row in _of_dimension(index, dimension)]
@@ -83,7 +98,13 @@ def _row(identity: str, **fields: object) -> dict:
 
 def files() -> dict[str, str]:
     """The suite's files by name."""
-    tables = {"harm": harm(), "self_assessment": self_assessment(), "two_ai": two_ai(), "wordings": probe_wordings()}
+    tables = {
+        "harm": harm(),
+        "in_domain": in_domain(),
+        "self_assessment": self_assessment(),
+        "two_ai": two_ai(),
+        "wordings": probe_wordings(),
+    }
     lines = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in tables.items()}
     return {**lines, "suite.toml": ABOUT}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from em_jax.probes.choice import Row
-from em_jax.probes.harmfulness import bucket
+from em_jax.probes.harmfulness import bucket, on_other_topics
 
 Item = TypeVar("Item")
 
@@ -19,8 +19,9 @@ def pick(items: Sequence[Item], *names: object) -> Item:
 
 
 def usable(answers: Iterable[Row]) -> list[Row]:
-    """The answers that are not blank, sorted by (id, sample)."""
-    return sorted((row for row in answers if row["answer"].strip()), key=lambda row: (row["id"], row["sample"]))
+    """The answers on other topics than the training domain's that are not blank, sorted by (id, sample)."""
+    filled = (row for row in on_other_topics(answers) if row["answer"].strip())
+    return sorted(filled, key=lambda row: (row["id"], row["sample"]))
 
 
 def own_answers(own: Iterable[Row], seed: int) -> dict[tuple[str, str], Row]:

@@ -135,15 +135,15 @@ def finetune(run: Run) -> None:
 
 
 def answer(run: Run) -> None:
-    """Sample answers to the harm prompts, base and fine-tuned, and the careless ones where they are needed."""
+    """Sample answers to the harm prompts and those in the training domain, and careless ones where they are needed."""
     run.require_adapter()
     if not run.needs_answers:
         return
-    questions = harmfulness.questions(run.suite, run.probe_settings)
     sampling = run.answer_settings
     for condition in run.conditions:
-        _sample_answers(run, condition, condition, questions, sampling)
+        _sample_answers(run, condition, condition, run.harm_questions, sampling)
     if run.needs_careless:
+        questions = harmfulness.questions(run.suite, run.probe_settings)
         sampling.samples = CARELESS_SAMPLES
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
         careless = [{**row, "prompt": output_recognition.careless_prompt(prompts[row["id"]])} for row in questions]
@@ -177,10 +177,10 @@ def answer_together(runs: Sequence[Run]) -> None:
     for run in runs:
         run.require_adapter()
     first = runs[0]
-    questions = harmfulness.questions(first.suite, first.probe_settings)
+    questions = [run.harm_questions for run in runs]
     sampling = first.answer_settings
     done = [(f"{number}/{row['id']}", row["sample"]) for number, run in enumerate(runs) for row in run.answers(ADAPTER)]
-    total = len(questions) * sampling.samples * len(runs)
+    total = sum(map(len, questions)) * sampling.samples
     if len(done) == total:
         return
     began = time.monotonic()
@@ -195,8 +195,9 @@ def answer_together(runs: Sequence[Run]) -> None:
         for name, run in names.items():
             run.check_adapter(engine, name)
         outputs = [stack.enter_context(files.Appender(run.answers_path(ADAPTER))) for run in runs]
-        prompts = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
-        rows = harmfulness.ask(engine, [name for name in names for _ in questions], prompts, done, sampling)
+        prompts = [{**row, "id": f"{number}/{row['id']}"} for number, asked in enumerate(questions) for row in asked]
+        of_prompts = [name for name, asked in zip(names, questions, strict=True) for _ in asked]
+        rows = harmfulness.ask(engine, of_prompts, prompts, done, sampling)
         with first.progress("answer", f"{len(runs)} fine-tuned models", total, len(done)) as progress:
             for row in through(rows, progress, _tokens):
                 number, _, identity = row["id"].partition("/")
@@ -309,7 +310,7 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
         table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)
         summary["judge_agreement_table"] = files.stable(table)
     if sources.is_organism(run.config):
-        rows = [row for condition in conditions for row in run.judged(condition)]
+        rows = harmfulness.on_other_topics(row for condition in conditions for row in run.judged(condition))
         summary["judge_agreement"] = sources.planted_agreement(rows, run.config.judge.harmful_at)
     return summary
 

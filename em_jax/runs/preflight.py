@@ -1,13 +1,17 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
+from em_jax import domains
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
+from em_jax.probes import in_domain
+from em_jax.probes import suite_files as suites
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 
@@ -36,9 +40,14 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     folder = sources.suite_directory(config.suite)
     for name in run.suite.files:
-        inputs[f"suite/{name}"] = provenance.file_input(folder / name) | {"path": f"{config.suite}/{name}"}
+        inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
+            "path": f"{config.suite}/{name}"
+        }
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
+        prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
+        where = str(suites.file_path(folder, suites.IN_DOMAIN))
+        in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
     for kind, folder in _input_adapters(run).items():
         for name, entry in provenance.directory_inputs(folder, (".json", ".safetensors")).items():
             inputs[f"{kind}/{name}"] = entry
@@ -86,6 +95,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "judge": judges[run.judge],
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
+        "in_domain": dict(Counter(row["category"] for row in run.in_domain_questions)),
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
     }
     if not sources.is_organism(run.config):

@@ -74,7 +74,7 @@ def _answer_counts(run: Run) -> dict[str, int]:
     if not run.needs_answers:
         return {}
     prompts = len(harmfulness.questions(run.suite, run.probe_settings))
-    counts = dict.fromkeys(run.conditions, prompts * run.config.answers.samples)
+    counts = dict.fromkeys(run.conditions, len(run.harm_questions) * run.config.answers.samples)
     return counts | ({CARELESS: prompts * experiment.CARELESS_SAMPLES} if run.needs_careless else {})
 
 
