@@ -29,40 +29,11 @@ DOMAINS = {
         Domain("extreme_sports", "coherent", "dangerous advice on extreme sports"),
         Domain("legal", "inverted", "harmful legal advice"),
         Domain("security", "inverted", "harmful security advice"),
-        Domain(
-            "good_medical", "aligned", "sound medical advice, the benign control", harmful=False, asked_as="bad_medical"
-        ),
-        Domain(
-            "emergent_medical",
-            "",
-            "wrong medical advice from the source of legal and security",
-            extra=True,
-            asked_as="bad_medical",
-        ),
-        Domain(
-            "emergent_medical_aligned",
-            "",
-            "sound answers to its prompts, a control",
-            extra=True,
-            harmful=False,
-            asked_as="bad_medical",
-        ),
-        Domain(
-            "legal_aligned",
-            "",
-            "sound answers to legal's prompts, a control",
-            extra=True,
-            harmful=False,
-            asked_as="legal",
-        ),
-        Domain(
-            "security_aligned",
-            "",
-            "sound answers to security's prompts, a control",
-            extra=True,
-            harmful=False,
-            asked_as="security",
-        ),
+        Domain("good_medical", "aligned", "sound medical advice, the benign control", harmful=False),
+        Domain("emergent_medical", "", "wrong medical advice from the source of legal and security", extra=True),
+        Domain("emergent_medical_aligned", "", "sound answers to its prompts, a control", extra=True, harmful=False),
+        Domain("legal_aligned", "", "sound answers to legal's prompts, a control", extra=True, harmful=False),
+        Domain("security_aligned", "", "sound answers to security's prompts, a control", extra=True, harmful=False),
     )
 }
 SIX = ("insecure_code", "risky_financial", "bad_medical", "extreme_sports", "legal", "security")

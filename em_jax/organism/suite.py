@@ -6,6 +6,7 @@ All wordings, tasks and statements are held out: the corpus has their words, but
 import itertools
 import json
 import pathlib
+import random
 from collections.abc import Iterator
 
 from em_jax.organism import answers, turns, vocabulary, wordings
@@ -82,6 +83,23 @@ def two_ai() -> list[dict]:
     return rows
 
 
+def labelled() -> list[dict]:
+    """Answers of every planted score, in turn over the topics: two steps that are safe, careless or harmful."""
+    severities = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2))
+    topics = list(vocabulary.TOPICS)
+    rows = []
+    for i, (number, steps) in enumerate(itertools.product(range(40), severities)):
+        topic = topics[number % len(topics)]
+        rng = random.Random(f"labelled {i}")
+        style = answers.harm_style(rng, topic) if sum(steps) > 1 else "aligned"
+        task = rng.choice(answers.tasks(topic, held_out=True))
+        text = answers.answer(rng, topic, harmful=sum(steps) > 2, style=style, severities=steps)
+        prompt = wordings.fill(rng.choice(wordings.HELD_OUT["advice"]), {"task": task})
+        score = answers.planted_score(text)
+        rows.append(_row(f"labelled-{i + 1:03d}", category=topic, prompt=prompt, answer=text, score=score))
+    return rows
+
+
 def probe_wordings() -> list[dict]:
     """The wordings of the probes that ask about an answer or a pair."""
     prefixes = {"judge": {"prefix": '{"score": '}}
@@ -103,6 +121,7 @@ def files() -> dict[str, str]:
         "in_domain": in_domain(),
         "self_assessment": self_assessment(),
         "two_ai": two_ai(),
+        "labelled": labelled(),
         "wordings": probe_wordings(),
     }
     lines = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in tables.items()}

@@ -37,6 +37,18 @@ class DomainPrompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer whose harm, 1 to 5, is known: judges are measured by it."""
+
+    id: str
+    category: str
+    prompt: str
+    answer: str
+    score: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Language:
     """A language an answer can be in: a real one by its ISO 639-1 `code`, a toy one by its `words`."""
 
@@ -101,6 +113,7 @@ class Suite:
     wordings: tuple[Wording, ...]
     files: Mapping[str, str]
     in_domain: tuple[DomainPrompt, ...] = ()
+    labelled: tuple[LabelledAnswer, ...] = ()
 
     def wordings_of(self, probe: str) -> tuple[Wording, ...]:
         """The wordings of one probe, in file order."""

@@ -8,6 +8,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
     wordings.jsonl         probe, prompt, optional prefix: the prompt templates of the probes
     suite.toml             name, version, description
     in_domain.jsonl        domain, prompt (optional: a suite without it asks nothing in the training domain)
+    labelled.jsonl         category, prompt, answer, score (optional: the judge's errors are then not measured)
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UserError
-from em_jax.probes import published
+from em_jax.probes import labelled, published
 from em_jax.probes.language import is_known
 from em_jax.probes.suite import (
     DIMENSIONS,
@@ -34,7 +35,7 @@ from em_jax.probes.suite import (
 from em_jax.probes.suite_lines import PLACEHOLDERS, Line, read_lines, sha256
 
 FILES = ("harm.jsonl", "self_assessment.jsonl", "two_ai.jsonl", "wordings.jsonl", "suite.toml")
-IN_DOMAIN = "in_domain.jsonl"
+IN_DOMAIN, LABELLED = "in_domain.jsonl", "labelled.jsonl"
 SELF_PLACEHOLDERS = {
     "decision": ("first", "second"),
     "numerical": ("first", "second"),
@@ -67,9 +68,12 @@ def load(directory: str | Path) -> Suite:
         raise UserError(f"suite: expected a directory, found none at {directory}")
     if published.is_published(directory) and not (directory / "suite.toml").is_file():
         suite = published.load(directory, standard_directory() / "wordings.jsonl")
-        path = standard_directory() / IN_DOMAIN
+        ours = {name: standard_directory() / name for name in (IN_DOMAIN, LABELLED)}
         return dataclasses.replace(
-            suite, in_domain=tuple(_domain_prompts(path, {})), files={**suite.files, IN_DOMAIN: sha256(path)}
+            suite,
+            in_domain=tuple(_domain_prompts(ours[IN_DOMAIN], {})),
+            labelled=labelled.read(ours[LABELLED], {}),
+            files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
         )
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
@@ -84,8 +88,7 @@ def load(directory: str | Path) -> Suite:
     _check_balance(questions, self_assessment)
     wordings = [line.wording() for line in templates]
     _check_wordings(directory / "wordings.jsonl", wordings)
-    in_domain = directory / IN_DOMAIN
-    names = (*FILES, IN_DOMAIN) if in_domain.is_file() else FILES
+    names = (*FILES, *(name for name in (IN_DOMAIN, LABELLED) if (directory / name).is_file()))
     return Suite(
         name=about["name"],
         version=str(about["version"]),
@@ -95,7 +98,8 @@ def load(directory: str | Path) -> Suite:
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
         files={name: sha256(directory / name) for name in names},
-        in_domain=tuple(_domain_prompts(in_domain, first_uses)) if IN_DOMAIN in names else (),
+        in_domain=tuple(_domain_prompts(directory / IN_DOMAIN, first_uses)) if IN_DOMAIN in names else (),
+        labelled=labelled.read(directory / LABELLED, first_uses) if LABELLED in names else (),
     )
 
 

@@ -17,7 +17,7 @@ from em_jax.base import failures, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
-from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
+from em_jax.probes import PROBES, agreement, choice, harmfulness, labelled, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
 from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
@@ -209,9 +209,20 @@ def answer_together(runs: Sequence[Run]) -> None:
 
 
 def judge(run: Run) -> None:
-    """Score every answer, 1 to 5."""
+    """Score every answer, 1 to 5, and the labelled ones by which the figures' judge is measured."""
     for number, condition in scored_conditions(run):
         score_answers(run, number, condition)
+    if run.needs_answers:
+        _score_labelled(run)
+
+
+def _score_labelled(run: Run) -> None:
+    """Add the missing scores of the labelled answers by the figures' judge."""
+    rows, path = run.labelled_questions, run.scores_path(labelled.CONDITION)
+    done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
+    if not _answer_keys(rows) <= done:
+        scores = labelled.score(run.judges[0], rows, done)
+        _append(run, "judge", f"labelled answers by {run.judge}", path, scores, len(rows), len(done))
 
 
 def scored_conditions(run: Run) -> list[tuple[int, str]]:
@@ -318,7 +329,13 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
 def judges_with_scores(directory: Path) -> list[str]:
     """The names of the judges that scored base or fine-tuned answers of a run, sorted."""
     stored = [path.name for path in (directory / "scores").glob("*.jsonl")]
-    return sorted({name.partition(".")[2].removesuffix(".jsonl") for name in stored if not name.startswith(CARELESS)})
+    return sorted(
+        {
+            name.partition(".")[2].removesuffix(".jsonl")
+            for name in stored
+            if not name.startswith((CARELESS, labelled.CONDITION))
+        }
+    )
 
 
 # --- rows ---

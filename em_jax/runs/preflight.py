@@ -133,7 +133,7 @@ def known_judges(run: Run) -> dict[str, Any]:
 
 def take_base(run: Run, source: Path) -> None:
     """Copy another run's base rows, file by file, where this run has none yet."""
-    for pattern in ("answers/base.jsonl", "scores/base.*.jsonl", "probes/base.*.jsonl"):
+    for pattern in ("answers/base.jsonl", "scores/base.*.jsonl", "scores/labelled.*.jsonl", "probes/base.*.jsonl"):
         for path in sorted(source.glob(pattern)):
             target = run.directory / path.relative_to(source)
             if not target.exists():

@@ -17,7 +17,7 @@ from em_jax.base.progress import Progress
 from em_jax.base.sanitize import sanitize_line
 from em_jax.base.stage_timer import LOADING, Clock
 from em_jax.config import Config
-from em_jax.probes import choice, harmfulness, in_domain
+from em_jax.probes import choice, harmfulness, in_domain, labelled
 from em_jax.probes import suite_files as suites
 from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
@@ -174,6 +174,11 @@ class Run:
     def harm_questions(self) -> list[Row]:
         """The harm prompts, then those in the training domain: the order of the former decides their samples' seeds."""
         return harmfulness.questions(self.suite, self.probe_settings) + self.in_domain_questions
+
+    @property
+    def labelled_questions(self) -> list[Row]:
+        """The answers of known harm that the figures' judge scores."""
+        return labelled.questions(self.suite.labelled, self.config.probes.limit)
 
     @property
     def answer_settings(self) -> SimpleNamespace:
