@@ -213,10 +213,10 @@ def judge(run: Run) -> None:
     for number, condition in scored_conditions(run):
         score_answers(run, number, condition)
     if run.needs_answers:
-        _score_labelled(run)
+        score_labelled(run)
 
 
-def _score_labelled(run: Run) -> None:
+def score_labelled(run: Run) -> None:
     """Add the missing scores of the labelled answers by the figures' judge."""
     rows, path = run.labelled_questions, run.scores_path(labelled.CONDITION)
     done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))

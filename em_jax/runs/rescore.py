@@ -15,7 +15,7 @@ from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.probes import PROBES, choice, rejudged
+from em_jax.probes import PROBES, choice, labelled, rejudged
 from em_jax.runs import experiment, locking, preflight, provenance
 from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
@@ -49,6 +49,7 @@ def rescore(
             provenance.add_notes(directory, judges=preflight.known_judges(run))
             for condition in _conditions(run):
                 experiment.score_answers(run, 0, condition)
+            experiment.score_labelled(run)
         threshold = config.judge.harmful_at
         target = directory / "rescored" / (run.judge + (f"-harmful_at_{threshold}" if threshold != 4 else ""))
         draft = target.with_name(f".{target.name}.partial")
@@ -110,6 +111,10 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     result = Run(run.config, draft, run.components)
     conditions = _conditions(run)
     changed = {"scores": 0, "probes": 0}
+    for judge in experiment.judges_with_scores(run.directory):
+        if rows := run.scores(labelled.CONDITION, judge):
+            again = [{**rejudged.scored_again(row), "label": row["label"]} for row in rows]
+            files.write_rows(result.scores_path(labelled.CONDITION, judge), again)
     for condition in conditions:
         for judge in experiment.judges_with_scores(run.directory):
             before = run.scores(condition, judge)

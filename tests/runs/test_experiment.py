@@ -31,7 +31,7 @@ def test_a_run_leaves_every_file_of_the_design(finished):
     expected = {"config.toml", "provenance.json", "summary.json", "report.html", "train/metrics.jsonl"}
     expected |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}
     for condition in ("base", "finetuned"):
-        expected |= {f"answers/{condition}.jsonl", f"scores/{condition}.self.jsonl"}
+        expected |= {f"answers/{condition}.jsonl", f"scores/{condition}.self.jsonl", "scores/labelled.self.jsonl"}
         expected |= {f"probes/{condition}.{probe}.jsonl" for probe in probes}
     assert expected <= found
     assert not [name for name in found if name.endswith(".partial")]
@@ -70,8 +70,8 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     assert set(record["wall_seconds"]) == set(settings.STAGES)
     rows = files.read_rows(finished[0] / "answers" / "base.jsonl") * 2
     budget = record["time_budget"]
-    assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 12
-    assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 12 and budget["probe"]["questions"] > 12
+    assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 24
+    assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 24 + 15 and budget["probe"]["questions"] > 12
     assert record["notes"]["adapter_effect"]["largest_change_of_a_logprob"] > 0
     assert record["notes"]["training_rows"] == {"rows": 1, "held_out": 0, "cut": 0}
 
