@@ -36,10 +36,12 @@ def main(arguments: Sequence[str]) -> None:
     values: dict[str, Any] = {"judge.harmful_at": flags.harmful_at, "suite": flags.suite}
     if flags.judge == "self":
         values["model.name"] = processes.choose_model(flags.model, None)[0]
+        config = series.resolve(settings.validate(settings.replace(settings.Config(), values)))
     else:
-        values |= {"judge.kind": "openai", "judge.url": flags.judge, "judge.model": flags.judge_model}
-        values["model.name"] = flags.model
-    config = series.resolve(settings.validate(settings.replace(settings.Config(), values)))
+        # No model is loaded, so none decides on the suite.
+        values |= {"suite": flags.suite or "standard", "judge.kind": "openai"}
+        values |= {"judge.url": flags.judge, "judge.model": flags.judge_model}
+        config = settings.validate(settings.replace(settings.Config(), values))
     suite = suite_files.load(sources.suite_directory(config.suite))
     answers = labelled.read(Path(flags.labelled), {}) if flags.labelled else suite.labelled
     if not answers:
