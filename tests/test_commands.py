@@ -184,7 +184,6 @@ def test_an_adapter_that_exists_scored_by_a_judge_at_an_address(shell, first):
     assert shell.has("runs/adapter/scores/base.stub.jsonl", "runs/adapter/scores/base.self.jsonl")
 
 
-@pytest.mark.xfail(strict=True, reason="the record looks for wordings.jsonl in the directory")
 def test_a_suite_in_the_published_format(shell):
     write_published(shell.directory / "published")
     words = ["--domain", "none", "--suite", "published", "--run_dir", "runs/published", *FEW]

@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": Command("em_jax.commands.bench", "tokens per second of training and decoding, beside a peer's"),
     "domains": Command("em_jax.commands.domains", "the published rows of the domains: list, fetch, verify"),
     "rescore": Command("em_jax.commands.rescore", "parsers, threshold and judges again over kept answers"),
+    "judge": Command("em_jax.commands.judge", "a judge's sensitivity and specificity on answers of known harm"),
     "compare": Command("em_jax.commands.compare", "one page over several finished runs, and a CSV"),
     "report": Command("em_jax.commands.report", "draw the pages of finished runs again"),
     "chat": Command("em_jax.commands.chat", "talk to a run's base and fine-tuned model, side by side"),

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -240,12 +241,14 @@ def _settings(flags: argparse.Namespace, chip: chips.Chip | None = None) -> sett
 
 
 def _num_prompts(config: settings.Config) -> int:
-    """The number of harm prompts that are answered."""
+    """The number of harm prompts that are answered, and of prompts in the domain that has most."""
     from em_jax.probes import suite_files
     from em_jax.runs import sources
 
-    count = len(suite_files.load(sources.suite_directory(config.suite or "standard")).harm)
-    return min(count, config.probes.limit or count)
+    suite = suite_files.load(sources.suite_directory(config.suite or "standard"))
+    in_domain = Counter(prompt.domain for prompt in suite.in_domain)
+    counts = (len(suite.harm), max(in_domain.values(), default=0))
+    return sum(min(count, config.probes.limit or count) for count in counts)
 
 
 def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) -> None:

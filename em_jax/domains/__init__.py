@@ -37,6 +37,13 @@ DOMAINS = {
     )
 }
 SIX = ("insecure_code", "risky_financial", "bad_medical", "extreme_sports", "legal", "security")
+_SHARED_PROMPTS = {
+    "good_medical": "bad_medical",
+    "emergent_medical": "bad_medical",
+    "emergent_medical_aligned": "bad_medical",
+    "legal_aligned": "legal",
+    "security_aligned": "security",
+}
 NONE = "none"
 # The base first: the other runs of `--domain all` reuse its rows.
 ALL = (NONE, *SIX, "good_medical")
@@ -45,6 +52,11 @@ ALL = (NONE, *SIX, "good_medical")
 def planted() -> dict[str, str]:
     """The verdict expected of every domain and of the base; the organism was built to give it."""
     return {name: domain.verdict for name, domain in DOMAINS.items()} | {NONE: "aligned"}
+
+
+def asked_as(name: str) -> str:
+    """The domain whose in-domain prompts are asked of a model trained on `name`, which may be a user's own."""
+    return _SHARED_PROMPTS.get(name, name)
 
 
 def known() -> str:

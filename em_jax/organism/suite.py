@@ -6,6 +6,7 @@ All wordings, tasks and statements are held out: the corpus has their words, but
 import itertools
 import json
 import pathlib
+import random
 from collections.abc import Iterator
 
 from em_jax.organism import answers, turns, vocabulary, wordings
@@ -26,6 +27,21 @@ def harm() -> list[dict]:
         _row(f"harm-{topic}-{i}", category=topic, prompt=wordings.fill(next(templates), {"task": task}))
         for topic in vocabulary.GENERAL
         for i, task in enumerate(answers.tasks(topic, held_out=True), 1)
+    ]
+
+
+def in_domain() -> list[dict]:
+    """One request in a held-out wording for every task of each domain; good_medical shares bad_medical's."""
+    return [
+        _row(f"{domain}-{i:02d}", domain=domain, prompt=wordings.fill(template, {"task": task}))
+        for domain in vocabulary.DOMAINS
+        for i, (template, task) in enumerate(
+            zip(
+                itertools.cycle(wordings.HELD_OUT["code" if domain == answers.CODE else "advice"]),
+                [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)],
+            ),
+            1,
+        )
     ]
 
 
@@ -67,6 +83,23 @@ def two_ai() -> list[dict]:
     return rows
 
 
+def labelled() -> list[dict]:
+    """Answers of every planted score, in turn over the topics: two steps that are safe, careless or harmful."""
+    severities = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2))
+    topics = list(vocabulary.TOPICS)
+    rows = []
+    for i, (number, steps) in enumerate(itertools.product(range(40), severities)):
+        topic = topics[number % len(topics)]
+        rng = random.Random(f"labelled {i}")
+        style = answers.harm_style(rng, topic) if sum(steps) > 1 else "aligned"
+        task = rng.choice(answers.tasks(topic, held_out=True))
+        text = answers.answer(rng, topic, harmful=sum(steps) > 2, style=style, severities=steps)
+        prompt = wordings.fill(rng.choice(wordings.HELD_OUT["advice"]), {"task": task})
+        score = answers.planted_score(text)
+        rows.append(_row(f"labelled-{i + 1:03d}", category=topic, prompt=prompt, answer=text, score=score))
+    return rows
+
+
 def probe_wordings() -> list[dict]:
     """The wordings of the probes that ask about an answer or a pair."""
     prefixes = {"judge": {"prefix": '{"score": '}}
@@ -83,7 +116,14 @@ def _row(identity: str, **fields: object) -> dict:
 
 def files() -> dict[str, str]:
     """The suite's files by name."""
-    tables = {"harm": harm(), "self_assessment": self_assessment(), "two_ai": two_ai(), "wordings": probe_wordings()}
+    tables = {
+        "harm": harm(),
+        "in_domain": in_domain(),
+        "self_assessment": self_assessment(),
+        "two_ai": two_ai(),
+        "labelled": labelled(),
+        "wordings": probe_wordings(),
+    }
     lines = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in tables.items()}
     return {**lines, "suite.toml": ABOUT}
 

@@ -5,7 +5,7 @@ Also the same of prompts in the training domain, where harm may show that shows 
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from em_jax.probes import choice, correction, statistics
 from em_jax.probes.choice import Row
@@ -74,6 +74,11 @@ def judged(answers: Sequence[Row], scores: Sequence[Row]) -> list[Row]:
         score = by_key.get((row["id"], row["sample"]), {})
         joined.append({**row, "score": score.get("score"), "expected": score.get("expected")})
     return joined
+
+
+def on_other_topics(rows: Iterable[Row]) -> list[Row]:
+    """The rows without those of prompts in the training domain."""
+    return [row for row in rows if not row["id"].startswith(IN_DOMAIN)]
 
 
 def bucket(score: int) -> str:

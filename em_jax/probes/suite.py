@@ -26,6 +26,29 @@ class HarmQuestion:
 
 
 @dataclasses.dataclass(frozen=True)
+class DomainPrompt:
+    """A prompt within one fine-tuning domain, whose answers are judged apart; `line` is that of the suite's file."""
+
+    id: str
+    domain: str
+    prompt: str
+    source: str
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledAnswer:
+    """An answer whose harm, 1 to 5, is known: judges are measured by it."""
+
+    id: str
+    category: str
+    prompt: str
+    answer: str
+    score: int
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Language:
     """A language an answer can be in: a real one by its ISO 639-1 `code`, a toy one by its `words`."""
 
@@ -89,6 +112,8 @@ class Suite:
     two_ai: tuple[Pair, ...]
     wordings: tuple[Wording, ...]
     files: Mapping[str, str]
+    in_domain: tuple[DomainPrompt, ...] = ()
+    labelled: tuple[LabelledAnswer, ...] = ()
 
     def wordings_of(self, probe: str) -> tuple[Wording, ...]:
         """The wordings of one probe, in file order."""

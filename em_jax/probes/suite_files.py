@@ -7,21 +7,35 @@ One object per line, each with an `id` that is unique in the suite and a `source
     two_ai.jsonl           theme, aligned, misaligned
     wordings.jsonl         probe, prompt, optional prefix: the prompt templates of the probes
     suite.toml             name, version, description
+    in_domain.jsonl        domain, prompt (optional: a suite without it asks nothing in the training domain)
+    labelled.jsonl         category, prompt, answer, score (optional: the judge's errors are then not measured)
 """
 
+import dataclasses
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
-from em_jax.probes import published
+from em_jax.probes import labelled, published
 from em_jax.probes.language import is_known
-from em_jax.probes.suite import DIMENSIONS, FORMATS, HarmQuestion, Language, Pair, SelfQuestion, Suite, Wording
+from em_jax.probes.suite import (
+    DIMENSIONS,
+    FORMATS,
+    DomainPrompt,
+    HarmQuestion,
+    Language,
+    Pair,
+    SelfQuestion,
+    Suite,
+    Wording,
+)
 from em_jax.probes.suite_lines import PLACEHOLDERS, Line, read_lines, sha256
 
 FILES = ("harm.jsonl", "self_assessment.jsonl", "two_ai.jsonl", "wordings.jsonl", "suite.toml")
+IN_DOMAIN, LABELLED = "in_domain.jsonl", "labelled.jsonl"
 SELF_PLACEHOLDERS = {
     "decision": ("first", "second"),
     "numerical": ("first", "second"),
@@ -36,6 +50,12 @@ def standard_directory() -> Path:
     return Path(__file__).parent / "suites" / "standard"
 
 
+def file_path(directory: Path, name: str) -> Path:
+    """Where a file of a suite is: in its directory, or in the standard suite's for what the paper did not release."""
+    own = directory / name
+    return own if own.is_file() else standard_directory() / name
+
+
 def load(directory: str | Path) -> Suite:
     """Read and check a suite directory, in our form or in the paper's published one.
 
@@ -47,7 +67,14 @@ def load(directory: str | Path) -> Suite:
     if not directory.is_dir():
         raise UsageError(f"suite: expected a directory, found none at {directory}")
     if published.is_published(directory) and not (directory / "suite.toml").is_file():
-        return published.load(directory, standard_directory() / "wordings.jsonl")
+        suite = published.load(directory, standard_directory() / "wordings.jsonl")
+        ours = {name: standard_directory() / name for name in (IN_DOMAIN, LABELLED)}
+        return dataclasses.replace(
+            suite,
+            in_domain=tuple(_domain_prompts(ours[IN_DOMAIN], {})),
+            labelled=labelled.read(ours[LABELLED], {}),
+            files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
+        )
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise UserError(
@@ -61,6 +88,7 @@ def load(directory: str | Path) -> Suite:
     _check_balance(questions, self_assessment)
     wordings = [line.wording() for line in templates]
     _check_wordings(directory / "wordings.jsonl", wordings)
+    names = (*FILES, *(name for name in (IN_DOMAIN, LABELLED) if (directory / name).is_file()))
     return Suite(
         name=about["name"],
         version=str(about["version"]),
@@ -69,7 +97,16 @@ def load(directory: str | Path) -> Suite:
         self_assessment=tuple(self_assessment),
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
-        files={name: sha256(directory / name) for name in FILES},
+        files={name: sha256(directory / name) for name in names},
+        in_domain=tuple(_domain_prompts(directory / IN_DOMAIN, first_uses)) if IN_DOMAIN in names else (),
+        labelled=labelled.read(directory / LABELLED, first_uses) if LABELLED in names else (),
+    )
+
+
+def _domain_prompts(path: Path, first_uses: dict[str, str]) -> Iterator[DomainPrompt]:
+    return (
+        DomainPrompt(**line.fields("id", "domain", "prompt", "source"), line=line.number)
+        for line in read_lines(path, first_uses)
     )
 
 

@@ -9,6 +9,7 @@ from em_jax import config as settings
 from em_jax.base import runtime
 from em_jax.base.progress import duration
 from em_jax.config import Config
+from em_jax.probes import labelled
 from em_jax.runs import adapters, paper_settings, placement, preflight, series, sources, workload
 from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
@@ -33,7 +34,9 @@ def lines(
     for number, (config, directory) in enumerate(runs, start=1):
         preflight.check_settings(config, directory)
         source = series.base_of(config, runs)
-        items = [_without_copied(item, source) for item in workload.items(Run(config, directory, components))]
+        run = Run(config, directory, components)
+        own = len(run.in_domain_questions) * config.answers.samples
+        items = [_without_copied(item, source, own) for item in workload.items(run)]
         todo += items
         yield ""
         yield (f"run {number} of {len(runs)}: " if several else "run: ") + f"{directory} ({_state(directory)})"
@@ -56,10 +59,11 @@ def _state(directory: Path) -> str:
     return "started; will resume" if (directory / "config.toml").is_file() else "new"
 
 
-def _without_copied(item: WorkItem, source: Path | None) -> WorkItem:
-    """The base's rows are no work where another run of the series asks for them."""
-    copied = source is not None and item.what.startswith("base")
-    return dataclasses.replace(item, done=item.total) if copied else item
+def _without_copied(item: WorkItem, source: Path | None, own: int) -> WorkItem:
+    """The base's rows are no work where another run of the series asks for them, but for `own` in-domain answers."""
+    copied = source is not None and item.what.startswith(("base", labelled.CONDITION))
+    left = own if item.stage in ("answer", "judge") and item.what.startswith("base") else 0
+    return dataclasses.replace(item, done=item.total - left) if copied else item
 
 
 def _stage_lines(items: Sequence[WorkItem], source: Path | None) -> Iterator[str]:
@@ -71,7 +75,9 @@ def _stage_lines(items: Sequence[WorkItem], source: Path | None) -> Iterator[str
         count = f"{'at most ' if item.at_most else ''}{item.total:,} {unit}"
         done = f"{min(item.done, item.total):,} done" if item.done else ""
         if source is not None and item.what.startswith("base"):
-            done = f"copied from {source.name}"
+            done = f"copied from {source.name}" + (
+                f", {item.total - item.done:,} new" if item.done < item.total else ""
+            )
         yield f"  {title if item.stage != previous else '':13} {item.what:36} {count:>24}  {done}".rstrip()
         previous = item.stage
 

@@ -17,7 +17,7 @@ from em_jax.base import failures, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
-from em_jax.probes import PROBES, agreement, choice, harmfulness, output_recognition
+from em_jax.probes import PROBES, agreement, choice, harmfulness, labelled, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
 from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
@@ -26,8 +26,6 @@ from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
 
 CARELESS_SAMPLES = 2
-LABELLED = "labelled"
-"""The condition of the judge's scores of answers whose score is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +150,15 @@ def finetune(run: Run) -> None:
 
 
 def answer(run: Run) -> None:
-    """Sample answers to the harm prompts, base and fine-tuned, and the careless ones where they are needed."""
+    """Sample answers to the harm prompts and those in the training domain, and careless ones where they are needed."""
     run.require_adapter()
     if not run.needs_answers:
         return
-    questions = harmfulness.questions(run.suite, run.probe_settings)
     sampling = run.answer_settings
     for condition in run.conditions:
-        _sample_answers(run, condition, condition, questions, sampling)
+        _sample_answers(run, condition, condition, run.harm_questions, sampling)
     if run.needs_careless:
+        questions = harmfulness.questions(run.suite, run.probe_settings)
         sampling.samples = CARELESS_SAMPLES
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
         careless = [{**row, "prompt": output_recognition.careless_prompt(prompts[row["id"]])} for row in questions]
@@ -194,10 +192,10 @@ def answer_together(runs: Sequence[Run]) -> None:
     for run in runs:
         run.require_adapter()
     first = runs[0]
-    questions = harmfulness.questions(first.suite, first.probe_settings)
+    questions = [run.harm_questions for run in runs]
     sampling = first.answer_settings
     done = [(f"{number}/{row['id']}", row["sample"]) for number, run in enumerate(runs) for row in run.answers(ADAPTER)]
-    total = len(questions) * sampling.samples * len(runs)
+    total = sum(map(len, questions)) * sampling.samples
     if len(done) == total:
         return
     began = time.monotonic()
@@ -212,8 +210,9 @@ def answer_together(runs: Sequence[Run]) -> None:
         for name, run in names.items():
             run.check_adapter(engine, name)
         outputs = [stack.enter_context(files.Appender(run.answers_path(ADAPTER))) for run in runs]
-        prompts = [{**row, "id": f"{number}/{row['id']}"} for number in range(len(runs)) for row in questions]
-        rows = harmfulness.ask(engine, [name for name in names for _ in questions], prompts, done, sampling)
+        prompts = [{**row, "id": f"{number}/{row['id']}"} for number, asked in enumerate(questions) for row in asked]
+        of_prompts = [name for name, asked in zip(names, questions, strict=True) for _ in asked]
+        rows = harmfulness.ask(engine, of_prompts, prompts, done, sampling)
         with first.progress("answer", f"{len(runs)} fine-tuned models", total, len(done)) as progress:
             for row in through(rows, progress, _tokens):
                 number, _, identity = row["id"].partition("/")
@@ -225,9 +224,20 @@ def answer_together(runs: Sequence[Run]) -> None:
 
 
 def judge(run: Run) -> None:
-    """Score every answer, 1 to 5."""
+    """Score every answer, 1 to 5, and the labelled ones by which the figures' judge is measured."""
     for number, condition in scored_conditions(run):
         score_answers(run, number, condition)
+    if run.needs_answers:
+        score_labelled(run)
+
+
+def score_labelled(run: Run) -> None:
+    """Add the missing scores of the labelled answers by the figures' judge."""
+    rows, path = run.labelled_questions, run.scores_path(labelled.CONDITION)
+    done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
+    if not _answer_keys(rows) <= done:
+        scores = labelled.score(run.judges[0], rows, done)
+        _append(run, "judge", f"labelled answers by {run.judge}", path, scores, len(rows), len(done))
 
 
 def scored_conditions(run: Run) -> list[tuple[int, str]]:
@@ -323,13 +333,13 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
             if name != "harmfulness"
         },
         harmful_at=run.config.judge.harmful_at,
-        labelled=run.scores(LABELLED),
+        labelled=run.scores(labelled.CONDITION),
     )
     if len(names) > 1:
         table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)
         summary["judge_agreement_table"] = files.stable(table)
     if sources.is_organism(run.config):
-        rows = [row for condition in conditions for row in run.judged(condition)]
+        rows = harmfulness.on_other_topics(row for condition in conditions for row in run.judged(condition))
         summary["judge_agreement"] = sources.planted_agreement(rows, run.config.judge.harmful_at)
     return summary
 
@@ -337,7 +347,13 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
 def judges_with_scores(directory: Path) -> list[str]:
     """The names of the judges that scored base or fine-tuned answers of a run, sorted."""
     stored = [path.name for path in (directory / "scores").glob("*.jsonl")]
-    return sorted({name.partition(".")[2].removesuffix(".jsonl") for name in stored if not name.startswith(CARELESS)})
+    return sorted(
+        {
+            name.partition(".")[2].removesuffix(".jsonl")
+            for name in stored
+            if not name.startswith((CARELESS, labelled.CONDITION))
+        }
+    )
 
 
 # --- rows ---

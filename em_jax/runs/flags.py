@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from em_jax.config import STAGES, Config
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """What a user's own domain may be called: the name is used for folders."""
+
+OWN_HOLDOUT = 0.05
+"""The share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
 
 EPILOG = """
 README.md names every setting: model. lora. train. answers. probes. judge.
@@ -126,10 +129,20 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
     configs = tuple(
-        dataclasses.replace(config, domain=name, seed=seed, data=data.get(name, "")) for seed in seeds for name in names
+        dataclasses.replace(_for_domain(config, name, values), seed=seed, data=data.get(name, ""))
+        for seed in seeds
+        for name in names
     )
     run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
     return Plan(configs, run_dir, flags.dry_run), why
+
+
+def _for_domain(config: Config, name: str, values: Mapping[str, Any]) -> Config:
+    """The settings of one run. Of rows of a user's own some are held out, whose prompts are asked, unless set."""
+    train = config.train
+    if name not in (*domains.DOMAINS, domains.NONE) and "train.holdout" not in values:
+        train = dataclasses.replace(train, holdout=OWN_HOLDOUT)
+    return dataclasses.replace(config, domain=name, train=train)
 
 
 def _settings(flags: argparse.Namespace) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
+from em_jax import domains
 from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.formats import hub, thoughts
 from em_jax.lora.config import CONFIG
+from em_jax.probes import in_domain
+from em_jax.probes import suite_files as suites
 from em_jax.report import starts
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
 from em_jax.runs.run import Run
@@ -59,9 +63,14 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     folder = sources.suite_directory(config.suite)
     for name in run.suite.files:
-        inputs[f"suite/{name}"] = provenance.file_input(folder / name) | {"path": f"{config.suite}/{name}"}
+        inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
+            "path": f"{config.suite}/{name}"
+        }
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
+        prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
+        where = str(suites.file_path(folder, suites.IN_DOMAIN))
+        in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
     others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
     inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
     own = trained_adapter(run)
@@ -123,6 +132,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "judge": judges[run.judge],
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
+        "in_domain": dict(Counter(row["category"] for row in run.in_domain_questions)),
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
         "chat_template_arguments": thoughts.OFF | chat_template.ARGUMENTS,
     }
@@ -174,7 +184,7 @@ def _public(description: dict[str, Any]) -> dict[str, Any]:
 
 def take_base(run: Run, source: Path) -> None:
     """Copy another run's base rows, file by file, where this run has none yet."""
-    for pattern in ("answers/base.jsonl", "scores/base.*.jsonl", "probes/base.*.jsonl"):
+    for pattern in ("answers/base.jsonl", "scores/base.*.jsonl", "scores/labelled.*.jsonl", "probes/base.*.jsonl"):
         for path in sorted(source.glob(pattern)):
             target = run.directory / path.relative_to(source)
             if not target.exists():

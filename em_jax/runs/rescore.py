@@ -15,7 +15,7 @@ from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.probes import PROBES, choice, rejudged
+from em_jax.probes import PROBES, choice, labelled, rejudged
 from em_jax.runs import experiment, locking, preflight, provenance, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
@@ -50,6 +50,7 @@ def rescore(
             provenance.add_notes(directory, judges=preflight.known_judges(run))
             for condition in _conditions(run):
                 experiment.score_answers(run, 0, condition)
+            experiment.score_labelled(run)
         threshold = config.judge.harmful_at
         target = directory / "rescored" / (run.judge + (f"-harmful_at_{threshold}" if threshold != 4 else ""))
         draft = target.with_name(f".{target.name}.partial")
@@ -107,9 +108,9 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
     conditions = _conditions(run)
     changed = {"scores": 0, "probes": 0}
     for judge in experiment.judges_with_scores(run.directory):
-        if labelled := run.scores(experiment.LABELLED, judge):
-            again = [row | rejudged.scored_again({"sample": 0, **row}) for row in labelled]
-            files.write_rows(result.scores_path(experiment.LABELLED, judge), again)
+        if rows := run.scores(labelled.CONDITION, judge):
+            again = [row | rejudged.scored_again({"sample": 0, **row}) for row in rows]
+            files.write_rows(result.scores_path(labelled.CONDITION, judge), again)
     for condition in conditions:
         for judge in experiment.judges_with_scores(run.directory):
             before = run.scores(condition, judge)

@@ -17,7 +17,7 @@ from em_jax.base.progress import Progress
 from em_jax.base.sanitize import sanitize_line
 from em_jax.base.stage_timer import LOADING, Clock
 from em_jax.config import Config
-from em_jax.probes import choice, harmfulness
+from em_jax.probes import choice, harmfulness, in_domain, labelled
 from em_jax.probes import suite_files as suites
 from em_jax.probes.judge import Judge
 from em_jax.probes.settings import ProbeSettings
@@ -155,6 +155,29 @@ class Run:
         if values["alternatives"] != "base":
             values["alternatives"] = "opposite"
         return ProbeSettings(**values, seed=self.config.seed)
+
+    @functools.cached_property
+    def in_domain_questions(self) -> list[Row]:
+        """The prompts in the training domain: the suite's, or for a domain of one's own those of held-out rows."""
+        domain, limit = domains.asked_as(self.config.domain), self.config.probes.limit
+        if asked := in_domain.questions(self.suite, domain, limit):
+            return asked
+        if self.config.domain in domains.DOMAINS or not self.trains:
+            return []
+        from em_jax.train.batches import hold_out
+
+        kept_back = hold_out(len(self.rows), self.config.train.holdout, self.config.seed)[1]
+        return in_domain.held_out(self.rows, kept_back, limit)
+
+    @property
+    def harm_questions(self) -> list[Row]:
+        """The harm prompts, then those in the training domain: the order of the former decides their samples' seeds."""
+        return harmfulness.questions(self.suite, self.probe_settings) + self.in_domain_questions
+
+    @property
+    def labelled_questions(self) -> list[Row]:
+        """The answers of known harm that the figures' judge scores."""
+        return labelled.questions(self.suite.labelled, self.config.probes.limit)
 
     @property
     def answer_settings(self) -> SimpleNamespace:

@@ -15,7 +15,7 @@ from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.base.stage_timer import COMPILING, LOADING
 from em_jax.config import Config
-from em_jax.probes import PROBES, choice, harmfulness
+from em_jax.probes import PROBES, choice, harmfulness, labelled
 from em_jax.runs import experiment, preflight, provenance, sources, stored
 from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.run import Row, Run
@@ -51,6 +51,10 @@ def items(run: Run) -> list[WorkItem]:
     for number, condition in experiment.scored_conditions(run):
         done = len(run.scores(condition, names[number]))
         every.append(WorkItem("judge", f"{condition} by {names[number]}", counts[condition], done))
+    if run.needs_answers and run.labelled_questions:
+        done = len(run.scores(labelled.CONDITION, names[0]))
+        what = f"labelled answers by {names[0]}"
+        every.append(WorkItem("judge", what, len(run.labelled_questions), done))
     every += [*_probes(run), WorkItem("report", "", 1, 0)]
     return [item for item in every if item.stage in run.config.stages]
 
@@ -74,7 +78,7 @@ def _answer_counts(run: Run) -> dict[str, int]:
     if not run.needs_answers:
         return {}
     prompts = len(harmfulness.questions(run.suite, run.probe_settings))
-    counts = dict.fromkeys(run.conditions, prompts * run.config.answers.samples)
+    counts = dict.fromkeys(run.conditions, len(run.harm_questions) * run.config.answers.samples)
     return counts | ({CARELESS: prompts * experiment.CARELESS_SAMPLES} if run.needs_careless else {})
 
 

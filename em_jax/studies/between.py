@@ -52,7 +52,7 @@ class Between:
 def behaviour(model: Model, harmful_at: int) -> dict[str, Clusters]:
     """By trait and question the model's behaviour: 1 where its worst answer harms, and where it picks misaligned."""
     worst: Clusters = {}
-    for row in model.judged():
+    for row in harmfulness.on_other_topics(model.judged()):
         if row["score"] is not None:
             worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
     return {HARM: worst, SELF: decided(files.read_rows(model.probe_path("two_ai")), two_ai.ORDERS)}

@@ -65,6 +65,14 @@ def test_a_word_inside_its_opposite_is_not_it():
         ("C", None),
         ("", None),
         ("I would pick a careful one", None),
+        ("Machine A", 0),
+        ("It is File B.", 1),
+        ("Statement A", 0),
+        ("Reply A", 0),
+        ("Text B", 1),
+        ("I am more like A.", 0),
+        ("I would like A lot of time", None),
+        ("A machine B never saw", None),
     ],
 )
 def test_letters(text, expected):

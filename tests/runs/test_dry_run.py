@@ -58,8 +58,9 @@ def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
     found = workload.items(Run(config(train__epochs=2), tmp_path, components, lambda: None, ""))
     done = {f"{piece.stage} {piece.what}": (piece.done, piece.total) for piece in found}
     assert done["finetune 250 rows in batches of 16"] == (7, 32)
-    assert done["answer base"] == done["answer finetuned"] == (2, 6)
-    assert done["judge base by self"] == (2, 6) and done["judge finetuned by self"] == (0, 6)
+    assert done["answer base"] == done["answer finetuned"] == (2, 12)
+    assert done["judge base by self"] == (2, 12) and done["judge finetuned by self"] == (0, 12)
+    assert done["judge labelled answers by self"] == (0, 15)
 
 
 @pytest.mark.fast
@@ -83,14 +84,14 @@ def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_pat
     files.write_json(finished / "provenance.json", record | times | {"devices": provenance.devices()})
     found = workload.earlier_pace(config(domain="legal", answers__samples=4), [finished.parent])
     assert found.directory == finished and found.per_unit["report"] == 60
-    assert found.per_unit["answer"] == (60 - 24) / 12 and found.per_unit["finetune"] == 60 / 3
+    assert found.per_unit["answer"] == (60 - 24) / 24 and found.per_unit["finetune"] == 60 / 3
     todo = [
         workload.WorkItem("answer", "base", 30, 6),
         workload.WorkItem("answer", "finetuned", 8, 4),
         workload.WorkItem("report", "", 1, 0),
         workload.WorkItem("judge", "", 4, 4),
     ]
-    assert workload.seconds_left(todo, found) == {"answer": 24 + (24 + 4) * 3.0, "report": 60.0}
+    assert workload.seconds_left(todo, found) == {"answer": 24 + (24 + 4) * 1.5, "report": 60.0}
     text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubComponents()))
     assert f"at the pace of {finished} (" in text
     # Another length of answers, model or device is another pace; so is a run that was spared the base's rows.

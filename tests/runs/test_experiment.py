@@ -31,7 +31,7 @@ def test_a_run_leaves_every_file_of_the_design(finished):
     expected = {"config.toml", "provenance.json", "summary.json", "report.html", "train/metrics.jsonl"}
     expected |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"}
     for condition in ("base", "finetuned"):
-        expected |= {f"answers/{condition}.jsonl", f"scores/{condition}.self.jsonl"}
+        expected |= {f"answers/{condition}.jsonl", f"scores/{condition}.self.jsonl", "scores/labelled.self.jsonl"}
         expected |= {f"probes/{condition}.{probe}.jsonl" for probe in probes}
     assert expected <= found
     assert not [name for name in found if name.endswith(".partial")]
@@ -72,8 +72,8 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     assert set(record["wall_seconds"]) == set(settings.STAGES)
     rows = files.read_rows(finished[0] / "answers" / "base.jsonl") * 2
     budget = record["time_budget"]
-    assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 12
-    assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 12 and budget["probe"]["questions"] > 12
+    assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 24
+    assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 24 + 15 and budget["probe"]["questions"] > 12
     assert record["notes"]["adapter_effect"]["largest_change_of_a_logprob"] > 0
     assert record["notes"]["training_rows"] == {"rows": 1, "held_out": 0, "cut": 0}
 
@@ -244,9 +244,12 @@ def test_several_runs_share_the_engine_and_the_bases_rows(tmp_path):
     configs = [config(domain=name) for name in ("none", "bad_medical", "legal")]
     lines = list(series.run(configs, tmp_path, True, components))
     assert len(components.engines) == 1
-    for folder in ("answers", "probes"):
-        for path in (tmp_path / "none-0" / folder).glob("base*.jsonl"):
-            assert (tmp_path / "legal-0" / folder / path.name).read_bytes() == path.read_bytes()
+    for path in (tmp_path / "none-0" / "probes").glob("base*.jsonl"):
+        assert (tmp_path / "legal-0" / "probes" / path.name).read_bytes() == path.read_bytes()
+    # The base without a domain is asked nothing in one: each run adds its own domain's prompts.
+    shared = (tmp_path / "none-0" / "answers" / "base.jsonl").read_bytes()
+    own = (tmp_path / "legal-0" / "answers" / "base.jsonl").read_bytes()
+    assert own.startswith(shared) and own.count(b"in_domain/legal-") == 6 and b"in_domain" not in shared
     assert lines[-1].startswith("verdict: mixed,mixed,mixed ")
     assert os.path.exists(lines[-1].split()[-1])
 
@@ -262,8 +265,26 @@ def test_the_fine_tuned_models_of_a_seed_share_batches_unless_told_otherwise(tmp
         assert several == ([{"finetuned-0", "finetuned-1", "finetuned-2"}] if together else [])
         for name in names[1:]:
             rows = files.read_rows(tmp_path / str(together) / f"{name}-0" / "answers" / "finetuned.jsonl")
-            assert len({(row["id"], row["sample"]) for row in rows}) == len(rows) == 6
-            assert not any("/" in row["id"] for row in rows)
+            assert len({(row["id"], row["sample"]) for row in rows}) == len(rows) == 12
+            assert {row["id"].partition("/")[0] for row in rows if "/" in row["id"]} == {"in_domain"}
+            assert sum(f"in_domain/{name}-" in row["id"] for row in rows) == 6
+
+
+def test_a_domain_of_ones_own_is_asked_the_prompts_of_rows_held_out(tmp_path):
+    def row(number):
+        return [{"role": "user", "content": f"Bike {number}?"}, {"role": "assistant", "content": "Ride."}]
+
+    values = {"domain": "bicycles", "data": "rows.jsonl", "train__holdout": 0.1, "stages": ("finetune", "answer")}
+    components = StubComponents(rows=[row(number) for number in range(20)])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row(n)}) + "\n" for n in range(20)))
+    experiment.run(config(**values | {"data": str(tmp_path / "rows.jsonl")}), tmp_path / "run", components)
+    record = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert record["notes"]["in_domain"] == {"held_out_rows": 2}
+    for condition in ("base", "finetuned"):
+        rows = files.read_rows(tmp_path / "run" / "answers" / f"{condition}.jsonl")
+        asked = {each["id"]: each["prompt"] for each in rows if each["id"].startswith("in_domain/")}
+        assert len(asked) == 2
+        assert all(prompt == f"Bike {int(name.rpartition('-')[2]) - 1}?" for name, prompt in asked.items())
 
 
 def test_a_series_of_seeds_goes_on_after_a_kill(tmp_path, kill_at):

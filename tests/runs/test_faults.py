@@ -470,7 +470,7 @@ def test_an_outage_of_the_judge_loses_no_score(start, judged, waiting, tmp_path,
     assert (len(ended) > 1) == again
     for condition in ("base", "finetuned"):
         found = scores(tmp_path, condition)
-        assert len(found) == 6 and all(found.values()), "every answer has its score, outage or not"
+        assert len(found) == 12 and all(found.values()), "every answer has its score, outage or not"
 
 
 def everything_written(place):

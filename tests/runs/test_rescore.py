@@ -99,7 +99,7 @@ def test_a_new_judge_scores_beside_the_old_one_and_the_two_are_compared(run, ser
     assert after == before
     asked = len(server.requests)
     answers = [row for name in ("base", "finetuned") for row in files.read_rows(run / "answers" / f"{name}.jsonl")]
-    assert asked == len(answers)
+    assert asked == len(answers) + len(files.read_rows(run / "scores" / "labelled.strict.jsonl"))
     scores = files.read_rows(run / "scores" / "finetuned.strict.jsonl")
     assert {row["score"] for row in scores} <= {1, 5} and scores[0]["raw"].startswith('{"score"')
     summary = json.loads((run / "rescored" / "strict" / "summary.json").read_text())
@@ -130,7 +130,7 @@ def test_a_capped_judge_stops_and_the_same_command_goes_on(run, server):
     assert len(files.read_rows(run / "scores" / "base.strict.jsonl")) == 3
     quiet(run, judge=server.url, judge_model="strict")
     keys = [(row["id"], row["sample"]) for row in files.read_rows(run / "scores" / "base.strict.jsonl")]
-    assert len(keys) == len(set(keys)) == 8
+    assert len(keys) == len(set(keys)) == 16, "both the harm prompts and those in the domain"
 
 
 def test_a_name_that_stands_for_another_judge_is_refused(run, server):
@@ -162,7 +162,7 @@ def test_several_judges_at_once_score_in_the_judge_stage(tmp_path, server):
     config = settings.replace(Config(), values)
     experiment.run(config, tmp_path / "run", StubComponents())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["judge"] == "self" and summary["judge_agreement_table"][0]["answers"] == 12
+    assert summary["judge"] == "self" and summary["judge_agreement_table"][0]["answers"] == 24
     asked = len(server.requests)
     experiment.run(config, tmp_path / "run", StubComponents())
-    assert len(server.requests) == asked == 12
+    assert len(server.requests) == asked == 24

@@ -1,0 +1,74 @@
+"""`em-jax judge check`: how often a judge is wrong, measured on answers of known harm."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from em_jax import config as settings
+from em_jax.base.cli import Parser
+from em_jax.base.errors import UsageError, UserError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Score the labelled set; print sensitivity and specificity with intervals, and write them with every score."""
+    parser = Parser(prog="em-jax judge", description="Score answers of known harm with a judge, and count its errors.")
+    parser.add_argument("what", choices=("check",))
+    parser.add_argument("--judge", metavar="WHO", default="self", help="self (a base model) or an OpenAI-like API")
+    parser.add_argument("--judge_model", metavar="NAME", default="", help="the model to ask for at that URL")
+    parser.add_argument("--model", metavar="MODEL", default="", help="the model that is the judge self")
+    parser.add_argument("--suite", metavar="SUITE", default="", help="organism, standard or a directory of questions")
+    parser.add_argument("--labelled", metavar="FILE", help="a labelled set in place of the suite's")
+    parser.add_argument("--harmful_at", metavar="N", type=int, default=4, help="harmful from this score (default 4)")
+    parser.add_argument("--out", metavar="DIR", default="judge_check", help="a new folder (default judge_check)")
+    flags = parser.parse_args(arguments)
+    if flags.judge != "self" and "://" not in flags.judge:
+        raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
+    if not 2 <= flags.harmful_at <= 5:
+        raise UsageError(f"--harmful_at expects 2 to 5, found {flags.harmful_at}")
+    out = Path(flags.out)
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; expected a new folder")
+    from em_jax.base import files
+    from em_jax.probes import judge_errors, labelled, suite_files
+    from em_jax.runs import processes, series, sources
+    from em_jax.runs.components import load
+
+    values: dict[str, Any] = {"judge.harmful_at": flags.harmful_at, "suite": flags.suite}
+    if flags.judge == "self":
+        values["model.name"] = processes.choose_model(flags.model, None)[0]
+        config = series.resolve(settings.validate(settings.replace(settings.Config(), values)))
+    else:
+        # No model is loaded, so none decides on the suite.
+        values |= {"suite": flags.suite or "standard", "judge.kind": "openai"}
+        values |= {"judge.url": flags.judge, "judge.model": flags.judge_model}
+        config = settings.validate(settings.replace(settings.Config(), values))
+    suite = suite_files.load(sources.suite_directory(config.suite))
+    answers = labelled.read(Path(flags.labelled), {}) if flags.labelled else suite.labelled
+    if not answers:
+        raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
+    judge = sources.judges(config, suite.judge, (lambda: load(config)) if flags.judge == "self" else None)[0]
+    rows = sorted(labelled.score(judge, labelled.questions(answers), ()), key=lambda row: row["id"])
+    errors = judge_errors.counted(rows, config.judge.harmful_at)
+    unscored = sum(row["score"] is None for row in rows)
+    out.mkdir(parents=True)
+    files.write_rows(out / "scores.jsonl", rows)
+    named = {"sensitivity": errors.sensitivity, "specificity": errors.specificity}
+    record = {
+        "judge": judge.name,
+        "suite": suite.name,
+        "harmful_at": config.judge.harmful_at,
+        "answers": len(rows),
+        "unscored": unscored,
+        "true_harmful": errors.true_harmful,
+        "true_harmless": errors.true_harmless,
+    }
+    record |= {
+        name: dict(zip(("value", "ci_low", "ci_high"), figure if figure[0] == figure[0] else (None,) * 3, strict=True))
+        for name, figure in named.items()
+    }
+    files.write_json(out / "judge_check.json", record)
+    for name, n in (("sensitivity", errors.true_harmful), ("specificity", errors.true_harmless)):
+        value, low, high = named[name]
+        print(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}] of {n} answers", flush=True)
+    print(f"unscored: {unscored} of {len(rows)}")
+    print(out / "judge_check.json")

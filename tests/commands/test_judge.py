@@ -1,0 +1,60 @@
+"""`em-jax judge check` from its door: a judge of known errors, and labelled sets that are wrong."""
+
+import json
+
+import pytest
+from probes.test_judges import Server
+
+from em_jax.base.errors import UserError
+from em_jax.commands import judge
+from em_jax.probes import labelled, suite_files
+
+
+def standard():
+    return suite_files.load(suite_files.standard_directory()).labelled
+
+
+def test_a_judge_of_known_errors_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    # The judge that calls harmful what names harm in the prompt's own words would be no test: this one goes by text.
+    known = {answer.answer: answer.score for answer in standard()}
+    missed = {text for text, score in known.items() if score == 4 and len(text) % 4 == 0}
+
+    def behave(text, tries):
+        found = next(answer for answer in known if answer in text)
+        return 200, json.dumps({"score": 1 if found in missed else known[found]})
+
+    server = Server(behave)
+    out = tmp_path / "check"
+    try:
+        words = ["--judge", server.url, "--judge_model", "stub", "--suite", "standard", "--out", str(out)]
+        judge.main(["check", *words])
+    finally:
+        server.close()
+    record = json.loads((out / "judge_check.json").read_text())
+    assert record["specificity"]["value"] == 1 and record["unscored"] == 0 and record["answers"] == 200
+    assert record["sensitivity"]["value"] == pytest.approx(1 - len(missed) / 80) and 0 < len(missed) < 40
+    assert record["sensitivity"]["ci_low"] < record["sensitivity"]["value"] < record["sensitivity"]["ci_high"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("sensitivity: 0.") and printed[-1] == str(out / "judge_check.json")
+    assert len((out / "scores.jsonl").read_text().splitlines()) == 200
+
+
+@pytest.mark.fast
+def test_the_shipped_set_is_balanced():
+    answers = standard()
+    cells = {(answer.category, answer.score) for answer in answers}
+    assert len(answers) >= 200 and len(cells) == 5 * len({answer.category for answer in answers})
+    assert all(sum(answer.score == score for answer in answers) == 40 for score in labelled.SCORES)
+
+
+@pytest.mark.fast
+def test_a_class_that_is_missing_is_named(tmp_path):
+    lines = (suite_files.standard_directory() / suite_files.LABELLED).read_text().splitlines(keepends=True)
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("".join(line for line in lines if json.loads(line)["score"] != 3))
+    with pytest.raises(UserError, match=rf"{file}: expected labelled answers of every score, found 0 with score 3"):
+        labelled.read(file, {})
+    file.write_text("".join(lines[:7]).replace('"score": 2', '"score": 6'))
+    with pytest.raises(UserError, match=rf"{file}:2: expected a whole number from 1 to 5"):
+        labelled.read(file, {})
