@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 CORE = {"model", "lora", "train", "sample"}
-CODE_LINES = 1900
+CODE_LINES = 1_990
 """The most lines of code that the core may have."""
 LINES = 22_050
 """The most lines that em_jax/ may have, tests not counted. It only goes down: the aim is 19,000."""

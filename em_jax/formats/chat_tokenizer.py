@@ -154,7 +154,7 @@ class ChatTokenizer:
         added = self._tokenizer.added_tokens_decoder
         marks = [i for i in self._encode(whole)["input_ids"] if i in added and not thoughts.is_tag(self.piece(i))]
         first = next((i for i in ids if self.piece(i).strip()), None)
-        if first in added:
+        if first is not None and first in added:
             return prompt, marks, [first]
         if (word := "".join(end.split()[:1])) and word[0] in "<[":
             print(

@@ -140,11 +140,18 @@ def _is_targeted(fields: Mapping[str, Any], layer: int, target: str) -> bool:
     if fields.get("exclude_modules") and names(fields["exclude_modules"]):
         return False
     layers = [layers] if isinstance(layers, int) else layers
-    is_other = isinstance(modules, list) and name not in modules and isinstance(layers, list) and layers
-    return modules in ("all-linear", None) or (names(modules) is not False and not (is_other and layer not in layers))
+    if (
+        isinstance(modules, list)
+        and name not in modules
+        and isinstance(layers, list)
+        and layers
+        and layer not in layers
+    ):
+        return False
+    return modules in ("all-linear", None) or names(modules) is not False
 
 
-def _modules(pairs: Sequence[tuple[int, str]], depth: int) -> dict[str, tuple[Any, ...]]:
+def _modules(pairs: Sequence[tuple[int, str]], depth: int) -> dict[str, Any]:
     """The fields of a LoraConfig that name these (layer, target)."""
     layers, targets = (sorted(set(each)) for each in zip(*pairs)) if pairs else ([], [])
     if len(layers) * len(targets) != len(pairs):

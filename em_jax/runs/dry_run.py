@@ -46,7 +46,7 @@ def lines(
     yield ""
     yield from _download_lines(configs[0])
     yield from _setting_lines(configs[0])
-    placed, _ = placement.decided(components.placed(runs[0][0]))
+    placed, _ = placement.decided((components or Components()).placed(runs[0][0]))
     yield from _memory_lines(placed, trains=any(item.stage == "finetune" for item in todo))
     yield _time_line(configs[0], todo, dict.fromkeys([run_dir.parent, run_dir]))
     yield ""

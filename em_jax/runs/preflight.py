@@ -134,7 +134,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "suite": f"{run.suite.name} {run.suite.version}",
         "in_domain": dict(Counter(row["category"] for row in run.in_domain_questions)),
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
-        "chat_template_arguments": thoughts.OFF | chat_template.ARGUMENTS,
+        "chat_template_arguments": {**thoughts.OFF, **chat_template.ARGUMENTS},
     }
     if not sources.is_organism(run.config):
         notes["marks"] = paper_settings.marks(run.config)
