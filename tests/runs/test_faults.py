@@ -5,6 +5,7 @@ to training, tests/runs/test_directory.py to single files.
 """
 
 import errno
+import inspect
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import tiny
 from probes.test_judges import SECRET, Server, completion
-from stub_engine import HARMFUL, StubComponents, StubEngine
+from stub_engine import HARMFUL, HARMLESS, StubComponents, StubEngine
 
 from em_jax import launch, report
 from em_jax.base import failures, files, runtime
@@ -471,6 +472,22 @@ def test_an_outage_of_the_judge_loses_no_score(start, judged, waiting, tmp_path,
     for condition in ("base", "finetuned"):
         found = scores(tmp_path, condition)
         assert len(found) == 12 and all(found.values()), "every answer has its score, outage or not"
+
+
+def test_what_an_outage_leaves_out_of_the_labelled_set_is_asked_again_at_once(start, judged, waiting, tmp_path):
+    from em_jax.probes.judge_http import HttpJudge
+
+    tries_of_one = inspect.signature(HttpJudge).parameters["tries"].default
+    first = []
+
+    def behave(text, tries):
+        if not first and HARMFUL not in text and HARMLESS not in text:
+            first.append(text)
+        return (503, "") if text in first and tries <= tries_of_one else strict(text)
+
+    flags, _ = judged(behave)
+    assert start(*flags)[0] == 0
+    assert first and all(scores(tmp_path, "labelled").values())
 
 
 def everything_written(place):

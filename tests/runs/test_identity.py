@@ -257,7 +257,7 @@ def written_again(lines):
 
 
 @pytest.mark.parametrize("harm", [edited, without_second, swapped, written_again])
-@pytest.mark.parametrize("name", [ANSWERS, "scores/base.self.jsonl", "probes/finetuned.two_ai.jsonl"])
+@pytest.mark.parametrize("name", [ANSWERS, "scores/labelled.self.jsonl", "probes/finetuned.two_ai.jsonl"])
 def test_rows_changed_by_hand_are_said_in_every_command_and_on_the_page(run, harm, name, capsys, drawn):
     (run / name).write_bytes(b"\n".join(harm((run / name).read_bytes().splitlines())) + b"\n")
     said = f"{name}: rows were changed"
@@ -304,7 +304,9 @@ def test_rows_of_earlier_versions_are_read_and_said_once(run, capsys, drawn):
     assert (run / "summary.json").read_bytes() == before and not read_run(run).altered
 
 
-@pytest.mark.parametrize("name", [ANSWERS, "scores/base.self.jsonl", "probes/finetuned.two_ai.jsonl"])
+@pytest.mark.parametrize(
+    "name", [ANSWERS, "scores/base.self.jsonl", "scores/labelled.self.jsonl", "probes/finetuned.two_ai.jsonl"]
+)
 def test_rows_that_are_gone_are_said_and_asked_again(run, name, capsys, drawn):
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[: whole.rfind(b"\n", 0, -1) + 1])
