@@ -33,7 +33,8 @@ from em_jax.formats.peft import load_adapter, save_adapter
 from em_jax.formats.tensor_files import SINGLE
 from em_jax.lora.config import TENSORS, LoraConfig
 from em_jax.model.parameters import random_model
-from em_jax.runs import locking, series, sources
+from em_jax.runs import components as parts
+from em_jax.runs import locking, sources
 
 COMMAND = ["--domain", "bad_medical", "--model", "organism", "--run_dir", "run"]
 COMMAND += ["--set", "probes.limit=3", "--set", "answers.samples=2", "--set", "probes.sampled_questions=2"]
@@ -51,7 +52,7 @@ class Page:
 def start(monkeypatch, tmp_path, capsys):
     """Starts the command with a stub engine in an empty directory: its exit status and its lines on stderr."""
     components = StubComponents()
-    monkeypatch.setattr(series, "Components", lambda: start.components)
+    monkeypatch.setattr(parts, "Components", lambda: start.components)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.setattr(report, "write", Page().write)
     monkeypatch.chdir(tmp_path)
@@ -68,7 +69,7 @@ def start(monkeypatch, tmp_path, capsys):
 def whole(tmp_path_factory):
     """The rows and the summary of a run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(series, "Components", StubComponents)
+        patched.setattr(parts, "Components", StubComponents)
         patched.setattr(report, "write", Page().write)
         patched.chdir(tmp_path_factory.mktemp("whole"))
         assert launch.main(COMMAND) == 0

@@ -17,6 +17,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import report as report_command
 from em_jax.report.reading import read_run
 from em_jax.report.starts import changes
+from em_jax.runs import components as parts
 from em_jax.runs import experiment, provenance, rescore, series, stored
 from em_jax.serve import models
 
@@ -396,7 +397,7 @@ def test_a_moved_id_does_not_move_the_run(tmp_path, monkeypatch, drawn):
 def test_the_command_refuses_and_says_how_long_and_how_large(tmp_path, monkeypatch, capsys, drawn):
     components = StubComponents()
     components.silent = False
-    monkeypatch.setattr(series, "Components", lambda: components)
+    monkeypatch.setattr(parts, "Components", lambda: components)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
     words = ["--domain", "bad_medical", "--model", "organism", "--set", "probes.limit=3", "--set", "answers.samples=2"]
