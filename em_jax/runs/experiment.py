@@ -7,7 +7,7 @@ was killed anywhere continues from there. The engine is loaded when a stage firs
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -256,7 +256,7 @@ def score_answers(run: Run, number: int, condition: str) -> None:
 
 
 def _score(
-    run: Run, what: str, path: Path, answers: Sequence[Row], score: Callable[[set[tuple]], Iterable[Row]]
+    run: Run, what: str, path: Path, answers: Sequence[Row], score: Callable[[Collection[tuple]], Iterable[Row]]
 ) -> None:
     """Add the missing scores of `answers` to a file; what an outage left out is asked for once more."""
     for _ in range(2):

@@ -515,7 +515,7 @@ def test_the_key_is_in_no_file_no_line_and_no_log(start, judged, waiting, tmp_pa
     }[kind]
     flags, server = judged(behave)
     status, lines = start(*flags, "--verbosity=1", "--mirror", str(tmp_path / "far"))
-    assert status == (1 if kind in ("refuses", "is away") else 0)
+    assert status == (0 if kind in ("answers", "is called so") else 1)
     assert any(f"Bearer {SECRET}" in headers.values() for headers, _ in server.requests), "it was sent to the judge"
     written = everything_written(tmp_path) + "\n".join(lines).encode() + caplog.text.encode()
     assert b"config.toml" in written and SECRET.encode() not in written and TOKEN.encode() not in written
