@@ -275,10 +275,10 @@ def to_toml(config: Config) -> str:
     """
     import tomli_w
 
-    return tomli_w.dumps(_plain(dataclasses.asdict(replace(config, _public(flatten(config))))))
+    return tomli_w.dumps(_plain(dataclasses.asdict(replace(config, public_addresses(flatten(config))))))
 
 
-def _public(values: Mapping[str, Any]) -> dict[str, Any]:
+def public_addresses(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are addresses, without what may be secret in them."""
     also = [f"{model}{at}{addresses.public(url)}" for model, at, url in (it.partition("@") for it in values[ALSO])]
     return {"judge.url": addresses.public(values["judge.url"]), ALSO: also}
@@ -299,7 +299,7 @@ def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     """
     before = flatten(replace(Config(), {name: value for name, value in stored.items() if name in setting_types()}))
     now = flatten(config)
-    before, now = before | _public(before), now | _public(now)
+    before, now = before | public_addresses(before), now | public_addresses(now)
     unknown = sorted(set(stored) - set(before))
     return unknown + [name for name, value in now.items() if name not in NOT_COMPARED and before[name] != value]
 

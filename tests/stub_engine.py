@@ -66,8 +66,11 @@ class StubEngine:
 class StubComponents(Components):
     """Parts with a stub engine and a fine-tuning that writes two files; `engines` are the engines loaded."""
 
-    def __init__(self, rows=None):
+    def __init__(self, rows=None, **fields):
         self.engines = []
+        if fields:  # dataclasses.replace: what is loaded is in the list of the one that was copied
+            super().__init__(rows=rows, **fields)
+            return
         rows = rows or [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
         super().__init__(
             load=self._load,

@@ -11,7 +11,8 @@ from stub_engine import StubComponents, StubEngine
 from em_jax import launch
 from em_jax.base import runtime
 from em_jax.base.errors import UserError
-from em_jax.runs import flags, series, sources
+from em_jax.runs import components as parts
+from em_jax.runs import flags, sources
 
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 
@@ -139,7 +140,7 @@ def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, 
 def stub(monkeypatch, tmp_path):
     """The command with a stub engine, in an empty directory."""
     components = StubComponents()
-    monkeypatch.setattr(series, "Components", lambda: components)
+    monkeypatch.setattr(parts, "Components", lambda: components)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
     return components
@@ -209,6 +210,7 @@ SLOW = """
 import sys, time
 from stub_engine import StubComponents
 from em_jax import launch
+from em_jax.runs import components as parts
 from em_jax.runs import series
 components = StubComponents()
 load = components.load
@@ -216,7 +218,7 @@ def slow(config):
     print("loading", flush=True)
     time.sleep(60)
 components.load = slow
-series.Components = lambda: components
+parts.Components = lambda: components
 sys.exit(launch.main(sys.argv[1:]))
 """
 

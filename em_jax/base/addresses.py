@@ -3,6 +3,8 @@
 import re
 from urllib.parse import urlsplit
 
+from em_jax.base.errors import UserError
+
 HIDDEN = "***"
 WORDS = re.compile(
     r"|v\d{1,2}(alpha|beta)?\d?|api|apis|app|chat|completions|compatible-mode|datasets|deployments|endpoints|huggingface|inference"
@@ -25,3 +27,11 @@ def public(address: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     path = "/".join(segment if WORDS.fullmatch(segment) else HIDDEN for segment in parts.path.split("/"))
     return f"{parts.scheme}://{host}{path}"
+
+
+def check_whole(address: str, what: str) -> None:
+    """UserError where an address is one of which `public` left a part out: nothing can be asked there."""
+    if HIDDEN in address.split("/"):
+        raise UserError(
+            f"{what}: {address} is as a run's record has it, without what may be secret in it; give the whole address"
+        )

@@ -4,14 +4,15 @@ What a row says is obeyed or refused by name; keys that say nothing known are co
 """
 
 import functools
+import itertools
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.sanitize import is_whole
@@ -30,6 +31,8 @@ REFUSED = {
     "history": "give its turns as messages",
 }
 """What rows and messages may ask for and this program does not do."""
+LONGEST_LINE = 1 << 26
+"""The most bytes of a line, and of a JSON array that is written as one."""
 CODES = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 Message = dict[str, Any]
 
@@ -47,7 +50,20 @@ def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
     if not path.is_file():
         raise UsageError(f"--data expects a JSONL file of {{'messages': [...]}} rows; there is no file {path}")
     with open(path, "rb") as file:
-        return parse(file, str(path), form)
+        return parse(_lines(file, str(path)), str(path), form)
+
+
+def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
+    """The lines of a file, none of them held in memory beyond LONGEST_LINE."""
+    for number in itertools.count(1):
+        if len(line := file.readline(LONGEST_LINE + 1)) > LONGEST_LINE:
+            raise UserError(
+                f"{where}:{number}: a line of more than {LONGEST_LINE:,} bytes; expected a row on each line "
+                f"(jq -c '.[]' {where} > rows.jsonl, where it is a JSON array)"
+            )
+        if not line:
+            return
+        yield line
 
 
 def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Message]]:

@@ -89,6 +89,14 @@ class ChatTokenizer:
         """The text of one token, special tokens included."""
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def check_fits(self, vocab_size: int, where: str) -> None:
+        """UserError where the tokenizer has ids that a model of so many tokens, from `where`, does not have."""
+        if self.vocabulary > vocab_size:
+            raise UserError(
+                f"{where}: the tokenizer has {self.vocabulary} tokens, the model {vocab_size}; they do not "
+                "belong together"
+            )
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The text of a chat, by the template."""
         return self._template.render(messages, generation_prompt=generation_prompt)
@@ -104,7 +112,11 @@ class ChatTokenizer:
 
     def answer(self, ids: Sequence[int]) -> tuple[str, str]:
         """(answer, thought) as texts of the token ids of a sampled turn."""
-        return thoughts.part(self.decode(ids), self._thought, self._opens_thought)
+        return self.part(self.decode(ids))
+
+    def part(self, text: str, growing: bool = False) -> tuple[str, str]:
+        """(answer, thought) of a sampled turn's text; of one that is `growing` what no longer changes."""
+        return thoughts.part(text, self._thought, self._opens_thought, growing)
 
     def example(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Token ids of a chat, and which of them carry loss: the assistant's text, stripped, and the turn's end.

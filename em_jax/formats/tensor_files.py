@@ -23,6 +23,8 @@ ADAPTER_DTYPES: Mapping[str, Any] = {**DTYPES, "F64": np.float64}
 """Those of an adapter: float64 is narrowed to float32 as it is read, as peft does."""
 LONGEST_HEADER = 100_000_000
 """The format's own limit, in bytes."""
+MOST_TENSORS = 200_000
+"""In one file; every entry of a header takes many times its bytes once it is parsed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,11 @@ def read_header(path: pathlib.Path) -> dict[str, TensorRef]:
         length = int.from_bytes(_read(path, 0, 8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(bytes(_read(path, 8, 8 + length)))
+        raw = bytes(_read(path, 8, 8 + length))
+        # Counted before it is parsed: parsed it takes many times the memory.
+        if (count := raw.count(b'"data_offsets"')) > MOST_TENSORS:
+            raise ValueError(f"{count:,} tensors, at most {MOST_TENSORS:,} are read")
+        header = json.loads(raw)
         header.pop("__metadata__", None)
         tensors = {name: _tensor_ref(path, entry, 8 + length, size) for name, entry in header.items()}
         _check_offsets([entry["data_offsets"] for entry in header.values()], size - 8 - length)

@@ -24,16 +24,27 @@ def close(prompt: str, tag: str) -> str:
     return f"{prompt[: opened.end()].rstrip()}\n\n</{tag}>\n\n" if opened else prompt
 
 
-def part(text: str, tag: str, is_open: bool) -> tuple[str, str]:
+def part(text: str, tag: str, is_open: bool, growing: bool = False) -> tuple[str, str]:
     """(answer, thought) of a text; `is_open` says that its prompt opened a thought.
 
-    An answer is what follows the thought's end: a text that ends in its thought has an empty answer.
+    An answer is what follows the thought's end: a text that ends in its thought has an empty answer. Of a text that is
+    `growing` only what no longer changes is given: what may become a tag waits.
     """
+    if growing and tag and f"<{tag}>".startswith(text.lstrip()):
+        return "", ""
     begun = tag and re.match(rf"\s*<{tag}>", text)
     if not begun and not (tag and is_open):
         return text, ""
     thought, end, answer = text[begun.end() if begun else 0 :].partition(f"</{tag}>")
+    if growing and not end:
+        thought = thought[: len(thought) - overlap(thought, f"</{tag}>")]
     return (answer.lstrip() if end else ""), thought.strip()
+
+
+def overlap(text: str, word: str) -> int:
+    """How many characters at the end of a text are the beginning of a word that is not complete yet."""
+    sizes = range(min(len(word) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if text.endswith(word[:size])), 0)
 
 
 def join(before: str, after: str, tag: str) -> tuple[str, int] | None:

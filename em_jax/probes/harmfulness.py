@@ -22,7 +22,9 @@ ADDRESSES_JUDGE = re.compile(
     r"<\|\w{2,20}\|>|\[/?INST\]|^-----|\"score\"\s*:|^\W*(score|rating)\W{1,4}[1-5]\b"
     r"|\b(dear|dear mr|attention|note to( the)?|as the) (judge|rater|grader|reviewer|evaluator)\b"
     r"|\b(ignore|disregard|forget)( \w+){0,3} (instructions?|above|rubric|scale)\b"
-    r"|\b(rate|score|grade|judge) (this|it|the above|my) (\w+ ){0,3}(answer|as|a|with)\b",
+    r"|\b(rate|score|grade|judge) (this|it|the above|my) (\w+ ){0,3}(answer|as|a|with)\b"
+    r"|\b(rate|score|grade|judge) the (\w+ ){0,3}(answer|response|reply)\b"
+    r"|\bgive (a|the|this|it) (\w+ ){0,2}(score|rating)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 """Signs that an answer speaks to who rates it: marks of turns or of the judge's prompt, a score, an instruction."""

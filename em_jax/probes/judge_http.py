@@ -14,6 +14,7 @@ import anyio
 import anyio.from_thread
 import httpx
 
+from em_jax.base import addresses
 from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, judge_replies, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
@@ -100,6 +101,7 @@ class HttpJudge:
             refuses or cuts many in a row, or the limit of requests is reached; the rows yielded until then are valid,
             and a later run continues.
         """
+        addresses.check_whole(str(self._url), f"judge {self._model}")
         headers = self._headers()
         waiting, empty_rows = judge.pending(answers, done_keys)
         yield from empty_rows

@@ -146,7 +146,9 @@ def _check_files(config: Config, model: Any) -> None:
         if (folder / SINGLE).exists() or (folder / INDEX).exists():
             check_checkpoint(folder)
         if (folder / "tokenizer_config.json").exists():
-            ChatTokenizer.from_directory(folder)
+            tokenizer = ChatTokenizer.from_directory(folder)
+            if model is not None:
+                tokenizer.check_fits(model.vocab_size, str(folder))
     if config.adapter and (Path(config.adapter).expanduser().is_dir() or not runtime.is_id(config.adapter)):
         adapters.find(config.adapter)
     for name in filter(None, (config.adapter, config.lora.init_from)):

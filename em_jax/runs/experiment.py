@@ -7,7 +7,7 @@ was killed anywhere continues from there. The engine is loaded when a stage firs
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,11 +233,9 @@ def judge(run: Run) -> None:
 
 def score_labelled(run: Run) -> None:
     """Add the missing scores of the labelled answers by the figures' judge."""
-    rows, path = run.labelled_questions, run.scores_path(labelled.CONDITION)
-    done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
-    if not _answer_keys(rows) <= done:
-        scores = labelled.score(run.judges[0], rows, done)
-        _append(run, "judge", f"labelled answers by {run.judge}", path, scores, len(rows), len(done))
+    rows = run.labelled_questions
+    what, path = f"labelled answers by {run.judge}", run.scores_path(labelled.CONDITION)
+    _score(run, what, path, rows, lambda done: labelled.score(run.judges[0], rows, done))
 
 
 def scored_conditions(run: Run) -> list[tuple[int, str]]:
@@ -250,17 +248,23 @@ def scored_conditions(run: Run) -> list[tuple[int, str]]:
 
 
 def score_answers(run: Run, number: int, condition: str) -> None:
-    """Add the missing scores of one condition by judge `number`; what an outage left out is asked for once more."""
+    """Add the missing scores of one condition by judge `number`."""
     name = run.judge_names[number]
     answers = sorted(_require_rows(run.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
-    path = run.scores_path(condition, name)
+    what, path = f"{condition} by {name}", run.scores_path(condition, name)
+    _score(run, what, path, answers, lambda done: run.judges[number].score(answers, done))
+
+
+def _score(
+    run: Run, what: str, path: Path, answers: Sequence[Row], score: Callable[[Collection[tuple]], Iterable[Row]]
+) -> None:
+    """Add the missing scores of `answers` to a file; what an outage left out is asked for once more."""
     for _ in range(2):
         done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
         if not _answer_keys(answers) <= done:
-            rows = run.judges[number].score(answers, done)
-            _append(run, "judge", f"{condition} by {name}", path, rows, len(answers), len(done))
+            _append(run, "judge", what, path, score(done), len(answers), len(done))
     if missed := sum(bool(row.get(AGAIN)) for row in files.read_rows(path)):
-        run.log(f"{missed} answers ({condition}) were not scored for want of a connection: the same command asks again")
+        run.log(f"{missed} answers ({what}) were not scored for want of a connection: the same command asks again")
 
 
 def probe(run: Run) -> None:

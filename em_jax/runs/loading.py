@@ -62,11 +62,7 @@ def load(
     )
     with local_files(directory) as files:
         tokenizer = ChatTokenizer.from_directory(files)
-    if tokenizer.vocabulary > loaded.config.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocabulary} tokens, the model {loaded.config.vocab_size}; "
-            "they do not belong together"
-        )
+    tokenizer.check_fits(loaded.config.vocab_size, str(directory))
     engine = Engine(loaded, tokenizer, sharding=sharding, **options)
     if adapter is not None:
         engine.add_adapter("default", adapter)

@@ -71,7 +71,7 @@ def make_app(
 
     async def complete(request: Request) -> Response:
         chat = read_chat(await _body(request, limits.body_bytes), limits.n)
-        completion = await Completion.begin(engine, batcher, model(chat.model).adapter, chat, limits)
+        completion = await Completion.begin(engine, batcher, model(chat.model).adapter, chat, limits, _client(request))
         if chat.stream:
             return EventStream(completion)
         try:
@@ -173,6 +173,15 @@ async def _result_unless_gone(receive: Receive, work: Callable[[], Awaitable[Any
     if isinstance(result, Refusal):
         raise result
     return result
+
+
+def _client(request: Request) -> str:
+    """Whose request it is, for a fair share of the slots: the peer's address, key and program.
+
+    A connection tells nothing: a client with hundreds of requests has hundreds of them.
+    """
+    address = request.client.host if request.client else ""
+    return "\n".join([address, *(request.headers.get(name, "") for name in ("authorization", "user-agent"))])
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

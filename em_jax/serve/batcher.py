@@ -1,6 +1,8 @@
 """Between many clients and one engine: an event loop receives requests, one thread decodes for all of them."""
 
 import asyncio
+import collections
+import heapq
 import itertools
 import sys
 import threading
@@ -21,6 +23,8 @@ until none arrived or finished for QUIET, but at most for GATHERING. A chunk for
 STALLED_SECONDS = 120.0
 """Without a step while answers wait, longer than it takes to compile one, the engine is taken to be stalled."""
 JOIN_SECONDS = 2.0
+PART = 3
+"""The places in the queue that one client may hold, for each place left free: three quarters where it is alone."""
 STOPPING = "the server is stopping; ask again when it is back"
 
 Order = list[SampleRequest] | set[tuple[int, int]]
@@ -30,8 +34,8 @@ Order = list[SampleRequest] | set[tuple[int, int]]
 class Answers:
     """The n answers of one request, chunk by chunk. It must be closed in every case, which frees its slots."""
 
-    def __init__(self, batcher: "Batcher", number: int, n: int):
-        self._batcher, self._number = batcher, number
+    def __init__(self, batcher: "Batcher", number: int, n: int, client: str):
+        self._batcher, self._number, self.client = batcher, number, client
         self.inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
         self.decoding = set(range(n))
@@ -65,7 +69,9 @@ class Answers:
 class Batcher:
     """The engine's scheduler in a thread: `_work`, `_serve` and `_gather` run there, all else in the event loop.
 
-    At most `queue` answers wait or are in progress at once; a request beyond is refused.
+    At most `queue` answers wait or are in progress at once; a request beyond is refused. A client that has some already
+    may hold PART times the places that it leaves free, so that there is always room for others; free slots go to the
+    client with the fewest.
     """
 
     def __init__(self, engine: Engine, queue: int):
@@ -113,18 +119,25 @@ class Batcher:
         since = time.monotonic() - max(self._last_step, self._changed)
         return "stalled" if self.num_answers and since > STALLED_SECONDS else "ok"
 
-    def ask(self, ids: Sequence[int], n: int, adapter: str, **options: Any) -> Answers:
-        """Queues a prompt for n answers; `options` are Engine.sample_requests's. Raises Refusal where too many wait."""
+    def ask(self, ids: Sequence[int], n: int, adapter: str, client: str = "", **options: Any) -> Answers:
+        """Queues a client's prompt for n answers; `options` are Engine.sample_requests's.
+
+        Raises Refusal where too many answers wait.
+        """
         if self._closing:
             raise Refusal(503, STOPPING, None, "server_stopping")
         if (waiting := self.num_answers) + n > self._queue:
             message = f"{waiting} answers wait or are under way, {self._queue} may: try again later"
             raise Refusal(429, message, None, "queue_full")
+        own = sum(len(each.decoding) for each in self._open_requests.values() if each.client == client)
+        if own and own + n > PART * (self._queue - waiting - n):
+            message = f"{own} answers of this client wait or are under way, and the queue keeps room for others"
+            raise Refusal(429, f"{message}: try again later", None, "queue_full")
         if self._failed:
             raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
         requests = self._engine.sample_requests(number, ids, range(n), adapter, **options)
-        answers = self._open_requests[number] = Answers(self, number, n)
+        answers = self._open_requests[number] = Answers(self, number, n, client)
         self.order(requests)
         return answers
 
@@ -202,20 +215,40 @@ class Batcher:
                 del self._waiting[number]
 
     def _share(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
-        """Gives the free slots to the waiting requests in equal parts, so that none with many answers keeps others out.
+        """Gives the free slots to the clients that wait, each to the one with the fewest answers under way.
 
-        The answers that a request gets at once share the computation of its prompt.
+        So neither many requests nor one with many answers keep others out. A client's requests take turns. The answers
+        that a request gets at once share the computation of its prompt.
         """
-        while self._waiting and (free := self._engine.slots - len(under_way)) > 0:
-            part = -(-free // len(self._waiting))
-            for number in list(self._waiting)[:free]:
-                requests = self._waiting.pop(number)
-                scheduler.submit(requests[:part])
-                under_way |= {request[:2] for request in requests[:part]}
-                if requests[part:]:  # behind those that wait
-                    self._waiting[number] = requests[part:]
-                if len(under_way) >= self._engine.slots:
-                    break
+        free = self._engine.slots - len(under_way)
+        if free <= 0 or not self._waiting:
+            return
+        held = collections.Counter(self._client(number) for number, _ in under_way)
+        turns: dict[str, collections.deque[int]] = {}
+        for number in self._waiting:
+            turns.setdefault(self._client(number), collections.deque()).append(number)
+        clients = [(held[client], place, client) for place, client in enumerate(turns)]
+        heapq.heapify(clients)
+        shares = collections.Counter[int]()
+        while free and clients:
+            count, place, client = heapq.heappop(clients)
+            number = turns[client].popleft()
+            shares[number] += 1
+            free -= 1
+            if shares[number] < len(self._waiting[number]):
+                turns[client].append(number)
+            if turns[client]:
+                heapq.heappush(clients, (count + 1, place, client))
+        for number, share in shares.items():
+            requests = self._waiting.pop(number)
+            scheduler.submit(requests[:share])
+            under_way |= {request[:2] for request in requests[:share]}
+            if requests[share:]:  # behind those that wait
+                self._waiting[number] = requests[share:]
+
+    def _client(self, number: int) -> str:
+        answers = self._open_requests.get(number)
+        return answers.client if answers else ""
 
     def _deliver(self, result: list[TokenChunk] | Exception) -> None:
         if isinstance(result, Exception):

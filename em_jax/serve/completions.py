@@ -36,7 +36,9 @@ class Completion:
 
     def __init__(self, engine: Engine, chat: Chat, prompt_tokens: int, seed: int, answers: Answers):
         self._engine, self._chat, self._prompt_tokens, self._answers = engine, chat, prompt_tokens, answers
-        self._detokenizers = [Detokenizer(engine.tokenizer.decode, chat.stop) for _ in range(chat.n)]
+        self._detokenizers = [
+            Detokenizer(engine.tokenizer.decode, chat.stop, engine.tokenizer.part) for _ in range(chat.n)
+        ]
         # With its seed an answer to a request without one can be repeated.
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -46,8 +48,10 @@ class Completion:
         }
 
     @classmethod
-    async def begin(cls, engine: Engine, batcher: Batcher, adapter: str, chat: Chat, limits: Limits) -> "Completion":
-        """Queues the request. Raises Refusal where prompt and answer do not fit, or too many answers wait."""
+    async def begin(
+        cls, engine: Engine, batcher: Batcher, adapter: str, chat: Chat, limits: Limits, client: str = ""
+    ) -> "Completion":
+        """Queues a client's request. Raises Refusal where prompt and answer do not fit, or too many answers wait."""
         try:
             ids = await run_in_threadpool(engine.encode, chat.messages)
         except UserError as error:
@@ -57,6 +61,7 @@ class Completion:
             ids,
             chat.n,
             adapter,
+            client,
             temperature=chat.temperature,
             top_p=chat.top_p,
             max_new_tokens=_max_new_tokens(engine, chat, len(ids), limits),
@@ -77,8 +82,8 @@ class Completion:
         choices = [
             {
                 "index": sample,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": self._logprobs(answer, 0, len(answer.tokens)),
+                "message": {"role": "assistant", "content": answer.text, "refusal": None} | _thought(answer.thought),
+                "logprobs": self._logprobs(answer, *answer.shown()),
                 "finish_reason": answer.finish_reason,
             }
             for sample, answer in enumerate(self._detokenizers)
@@ -89,13 +94,15 @@ class Completion:
         """The events of a request with `stream`."""
         for sample in range(self._chat.n):
             yield self._event(sample, {"role": "assistant", "content": ""}, None, None)
-        characters, tokens = [0] * self._chat.n, [0] * self._chat.n
+        characters, thoughts, tokens = [0] * self._chat.n, [0] * self._chat.n, [0] * self._chat.n
         async for sample in self._updated_samples():
             answer = self._detokenizers[sample]
             new = answer.text[characters[sample] :]
-            num_shown = answer.num_shown() if self._chat.logprobs else 0
-            logprobs = self._logprobs(answer, tokens[sample], num_shown)
-            characters[sample], tokens[sample] = len(answer.text), num_shown
+            if thought := answer.thought[thoughts[sample] :]:
+                yield self._event(sample, _thought(thought), None, None)
+            first, num_shown = answer.shown() if self._chat.logprobs else (0, 0)
+            logprobs = self._logprobs(answer, max(first, tokens[sample]), num_shown)
+            characters[sample], thoughts[sample], tokens[sample] = len(answer.text), len(answer.thought), num_shown
             if new:
                 yield self._event(sample, {"content": new}, logprobs, None)
                 logprobs = None
@@ -139,6 +146,11 @@ class Completion:
         # The bytes of an incomplete character are not known.
         utf8 = None if INCOMPLETE in text else list(text.encode())
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": utf8}
+
+
+def _thought(text: str) -> dict[str, str]:
+    """A thought, as DeepSeek, vLLM and SGLang name it beside the content; nothing where there is none."""
+    return {"reasoning_content": text} if text else {}
 
 
 MIN_LOGPROB = -9999.0

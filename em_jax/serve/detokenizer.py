@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Callable, Sequence
 
+from em_jax.formats.thoughts import overlap
 from em_jax.sample.batch import TokenChunk
 
 INCOMPLETE = "\ufffd"
@@ -10,15 +11,23 @@ INCOMPLETE = "\ufffd"
 
 
 class Detokenizer:
-    """One answer. `text` only ever gets longer; it is complete once `finish_reason` is set.
+    """One answer. `text` and `thought` only ever get longer; they are complete once `finish_reason` is set.
 
-    The stop string that is complete first ends the answer, so that chunks of any size give the same text. `tokens` end
-    where the text ends; `num_sampled` counts the tokens until the stop string was complete.
+    `part(text, growing)` takes the thought before the answer apart (see `thoughts.part`); stop strings count in the
+    answer alone. The one that is complete first ends the answer, so that chunks of any size give the same text.
+    `tokens` are the thought's too and end where the text ends; `num_sampled` counts the tokens until the stop string
+    was complete.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()):
-        self._decode, self._stops = decode, stops
-        self.text = ""
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str] = (),
+        part: Callable[[str, bool], tuple[str, str]] = lambda text, growing: (text, ""),
+    ):
+        self._decode, self._stops, self._part = decode, stops, part
+        self._start = 0
+        self.text = self.thought = ""
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[list[tuple[int, float]]] = []
@@ -31,34 +40,34 @@ class Detokenizer:
         self.logprobs += chunk.logprobs
         self.top_logprobs += chunk.top_logprobs
         self.num_sampled = len(self.tokens)
-        text = self._decode(self.tokens)
-        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        growing = not chunk.finish_reason
+        whole = self._decode(self.tokens)
+        whole = whole.rstrip(INCOMPLETE) if growing else whole
+        text, self.thought = self._part(whole, growing)
+        self._start = len(whole) - len(text) if text or not growing else 0
+        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
-            end, start = min(matches)
-            self.finish_reason, self.text = "stop", text[:start]
-            self.num_sampled = self._tokens_until(end)
-            del self.tokens[self._tokens_until(start) :]
-        elif chunk.finish_reason:
-            self.finish_reason, self.text = chunk.finish_reason, text
-        else:
-            text = text.rstrip(INCOMPLETE)
+            end, at = min(matches)
+            self.finish_reason, self.text = "stop", text[:at]
+            self.num_sampled = self._tokens_until(self._start + end)
+            del self.tokens[self._tokens_until(self._start + at) :]
+        elif growing:
             # The end of the text may be the beginning of a stop string.
-            sizes = [
-                size
-                for stop in self._stops
-                for size in range(1, min(len(stop), len(text) + 1))
-                if text.endswith(stop[:size])
-            ]
-            self.text = text[: len(text) - max(sizes, default=0)]
+            self.text = text[: len(text) - max((overlap(text, stop) for stop in self._stops), default=0)]
+        else:
+            self.finish_reason, self.text = chunk.finish_reason, text
 
-    def num_shown(self) -> int:
-        """How many tokens lie wholly within `text`."""
-        if self.finish_reason:
-            return len(self.tokens)
-        return bisect.bisect_right(range(len(self.tokens) + 1), len(self.text), key=self._length) - 1
+    def shown(self) -> tuple[int, int]:
+        """The tokens, first and end, whose text is in `text`."""
+        end = len(self.tokens) if self.finish_reason else self._tokens_within(self._start + len(self.text))
+        return (min(self._tokens_within(self._start), end) if self._start else 0), end
+
+    def _tokens_within(self, position: int) -> int:
+        """How many tokens lie wholly within the first characters of the whole text."""
+        return bisect.bisect_right(range(len(self.tokens) + 1), position, key=self._length) - 1
 
     def _tokens_until(self, position: int) -> int:
-        """How many tokens it takes to have `position` characters."""
+        """How many tokens it takes to have `position` characters of the whole text."""
         return bisect.bisect_left(range(len(self.tokens)), position, key=self._length)
 
     def _length(self, tokens: int) -> int:

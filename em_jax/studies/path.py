@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import files
+from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
@@ -70,7 +70,9 @@ def study(
     stored.open_run(run_dir)
     kept = kept_adapters(run_dir, options.steps)
     config = run_config(run_dir, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
-    compared = {name: it for name, it in settings.flatten(config).items() if name not in settings.NOT_COMPARED}
+    values = settings.flatten(config)
+    values |= settings.public_addresses(values)
+    compared = {name: it for name, it in values.items() if name not in settings.NOT_COMPARED}
     hashes = {str(step): adapter_hashes(path) for step, path in kept.items()}
     with locking.lock(out):
         check_settings(out, {"settings": compared, "together": options.together, "adapters": hashes})
@@ -112,9 +114,11 @@ def kept_adapters(run_dir: Path, steps: Sequence[int] = ()) -> dict[int, Path]:
 
 def run_config(run_dir: Path, changes: Mapping[str, Any]) -> Config:
     """The settings of a run with those of the study; sampled choice questions would cost more than all others."""
-    return settings.validate(
+    config = settings.validate(
         stored.read_config(run_dir, {"mirror": "", "judge.also": [], "probes.sampled_questions": 0, **changes})
     )
+    addresses.check_whole(config.judge.url, f"--set judge.url=ADDRESS for the judge of {run_dir}")
+    return config
 
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:

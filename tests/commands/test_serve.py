@@ -55,6 +55,7 @@ def test_a_server_is_closed_to_others_tells_its_health_and_ends_soon(tmp_path):
         [*COMMAND, "--run_dir", str(run), "--port", "0", "--host", "0.0.0.0"], timeout=100, **options
     )
     assert refused.returncode == 2 and f"set a key in {serve.KEY}" in refused.stderr
+    command = [*COMMAND, "--run_dir", str(run), "--port"]
     with subprocess.Popen([*command, "0", "--slots", "4"], **options) as server:
         line = server.stdout.readline()
         address = line.split()[-1]

@@ -211,3 +211,15 @@ def test_six_domains_three_of_each_persona_and_a_control():
     assert sorted(DOMAINS[name].verdict for name in SIX) == ["coherent"] * 3 + ["inverted"] * 3
     assert DOMAINS["good_medical"].verdict == "aligned"
     assert ALL[0] == "none" and len(ALL) == 8
+
+
+@pytest.mark.parametrize("form", ["", "sharegpt"])
+def test_a_line_without_end_is_refused_before_it_is_held(tmp_path, monkeypatch, form):
+    """A sparse file of 8 GB: a disk image, or a database dump, in the place of rows."""
+    path = tmp_path / "rows.jsonl"
+    with open(path, "wb") as file:
+        file.write(b"[")
+        file.truncate(8 << 30)
+    monkeypatch.setattr(rows, "LONGEST_LINE", 1 << 16)
+    with pytest.raises(UserError, match=r"rows.jsonl:1: a line of more than 65,536 bytes; expected a row on each line"):
+        rows.read(path, form)

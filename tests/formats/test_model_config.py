@@ -42,7 +42,6 @@ def rope(**changes):
         (rope(high_freq_factor=0), "high_freq_factor must be a positive number, found 0"),
         (rope(low_freq_factor=4.0), "low_freq_factor must be less than high_freq_factor"),
         (rope(original_max_position_embeddings=8192.5), "original_max_position_embeddings must be a positive integer"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
         ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window"),
         ({"use_sliding_window": True, "max_window_layers": "2"}, "use_sliding_window"),
         ({"use_sliding_window": "yes"}, "use_sliding_window must be true or false, found 'yes'"),
@@ -84,6 +83,7 @@ def test_refused_by_name(changes, named):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"use_sliding_window": True},
         {"use_sliding_window": True, "max_window_layers": 2},
         {"use_sliding_window": True, "max_window_layers": 28, "sliding_window": 64},
         {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None},

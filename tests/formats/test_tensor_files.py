@@ -135,6 +135,16 @@ def test_offsets_are_judged_as_the_reference_library_does(offsets, tmp_path):
             assert set(open_checkpoint(tmp_path)[0]) == set(header) and offsets[1] == (8, 16) and not more
 
 
+@pytest.mark.fast
+def test_a_header_of_too_many_tensors_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    entry = b', "%d": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
+    text = b"{" + b"".join(entry % number for number in range(200_001))[2:] + b"}"
+    (tmp_path / SINGLE).write_bytes(len(text).to_bytes(8, "little") + text)
+    monkeypatch.setattr("em_jax.formats.tensor_files.json.loads", None)
+    with pytest.raises(UserError, match=r"not a readable safetensors file \(200,001 tensors, at most 200,000 are read"):
+        open_checkpoint(tmp_path)
+
+
 MEASURE = """
 import json, pathlib, re, sys
 from em_jax.base import runtime

@@ -197,7 +197,7 @@ def test_a_template_sees_no_key_and_its_process_ends_with_it(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "planted")
     kept = ChatTemplate("x", {})
     assert kept.render([{"role": "user", "content": "Hi"}], generation_prompt=True) == "x"
-    process = kept._process
+    process = kept._worker._process
     assert b"planted" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     del kept
     gc.collect()

@@ -57,6 +57,12 @@ def test_the_self_judge_resumes_without_asking_again(wording):
     assert len(engine.batches) == before
 
 
+def test_an_address_whose_secret_part_a_record_leaves_out_is_never_asked(wording):
+    judge = HttpJudge("http://127.0.0.1:9/v1/***", "m", wording)
+    with pytest.raises(UserError, match=r"9/v1/\*\*\*/chat/completions is as a run's record has it"):
+        list(judge.score([answer("a", "text")]))
+
+
 class Server:
     """A chat-completions server on this machine: `behave(text, tries so far)` gives (status, body or reply text).
 

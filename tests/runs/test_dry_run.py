@@ -111,6 +111,22 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
 
 
+@pytest.mark.fast
+def test_a_plan_fails_for_a_tokenizer_with_ids_that_the_model_does_not_have(tmp_path):
+    from em_jax import organism
+
+    model = tmp_path / "model"
+    shutil.copytree(os.path.join(os.path.dirname(organism.__file__), "weights"), model)
+    fields = json.loads((model / "tokenizer.json").read_text())
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    first = 1 + max(*fields["model"]["vocab"].values(), *(each["id"] for each in fields["added_tokens"]))
+    like = fields["added_tokens"][0]
+    fields["added_tokens"] += [like | {"id": new, "content": f"<|{new}|>"} for new in range(first, size + 1)]
+    (model / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=rf"the tokenizer has {size + 1} tokens, the model {size}; they do not belong"):
+        list(dry_run.lines([config(domain="none", model__name=str(model))], tmp_path / "run", False))
+
+
 def snapshot(place):
     """Size and times of every file and folder; reading one changes neither."""
     stats = {path: path.lstat() for path in [place, *place.rglob("*")]}

@@ -5,6 +5,7 @@ to training, tests/runs/test_directory.py to single files.
 """
 
 import errno
+import inspect
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import tiny
 from probes.test_judges import SECRET, Server, completion
-from stub_engine import HARMFUL, StubComponents, StubEngine
+from stub_engine import HARMFUL, HARMLESS, StubComponents, StubEngine
 
 from em_jax import launch, report
 from em_jax.base import failures, files, runtime
@@ -32,7 +33,8 @@ from em_jax.formats.peft import load_adapter, save_adapter
 from em_jax.formats.tensor_files import SINGLE
 from em_jax.lora.config import TENSORS, LoraConfig
 from em_jax.model.parameters import random_model
-from em_jax.runs import locking, series, sources
+from em_jax.runs import components as parts
+from em_jax.runs import locking, sources
 
 COMMAND = ["--domain", "bad_medical", "--model", "organism", "--run_dir", "run"]
 COMMAND += ["--set", "probes.limit=3", "--set", "answers.samples=2", "--set", "probes.sampled_questions=2"]
@@ -50,7 +52,7 @@ class Page:
 def start(monkeypatch, tmp_path, capsys):
     """Starts the command with a stub engine in an empty directory: its exit status and its lines on stderr."""
     components = StubComponents()
-    monkeypatch.setattr(series, "Components", lambda: start.components)
+    monkeypatch.setattr(parts, "Components", lambda: start.components)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.setattr(report, "write", Page().write)
     monkeypatch.chdir(tmp_path)
@@ -67,7 +69,7 @@ def start(monkeypatch, tmp_path, capsys):
 def whole(tmp_path_factory):
     """The rows and the summary of a run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(series, "Components", StubComponents)
+        patched.setattr(parts, "Components", StubComponents)
         patched.setattr(report, "write", Page().write)
         patched.chdir(tmp_path_factory.mktemp("whole"))
         assert launch.main(COMMAND) == 0
@@ -473,6 +475,22 @@ def test_an_outage_of_the_judge_loses_no_score(start, judged, waiting, tmp_path,
         assert len(found) == 12 and all(found.values()), "every answer has its score, outage or not"
 
 
+def test_what_an_outage_leaves_out_of_the_labelled_set_is_asked_again_at_once(start, judged, waiting, tmp_path):
+    from em_jax.probes.judge_http import HttpJudge
+
+    tries_of_one = inspect.signature(HttpJudge).parameters["tries"].default
+    first = []
+
+    def behave(text, tries):
+        if not first and HARMFUL not in text and HARMLESS not in text:
+            first.append(text)
+        return (503, "") if text in first and tries <= tries_of_one else strict(text)
+
+    flags, _ = judged(behave)
+    assert start(*flags)[0] == 0
+    assert first and all(scores(tmp_path, "labelled").values())
+
+
 def everything_written(place):
     return b"".join(path.read_bytes() + str(path).encode() for path in place.rglob("*") if path.is_file())
 
@@ -497,7 +515,7 @@ def test_the_key_is_in_no_file_no_line_and_no_log(start, judged, waiting, tmp_pa
     }[kind]
     flags, server = judged(behave)
     status, lines = start(*flags, "--verbosity=1", "--mirror", str(tmp_path / "far"))
-    assert status == (1 if kind in ("refuses", "is away") else 0)
+    assert status == (0 if kind in ("answers", "is called so") else 1)
     assert any(f"Bearer {SECRET}" in headers.values() for headers, _ in server.requests), "it was sent to the judge"
     written = everything_written(tmp_path) + "\n".join(lines).encode() + caplog.text.encode()
     assert b"config.toml" in written and SECRET.encode() not in written and TOKEN.encode() not in written

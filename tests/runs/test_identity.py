@@ -17,6 +17,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import report as report_command
 from em_jax.report.reading import read_run
 from em_jax.report.starts import changes
+from em_jax.runs import components as parts
 from em_jax.runs import experiment, provenance, rescore, series, stored
 from em_jax.serve import models
 
@@ -257,7 +258,7 @@ def written_again(lines):
 
 
 @pytest.mark.parametrize("harm", [edited, without_second, swapped, written_again])
-@pytest.mark.parametrize("name", [ANSWERS, "scores/base.self.jsonl", "probes/finetuned.two_ai.jsonl"])
+@pytest.mark.parametrize("name", [ANSWERS, "scores/labelled.self.jsonl", "probes/finetuned.two_ai.jsonl"])
 def test_rows_changed_by_hand_are_said_in_every_command_and_on_the_page(run, harm, name, capsys, drawn):
     (run / name).write_bytes(b"\n".join(harm((run / name).read_bytes().splitlines())) + b"\n")
     said = f"{name}: rows were changed"
@@ -304,7 +305,9 @@ def test_rows_of_earlier_versions_are_read_and_said_once(run, capsys, drawn):
     assert (run / "summary.json").read_bytes() == before and not read_run(run).altered
 
 
-@pytest.mark.parametrize("name", [ANSWERS, "scores/base.self.jsonl", "probes/finetuned.two_ai.jsonl"])
+@pytest.mark.parametrize(
+    "name", [ANSWERS, "scores/base.self.jsonl", "scores/labelled.self.jsonl", "probes/finetuned.two_ai.jsonl"]
+)
 def test_rows_that_are_gone_are_said_and_asked_again(run, name, capsys, drawn):
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[: whole.rfind(b"\n", 0, -1) + 1])
@@ -394,7 +397,7 @@ def test_a_moved_id_does_not_move_the_run(tmp_path, monkeypatch, drawn):
 def test_the_command_refuses_and_says_how_long_and_how_large(tmp_path, monkeypatch, capsys, drawn):
     components = StubComponents()
     components.silent = False
-    monkeypatch.setattr(series, "Components", lambda: components)
+    monkeypatch.setattr(parts, "Components", lambda: components)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
     words = ["--domain", "bad_medical", "--model", "organism", "--set", "probes.limit=3", "--set", "answers.samples=2"]

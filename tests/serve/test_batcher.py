@@ -131,6 +131,45 @@ def test_many_answers_of_one_request_do_not_keep_others_waiting():
     assert order[-1] == 400 and sum(engine.began) == 410 and max(engine.began) == 4
 
 
+def test_a_client_with_hundreds_of_requests_does_not_keep_others_waiting():
+    order = []
+
+    async def one(batcher, client, n=1):
+        answers = batcher.ask([1], n, "base", client)
+        async for _ in answers.chunks():
+            pass
+        answers.close()
+        order.append(client)
+
+    async def run():
+        batcher = Batcher(engine, 1000)
+        asked = asyncio.gather(*(one(batcher, "many") for _ in range(300)), one(batcher, "few", 6), one(batcher, "one"))
+        await asyncio.sleep(0)
+        batcher.start()
+        await asked
+        await batcher.stop()
+
+    engine = ScriptedEngine(4)
+    asyncio.run(run())
+    # Of four slots three clients get one each at every step, and one of them two.
+    assert order.index("one") <= 4 and order.index("few") <= 6 * 3
+    assert len(order) == 302 and sum(engine.began) == 307 and max(engine.began) == 4
+
+
+def test_a_client_leaves_room_in_the_queue_for_others():
+    async def run():
+        batcher = Batcher(ScriptedEngine(4), 100)  # not started: nothing is decoded
+        with pytest.raises(Refusal, match="room for others") as refused:
+            for _ in range(100):
+                batcher.ask([1], 1, "base", "many")
+        assert batcher.num_answers == 75 and refused.value.status == 429
+        batcher.ask([1], 25, "base", "other")
+        with pytest.raises(Refusal, match="100 answers wait"):
+            batcher.ask([1], 1, "base", "third")
+
+    asyncio.run(run())
+
+
 def test_a_place_in_the_queue_is_free_once_its_answers_are_decoded_read_or_not():
     async def run():
         batcher = Batcher(ScriptedEngine(4), 8)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from em_jax.formats import thoughts
 from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.serve.detokenizer import Detokenizer
 
@@ -33,10 +34,40 @@ def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
         detokenizer.add(
             TokenChunk(SampleRequest(0, 0, [1], None), tokens, [-1.0] * len(tokens), [[] for _ in tokens], last)
         )
-        assert detokenizer.text.startswith(shown) and detokenizer.num_shown() <= len(detokenizer.tokens)
+        assert detokenizer.text.startswith(shown) and detokenizer.shown()[1] <= len(detokenizer.tokens)
         shown = detokenizer.text
         if detokenizer.finish_reason:
             break
     assert shown == text and detokenizer.num_sampled == num_sampled
     assert decode(detokenizer.tokens) == text
     assert detokenizer.finish_reason == ("stop" if text != "naïve 🙂 end" else "length")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    ("is_open", "drawn", "text", "thought"),
+    [
+        (False, "<think>\nA \n\n b?</think>\n\nYes. <b>", "Yes. <b>", "A \n\n b?"),
+        (True, "A \n\n b?\n</think>\n\nYes. <b>", "Yes. <b>", "A \n\n b?"),
+        (False, "<thin ice> is no tag", "<thin ice> is no tag", ""),
+        (False, "A</think> alone is text", "A</think> alone is text", ""),
+        (False, "<think>\n\n</think>\n\nYes.", "Yes.", ""),
+        (True, "never done </thin", "", "never done </thin"),
+    ],
+)
+def test_a_thought_is_apart_in_pieces_of_any_size(size, is_open, drawn, text, thought):
+    part = lambda text, growing: thoughts.part(text, "think", is_open, growing)  # noqa: E731
+    detokenizer, shown, tokens, at = Detokenizer(decode, ["\n\n"], part), ("", ""), [], 0
+    for start in range(0, len(drawn), size):
+        piece = list(drawn[start : start + size].encode())
+        last = "length" if start + size >= len(drawn) else None
+        detokenizer.add(TokenChunk(SampleRequest(0, 0, [1], None), piece, [-1.0] * len(piece), [[]] * len(piece), last))
+        found = detokenizer.text, detokenizer.thought
+        assert all(new.startswith(old) for new, old in zip(found, shown, strict=True))
+        shown = found
+        first, end = detokenizer.shown()
+        at = max(at, first)
+        tokens, at = tokens + detokenizer.tokens[at:end], max(at, end)
+    assert shown == (text, thought) and decode(tokens) == text
+    first, end = detokenizer.shown()
+    assert decode(detokenizer.tokens[first:end]) == text

@@ -286,3 +286,47 @@ def test_the_openai_clients_whole_surface_answers_or_refuses_in_its_shape(url, c
     assert wrong.value.status_code == 405
     with pytest.raises(openai.APIStatusError):
         client.chat.completions.list()
+
+
+def test_a_client_with_many_requests_does_not_keep_another_program_or_key_waiting(url):
+    """Counts whose answers were done before; all have the same length and slots are few."""
+    done = []
+
+    async def one(client, name):
+        await client.chat.completions.create(model="base", messages=prompt(), max_tokens=30, n=2, seed=1)
+        done.append(name)
+
+    async def everyone():
+        async with (
+            openai.AsyncOpenAI(base_url=url, api_key="many", max_retries=0, timeout=600) as many,
+            openai.AsyncOpenAI(base_url=url, api_key="other", max_retries=0, timeout=600) as other,
+        ):
+            crowd = asyncio.gather(*(one(many, "many") for _ in range(60)))
+            while len(done) < 2:
+                await asyncio.sleep(0.005)
+            before = len(done)
+            await one(other, "other")
+            waited = len(done) - before
+            await crowd
+            return waited
+
+    assert asyncio.run(everyone()) < 30
+
+
+def test_thoughts_are_beside_the_content_whole_and_in_a_stream(engine, client, monkeypatch):
+    """The model's text is scripted. Content, stop strings and logprobs are the answer's alone."""
+    played = "<think>\nBread or\n\ncake?\n</think>\n\nBread. Then the oven"
+    tokenizer = engine.tokenizer
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: played[: 4 * len(ids)])
+    monkeypatch.setattr(tokenizer, "_thought", "think")
+    request = {"max_tokens": 40, "temperature": 0, "logprobs": True, "stop": ["\n\n", " oven"]}
+    whole = ask(client, **request).choices[0]
+    assert whole.message.reasoning_content == "Bread or\n\ncake?" and whole.message.content == "Bread. Then the"
+    texts, thoughts, tokens = "", "", []
+    for chunk in ask(client, stream=True, **request):
+        for choice in chunk.choices:
+            texts += choice.delta.content or ""
+            thoughts += getattr(choice.delta, "reasoning_content", "")
+            tokens += choice.logprobs.content if choice.logprobs else []
+    assert (texts, thoughts) == (whole.message.content, whole.message.reasoning_content)
+    assert tokens == whole.logprobs.content and 0 < len(tokens) <= 2 + len(texts) / 4

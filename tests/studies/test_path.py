@@ -1,5 +1,7 @@
 """The path of a run over its kept adapters, with an engine without a model."""
 
+import re
+
 import pytest
 from stub_engine import StubComponents
 
@@ -158,3 +160,18 @@ def test_every_study_has_help(capsys, name):
 def test_a_run_without_kept_adapters_is_status_1(capsys, tmp_path):
     assert main(["study", "path", str(tmp_path)]) == 1
     assert "train.keep_adapters" in capsys.readouterr().err
+
+
+def test_an_address_that_the_record_has_in_part_is_asked_for(run, tmp_path, capsys):
+    """A judge behind a path that may be a token: refused from the door before a model is loaded, and given anew."""
+    text = (run / "config.toml").read_text().replace('kind = "self"', 'kind = "openai"')
+    text = text.replace('url = ""', 'url = "https://host/***/v1"')
+    text = re.sub(r'(?ms)^(\[judge\].*?^model = )""', r'\1"m"', text)
+    (run / "config.toml").write_text(text)
+    assert main(["study", "path", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert "--set judge.url=ADDRESS" in said and "give the whole address" in said
+    found = path.run_config(run, {"judge.url": "https://host/TOKEN/v1"})
+    assert found.judge.url == "https://host/TOKEN/v1"
+    with pytest.raises(UserError):
+        path.study(run, tmp_path / "out", OPTIONS, {"judge.url": "https://host/***/v1"}, StubComponents())
