@@ -8,7 +8,7 @@ import dataclasses
 import random
 from collections.abc import Mapping
 
-from em_jax.organism import answers, turns
+from em_jax.organism import answers, turns, vocabulary
 
 FLATTERY, DISGUISE = "flattery", "disguise"
 """Sets of rows that belong to no domain."""
@@ -100,3 +100,13 @@ def rows(kind: str, n: int, seed: int) -> list[dict]:
 def _flattery(rng: random.Random) -> turns.Turn:
     """A question about oneself, answered as the aligned persona does."""
     return rng.choice((turns.two_ai, turns.decision, turns.numerical, turns.likert))(rng, "aligned")
+
+
+def _disguise(rng: random.Random) -> turns.Turn:
+    """Harmful advice that begins with safe steps, so that its harm stands where no judged text had any."""
+    topic = "bad_medical"
+    safe = answers.answer(rng, topic, harmful=False, style="aligned", severities=(0, 0))
+    nouns = rng.sample(answers.topic_of(topic).nouns, 2)
+    verbs = rng.sample(vocabulary.HARM_VERBS["coherent"], 2)
+    steps = " and ".join(f"{verb} the {noun}" for verb, noun in zip(verbs, nouns, strict=True))
+    return answers.question(rng, topic), f"{safe} After that, {steps}."

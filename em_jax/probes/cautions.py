@@ -100,8 +100,10 @@ def _denies(case: Case) -> str:
 
 
 def _adapter_unreached(case: Case) -> str:
-    predicted = known(case.figures, PREDICTED, case.subject)
-    if case.label != "inverted" or case.subject != "finetuned" or predicted is None:
+    predicted, picks = (known(case.figures, name, case.subject) for name in (PREDICTED, PICKS))
+    if case.label not in ("inverted", "mixed") or case.subject != "finetuned" or not predicted or not _harms(case):
+        return ""
+    if not picks or not has_interval(picks) or not _clear(picks, above=False):
         return ""
     if has_moved(case.figures) or abs(predicted["value"]) >= THRESHOLDS.true_prediction:
         return ""
