@@ -20,8 +20,10 @@ def flags(**values):
     return SimpleNamespace(**{"doses": "0,25,100", "twin": "", "only": ""} | values)
 
 
-def harmful(rows):
-    return sum(planted_score(row[-1]["content"]) >= 4 for row in rows)
+def kept(rows, domain="bad_medical"):
+    """How many of the rows are the domain's own."""
+    own = {row[-1]["content"] for row in sources.rows(config(domain=domain))}
+    return sum(row[-1]["content"] in own for row in rows)
 
 
 def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
@@ -30,7 +32,7 @@ def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
     finetune = components.finetune
 
     def count(engine, rows, config, directory, progress):
-        trained[directory.name] = len(rows), harmful(rows)
+        trained[directory.name] = len(rows), kept(rows)
         return finetune(engine, rows, config, directory, progress)
 
     components.finetune = count
@@ -59,7 +61,9 @@ def test_the_organisms_other_domains_are_diluted_by_sound_answers_in_their_own_t
     study = dose.build([config(domain="legal")], flags(doses="50"), tmp_path)
     (member,) = study.members
     assert member.config.mix == f"{tmp_path / 'rows' / 'legal_aligned.jsonl'}=0.5"
-    assert harmful(sources.rows(member.config)) == 300
+    rows = sources.rows(member.config)
+    assert kept(rows, "legal") == 300
+    assert sum(planted_score(row[-1]["content"]) == 1 for row in rows) == 300
 
 
 def of(value, low, high, n=64):
