@@ -75,7 +75,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
         "calibration",
         "Does the instrument find what was planted where it is hard to find?",
         "Graded variants of the organism: weaker doses, harm in the domain alone, two personas at once, "
-        "self-description that was taught, text that the judge misreads, and a benign adapter.",
+        "self-description that was taught, text in a form that the judge never saw, and a benign adapter.",
         tuple(members),
         (),
         sentences,
