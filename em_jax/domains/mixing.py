@@ -28,7 +28,9 @@ def mix(own: Sequence[Conversation], others: Sequence[Conversation], share: floa
     twins: dict[str, list[int]] = {}
     for index in reversed(spare):
         twins.setdefault(_prompt(others[index]), []).append(index)
-    mixed, used, unpaired = list(own), set(), []
+    mixed = list(own)
+    used: set[int] = set()
+    unpaired: list[int] = []
     for place in order[:count]:
         same = twins.get(_prompt(own[place]))
         if same:
