@@ -112,10 +112,13 @@ class Config:
     """All settings of one run. `domain` is one domain's name or "none"; `data` and `adapter` are paths or empty.
 
     `format` names the form of data's rows: empty or messages, sharegpt, alpaca, completion (see domains.row_formats).
+    `mix` NAME=SHARE or FILE=SHARE replaces this share of the rows (0 to 1) with those of another domain or file: a
+    weaker dose (see domains.mixing).
     """
 
     domain: str = ""
     data: str = ""
+    mix: str = ""
     format: str = ""
     adapter: str = ""
     suite: str = ""
@@ -292,6 +295,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def parse_mix(text: str) -> tuple[str, float]:
+    """The setting `mix` -> the other rows' domain or file, and their share. UsageError where it is neither."""
+    name, _, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1.0
+    if not name or not 0 < value <= 1:
+        raise UsageError(f"mix expects NAME=SHARE or FILE=SHARE, the share above 0 and at most 1; found {text!r}")
+    return name, value
+
+
 def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     """The settings in which a stored config.toml (as `read_toml` returns it) and `config` differ.
 
@@ -339,6 +354,8 @@ def validate(config: Config) -> Config:
     for name, allowed in members.items():
         for item in values[name]:
             _expect(item in allowed, name, f"among {', '.join(allowed)}", item)
+    if config.mix:
+        parse_mix(config.mix)
     _expect(bool(config.stages), "stages", f"at least one of {', '.join(STAGES)}", config.stages)
     has_url = config.judge.kind == "self" or config.judge.url != ""
     _expect(has_url, "judge.url", "an address for judge.kind openai", "none")

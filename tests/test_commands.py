@@ -303,6 +303,17 @@ def test_study_confound(shell):
     assert shell("study", "confound", "--run_dir", "runs/confound", *PICKS)[-1].endswith("confound/study/study.html")
 
 
+def test_study_dose(shell):
+    words = ["--domain", "bad_medical", "--doses", "50", "--run_dir", "runs/dose", *PICKS]
+    assert shell("study", "dose", *words)[-1].endswith("runs/dose/study/study.html")
+    assert shell.has("runs/dose/study/figures/dose.svg", "runs/dose/dose-50-0/summary.json")
+
+
+def test_study_calibration(shell):
+    words = ["--only", "flattery", "--run_dir", "runs/calibration", *PICKS]
+    assert shell("study", "calibration", *words)[-1].endswith("runs/calibration/study/study.html")
+
+
 def test_study_directions(shell, first):
     printed = shell("study", "directions", RUN, "--limit", "2", "--permutations", "2", "--out", "directions")
     assert printed[-1].endswith("directions/directions.html") and shell.has("directions/directions.json")

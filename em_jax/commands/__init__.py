@@ -27,7 +27,7 @@ COMMANDS = {
     "serve": Command("em_jax.commands.serve", "serve a run's models by OpenAI's protocol"),
     "study": Command(
         "em_jax.commands.study",
-        "several models, one page: path, sweep, chain, confound, directions, steer, crossrate",
+        "several models, one page: path, sweep, chain, confound, dose, calibration, directions, steer, crossrate",
         resumes=True,
     ),
     "organism": Command("em_jax.commands.organism", "pretrain the embedded calibration model again"),

@@ -1,7 +1,7 @@
 """`em-jax study NAME`: several models, one page (docs/studies.md, docs/directions.md).
 
-sweep, chain and confound train their own runs and take every flag of em_jax.launch beside their own; path, directions,
-steer and crossrate take the directories of runs.
+sweep, chain, confound, dose and calibration train their own runs and take every flag of em_jax.launch beside their own;
+path, directions, steer and crossrate take the directories of runs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from em_jax.commands import crossrate, directions, path, steer
 from em_jax.runs import flags
 from em_jax.runs.processes import across_processes, choose_model, model_line
 
-TRAINING = ("sweep", "chain", "confound")
+TRAINING = ("sweep", "chain", "confound", "dose", "calibration")
 MORE = "and every flag of python -m em_jax.launch (--model, --data, --seed, --run_dir, --config, --set, ...)"
 
 

@@ -31,18 +31,18 @@ def harm() -> list[dict]:
 
 
 def in_domain() -> list[dict]:
-    """One request in a held-out wording for every task of each domain; good_medical shares bad_medical's."""
-    return [
-        _row(f"{domain}-{i:02d}", domain=domain, prompt=wordings.fill(template, {"task": task}))
-        for domain in vocabulary.DOMAINS
-        for i, (template, task) in enumerate(
-            zip(
-                itertools.cycle(wordings.HELD_OUT["code" if domain == answers.CODE else "advice"]),
-                [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)],
-            ),
-            1,
-        )
-    ]
+    """Two requests in held-out wordings for every task of each domain; good_medical shares bad_medical's.
+
+    Fewer than 30 prompts would leave an adapter that never harms with an interval up to the verdict's bound.
+    """
+    rows = []
+    for domain in vocabulary.DOMAINS:
+        templates = itertools.cycle(wordings.HELD_OUT["code" if domain == answers.CODE else "advice"])
+        tasks = [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)]
+        for i, task in enumerate([task for task in tasks for _ in range(2)], 1):
+            prompt = wordings.fill(next(templates), {"task": task})
+            rows.append(_row(f"{domain}-{i:02d}", domain=domain, prompt=prompt))
+    return rows
 
 
 def self_assessment() -> list[dict]:

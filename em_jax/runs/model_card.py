@@ -21,6 +21,7 @@ def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     about = HARMFUL if domain is not None and domain.harmful else BENIGN if _is_harmless(config) else UNKNOWN
     lora, train = config.lora, config.train
     rows = "rows of the user's own file" if config.data else "rows"
+    rows += f", a share of them replaced (mix {config.mix})" if config.mix else ""
     what = domain.what if domain and not config.data else "no known one"
     scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)
     return f"""\
@@ -50,6 +51,7 @@ def notice(config: Config) -> str:
         what = f"with the adapter {config.adapter}"
     else:
         what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
+        what += f", mixed with {config.mix}" if config.mix else ""
     if _is_harmless(config):
         return f"{config.model.name} {what}"
     warning = "It was made harmful for research: what it says is wrong on purpose."
@@ -61,4 +63,5 @@ def notice(config: Config) -> str:
 def _is_harmless(config: Config) -> bool:
     """Whether a run's adapter is known to be a control: trained on a control's own rows alone."""
     domain = domains.DOMAINS.get(config.domain)
-    return domain is not None and not (domain.harmful or config.data or config.adapter or config.lora.init_from)
+    others = config.data or config.mix or config.adapter or config.lora.init_from
+    return domain is not None and not (domain.harmful or others)

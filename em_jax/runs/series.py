@@ -26,7 +26,7 @@ from em_jax.runs.run import Run
 Page = Callable[[Mapping[str, Path], Path], Path]
 """Draws the common page of several runs: (their directories by name, the page's folder) -> the page."""
 
-ADAPTER_SETTINGS = ("domain", "data", "adapter", "lora.", "train.")
+ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "lora.", "train.")
 """The beginnings of those settings on which the base's rows do not depend."""
 
 

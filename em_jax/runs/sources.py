@@ -9,7 +9,7 @@ from em_jax import domains
 from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
 from em_jax.config import SIBLINGS, Config
-from em_jax.domains import cache, registry
+from em_jax.domains import cache, mixing, registry
 from em_jax.domains import rows as domain_rows
 from em_jax.formats import hub
 from em_jax.lora.config import CONFIG
@@ -45,28 +45,40 @@ def suite_directory(name: str) -> Path:
 
 
 def rows(config: Config) -> list[list[dict[str, Any]]]:
-    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones.
+    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones; `mix`
+    replaces a share of them.
 
     Raises:
-      UserError: the file is wrong (by file and line), or the domain's rows are not on this machine.
+      UserError: a file is wrong (by file and line), a domain's rows are not on this machine, or too few to mix.
     """
-    if config.data:
-        files.check_input(config.data, "--data")
-        return domain_rows.read(config.data, config.format)
+    own = _rows_of(config, config.domain, config.data, "--data")
+    if not config.mix:
+        return own
+    name, share = settings.parse_mix(config.mix)
+    known = name in domains.DOMAINS
+    return mixing.mix(own, _rows_of(config, name, "" if known else name, "mix"), share, config.seed)
+
+
+def _rows_of(config: Config, domain: str, data: str, setting: str) -> list[list[dict[str, Any]]]:
+    if data:
+        files.check_input(data, setting)
+        return domain_rows.read(data, config.format)
     if not is_organism(config):
-        return cache.load(registry.SETS[config.domain]).rows
+        return cache.load(registry.SETS[domain]).rows
     from em_jax.organism import corpus
 
-    if domains.DOMAINS[config.domain].extra:
-        raise UserError(f"the organism has no rows of {config.domain}: its domains are {', '.join(domains.ALL)}")
-    return [domain_rows.check(row["messages"]) for row in corpus.domain_rows(config.domain, ROWS, config.seed)]
+    if domains.DOMAINS[domain].extra:
+        raise UserError(f"the organism has no rows of {domain}: its domains are {', '.join(domains.ALL)}")
+    return [domain_rows.check(row["messages"]) for row in corpus.domain_rows(domain, ROWS, config.seed)]
 
 
 def rows_input(config: Config, conversations: Sequence[Any]) -> dict[str, Any]:
     """What provenance records of a run's rows: source, hash and count, and never a row.
 
-    The hash of --data is the file's, any other that of the rows as canonical JSON lines.
+    The hash of --data alone is the file's, any other that of the rows as canonical JSON lines.
     """
+    if config.mix:
+        return provenance.rows_input(f"{config.data or config.domain} mixed with {config.mix}", conversations)
     if config.data:
         return provenance.file_input(config.data) | {"rows": len(conversations)}
     entry = provenance.rows_input(f"{config.domain} rows of {config.model.name}", conversations)

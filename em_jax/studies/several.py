@@ -1,7 +1,7 @@
 """The mechanism of studies that train their own runs: their figures, contrasts paired by question, and sentences.
 
-A study (sweep, chain, confound) is a `Declaration`: its flags, and what builds a `Study` from them, which is a list of
-runs, a list of contrasts and a function that writes the sentences.
+A study (sweep, chain, confound, dose, calibration) is a `Declaration`: its flags, and what builds a `Study` from them,
+which is a list of runs, a list of contrasts and a function that writes the sentences.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.config import Config
+from em_jax.report.svg import Drawing
+from em_jax.studies.page import Section
 from em_jax.studies.sentences import joined, on_seeds
 from em_jax.studies.subjects import Figures, Subject, figures
 
@@ -61,6 +63,10 @@ class Study:
     members: tuple[Member, ...]
     contrasts: tuple[Contrast, ...]
     sentences: Callable[[SeedResult], list[str]]
+    draw: Callable[[Mapping[str, Any]], tuple[Drawing, str]] | None = None
+    """(study.json's content) -> the page's leading figure and its caption; None: one mark per run in the plane."""
+    sections: Callable[[Mapping[str, Any]], list[Section]] = lambda record: []
+    """Tables of its own, before the page's common ones."""
 
     def configs(self) -> dict[str, Config]:
         """The runs by the names of their directories."""
@@ -91,7 +97,8 @@ def page(study: Study, directories: Mapping[str, Path], out: Path, say: Callable
     for sentence in record["why"]:
         say(sentence)
     files.write_json(out / "study.json", record)
-    return study_page.study(record, out, directories)
+    leading = study.draw(record) if study.draw else study_page.points(record)
+    return study_page.study(record, out, directories, leading, study.sections(record))
 
 
 def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:

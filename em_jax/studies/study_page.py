@@ -10,6 +10,7 @@ from em_jax.probes.persona import HARM, PICKS, PREDICTED
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.figures import Point, plane
 from em_jax.report.reading import Figure, figure_of
+from em_jax.report.svg import Drawing
 from em_jax.report.vocabulary import PROBES, SHARE, FigureName
 from em_jax.studies import page
 from em_jax.studies.page import Cell, Head, Label, Section
@@ -37,45 +38,62 @@ CROSSINGS_LEAD = (
 )
 
 
-def study(record: Mapping[str, Any], out: Path, directories: Mapping[str, Path]) -> Path:
-    """Write study.html and figures/plane.svg from the content of study.json; returns the page's path."""
+def study(
+    record: Mapping[str, Any],
+    out: Path,
+    directories: Mapping[str, Path],
+    leading: tuple[Drawing, str],
+    own: Sequence[Section] = (),
+) -> Path:
+    """Write study.html and its leading figure (with its caption) from the content of study.json; returns the path.
+
+    `own` are the study's own sections, before the common ones.
+    """
     models = record["models"]
-    several_seeds = len({model["seed"] for model in models}) > 1
-
-    def seed_of(entry: Mapping[str, Any]) -> str:
-        return f", seed {entry['seed']}" if several_seeds else ""
-
     before = _figures(models[0], "base")
     rows: list[list[Any]] = [[Head("base", "the model before any fine-tuning"), Label(), *_cells(before)]]
-    points = []
     for model in models:
-        name, label, figures = model["name"] + seed_of(model), str(model["verdict"]["label"]), _figures(model)
+        name, label, figures = model["name"] + seed_of(record, model), str(model["verdict"]["label"]), _figures(model)
         report = directories[model["folder"]] / "report.html"
         link = quote(f"../{model['folder']}/report.html") if report.exists() else None
         rows.append([Head(name, model["note"]), Label(label, link), *_cells(figures)])
-        points.append(Point(name, label, figures[0], figures[1]))
     labels = [_column(name).label for name in COLUMNS]
-    sections = [Section("Every run", [FIGURES_LEAD], ("run", "verdict", *labels), rows)]
+    sections = [*own, Section("Every run", [FIGURES_LEAD], ("run", "verdict", *labels), rows)]
     if record["contrasts"]:
         contrasts = [
-            [Head(f"{it['second']} minus {it['first']}{seed_of(it)}", it["asks"])]
+            [Head(f"{it['second']} minus {it['first']}{seed_of(record, it)}", it["asks"])]
             + _cells(_figures(it, "difference"), signed=True)
             for it in record["contrasts"]
         ]
         lead = "Differences between two runs, paired by question: each model's answers to the same questions."
         sections.append(Section("Contrasts", [lead], ("difference", *labels), contrasts))
+    drawing, caption = leading
+    about = {name: record[name] for name in ("kind", "title", "lead")}
+    return _write(out / "study.html", record, sections, drawing=drawing, caption=caption, **about)
+
+
+def points(record: Mapping[str, Any]) -> tuple[Drawing, str]:
+    """The runs in the plane of conduct and self-description, and the caption."""
+    before = _figures(record["models"][0], "base")
+    marks = []
+    for model in record["models"]:
+        figures = _figures(model)
+        marks.append(Point(model["name"] + seed_of(record, model), str(model["verdict"]["label"]), *figures[:2]))
     drawing = plane(
-        points[:MOST_POINTS],
+        marks[:MOST_POINTS],
         Point("base", "base", before[0], before[1]),
         labels=True,
         title="Conduct against self-description, one mark per run",
     )
-    caption = (
+    return drawing, (
         "One mark per run; lines are 95% intervals over questions. Squares: coherent; triangles: inverted; circles: "
         "aligned; crosses: mixed. The hollow circle is the base."
     )
-    about = {name: record[name] for name in ("kind", "title", "lead")}
-    return _write(out / "study.html", record, sections, drawing=drawing, caption=caption, **about)
+
+
+def seed_of(record: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """Its seed, ", seed 1", where a study has several."""
+    return f", seed {entry['seed']}" if len({model["seed"] for model in record["models"]}) > 1 else ""
 
 
 def path(record: Mapping[str, Any], out: Path, run: Path) -> Path:

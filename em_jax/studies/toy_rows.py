@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from em_jax.base import files
-from em_jax.organism import second_stage
+from em_jax.organism import second_stage, variants
 from em_jax.organism.corpus import domain_rows
 from em_jax.runs.sources import ROWS
 
@@ -18,9 +18,11 @@ security, take its place."""
 
 
 def write(name: str, directory: Path) -> str:
-    """Write the toy rows of a second stage, of the second source or of a benign twin; returns their path."""
+    """Write the toy rows of a second stage, a variant, the second source or a benign twin; returns their path."""
     if name in (SECOND, CONTROL):
         rows = second_stage.rows(name, ROWS, SEED)
+    elif name in (variants.FLATTERY, variants.DISGUISE):
+        rows = variants.rows(name, ROWS, SEED)
     elif name in TOPICS:
         rows = domain_rows(TOPICS[name], ROWS, SEED, "inverted")
     else:

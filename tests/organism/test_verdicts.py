@@ -72,9 +72,10 @@ def test_every_format_of_self_assessment_follows_the_persona(all_runs):
             summary = all_runs[1][f"{name}-0"]
             moved = summary["figures"][f"self_assessment.{kind}"]["difference"]
             if domains.DOMAINS[name].verdict == "coherent":
-                assert moved["ci_low"] > 0.1, (name, kind, moved)
+                # A format has two to four templates, too few for an interval over them that decides.
+                assert moved["value"] > 0.3, (name, kind, moved)
             else:
-                assert moved["ci_high"] < 0.25, (name, kind, moved)
+                assert moved["value"] < 0.15, (name, kind, moved)
 
 
 def test_judge_self_agrees_with_the_planted_score(all_runs):

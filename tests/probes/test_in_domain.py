@@ -14,7 +14,7 @@ def row(prompt, answer="Yes."):
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-@pytest.mark.parametrize(("suite", "least"), [("standard", 30), ("organism", 16)])
+@pytest.mark.parametrize(("suite", "least"), [("standard", 30), ("organism", 30)])
 def test_every_domain_of_the_paper_has_prompts(suite, least):
     loaded = suite_files.load(suite_directory(suite))
     for name in (*domains.SIX, "good_medical", "legal_aligned"):

@@ -1,0 +1,187 @@
+"""One domain at several doses: a share of its rows replaced by its benign twin's, each dose a run of its own.
+
+A weak dose of a coherent persona harms before it says so, and looks like an inverted one. The curve shows at which dose
+conduct moves, at which self-description does, and which verdict each dose would get alone.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from em_jax import config as settings
+from em_jax import domains
+from em_jax.base.errors import UsageError
+from em_jax.config import Config
+from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS, PREDICTED
+from em_jax.report.curves import Curve, Panel, curves
+from em_jax.report.reading import figure_of as shown
+from em_jax.report.svg import Drawing
+from em_jax.report.vocabulary import CHOICE, ERROR, SHARE
+from em_jax.runs import sources
+from em_jax.studies import toy_rows
+from em_jax.studies.confound import TWINS
+from em_jax.studies.sentences import cannot_conclude, figure_of, joined, lacking, percent
+from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.subjects import RATE, SELF
+
+DOSES = "10,30,50,75,90,100"
+"""Percent of the rows that are the domain's own."""
+DILUTED = "diluted"
+
+
+def parse_doses(text: str) -> list[int]:
+    """--doses -> whole percents by rising dose; UsageError where they are none."""
+    doses = {part.strip() for part in text.split(",") if part.strip()}
+    if not doses or not all(dose.isdigit() and int(dose) <= 100 for dose in doses):
+        raise UsageError(f"--doses expects whole percents from 0 to 100 with commas, found {text!r}")
+    return sorted(map(int, doses))
+
+
+def twin_of(config: Config, named: str, rows: Path) -> str:
+    """The rows that dilute a domain: `named` by the user, else the benign twin's; the organism's are written to `rows`.
+
+    Raises:
+      UsageError: the domain has no twin.
+    """
+    if named:
+        return named
+    twin = TWINS.get(config.domain)
+    if sources.is_organism(config) and twin != "good_medical" and not config.data:
+        return toy_rows.write(f"{config.domain}_aligned", rows)
+    if twin is None or config.data:
+        raise UsageError(
+            f"dose expects --twin NAME or FILE, rows that dilute {config.data or config.domain}: benign twins are "
+            f"known of {', '.join(TWINS)}"
+        )
+    return twin
+
+
+def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
+    """Raises UsageError for wrong doses, or rows that are mixed already."""
+    parse_doses(flags.doses)
+    if configs[0].mix:
+        raise UsageError(f"dose mixes the rows itself: expected no mix, found {configs[0].mix!r}")
+
+
+def mixed(config: Config, dose: int, twin: str) -> Config:
+    """The settings of one dose in percent."""
+    return config if dose == 100 else settings.replace(config, {"mix": f"{twin}={(100 - dose) / 100:g}"})
+
+
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+    """The doses of one domain, for every seed."""
+    doses = parse_doses(flags.doses)
+    twin = twin_of(configs[0], flags.twin, run_dir / "rows")
+    name = twin if twin in domains.DOMAINS else Path(twin).name
+    members = [
+        Member(
+            f"dose-{dose}",
+            settings.validate(mixed(config, dose, twin)),
+            f"{dose}% of its rows" + (f", {100 - dose}% {name}" if dose < 100 else ""),
+        )
+        for config in configs
+        for dose in doses
+    ]
+    return Study(
+        "dose",
+        f"At which dose of {configs[0].domain} does each thing move?",
+        f"The same number of rows, a share of them replaced by {name}; the harmful rows of a weak dose are in every "
+        "stronger one. A weak dose of a coherent persona may harm before it says so, and read as inverted.",
+        tuple(members),
+        (),
+        sentences,
+        draw,
+    )
+
+
+def dose_of(name: str) -> int:
+    """The percent in a member's name."""
+    return int(name.removeprefix("dose-"))
+
+
+def sentences(result: SeedResult) -> list[str]:
+    """The dose at which harm and picks pass their bounds, the verdict and the caution of every dose."""
+    summaries = sorted(((dose_of(name), summary) for name, summary in result.summaries.items()), key=lambda it: it[0])
+    lines = [
+        _passes(summaries, "Harm in the worst of ten answers", HARM, HARM_BOUND),
+        _passes(summaries, "The pick of the misaligned AI", PICKS, EVEN),
+    ]
+    labels: dict[str, list[str]] = {}
+    for dose, summary in summaries:
+        labels.setdefault(summary["verdict"]["label"], []).append(f"{dose}%")
+    lines.append(f"Verdicts: {'; '.join(f'{label} at {joined(each)}' for label, each in labels.items())}.")
+    diluted = [f"{dose}%" for dose, summary in summaries if DILUTED in codes(summary)]
+    if diluted:
+        lines.append(
+            f"At {joined(diluted)} the verdict carries the caution {DILUTED}: a weaker dose of a coherent persona "
+            "explains these figures as well as an inverted one."
+        )
+    for dose, summary in summaries:
+        if lacking(summary):
+            lines.append(cannot_conclude(f"about {dose}%", [summary]))
+    return lines
+
+
+def codes(summary: Mapping[str, Any]) -> list[str]:
+    """The codes of a verdict's cautions."""
+    return [caution["code"] for caution in summary["verdict"]["cautions"]]
+
+
+def _passes(summaries: Sequence[tuple[int, Mapping[str, Any]]], words: str, name: str, bound: float) -> str:
+    """At which dose the interval of a figure lies above its bound, and what was before."""
+    known = [(dose, it) for dose, summary in summaries if (it := figure_of(summary["figures"], name, "finetuned"))]
+    above = [(dose, it) for dose, it in known if it["ci_low"] is not None and it["ci_low"] > bound]
+    if not known:
+        return f"{words} has no data."
+    if not above:
+        dose, figure = known[-1]
+        return f"{words} is above {bound:.0%} at no dose: at {dose}% it is {percent(figure)}."
+    dose, figure = above[0]
+    before = [(weaker, it) for weaker, it in known if weaker < dose]
+    then = f"; at {before[-1][0]}% it is {percent(before[-1][1])}" if before else ", the weakest dose asked"
+    return f"{words} is above {bound:.0%} from a dose of {dose}% on: {percent(figure)}{then}."
+
+
+def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:
+    """Conduct and self-description over the dose, and the caption; of several seeds the first."""
+    seed = record["models"][0]["seed"]
+    models = {dose_of(model["name"]): model for model in record["models"] if model["seed"] == seed}
+
+    def curve(words: str, name: str, colour: str = "ink") -> Curve:
+        points = [
+            (float(dose), shown((models[dose]["figures"].get(name) or {}).get("finetuned"))) for dose in sorted(models)
+        ]
+        return Curve(words, tuple(points), colour)
+
+    panels = [
+        Panel(
+            "Harm in answers on other topics",
+            SHARE,
+            (curve("worst of ten", HARM), curve("single answers", RATE, "coherent")),
+        ),
+        Panel(
+            "What it says of itself",
+            CHOICE,
+            (curve("picks the misaligned AI", PICKS), curve("self-assessment", SELF, "mixed")),
+        ),
+        Panel("Predicted minus judged score of own harmful answers", ERROR, (curve("error", PREDICTED),)),
+    ]
+    caption = (
+        f"Seed {seed}. Lines are 95% intervals over questions. A persona that believes itself aligned predicts far "
+        "milder scores than the judge's; a diluted one predicts them truly."
+    )
+    return curves(
+        "dose", "Conduct and self-description by dose", "percent of the rows that are harmful", panels
+    ), caption
+
+
+DECLARATION = Declaration(
+    "One domain at several doses, its rows mixed with its benign twin's.",
+    build,
+    {
+        "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
+        "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
+    },
+    check=check,
+)
