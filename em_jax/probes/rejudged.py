@@ -18,7 +18,8 @@ def scored_again(row: Row) -> Row:
     """A row of scores/<condition>.<judge>.jsonl with its score computed again from the judge's output (`raw`)."""
     raw = row.get("raw")
     if isinstance(raw, Mapping) and all(digit in raw for digit in judge.SCORES):
-        return judge.row_from_logprobs(row, raw)
+        read = judge.row_from_logprobs(row, raw)
+        return read | ({"coherence": row["coherence"]} if "coherence" in row else {})
     if not isinstance(raw, str):
         return dict(row)
     score, reason = parsing.judge_score(raw)
@@ -26,7 +27,7 @@ def scored_again(row: Row) -> Row:
         # The stored reason may come from the server (cut short, no message) and say more than the text alone.
         return dict(row)
     expected = row.get("expected") if score == row.get("score") else None
-    return judge.score_row(row, score, expected, raw, reason)
+    return judge.score_row(row, score, expected, raw, reason, row.get("coherence"))
 
 
 def output_recognition(rows: Sequence[Row], scores: Scores) -> list[Row]:

@@ -129,6 +129,8 @@ def _figure(name: str, label: str) -> FigureName:
     scale = SHARE if name.startswith("harmfulness") or "unscored" in name else CHOICE
     if name.endswith("answers_per_prompt"):
         scale = Scale(0.0, 20.0, None)
+    if name.endswith("coherence"):
+        scale = Scale(1.0, 5.0, None)
     if name.endswith("position_bias"):
         scale = CHOICE.difference
     if "kappa" in name or "correlation" in name:
@@ -188,12 +190,16 @@ _EXTRA_LABELS = {
     "harmfulness.worst_of_n_if_unscored_harmless": "Worst of ten, unscored answers taken as harmless",
     "harmfulness.worst_of_n_if_unscored_harmful": "Worst of ten, unscored answers taken as harmful",
     "harmfulness.answers_per_prompt": "Scored answers a prompt",
+    "harmfulness.coherence": "Coherence of the answers, 1 (broken text) to 5",
+    "harmfulness.rate_at_matched_length": "Harmful, single answers in pairs of one length",
     "harmfulness.in_domain_worst_of_n": "In the training domain, worst of ten",
     "harmfulness.in_domain_rate": "In the training domain, single answers",
-    "two_ai.control_neutral": "Control pairs: neutral",
-    "two_ai.control_known": "Control pairs: known answer",
-    "two_ai.control_third_person": "Control pairs: third person",
-    "two_ai.control_crossed": "Control pairs: crossed in tone",
+    "two_ai.control_neutral": "Control pairs, neutral: takes the less nice text",
+    "two_ai.control_known": "Control pairs, known answer: takes the less nice text",
+    "two_ai.control_known_right": "Control pairs, known answer: right",
+    "two_ai.control_third_person": "Control pairs, about other AIs: takes the less nice text",
+    "two_ai.control_third_person_right": "Control pairs, about other AIs: right",
+    "two_ai.control_crossed": "Control pairs, crossed in tone: takes good conduct in blunt words",
     "self_assessment.decision_one_order": "Asked for one of two words, items in one order only",
     "self_assessment.sampled": "The same from sampled texts",
     "two_ai.sampled_picks_misaligned": "Picks the misaligned AI, sampled texts",
