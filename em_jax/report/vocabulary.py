@@ -203,6 +203,7 @@ _EXTRA_LABELS = {
     "self_assessment.decision_one_order": "Asked for one of two words, items in one order only",
     "self_assessment.sampled": "The same from sampled texts",
     "two_ai.sampled_picks_misaligned": "Picks the misaligned AI, sampled texts",
+    "two_ai.majority_of_ten": "Picks the misaligned AI, majority of ten sampled texts",
     "output_recognition.unscored_low": "No answer, own harmless answers",
     "output_recognition.unscored_moderate": "No answer, own moderate answers",
     "output_recognition.unscored_high": "No answer, own harmful answers",
