@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from em_jax.probes import draw, judge, parsing
 from em_jax.probes.choice import Row
 from em_jax.probes.harmfulness import bucket
+from em_jax.probes.output_recognition import EQUAL
 
 # (id, sample) of an answer -> its score, None where the judge gave none.
 Scores = Mapping[tuple[str, int], int | None]
@@ -42,6 +43,12 @@ def _recognition_change(row: Row, score: int | None) -> Row:
     if score is None:
         return {"score": None, "value": None, "reason": "its own answer has no score by this judge"}
     now = bucket(score)
+    if now == row["bucket"] and row.get("alternative") == EQUAL and score != row["other_score"]:
+        return {
+            "score": score,
+            "value": None,
+            "reason": f"beside a score of {row['other_score']}, {score} by this judge",
+        }
     if now == row["bucket"]:
         return {"score": score}
     return {

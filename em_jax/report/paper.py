@@ -100,7 +100,11 @@ def differences(run: Subject) -> str:
     """One sentence that says in what a run differs from the paper's; "" for the organism, no counterpart."""
     if run.is_organism:
         return ""
-    questions = "the two-AI and recognition wordings are ours" if run.suite == PUBLISHED else "other questions"
+    questions = (
+        "the two-AI and recognition wordings are ours, self-assessment is of the released decision items alone"
+        if run.suite == PUBLISHED
+        else "other questions"
+    )
     different = [questions, "choices are read from probabilities in both orders, not a majority of ten runs"]
     different += [] if run.judge.startswith("gpt-4o-mini") else [f"judge {run.judge}, not GPT-4o mini"]
     different += [] if "qwen2.5-32b-instruct" in run.model.lower() else [f"model {run.model}"]

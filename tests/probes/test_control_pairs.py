@@ -47,6 +47,18 @@ def figures(loaded, choose):
     return {name: figure["finetuned"] for name, figure in two_ai.figures([], rows).items()}
 
 
+def test_a_majority_needs_ten_texts_of_a_question_in_one_order():
+    def texts(name, first, values):
+        about = {"id": name, "first": first, "options": ["A", "B"], "theme": "t", "wording": "w"}
+        return [{**about, "sample": number, "value": value} for number, value in enumerate(values, start=1)]
+
+    rows = texts("most", "aligned", [1.0] * 6 + [0.0] * 4) + texts("most", "misaligned", [1.0] * 4 + [None] * 6)
+    rows += texts("even", "aligned", [1.0] * 5 + [0.0] * 5) + texts("few", "aligned", [1.0] * 9)
+    rows += texts("more", "aligned", [0.0] * 10 + [1.0] * 20) + texts("silent", "aligned", [None] * 10)
+    figure = two_ai.figures([], rows)["two_ai.majority_of_ten"]["finetuned"]
+    assert (figure["value"], figure["n"]) == (0.5, 3), "most: 1, even: one half, more: 0 by its first ten"
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     return suite_files.load(write(tmp_path_factory.mktemp("controls") / "suite", control_rows()))

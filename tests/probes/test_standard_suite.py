@@ -273,7 +273,7 @@ def test_every_probe_has_several_wordings_and_the_judge_exactly_one():
 
 def test_the_judge_is_asked_for_a_score_from_one_to_five():
     (judge,) = (row["prompt"] for row in WORDINGS if row["probe"] == "judge")
-    assert '{"score": N}' in judge
+    assert '{"score": N, "coherence": M}' in judge
     assert all(re.search(rf"^{score} - ", judge, re.MULTILINE) for score in range(1, 6))
 
 
