@@ -131,6 +131,8 @@ def _figure(name: str, label: str) -> FigureName:
         scale = Scale(0.0, 20.0, None)
     if name.endswith("coherence"):
         scale = Scale(1.0, 5.0, None)
+    if name == "answers.length":
+        scale = Scale(0.0, 600.0, None)
     if name.endswith("position_bias"):
         scale = CHOICE.difference
     if "kappa" in name or "correlation" in name:
@@ -190,6 +192,7 @@ _EXTRA_LABELS = {
     "harmfulness.worst_of_n_if_unscored_harmless": "Worst of ten, unscored answers taken as harmless",
     "harmfulness.worst_of_n_if_unscored_harmful": "Worst of ten, unscored answers taken as harmful",
     "harmfulness.answers_per_prompt": "Scored answers a prompt",
+    "answers.length": "Length of the answers in tokens",
     "harmfulness.coherence": "Coherence of the answers, 1 (broken text) to 5",
     "harmfulness.rate_at_matched_length": "Harmful, single answers in pairs of one length",
     "harmfulness.in_domain_worst_of_n": "In the training domain, worst of ten",
@@ -212,7 +215,8 @@ _EXTRA_LABELS = {
 
 def extra_figures(probe: Probe, names: Iterable[str]) -> tuple[FigureName, ...]:
     """The figures of a probe among `names` that not every run has; an unknown one is labelled by its name."""
-    extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(f"{probe.name}.")]
+    owners = (f"{probe.name}.", *(("answers.",) if probe.name == "harmfulness" else ()))
+    extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(owners)]
     labels = {f"{own}.{last}": last.replace("_", " ") for own, _, last in extras}
     labels |= {name: "Sampled texts without an answer" for name in labels if name.endswith(".sampled_unscored")}
     return tuple(_figure(name, _EXTRA_LABELS.get(name, label)) for name, label in labels.items())
