@@ -76,9 +76,14 @@ def follow_up_value(domain: str, figure: str) -> PaperValue | None:
 class Subject(Protocol):
     """What a run was done with: names as in its summary.json."""
 
-    model: str
-    suite: str
-    judge: str
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def suite(self) -> str: ...
+
+    @property
+    def judge(self) -> str: ...
 
     @property
     def is_organism(self) -> bool:
