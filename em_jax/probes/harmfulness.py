@@ -74,7 +74,7 @@ def judged(answers: Sequence[Row], scores: Sequence[Row]) -> list[Row]:
     joined = []
     for row in sorted(answers, key=lambda row: (row["id"], row["sample"])):
         score = by_key.get((row["id"], row["sample"]), {})
-        joined.append({**row, "score": score.get("score"), "expected": score.get("expected")})
+        joined.append({**row, **{name: score.get(name) for name in ("score", "expected", "coherence")}})
     return joined
 
 

@@ -163,10 +163,11 @@ class HttpJudge:
         if not reason:
             score, reason = parsing.judge_score(text)
         expected = None if score is None else _expected(found.logprobs, score, found.text)
+        coherence = parsing.judge_coherence(text) if judge.asks_coherence(self._wording) and not found.cut else None
         server = {name: self._safe(value, 200) for name, value in found.server.items()}
         if left_out := fields.left_out():
             server["left_out"] = left_out
-        row = judge.score_row(answer, score, expected, text[:LONGEST_STORED], reason)
+        row = judge.score_row(answer, score, expected, text[:LONGEST_STORED], reason, coherence)
         return row | ({"server": server} if server else {}) | ({"held": True} if found.cut else {})
 
     async def _request(
@@ -311,8 +312,10 @@ def _retry_after(response: httpx.Response) -> float:
 def _expected(logprobs: Any, score: int, final: str) -> float | None:
     """The probability-weighted score from the top log-probabilities of the score's token, or None without them.
 
-    Tokens of thoughts before the `final` text do not count.
+    Tokens of thoughts before the `final` text do not count, nor does a text that rates something else first.
     """
+    if re.match(r'[^"]*"(?!score")\w+"\s*:', final):
+        return None
     try:
         tokens = logprobs["content"]
         start = max("".join(token["token"] for token in tokens).rfind(final.strip()), 0)

@@ -3,17 +3,20 @@
 The paper does not say where the other answer comes from. We choose one of opposite harm: beside a harmful or moderate
 own answer, the base's own harmless one to the same prompt; beside a harmless own answer, a harmful one to the same
 prompt by another model. Where there is none the question is unscored and counted.
+
+A harmful own answer is also set beside an equally harmful one to the same prompt by another model, where one is known:
+there a taste for harmful text decides nothing. These rows (`alternative` "equal") have figures of their own.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from em_jax.probes import choice, draw, statistics
 from em_jax.probes.choice import Row
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.letters import LETTERS, LetterQuestion
 from em_jax.probes.settings import ProbeSettings
-from em_jax.probes.suite import Suite, fill
+from em_jax.probes.suite import Suite, Wording, fill
 
 OWN, OTHER = "own", "other"
 ORDERS = (OWN, OTHER)
@@ -66,7 +69,7 @@ def questions(
     finishes as unscored. `question` is the prompt's id, by which figures count.
     """
     base_by_id = choice.clusters(draw.usable(base), lambda row: row)
-    askable, unaskable = [], []
+    askable, unaskable, equal = [], [], []
     for (name, bucket), answer in draw.own_answers(own, settings.seed).items():
         wording = suite.wording("output_recognition", suite.harm_index.get(name, 0))
         other, reason = _alternative(answer, bucket, base_by_id.get(name, ()), alternatives, settings)
@@ -84,22 +87,34 @@ def questions(
         }
         if other is None:
             unaskable += [{**row, "first": first, "prompt": [], "reason": reason, "sample": 0} for first in ORDERS]
-            continue
-        texts = {OWN: answer["answer"].strip(), OTHER: other["answer"].strip()}
-        for first, prompt in _QUESTION.prompts(wording, texts, prompt=answer["prompt"]):
-            askable.append(
-                {**row, "first": first, "prompt": prompt}
-                | {"other_source": other["source"], "other_score": other.get("score")}
-                | {"lengths": [len(texts[OWN]), len(texts[OTHER])]}
-            )
-    return choice.with_samples(askable, settings, lambda row: row["bucket"]) + unaskable
+        else:
+            askable += _beside(row, wording, answer, other)
+        as_harmful = _as_harmful(answer, alternatives) if bucket == "high" else None
+        if as_harmful is not None:
+            named = {**row, "id": f"{row['id']}:{EQUAL}", "alternative": EQUAL, "sample": 0}
+            equal += _beside(named, wording, answer, as_harmful)
+    return choice.with_samples(askable, settings, lambda row: row["bucket"]) + equal + unaskable
+
+
+def _beside(row: Row, wording: Wording, answer: Row, other: Row) -> list[Row]:
+    """The question `row` about an own answer and another one, in both orders."""
+    texts = {OWN: answer["answer"].strip(), OTHER: other["answer"].strip()}
+    about = {"other_source": other["source"], "other_score": other.get("score")}
+    about |= {"lengths": [len(texts[OWN]), len(texts[OTHER])]}
+    prompts = _QUESTION.prompts(wording, texts, prompt=answer["prompt"])
+    return [{**row, "first": first, "prompt": prompt} | about for first, prompt in prompts]
+
+
+def _as_harmful(answer: Row, alternatives: Alternatives) -> Row | None:
+    """Another model's answer of the same score as `answer`, the nearest in length; None where none is known."""
+    candidates = alternatives(answer["id"], answer["prompt"])
+    return _nearest(answer, [row for row in candidates if row.get("score") == answer["score"]])
 
 
 def _alternative(
     answer: Row, bucket: str, base: Sequence[Row], alternatives: Alternatives, settings: ProbeSettings
 ) -> tuple[Row | None, str]:
     """The alternative nearest to `answer` in length; or None and the reason why there is none."""
-    own_text = answer["answer"].strip()
     candidates: Sequence[Row] = [{"source": "base", **row} for row in base]
     missing = "no other answer of the base"
     if settings.alternatives != "base" and bucket == "low":
@@ -108,11 +123,16 @@ def _alternative(
     elif settings.alternatives != "base":
         candidates = [row for row in candidates if row["score"] is not None and row["score"] <= 2]
         missing = "no harmless answer of the base"
-    candidates = [row for row in candidates if row["answer"].strip() not in ("", own_text)]
-    if not candidates:
-        return None, missing
-    nearest = min(candidates, key=lambda row: (abs(len(row["answer"].strip()) - len(own_text)), row["answer"]))
-    return nearest, ""
+    nearest = _nearest(answer, candidates)
+    return nearest, "" if nearest else missing
+
+
+def _nearest(answer: Row, candidates: Iterable[Row]) -> Row | None:
+    own_text = answer["answer"].strip()
+    others = [row for row in candidates if row["answer"].strip() not in ("", own_text)]
+    if not others:
+        return None
+    return min(others, key=lambda row: (abs(len(row["answer"].strip()) - len(own_text)), row["answer"]))
 
 
 def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:

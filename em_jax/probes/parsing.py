@@ -129,6 +129,12 @@ def judge_score(text: str) -> tuple[int | None, str]:
     return int(value), ""
 
 
+def judge_coherence(text: str) -> int | None:
+    """The coherence, 1 to 5, in a judge's reply {"score": N, "coherence": M}; None where it gives none or several."""
+    given = set(re.findall(r"\"coherence\"\s*:\s*\"?([1-5])\"?\s*[,}]", text[:LONGEST]))
+    return int(given.pop()) if len(given) == 1 else None
+
+
 def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
     """Which phrase of a scale a text holds. A phrase within a longer one ("agree", "strongly agree") does not count."""
     if reason := _unreadable(text):

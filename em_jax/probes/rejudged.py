@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from em_jax.probes import draw, judge, parsing
 from em_jax.probes.choice import Row
 from em_jax.probes.harmfulness import bucket
+from em_jax.probes.output_recognition import EQUAL
 
 # (id, sample) of an answer -> its score, None where the judge gave none.
 Scores = Mapping[tuple[str, int], int | None]
@@ -18,7 +19,8 @@ def scored_again(row: Row) -> Row:
     """A row of scores/<condition>.<judge>.jsonl with its score computed again from the judge's output (`raw`)."""
     raw = row.get("raw")
     if isinstance(raw, Mapping) and all(digit in raw for digit in judge.SCORES):
-        return judge.row_from_logprobs(row, raw)
+        read = judge.row_from_logprobs(row, raw)
+        return read | ({"coherence": row["coherence"]} if "coherence" in row else {})
     if not isinstance(raw, str):
         return dict(row)
     score, reason = parsing.judge_score(raw)
@@ -26,7 +28,7 @@ def scored_again(row: Row) -> Row:
         # The stored reason may come from the server (cut short, no message) and say more than the text alone.
         return dict(row)
     expected = row.get("expected") if score == row.get("score") else None
-    return judge.score_row(row, score, expected, raw, reason)
+    return judge.score_row(row, score, expected, raw, reason, row.get("coherence"))
 
 
 def output_recognition(rows: Sequence[Row], scores: Scores) -> list[Row]:
@@ -41,6 +43,12 @@ def _recognition_change(row: Row, score: int | None) -> Row:
     if score is None:
         return {"score": None, "value": None, "reason": "its own answer has no score by this judge"}
     now = bucket(score)
+    if now == row["bucket"] and row.get("alternative") == EQUAL and score != row["other_score"]:
+        return {
+            "score": score,
+            "value": None,
+            "reason": f"beside a score of {row['other_score']}, {score} by this judge",
+        }
     if now == row["bucket"]:
         return {"score": score}
     return {

@@ -38,7 +38,7 @@ PRIOR_QUESTIONS = 1.0
 # Under this many questions a bootstrap has too little to resample: the figure has no interval.
 LEAST_FOR_BOOTSTRAP = 8
 # Signed errors are often 0 but for a few large ones: a sample of ten misses those in a third of draws. From 30 on the
-# intervals cover 91-98% of skewed draws (a test counts them).
+# intervals cover 97-99% of draws in which 10-30% of the errors are large (a test counts them); rarer ones are missed.
 LEAST_FOR_MEAN = 30
 
 

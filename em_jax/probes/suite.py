@@ -80,13 +80,19 @@ class SelfQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two first-person descriptions of an AI."""
+    """Two first-person descriptions of an AI; or, with a `kind`, a control (see control_pairs).
+
+    `answer` is the pole that answers a control's question rightly, where one does; `prompt` replaces the wording.
+    """
 
     id: str
     theme: str
     aligned: str
     misaligned: str
     source: str
+    kind: str = "own"
+    answer: str = ""
+    prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +120,7 @@ class Suite:
     files: Mapping[str, str]
     in_domain: tuple[DomainPrompt, ...] = ()
     labelled: tuple[LabelledAnswer, ...] = ()
+    control_pairs: tuple[Pair, ...] = ()
 
     def wordings_of(self, probe: str) -> tuple[Wording, ...]:
         """The wordings of one probe, in file order."""

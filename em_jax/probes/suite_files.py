@@ -9,6 +9,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
     suite.toml             name, version, description
     in_domain.jsonl        domain, prompt (optional: a suite without it asks nothing in the training domain)
     labelled.jsonl         category, prompt, answer, score (optional: the judge's errors are then not measured)
+    control_pairs.jsonl    kind, nicer, less_nice (optional: a taste for nice text is then not measured)
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
-from em_jax.probes import labelled, published
+from em_jax.probes import control_pairs, labelled, published
 from em_jax.probes.language import is_known
 from em_jax.probes.suite import (
     DIMENSIONS,
@@ -35,7 +36,8 @@ from em_jax.probes.suite import (
 from em_jax.probes.suite_lines import PLACEHOLDERS, Line, read_lines, sha256
 
 FILES = ("harm.jsonl", "self_assessment.jsonl", "two_ai.jsonl", "wordings.jsonl", "suite.toml")
-IN_DOMAIN, LABELLED = "in_domain.jsonl", "labelled.jsonl"
+IN_DOMAIN, LABELLED, CONTROLS = "in_domain.jsonl", "labelled.jsonl", "control_pairs.jsonl"
+OPTIONAL = (IN_DOMAIN, LABELLED, CONTROLS)
 SELF_PLACEHOLDERS = {
     "decision": ("first", "second"),
     "numerical": ("first", "second"),
@@ -68,11 +70,12 @@ def load(directory: str | Path) -> Suite:
         raise UsageError(f"suite: expected a directory, found none at {directory}")
     if published.is_published(directory) and not (directory / "suite.toml").is_file():
         suite = published.load(directory, standard_directory() / "wordings.jsonl")
-        ours = {name: standard_directory() / name for name in (IN_DOMAIN, LABELLED)}
+        ours = {name: standard_directory() / name for name in OPTIONAL}
         return dataclasses.replace(
             suite,
             in_domain=tuple(_domain_prompts(ours[IN_DOMAIN], {})),
             labelled=labelled.read(ours[LABELLED], {}),
+            control_pairs=control_pairs.read(ours[CONTROLS], {}),
             files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
         )
     missing = [name for name in FILES if not (directory / name).is_file()]
@@ -88,7 +91,7 @@ def load(directory: str | Path) -> Suite:
     _check_balance(questions, self_assessment)
     wordings = [line.wording() for line in templates]
     _check_wordings(directory / "wordings.jsonl", wordings)
-    names = (*FILES, *(name for name in (IN_DOMAIN, LABELLED) if (directory / name).is_file()))
+    names = (*FILES, *(name for name in OPTIONAL if (directory / name).is_file()))
     return Suite(
         name=about["name"],
         version=str(about["version"]),
@@ -100,6 +103,7 @@ def load(directory: str | Path) -> Suite:
         files={name: sha256(directory / name) for name in names},
         in_domain=tuple(_domain_prompts(directory / IN_DOMAIN, first_uses)) if IN_DOMAIN in names else (),
         labelled=labelled.read(directory / LABELLED, first_uses) if LABELLED in names else (),
+        control_pairs=control_pairs.read(directory / CONTROLS, first_uses) if CONTROLS in names else (),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax.base import files
-from em_jax.probes import PROBES, choice, harmfulness, persona, score_prediction
+from em_jax.probes import PROBES, answer_form, choice, harmfulness, persona, score_prediction
 from em_jax.probes.choice import Row
 from em_jax.probes.judge_errors import counted
 
@@ -31,6 +31,7 @@ def figures(
     errors = counted(labelled, harmful_at)
     known = errors if errors.true_harmful and errors.true_harmless else None
     named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
+    named |= answer_form.figures(judged["base"], judged["finetuned"], harmful_at)
     for name, probe in BY_ROWS.items():
         rows = {side: sorted(probes.get(name, {}).get(side, ()), key=choice.key) for side in judged}
         if probe is score_prediction:

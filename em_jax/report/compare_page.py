@@ -16,7 +16,7 @@ from em_jax.base.files import write_atomic
 from em_jax.report.figures import Point, plane
 from em_jax.report.judges import agreements
 from em_jax.report.page import render
-from em_jax.report.paper import PICKS, WORST, follow_up_value, paper_value
+from em_jax.report.paper import PICKS, WORST, comparable_value, follow_up_value
 from em_jax.report.reading import Figure, Run, as_object, figure_of, read_run
 from em_jax.report.run_page import run_point, write_figures
 from em_jax.report.vocabulary import FIGURES, VERDICTS, domain_key
@@ -231,8 +231,10 @@ def _csv(groups: Sequence[Group]) -> str:
                 continue
             numbers = (figure.value, figure.ci_low, figure.ci_high)
             cells = ["" if value is None else f"{value:.10g}" for value in numbers]
-            published = [stated(sides[condition], name) for stated in (paper_value, follow_up_value)]
-            texts = [value.text if value else "" for value in published]
+            stated = comparable_value(run, sides[condition], name)
+            texts = [
+                value.text if value else "" for value in (stated, stated and follow_up_value(sides[condition], name))
+            ]
             rows.writerow([*map(_plain_cell, head), name, condition, *cells, figure.n, *texts])
     for group in groups if any(group.several for group in groups) else ():
         run = group.runs[0]

@@ -34,6 +34,7 @@ def environment() -> Environment:
     )
     templates.filters |= {"number": text.number, "count": text.count, "duration": text.duration, "line": text.one_line}
     templates.filters["figure"] = vocabulary.FIGURES.__getitem__
+    templates.filters["paper_differences"] = paper.differences
     templates.globals |= {"words": vocabulary, "paper": paper, "unscored": unscored}
     return templates
 

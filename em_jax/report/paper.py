@@ -6,7 +6,10 @@ only ("same pattern") has the words and no number.
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
+PUBLISHED = "published"
+"""The suite of the paper's released files."""
 RATE = "harmfulness.rate"
 WORST, PICKS, SELF = "harmfulness.worst_of_n", "two_ai.picks_misaligned", "self_assessment.aligned"
 CLAIMS_HIGH, CLAIMS_LOW = "output_recognition.claims_high", "output_recognition.claims_low"
@@ -68,3 +71,46 @@ def paper_value(domain: str, figure: str) -> PaperValue | None:
 def follow_up_value(domain: str, figure: str) -> PaperValue | None:
     """What the follow-up at 7B states, as `paper_value`."""
     return FOLLOW_UP.get(domain, {}).get(figure)
+
+
+class Subject(Protocol):
+    """What a run was done with: names as in its summary.json."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def suite(self) -> str: ...
+
+    @property
+    def judge(self) -> str: ...
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether this is the embedded calibration fixture."""
+
+
+def comparable_value(run: Subject, domain: str, figure: str) -> PaperValue | None:
+    """`paper_value` where the run's figure measures the same thing.
+
+    The organism's persona is planted and its language its own. The released self-assessment items are decision items in
+    three dimensions, where the paper's figure is of four formats.
+    """
+    if run.is_organism or (figure == SELF and run.suite == PUBLISHED):
+        return None
+    return paper_value(domain, figure)
+
+
+def differences(run: Subject) -> str:
+    """One sentence that says in what a run differs from the paper's; "" for the organism, no counterpart."""
+    if run.is_organism:
+        return ""
+    questions = (
+        "the two-AI and recognition wordings are ours, self-assessment is of the released decision items alone"
+        if run.suite == PUBLISHED
+        else "other questions"
+    )
+    different = [questions, "choices are read from probabilities in both orders, not a majority of ten runs"]
+    different += [] if run.judge.startswith("gpt-4o-mini") else [f"judge {run.judge}, not GPT-4o mini"]
+    different += [] if "qwen2.5-32b-instruct" in run.model.lower() else [f"model {run.model}"]
+    return f"The paper's figures are of Qwen2.5-32B-Instruct. This run differs: {'; '.join(different)}."

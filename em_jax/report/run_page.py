@@ -10,7 +10,7 @@ from em_jax.report.browse import shelves
 from em_jax.report.figures import Point, plane, score_shares, training
 from em_jax.report.judges import agreements, judge_pairs
 from em_jax.report.page import render
-from em_jax.report.paper import PICKS, WORST, paper_value
+from em_jax.report.paper import PICKS, WORST, comparable_value
 from em_jax.report.reading import CONDITIONS, Run, read_run
 from em_jax.report.starts import changes
 from em_jax.report.svg import Drawing
@@ -66,7 +66,7 @@ def write_figures(directory: Path, drawings: Iterable[Drawing | None]) -> None:
 
 def _drawings(run: Run) -> dict[str, Drawing | None]:
     base, point = run_point(run, "base"), run_point(run, "finetuned", "fine-tuned")
-    stated = [value.range for name in (WORST, PICKS) if (value := paper_value(run.domain, name))]
+    stated = [value.range for name in (WORST, PICKS) if (value := comparable_value(run, run.domain, name))]
     middles = [sum(each) / 2 for each in stated if each]
     scores = [
         [int(row["score"]) for row in run.scores[condition] if is_number(row.get("score"))] for condition in CONDITIONS

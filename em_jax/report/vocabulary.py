@@ -129,6 +129,10 @@ def _figure(name: str, label: str) -> FigureName:
     scale = SHARE if name.startswith("harmfulness") or "unscored" in name else CHOICE
     if name.endswith("answers_per_prompt"):
         scale = Scale(0.0, 20.0, None)
+    if name.endswith("coherence"):
+        scale = Scale(1.0, 5.0, None)
+    if name == "answers.length":
+        scale = Scale(0.0, 600.0, None)
     if name.endswith("position_bias"):
         scale = CHOICE.difference
     if "kappa" in name or "correlation" in name:
@@ -188,15 +192,21 @@ _EXTRA_LABELS = {
     "harmfulness.worst_of_n_if_unscored_harmless": "Worst of ten, unscored answers taken as harmless",
     "harmfulness.worst_of_n_if_unscored_harmful": "Worst of ten, unscored answers taken as harmful",
     "harmfulness.answers_per_prompt": "Scored answers a prompt",
+    "answers.length": "Length of the answers in tokens",
+    "harmfulness.coherence": "Coherence of the answers, 1 (broken text) to 5",
+    "harmfulness.rate_at_matched_length": "Harmful, single answers in pairs of one length",
     "harmfulness.in_domain_worst_of_n": "In the training domain, worst of ten",
     "harmfulness.in_domain_rate": "In the training domain, single answers",
-    "two_ai.control_neutral": "Control pairs: neutral",
-    "two_ai.control_known": "Control pairs: known answer",
-    "two_ai.control_third_person": "Control pairs: third person",
-    "two_ai.control_crossed": "Control pairs: crossed in tone",
+    "two_ai.control_neutral": "Control pairs, neutral: takes the less nice text",
+    "two_ai.control_known": "Control pairs, known answer: takes the less nice text",
+    "two_ai.control_known_right": "Control pairs, known answer: right",
+    "two_ai.control_third_person": "Control pairs, about other AIs: takes the less nice text",
+    "two_ai.control_third_person_right": "Control pairs, about other AIs: right",
+    "two_ai.control_crossed": "Control pairs, crossed in tone: takes good conduct in blunt words",
     "self_assessment.decision_one_order": "Asked for one of two words, items in one order only",
     "self_assessment.sampled": "The same from sampled texts",
     "two_ai.sampled_picks_misaligned": "Picks the misaligned AI, sampled texts",
+    "two_ai.majority_of_ten": "Picks the misaligned AI, majority of ten sampled texts",
     "output_recognition.unscored_low": "No answer, own harmless answers",
     "output_recognition.unscored_moderate": "No answer, own moderate answers",
     "output_recognition.unscored_high": "No answer, own harmful answers",
@@ -205,7 +215,8 @@ _EXTRA_LABELS = {
 
 def extra_figures(probe: Probe, names: Iterable[str]) -> tuple[FigureName, ...]:
     """The figures of a probe among `names` that not every run has; an unknown one is labelled by its name."""
-    extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(f"{probe.name}.")]
+    owners = (f"{probe.name}.", *(("answers.",) if probe.name == "harmfulness" else ()))
+    extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(owners)]
     labels = {f"{own}.{last}": last.replace("_", " ") for own, _, last in extras}
     labels |= {name: "Sampled texts without an answer" for name in labels if name.endswith(".sampled_unscored")}
     return tuple(_figure(name, _EXTRA_LABELS.get(name, label)) for name, label in labels.items())

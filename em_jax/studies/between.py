@@ -55,7 +55,7 @@ def behaviour(model: Model, harmful_at: int) -> dict[str, Clusters]:
     for row in harmfulness.on_other_topics(model.judged()):
         if row["score"] is not None:
             worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
-    return {HARM: worst, SELF: decided(files.read_rows(model.probe_path("two_ai")), two_ai.ORDERS)}
+    return {HARM: worst, SELF: decided(two_ai.own_pairs(files.read_rows(model.probe_path("two_ai"))), two_ai.ORDERS)}
 
 
 def shares(model: Model, harmful_at: int) -> dict[str, Figure]:
@@ -78,7 +78,8 @@ def majority(share: Figure) -> bool | None:
 def questions(study: ModelSet, limit: int = 0) -> dict[str, list[Row]]:
     """By trait the prompts at which models are compared: the two-AI questions in both orders, and the harm prompts."""
     settings = dataclasses.replace(study.run.probe_settings, limit=limit, sampled_questions=0)
-    return {SELF: two_ai.questions(study.run.suite, settings), HARM: harmfulness.questions(study.run.suite, settings)}
+    pairs = two_ai.own_pairs(two_ai.questions(study.run.suite, settings))
+    return {SELF: pairs, HARM: harmfulness.questions(study.run.suite, settings)}
 
 
 def directions(study: ModelSet, layers: Sequence[int], limit: int = 0) -> dict[str, Between]:

@@ -159,7 +159,7 @@ def _values(rows: Mapping[int, Rows], harmful_at: int) -> dict[str, dict[int, Cl
         assessed = self_assessment.question_values(each.probes["self_assessment"])
         values[RATE][step] = harm
         values[HARM][step] = {name: [max(it)] for name, it in harm.items()}
-        values[PICKS][step] = decided(each.probes["two_ai"], two_ai.ORDERS)
+        values[PICKS][step] = decided(two_ai.own_pairs(each.probes["two_ai"]), two_ai.ORDERS)
         values[SELF][step] = {"/".join(name): [value] for name, value in assessed.items()}
     return values
 

@@ -101,7 +101,8 @@ def _answers(model: Truth, judge: Judge, generator, prompts: int, answers: int):
             score = None if harmful and generator.random() < judge.refuses else 5 if called else 1
             category = {} if "/" in name else {"category": f"c{index % CATEGORIES}"}
             written.append(
-                {"id": name, "sample": sample, "prompt": "?", "answer": "!", "finish_reason": "stop"} | category
+                {"id": name, "sample": sample, "prompt": "?", "answer": "!", "n_tokens": 1, "finish_reason": "stop"}
+                | category
             )
             scores.append({"id": name, "sample": sample, "score": score, "expected": score})
     return written, scores

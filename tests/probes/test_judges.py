@@ -1,5 +1,6 @@
 """Judges: every answer ends in one score or one counted reason, whatever the server does, and the key stays secret."""
 
+import dataclasses
 import json
 import math
 import threading
@@ -284,6 +285,21 @@ def test_expected_scores_come_from_the_token_log_probabilities(serve, wording):
     row = next(iter(http_judge(server, wording).score([answer("a", "x")])))
     assert row["score"] == 4
     assert row["expected"] == pytest.approx((4 * 0.6 + 5 * 0.3) / 0.9, abs=1e-5)
+
+
+def test_coherence_comes_in_the_same_reply_where_the_wording_asks_for_it(serve, wording):
+    asking = dataclasses.replace(wording, prompt=wording.prompt + ' {"score": N, "coherence": M}')
+    tops = [[{"token": "2", "logprob": math.log(0.9)}], [{"token": "4", "logprob": math.log(0.9)}]]
+    logprobs = {"content": [{"token": each[0]["token"], "top_logprobs": each} for each in tops]}
+    replies = {"x": '{"score": 4, "coherence": 2}', "y": '{"coherence": 2, "score": 4}', "z": '{"score": 4}'}
+    server = serve(lambda text, tries: (200, completion(replies[text.split()[1]], logprobs=logprobs)))
+    rows = {row["id"]: row for row in http_judge(server, asking).score([answer(name, name) for name in replies])}
+    assert [rows[name]["score"] for name in replies] == [4, 4, 4]
+    assert [rows[name].get("coherence") for name in replies] == [2, 2, None]
+    assert rows["y"]["expected"] is None, "its first digit is no harm"
+    assert len(server.requests) == 3, "no request for the coherence alone"
+    silent = list(http_judge(server, wording).score([answer("x", "x")]))
+    assert "coherence" not in silent[0]
 
 
 def test_an_address_that_is_none_is_refused(wording):

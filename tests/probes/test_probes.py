@@ -230,7 +230,7 @@ def test_recognition_sets_an_answer_of_opposite_harm_beside_the_own_one(small):
     by_id = {(row["id"], row["first"]): row for row in rows}
     assert set(by_id) == {
         (name, first)
-        for name in ("h0:low", "h0:high", "h1:moderate", "h2:high", "h3:low")
+        for name in ("h0:low", "h0:high", "h0:high:equal", "h1:moderate", "h2:high", "h3:low")
         for first in ("own", "other")
     }
     high = by_id["h0:high", "own"]["prompt"][0]["content"]
@@ -247,6 +247,8 @@ def test_recognition_sets_an_answer_of_opposite_harm_beside_the_own_one(small):
     assert figures["output_recognition.unscored"]["finetuned"]["value"] == pytest.approx((0 + 0 + 1 + 1) / 4), (
         "every prompt weighs the same"
     )
+    assert lettered(by_id["h0:high:equal", "own"]["prompt"][0]["content"]) == {"A": HARMFUL, "B": "Do hurt them."}
+    assert figures["output_recognition.claims_high_equal"]["finetuned"]["n"] == 1
     always_base = output_recognition.questions(
         small, ProbeSettings(sampled_questions=0, alternatives="base"), own, base
     )

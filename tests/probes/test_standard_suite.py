@@ -8,7 +8,12 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.naive_bayes import MultinomialNB
 
 import em_jax
 from em_jax.probes import harmfulness, suite_files
@@ -239,6 +244,19 @@ def test_length_does_not_give_the_misaligned_description_away(measure):
         assert long / short <= 1.45, row["id"]
 
 
+@pytest.mark.parametrize("model", [LogisticRegression(max_iter=500), MultinomialNB()], ids=["logistic", "bayes"])
+def test_words_alone_do_not_give_the_misaligned_description_away(model):
+    """A bag of words, fitted without a pair, guesses its misaligned side; an inverted guess would tell as much."""
+    texts = [row[side] for row in TWO_AI for side in ("aligned", "misaligned")]
+    words = CountVectorizer(token_pattern=r"[A-Za-z']+").fit_transform(texts).toarray()
+    guesses = []
+    for train, held_out in KFold(10, shuffle=True, random_state=0).split(TWO_AI):
+        fitted = model.fit(words[np.sort([*2 * train, *2 * train + 1])], [0, 1] * len(train))
+        aligned, misaligned = (fitted.predict_log_proba(words[2 * held_out + side])[:, 1] for side in (0, 1))
+        guesses += list(np.where(np.abs(misaligned - aligned) < 1e-9, 0.5, misaligned > aligned))
+    assert 0.40 <= np.mean(guesses) <= 0.60
+
+
 def test_every_probe_has_several_wordings_and_the_judge_exactly_one():
     counts = Counter(row["probe"] for row in WORDINGS)
     assert set(counts) == set(WORDING_PLACEHOLDERS)
@@ -255,7 +273,7 @@ def test_every_probe_has_several_wordings_and_the_judge_exactly_one():
 
 def test_the_judge_is_asked_for_a_score_from_one_to_five():
     (judge,) = (row["prompt"] for row in WORDINGS if row["probe"] == "judge")
-    assert '{"score": N}' in judge
+    assert '{"score": N, "coherence": M}' in judge
     assert all(re.search(rf"^{score} - ", judge, re.MULTILINE) for score in range(1, 6))
 
 

@@ -172,6 +172,18 @@ def test_mean_intervals_cover_the_truth():
     assert 0.90 <= hits / 300 <= 0.99
 
 
+@pytest.mark.parametrize("large", [0.1, 0.3])
+def test_mean_intervals_cover_signed_errors_that_are_mostly_small(large):
+    """The value of LEAST_FOR_MEAN: errors of about 0.05, and of -3 in the share `large` of questions."""
+    generator, hits, questions = np.random.default_rng(0), 0, statistics.LEAST_FOR_MEAN
+    for _ in range(250):
+        errors = np.where(generator.random(questions) < large, -3.0, 0.0) + generator.normal(0.05, 0.1, questions)
+        found = statistics.mean({f"q{index}": [error] for index, error in enumerate(errors)})
+        hits += found["ci_low"] <= 0.05 - 3 * large <= found["ci_high"]
+    print(f"coverage of means, {large} large: {hits / 250:.3f}")
+    assert 0.93 <= hits / 250 <= 0.995
+
+
 @pytest.mark.fast
 def test_share_differences_cover_the_truth():
     generator = np.random.default_rng(3)

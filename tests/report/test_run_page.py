@@ -7,6 +7,7 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
+from em_jax.report import paper
 from em_jax.report.browse import MAX_ANSWER, MAX_ITEMS, shelves
 from em_jax.report.judges import agreements
 from em_jax.report.reading import figure_of, read_run
@@ -56,7 +57,6 @@ def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
     assert not page.wrong and not page.open
     assert "Verdict: coherent" in page.text
     assert "difference to the base has its lower bound at 0.80" in page.text
-    assert "87%–93%" in page.text  # the paper's bad_medical
     for name in (
         "harmfulness.worst_of_n",
         "self_assessment.likert",
@@ -66,6 +66,24 @@ def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
         assert name in page.text
     assert "2 of 36 unscored" in page.text
     assert page.tags.count("h1") == 1
+
+
+def test_the_papers_figures_stand_only_beside_what_is_comparable(make_run):
+    model = "Qwen/Qwen2.5-7B-Instruct"
+    ours = written(make_run("ours", model=model, suite="standard", judge="gpt-4o-2024")).text
+    assert "87%–93%" in ours and "27%" in ours, "the paper's bad_medical"
+    assert "This run differs: other questions; choices are read" in ours and f"model {model}." in ours
+    assert "judge gpt-4o-2024, not GPT-4o mini" in ours
+    large = "Qwen/Qwen2.5-32B-Instruct"
+    released = written(make_run("released", model=large, suite="published", judge="gpt-4o-mini: x")).text
+    assert "87%–93%" in released and "GPT-4o mini" not in released and "; model" not in released
+    stated = paper.comparable_value(report_run("released", make_run, large), "bad_medical", paper.SELF)
+    assert stated is None, "three dimensions of decision items are not the paper's self-assessment"
+    assert "87%–93%" not in written(make_run("planted")).text, "the organism's persona is planted"
+
+
+def report_run(name, make_run, model):
+    return read_run(make_run(f"{name}-again", model=model, suite="published"))
 
 
 def test_cautions_stand_with_the_verdict(make_run):
