@@ -19,6 +19,9 @@ from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
 from em_jax.model.sharding import Sharding
 
+TOGETHER = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+"""The layers that read the same input."""
+
 
 class LoraParams(NamedTuple):
     """A [L, inputs, S, R] and B [L, S, R, outputs] of one target in all layers, float32, in the weight's letters."""
@@ -50,6 +53,20 @@ class Adapter(NamedTuple):
             target: LoraWeights(a.astype(dtype), b.astype(dtype), self.scale[target])
             for target, (a, b) in self.factors.items()
         }
+
+
+def joined(lora_params: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """The same updates with the A's of layers that read the same input side by side, in the first one's place.
+
+    `apply_together` would do that for every token; the others' A then have no rank.
+    """
+    joint = dict(lora_params)
+    for names in TOGETHER:
+        if first := [name for name in names if name in joint][:1]:
+            a = [joint[name].a for name in names if name in joint]
+            joint |= {name: joint[name]._replace(a=joint[name].a[..., :0]) for name in names if name in joint}
+            joint[first[0]] = joint[first[0]]._replace(a=jnp.concatenate(a, -1))
+    return joint
 
 
 @functools.cache

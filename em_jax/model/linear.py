@@ -1,7 +1,6 @@
 """The linear layer, whole or in eight bits, with the low-rank update it may carry; and RMSNorm."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,9 +9,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
-from em_jax.model.kernels import cpu
-from em_jax.model.layout import Layout, einsum_f32
-from em_jax.model.remat import LOW
+from em_jax.model.kernels.cpu import low_rank
+from em_jax.model.layout import Layout
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
@@ -47,24 +45,6 @@ class LoraWeights(NamedTuple):
     scale: Float[Array, "S"]
 
 
-def low_rank(
-    x: Float[Array, "B T X"],
-    a: Float[Array, "X S R"],
-    b: Float[Array, "S R Y"],
-    gain: Float[Array, "#B S"],
-    letters: str = "XY",
-    sharding: Sharding = UNSHARDED,
-) -> Float[Array, "B T Y"]:
-    """Sum over S of gain_S (x A_S) B_S, for a weight of X inputs and Y outputs: the plain formula.
-
-    `letters` are those that stand for X and Y in the sharding table.
-    """
-    a = sharding.gather_for_matmul(f"{letters[0]}SR", a.astype(x.dtype))
-    b = sharding.gather_for_matmul(f"SR{letters[1]}", b.astype(x.dtype))
-    low = einsum_f32("BTX,XSR->BTSR", x, a) * gain[:, None, :, None]
-    return einsum_f32("BTSR,SRY->BTY", checkpoint_name(low.astype(x.dtype), LOW), b).astype(x.dtype)
-
-
 class Linear(nnx.Module):
     """y = x W + b, with W stored in the axes of its layout: "D->NH" is a [D, N, H] array.
 
@@ -87,31 +67,51 @@ class Linear(nnx.Module):
         adapter_mask: Float[Array, "B S"] | None = None,
         sharding: Sharding = UNSHARDED,
     ) -> Float[Array, "B T *outputs"]:
-        """Applies the layer and the adapters that `lora_params` has under its name, if any.
+        """Applies the layer and the adapters that `lora_params` has under its name, if any; see `apply_together`."""
+        return apply_together([self], x, lora_params, adapter_mask, sharding)[0]
 
-        `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of
-        rank S R of which each row uses its own part: two matmuls, no gather.
-        """
-        weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...])
-        inputs = len(self.layout.inputs)
-        outputs = weight.shape[inputs:]
-        # As matrices: XLA:CPU would copy a weight to sum over two of its axes.
-        weight = weight.reshape(math.prod(weight.shape[:inputs]), -1)
-        x = x.reshape(*x.shape[:2], -1)
-        if self.scale is None:
-            y = jnp.einsum("BTX,XY->BTY", x, weight)
-        else:
-            y = einsum_f32("BTX,XY->BTY", x, weight.astype(x.dtype))
-            y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
-        if (lora := lora_params.get(self.name)) is not None:
-            gain = lora.scale[None] if adapter_mask is None else lora.scale[None] * adapter_mask
-            rank = lora.a.shape[-2:]
-            update = cpu.low_rank if cpu.serves_low_rank(x.dtype, sharding) else low_rank
-            letters = self.layout.inputs[0] + self.layout.outputs[0]
-            y += update(x, lora.a.reshape(-1, *rank), lora.b.reshape(*rank, -1), gain, letters, sharding)
-        if self.bias is not None:
-            y += self.bias[...].reshape(1, 1, -1)
-        return checkpoint_name(y.reshape(*y.shape[:2], *outputs), self.name)
+    def project(self, x: Float[Array, "B T X"], sharding: Sharding) -> Float[Array, "B T Y"]:
+        """x W, all inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes."""
+        weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...]).reshape(x.shape[-1], -1)
+        y = jnp.einsum("BTX,XY->BTY", x, weight.astype(x.dtype))
+        # Scaled in float32, of results that are written in x's dtype: an accelerator would write float32 ones out.
+        return y if self.scale is None else (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
+
+
+def apply_together(
+    layers: Sequence[Linear],
+    x: Float[Array, "B T *inputs"],
+    lora_params: Mapping[str, LoraWeights],
+    adapter_mask: Float[Array, "B S"] | None = None,
+    sharding: Sharding = UNSHARDED,
+) -> list[Float[Array, "B T *outputs"]]:
+    """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their names.
+
+    `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of rank
+    S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
+    """
+    x = x.reshape(*x.shape[:2], -1)
+    updated = [layer for layer in layers if layer.name in lora_params]
+    # Trained over a mesh each by itself: their ranks are split over it, and to cut them apart again would move them.
+    apart = sharding.mesh is not None and not sharding.sampling
+    updates = {}
+    for group in [[layer] for layer in updated] if apart else [updated] if updated else []:
+        given = [lora_params[layer.name] for layer in group]
+        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
+        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
+        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
+        letters = tuple(layer.layout.inputs[0] + layer.layout.outputs[0] for layer in group)
+        updates |= dict(zip([layer.name for layer in group], low_rank(x, a, b, gain, letters, sharding)))
+    outputs = []
+    for layer in layers:
+        y = layer.project(x, sharding)
+        if layer.name in updates:
+            y += updates[layer.name]
+        if layer.bias is not None:
+            y += layer.bias[...].reshape(1, 1, -1)
+        shape = layer.weight.shape[len(layer.layout.inputs) :]
+        outputs.append(checkpoint_name(y.reshape(*y.shape[:2], *shape), layer.name))
+    return outputs
 
 
 class RMSNorm(nnx.Module):

@@ -18,7 +18,7 @@ from em_jax.model.attention import KVBlock, attention, attention_mask
 from em_jax.model.config import Qwen2Config, RopeScaling
 from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.layout import Layout, einsum_f32
-from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm
+from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -108,11 +108,11 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Returns the new residual stream, and keys and values as in Output; the caller may drop them."""
 
-        def linear(layer: Linear, x: Array) -> Array:
-            return layer(x, lora_params, adapter_mask, sharding)
+        def linear(x: Array, *layers: Linear) -> list[Array]:
+            return apply_together(layers, x, lora_params, adapter_mask, sharding)
 
         h = self.input_layernorm(x)
-        q, k, v = linear(self.q_proj, h), linear(self.k_proj, h), linear(self.v_proj, h)
+        q, k, v = linear(h, self.q_proj, self.k_proj, self.v_proj)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
@@ -125,11 +125,12 @@ class Block(nnx.Module):
             k = jax.lax.dynamic_update_slice_in_dim(past.chunk.k, k, past.write_index, 3)
             v = jax.lax.dynamic_update_slice_in_dim(past.chunk.v, v, past.write_index, 2)
             heads = attention(q, [past.prefix, KVBlock(k, v, past.chunk.mask)])
-        x = x + linear(self.o_proj, heads)
+        x = x + linear(heads, self.o_proj)[0]
         h = self.post_attention_layernorm(x)
-        h = jax.nn.silu(linear(self.gate_proj, h)) * linear(self.up_proj, h)
+        gate, up = linear(h, self.gate_proj, self.up_proj)
+        h = jax.nn.silu(gate) * up
         h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
-        x = x + linear(self.down_proj, h)
+        x = x + linear(h, self.down_proj)[0]
         return sharding.constrain(x, RESIDUAL), (k, v)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from em_jax.lora.adapter import Adapter
+from em_jax.lora.adapter import Adapter, joined
 from em_jax.model.attention import KVBlock
 from em_jax.model.kernels.append import append_rows, copy_rows
 from em_jax.model.qwen2 import KVCache, Output, Qwen2
@@ -214,9 +214,9 @@ def decode(
     `stop` are the E stop ids. `state` is donated.
     """
     sharding = dataclasses.replace(sharding, sampling=True)
-    # Outside the loop: this casts the adapters and splits them by layer.
+    # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     dtype = model.embed_tokens[...].dtype
-    lora_params = model.unstack_lora_params(adapter.lora_params(dtype) if adapter else None)
+    lora_params = model.unstack_lora_params(joined(adapter.lora_params(dtype)) if adapter else None)
     slots, capacity = len(state.length), capacity_of(state)
     in_cache = jnp.arange(capacity)[None] < state.length[:, None]
     in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.kernels import cpu_gather
-from em_jax.model.linear import einsum_f32
+from em_jax.model.layout import einsum_f32
 from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
 

@@ -8,9 +8,9 @@ import tiny
 
 from em_jax.base.errors import UserError
 from em_jax.formats.model_config import parse_config
-from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
+from em_jax.lora.adapter import init_adapter, joined, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
-from em_jax.model.linear import Linear, LoraWeights
+from em_jax.model.linear import Linear, LoraWeights, apply_together
 from em_jax.model.parameters import random_model
 
 CONFIG = parse_config(tiny.SHAPE | {"num_hidden_layers": 3})
@@ -119,3 +119,25 @@ def test_the_gradients_by_hand_are_autodiffs(layout):
     theirs = jax.grad(lambda *parts: jnp.sum(plain(*parts) * towards), argnums=(0, 1, 2))(x, a, b)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.fast
+def test_updates_whose_inputs_are_joined_are_those_of_each():
+    """Of several layers, one of them without an update, and the first among them."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, drawn = jax.random.normal(keys[0], (2, 5, 6)), iter(jax.random.split(keys[1], 9))
+    names = [f"self_attn.{letter}_proj" for letter in "qkv"]
+    weights = {f"{name}.weight": jax.random.normal(next(drawn), (6, size)) for name, size in zip(names, (4, 3, 3))}
+    layers = [Linear(name, "D->F", lambda name, layout: weights[name]) for name in names]
+
+    def drawn_lora(rank, size):
+        a, b = jax.random.normal(next(drawn), (6, 2, rank)), jax.random.normal(next(drawn), (2, rank, size))
+        return LoraWeights(a, b, jnp.asarray([1.0, 3.0]))
+
+    lora_params = {names[1]: drawn_lora(3, 3), names[2]: drawn_lora(2, 3)}
+    joint = joined(lora_params)
+    assert [joint[name].a.shape for name in names[1:]] == [(6, 2, 5), (6, 2, 0)] and names[0] not in joint
+    adapter_mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
+    together = apply_together(layers, x, joint, adapter_mask)
+    for layer, ours in zip(layers, together, strict=True):
+        np.testing.assert_allclose(ours, layer(x, lora_params, adapter_mask), rtol=1e-5, atol=1e-5)

@@ -150,7 +150,8 @@ def test_a_gpu_that_is_too_small_is_said_with_what_fits(monkeypatch, tmp_path):
 
 
 PROGRAM = """
-import json, sys
+import json, math, sys
+import jax
 from em_jax.perf import compiling
 topology, platform, mesh, work = sys.argv[1:]
 compiling.prepare(platform)
@@ -166,16 +167,29 @@ values = {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full", "model.sca
 sharding = Sharding(make_mesh(json.loads(mesh), devices=devices))
 shapes = Shapes(Qwen2Config(4096, 512, 1024, 3, 8, 4, 128), replace(Config(), values), sharding)
 program = shapes.decode(16, 256) if work == "decode" else shapes.train_microbatch(Shape(4, 256, 256))
-found = work_of_text(program.traced.lower().compile().as_text(), program.loops)
+compiled = program.traced.lower().compile()
+found = work_of_text(compiled.as_text(), program.loops)
+factors = shapes.sampled_adapter.factors if work == "decode" else shapes.adapter.factors
+# The compiled places: of the adapter as it comes in and, in training, of its gradients as they go out.
+places = [compiled.input_shardings[0][1]] + ([compiled.output_shardings.gradients] if work == "train" else [])
+places = [getattr(each, "factors", each) for each in places]
+parts = [
+    leaf.size // math.prod(place.shard_shape(leaf.shape))
+    for each in places
+    for leaf, place in zip(jax.tree.leaves(factors), jax.tree.leaves(each), strict=True)
+]
 weights = [[512, 1024], [128, 4, 512], [4, 128, 512], [8, 128, 512], [128, 8, 512]]
 weights = [sorted(each) for each in weights]
 copies = found.copies(lambda shape: sorted(each for each in shape if each > 1) in weights)
-print(copies, max([1, *(max(each.shape, default=1) for each in found.collectives if each.kind == "all-gather")]))
+longest = max([1, *(max(each.shape, default=1) for each in found.collectives if each.kind == "all-gather")])
+print(copies, longest, min(parts))
 """
 
 
 def read(*arguments):
-    """(copies of a layer's weight, the longest axis that is gathered) of a small compiled program."""
+    """Of a small compiled program: copies of a layer's weight, the longest axis that is gathered, and the parts over
+    which that array of the adapter is split which is split least.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -189,6 +203,16 @@ def test_a_gpu_copies_no_weight(work):
 
 
 @needs_tpu
-def test_a_tpu_gathers_no_logits():
+def test_a_tpu_gathers_no_logits_and_copies_no_weight():
     """Decoding over two tensor parts: the vocabulary stays split until its tokens are drawn."""
-    assert read("v5e:2x2", "tpu", '{"fsdp": 2, "tensor": 2}', "decode")[1] < 4096
+    copies, longest, parts = read("v5e:2x2", "tpu", '{"fsdp": 2, "tensor": 2}', "decode")
+    assert copies == 0 and longest < 4096 and parts > 1
+
+
+@pytest.mark.parametrize(
+    "topology, platform",
+    [pytest.param("v5e:2x2", "tpu", marks=needs_tpu), pytest.param("h100:4", "gpu", marks=needs_gpu)],
+)
+def test_training_holds_no_part_of_the_adapter_twice(topology, platform):
+    """Nor its gradients."""
+    assert read(topology, platform, '{"fsdp": 2, "tensor": 2}', "train")[2] == 4

@@ -144,7 +144,7 @@ def test_sampling_advice_names_the_answers_that_fit():
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        (["--model", "qwen3-8b"], ["72b", "'qwen3-8b'"]),
+        (["--model", "qwen9-8b"], ["72b", "'qwen9-8b'"]),
         (["--topology", "v9:4x4"], ["v5e", "'v9:4x4'"]),
         (["--mesh", "fsdp=32"], ["32 devices", "16 chips"]),
         (["--mesh", "fsdp=4"], ["4 devices", "16 chips"]),

@@ -1,17 +1,22 @@
 """The estimated traffic between devices is that of the compiled programs."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import pytest
 from hlo import Collective, collectives
+from jax.sharding import AbstractMesh
 
 from em_jax.config import Config, replace
+from em_jax.formats.presets import preset_config
 from em_jax.model.config import Qwen2Config
-from em_jax.model.sharding import Sharding, make_mesh
+from em_jax.model.sharding import Sharding, even_meshes, make_mesh, mesh_text
 from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
-from em_jax.runs.chips import Chip
+from em_jax.runs import placement
+from em_jax.runs.chips import Chip, parse_topology
 from em_jax.runs.programs import Shapes
-from em_jax.train.batches import Shape
+from em_jax.train.batches import GATHERED_OVERHEAD, Shape, plan_microbatches
 
 CONFIG = Qwen2Config(480, 64, 96, 3, 4, 2, 16)
 CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
@@ -83,3 +88,37 @@ def test_times_are_work_over_peaks():
     assert token.memory * 1e8 > weights - 480 * 64 * 4 + cache
     assert token.memory * 1e8 < 1.6 * (weights + cache)
     assert jnp.isfinite(token.least)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("model", ["7b", "32b", "72b"])
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:4x4", "v6e:2x4", "v5p:2x2x2"])
+def test_no_mesh_is_a_tenth_faster_than_the_one_a_run_gets(model, topology):
+    """By the traced programs' times, where the choice is by closed forms: over all divisors, of those that fit."""
+    config, run = preset_config(f"qwen2.5-{model}"), placement.run_size(Config())
+    chip, count = parse_topology(topology)
+    seconds = {}
+    for mesh in [placement.best_placements(config, chip, count, run)[0].mesh, *even_meshes(count, config.dims)]:
+        each = placement.best_placements(config, chip, count, run, mesh)[0]
+        fits = max(each.training_bytes, each.sampling_bytes) <= (1 - placement.SPARE) * chip.memory
+        if seconds and (not fits or mesh_text(mesh) in seconds):
+            continue
+        settings = replace(Config(), {"train.remat": each.remat, "dtype": "bfloat16"})
+        names, sizes = tuple(mesh), tuple(mesh.values())
+        given = Shapes(config, settings, Sharding(AbstractMesh(sizes, names)))
+        plan = plan_microbatches(
+            run.examples,
+            [range(i, i + run.batch_size) for i in range(0, len(run.examples), run.batch_size)],
+            rows_per_pass=each.rows_per_pass,
+            divide_by=given.sharding.batch_shards,
+            width=config.hidden_size,
+            microbatch_overhead=GATHERED_OVERHEAD,
+            row_multiple=placement.ROW_MULTIPLE,
+        )
+        passes = collections.Counter(shape for step in plan.steps for shape, _ in step)
+        step = sum(times * train_times(given, shape, chip).least for shape, times in passes.items()) / len(plan.steps)
+        token = decode_times(given, each.slots, run.capacity, chip).least
+        seconds[mesh_text(mesh)] = run.steps * step + run.answer_tokens / each.slots * token
+    chosen = next(iter(seconds.values()))
+    assert min(seconds.values()) >= chosen / 1.1, seconds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_jax.model.kernels import cpu_sampling
-from em_jax.sample.sampler import inverse_cdf, request_key, sample_tokens
+from em_jax.sample.sampler import inverse_cdf, least_kept, request_key, sample_tokens
 
 pytestmark = pytest.mark.fast
 
@@ -82,3 +82,17 @@ def test_a_key_is_made_of_seed_prompt_and_sample():
     keys = {request_key(s, p, i).tobytes() for s in (0, 1) for p in ([1], [1, 2], [2]) for i in (0, 1)}
     assert len(keys) == 12
     assert (request_key(0, [1, 2], 3) == request_key(0, [1, 2], 3)).all()
+
+
+@pytest.mark.fast
+def test_the_least_weight_that_top_p_keeps_is_that_of_a_sorted_row():
+    generator = np.random.default_rng(0)
+    logits = np.concatenate([generator.normal(size=(6, 999)) * scale for scale in (0.1, 3, 40)])
+    logits[0] = 0  # all are equal
+    weights = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float32)
+    for p in (1e-6, 0.3, 0.9, 0.999):
+        target = np.float32(p) * weights.sum(1, keepdims=True)
+        falling = -np.sort(-weights.astype(np.float64), 1)
+        kept = np.cumsum(falling, 1) - falling < target
+        expected = np.min(np.where(kept, falling, np.inf), 1, keepdims=True)
+        np.testing.assert_array_equal(least_kept(jnp.asarray(weights), jnp.asarray(target)), expected)

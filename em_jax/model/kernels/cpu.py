@@ -1,14 +1,16 @@
 """Attention and low-rank updates with backward passes written by hand, in the order of operands XLA:CPU needs.
 
-They keep little for the backward pass, so attention is also used wherever a device has no kernel of its own.
+Low-rank updates are the same everywhere. Attention keeps little for the backward pass, so it is also used wherever a
+device has no kernel of its own.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from em_jax.model.attention import KVBlock, group_heads, merge_heads, softmax_attention
@@ -81,58 +83,72 @@ _block.defvjp(_block_forward, _block_backward)
 # Low-rank updates
 
 
-def serves_low_rank(dtype: DTypeLike, sharding: Sharding) -> bool:
-    """Whether `low_rank` here is better than autodiff: on a CPU, and wherever activations have 16 bits.
+def _gathered(
+    x: Array, a: Sequence[Array], b: Sequence[Array], letters: tuple[str, ...], sharding: Sharding
+) -> tuple[Float[Array, "X S R"], list[Array]]:
+    """A's side by side and every B, as their matmuls read them."""
+    a = [sharding.gather_for_matmul(f"{each[0]}SR", factor.astype(x.dtype)) for each, factor in zip(letters, a)]
+    b = [sharding.gather_for_matmul(f"SR{each[1]}", factor.astype(x.dtype)) for each, factor in zip(letters, b)]
+    return jnp.concatenate(a, -1), b
 
-    Autodiff would multiply float32 by 16 bits in the backward pass and round the adapter's gradients to 16 bits.
-    """
-    return sharding.platform == "cpu" or dtype != jnp.float32
+
+def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> Float[Array, "#B 1 S R"]:
+    """The gain of every rank of A's that stand side by side."""
+    each = [jnp.broadcast_to(g[:, None, :, None], (len(g), 1, *factor.shape[:2])) for g, factor in zip(gain, b)]
+    return jnp.concatenate(each, -1)
+
+
+def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
+    """The ranks of each B."""
+    return jnp.split(low, list(itertools.accumulate(factor.shape[1] for factor in b))[:-1], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def low_rank(
     x: Float[Array, "B T X"],
-    a: Float[Array, "X S R"],
-    b: Float[Array, "S R Y"],
-    gain: Float[Array, "#B S"],
-    letters: str = "XY",
+    a: tuple[Float[Array, "X S R"], ...],
+    b: tuple[Float[Array, "S R Y"], ...],
+    gain: tuple[Float[Array, "#B S"], ...],
+    letters: tuple[str, ...] = ("XY",),
     sharding: Sharding = UNSHARDED,
-) -> Float[Array, "B T Y"]:
-    """`em_jax.model.linear.low_rank` with gradients by hand, in float32 for `a` and `b`; `gain` gets none.
+) -> list[Float[Array, "B T Y"]]:
+    """Sum over S of gain_S (x A_S) B_S for each weight of X inputs and its Y outputs; x A is one product for all.
 
-    Over a mesh `a` and `b` are gathered in the dtype of `x`, and their gradients are summed where they are stored.
+    The gradients of `a` and `b` are float32, `gain` gets none; autodiff would multiply float32 by 16 bits and round
+    them to those. `letters` stand for each X and Y in the sharding table: over a mesh `a` and `b` are gathered in the
+    dtype of `x`, and their gradients are summed where they are stored.
     """
     return _low_rank_forward(x, a, b, gain, letters, sharding)[0]
 
 
-def _gathered(x: Array, a: Array, b: Array, letters: str, sharding: Sharding) -> tuple[Array, Array]:
-    """A and B as their matmuls read them."""
-    a = sharding.gather_for_matmul(f"{letters[0]}SR", a.astype(x.dtype))
-    return a, sharding.gather_for_matmul(f"SR{letters[1]}", b.astype(x.dtype))
-
-
 def _low_rank_forward(
-    x: Array, a: Array, b: Array, gain: Array, letters: str, sharding: Sharding
-) -> tuple[Array, tuple]:
-    in_use_a, in_use_b = _gathered(x, a, b, letters, sharding)
-    low = einsum_f32("BTX,XSR->BTSR", x, in_use_a)
-    low = checkpoint_name((low * gain[:, None, :, None]).astype(x.dtype), LOW)
-    return einsum_f32("BTSR,SRY->BTY", low, in_use_b).astype(x.dtype), (x, a, b, gain, low)
+    x: Array, a: tuple, b: tuple, gain: tuple, letters: tuple[str, ...], sharding: Sharding
+) -> tuple[list[Array], tuple]:
+    joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
+    low = einsum_f32("BTX,XSR->BTSR", x, joint_a) * _gain_of_ranks(gain, b)
+    low = checkpoint_name(low.astype(x.dtype), LOW)
+    y = [einsum_f32("BTSR,SRY->BTY", *each).astype(x.dtype) for each in zip(_split_ranks(low, b), in_use_b)]
+    return y, (x, a, b, gain, low)
 
 
-def _low_rank_backward(letters: str, sharding: Sharding, saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+def _low_rank_backward(
+    letters: tuple[str, ...], sharding: Sharding, saved: tuple, dy: list[Array]
+) -> tuple[Array, tuple, tuple, None]:
     """XLA:CPU transposes a contraction's first operand; put the rank-R one there.
 
     Autodiff puts `dy` there, which takes a quarter of the training step's time.
     """
     x, a, b, gain, low = saved
-    a, b = _gathered(x, a, b, letters, sharding)
-    dlow = einsum_f32("BTY,SRY->BTSR", dy, b)
-    dlow = (dlow * gain[:, None, :, None]).astype(x.dtype)
-    dx = einsum_f32("BTSR,XSR->BTX", dlow, a).astype(x.dtype)
-    da = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow, x), 2, 0)
-    db = einsum_f32("BTSR,BTY->SRY", low, dy)
-    return dx, sharding.scatter_factor(f"{letters[0]}SR", da), sharding.scatter_factor(f"SR{letters[1]}", db), None
+    joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
+    dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
+    dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
+    dx = einsum_f32("BTSR,XSR->BTX", dlow, joint_a).astype(x.dtype)
+    da, db = [], []
+    for names, dlow_of, low_of, dy_of in zip(letters, _split_ranks(dlow, b), _split_ranks(low, b), dy):
+        by_a = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow_of, x), 2, 0)
+        da.append(sharding.scatter_factor(f"{names[0]}SR", by_a))
+        db.append(sharding.scatter_factor(f"SR{names[1]}", einsum_f32("BTSR,BTY->SRY", low_of, dy_of)))
+    return dx, tuple(da), tuple(db), None
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
