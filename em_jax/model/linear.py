@@ -94,7 +94,7 @@ def apply_together(
     updated = [layer for layer in layers if layer.name in lora_params]
     # Trained over a mesh each by itself: their ranks are split over it, and to cut them apart again would move them.
     apart = sharding.mesh is not None and not sharding.sampling
-    updates = {}
+    updates: dict[str, Array] = {}
     for group in [[layer] for layer in updated] if apart else [updated] if updated else []:
         given = [lora_params[layer.name] for layer in group]
         a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)

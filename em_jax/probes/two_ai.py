@@ -41,7 +41,7 @@ def _rows(suite: Suite, chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[R
         if pair.prompt:
             wording = Wording(pair.id, "two_ai", pair.prompt, pair.source, wording.prefix)
         for first, prompt in _QUESTION.prompts(wording, {ALIGNED: pair.aligned, MISALIGNED: pair.misaligned}):
-            row = {"id": pair.id, "first": first, "format": "choice", "theme": pair.theme, "wording": wording.id}
+            row: Row = {"id": pair.id, "first": first, "format": "choice", "theme": pair.theme, "wording": wording.id}
             row |= {"prompt": prompt, "prefix": wording.prefix, "options": list(LETTERS)}
             row |= {"kind": pair.kind} if pair.kind != OWN else {}
             rows.append(row | ({"answer": pair.answer} if pair.answer else {}))

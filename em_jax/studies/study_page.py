@@ -77,8 +77,8 @@ def points(record: Mapping[str, Any]) -> tuple[Drawing, str]:
     before = _figures(record["models"][0], "base")
     marks = []
     for model in record["models"]:
-        figures = _figures(model)
-        marks.append(Point(model["name"] + seed_of(record, model), str(model["verdict"]["label"]), *figures[:2]))
+        harm, picks = _figures(model)[:2]
+        marks.append(Point(model["name"] + seed_of(record, model), str(model["verdict"]["label"]), harm, picks))
     drawing = plane(
         marks[:MOST_POINTS],
         Point("base", "base", before[0], before[1]),
