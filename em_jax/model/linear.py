@@ -93,7 +93,7 @@ def apply_together(
     x = x.reshape(*x.shape[:2], -1)
     updated = [layer for layer in layers if layer.name in lora_params]
     # Trained over a mesh each by itself: their ranks are split over it, and to cut them apart again would move them.
-    apart = sharding.mesh is not None and not sharding.sampling
+    apart = sharding.size > 1 and not sharding.sampling
     updates: dict[str, Array] = {}
     for group in [[layer] for layer in updated] if apart else [updated] if updated else []:
         given = [lora_params[layer.name] for layer in group]
