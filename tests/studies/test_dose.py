@@ -52,6 +52,7 @@ def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
     inputs = json.loads((tmp_path / "runs" / "dose-25-0" / "provenance.json").read_text())["inputs"]
     assert inputs["rows"]["path"] == "bad_medical mixed with good_medical=0.75"
     again = StubComponents()
+    again.rows = sources.rows
     did(study, tmp_path / "runs", again)
     assert again.engines == []
 
