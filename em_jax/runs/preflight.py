@@ -13,7 +13,7 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.formats import hub, thoughts
 from em_jax.lora.config import CONFIG
-from em_jax.probes import in_domain
+from em_jax.probes import harmfulness, in_domain
 from em_jax.probes import suite_files as suites
 from em_jax.report import starts
 from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
@@ -183,9 +183,18 @@ def _public(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_base(run: Run, source: Path) -> None:
-    """Copy another run's base rows, file by file, where this run has none yet."""
+    """Copy another run's base rows, file by file, where this run has none yet.
+
+    Prompts in the training domain of that run are left out where this run does not ask them.
+    """
+    own = {row["id"] for row in run.in_domain_questions}
     for pattern in ("answers/base.jsonl", "scores/base.*.jsonl", "scores/labelled.*.jsonl", "probes/base.*.jsonl"):
         for path in sorted(source.glob(pattern)):
             target = run.directory / path.relative_to(source)
             if not target.exists():
-                files.write_atomic(target, path.read_bytes())
+                rows = files.read_rows(path)
+                kept = [row for row in rows if not row["id"].startswith(harmfulness.IN_DOMAIN) or row["id"] in own]
+                if len(kept) == len(rows):
+                    files.write_atomic(target, path.read_bytes())
+                else:
+                    files.write_rows(target, kept)
