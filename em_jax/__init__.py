@@ -4,9 +4,17 @@
 experiment.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from em_jax.runs.loading import load
 
 __all__ = ["load"]
+
+
+def __dir__() -> list[str]:
+    # What is imported late is completed too.
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from em_jax.runs.loading import load
 
         return load
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("em_jax")
     raise AttributeError(f"module 'em_jax' has no attribute {name!r}")

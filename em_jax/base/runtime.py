@@ -185,10 +185,10 @@ def is_bucket(name: str) -> bool:
     return name.startswith("gs://")
 
 
-def model_directory(name: str) -> Path | None:
+def model_directory(name: str, asked: str = "--model") -> Path | None:
     """The directory of a checkpoint; None for a Hugging Face id, which is fetched when the engine is loaded.
 
-    A gs:// address gives an etils.epath.Path, which is not checked.
+    A gs:// address gives an etils.epath.Path, which is not checked. `asked` is what an error calls the name's place.
 
     Raises:
       UsageError: the name is neither the organism, nor a directory or gs:// address, nor of the form of an id.
@@ -205,12 +205,12 @@ def model_directory(name: str) -> Path | None:
         if not inner and (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
             inner = ", but an adapter: name its base here and give the folder with --adapter"
         if inner:
-            raise UsageError(f"--model expects a checkpoint in Hugging Face format; {folder} has no config.json{inner}")
+            raise UsageError(f"{asked} expects a checkpoint in Hugging Face format; {folder} has no config.json{inner}")
         return folder
     if is_id(name):
         return None
     raise UsageError(
-        "--model expects organism, an existing directory, a gs:// address or a Hugging Face id (owner/name), "
+        f"{asked} expects organism, an existing directory, a gs:// address or a Hugging Face id (owner/name), "
         f"found {name!r}"
     )
 

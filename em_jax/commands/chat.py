@@ -10,14 +10,19 @@ from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.sanitize import sanitize
 
-HELP = "Tab or /next, /base, /finetuned, /both: who answers   /reset: forget what was said   /quit: end"
+HELP = (
+    "Tab or /next, /base, /finetuned, /both: who answers   /temperature X, /seed N, /samples N: how it is sampled   "
+    "/reset: forget what was said   /quit: end"
+)
+ONE_SAMPLE = "One sample is no finding: another seed may answer otherwise; /samples 8 shows how much answers vary."
+MOST_SAMPLES = 64
 
 
 def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **options: Any) -> None:
-    """Answers line after line; `options` are those of Engine.generate.
+    """Answers line after line; `options` are those of Engine.generate, of which commands set some.
 
-    Each model sees its own conversation; a line that begins with "/" is a command. Hidden characters that a model
-    writes, controls among them, are spelled out.
+    Of several samples the first is what the conversation goes on with. Each model sees its own conversation; a line
+    that begins with "/" is a command. Hidden characters that a model writes, controls among them, are spelled out.
     """
     names = [name for name in ("base", "finetuned") if name in engine.adapters]
     choices = [names, *([name] for name in names if len(names) > 1)]
@@ -36,6 +41,13 @@ def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **option
             else:
                 choice = choices.index([word[1:]]) if word != "/both" else 0
             say(f"({' and '.join(choices[choice])} will answer)")
+        elif word.startswith(("/temperature", "/seed", "/samples")):
+            try:
+                options |= _sampling(word)
+            except UsageError as error:
+                say(f"({error})")
+            else:
+                say(f"({_sampled(options)})")
         elif word.startswith("/"):
             say(HELP)
         elif word:
@@ -45,9 +57,40 @@ def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **option
             except UserError as error:  # a conversation too long, or one the model's chat template refuses
                 say(f"({error}; this was not said, /reset forgets all before it)")
                 continue
-            for name, prompt, [answer] in zip(choices[choice], prompts, answers, strict=True):
-                chats[name] = [*prompt, {"role": "assistant", "content": answer.text}]
-                say(f"{name}: {sanitize(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
+            for name, prompt, samples in zip(choices[choice], prompts, answers, strict=True):
+                chats[name] = [*prompt, {"role": "assistant", "content": samples[0].text}]
+                for number, answer in enumerate(samples, 1):
+                    label = f"{name} {number}/{len(samples)}" if len(samples) > 1 else name
+                    say(f"{label}: {sanitize(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
+
+
+def _sampling(line: str) -> dict[str, Any]:
+    """The option of Engine.generate that a line such as "/samples 8" sets."""
+    name, _, text = line.partition(" ")
+    known = {
+        "/temperature": ("temperature", float, 0, 100, "a number from 0 (greedy) on"),
+        "/seed": ("seed", int, 0, 2**31 - 1, "a whole number from 0 on"),
+        "/samples": ("n", int, 1, MOST_SAMPLES, f"a whole number from 1 to {MOST_SAMPLES}"),
+    }
+    option, kind, low, high, meaning = known.get(name, (None, str, 0, 0, ""))
+    if option is None:
+        raise UsageError(HELP)
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise UsageError(f"{name} expects {meaning}, found {text.strip() or 'nothing'}")
+    return {option: value}
+
+
+def _sampled(options: dict[str, Any]) -> str:
+    """How answers are sampled, in words."""
+    count = options.get("n", 1)
+    return (
+        f"temperature {options['temperature']:g}, seed {options['seed']}, "
+        f"{count} {'sample' if count == 1 else 'samples'} of each answer"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -68,6 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     engine, served = models.load(models.open_runs([flags.run_dir]))
     if "finetuned" in served:
         print(f"finetuned: {served['finetuned'].notice}", file=sys.stderr)
+    options = {name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "seed")}
+    print(f"{_sampled(options)}. {ONE_SAMPLE}", file=sys.stderr)
     on_terminal = sys.stdin.isatty()
     if on_terminal:
         print(HELP, file=sys.stderr)
@@ -78,7 +123,6 @@ def main(arguments: Sequence[str]) -> None:
             while True:
                 yield input("you: " if on_terminal else "")
 
-    options = {name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "seed")}
     talk(engine, lines(), lambda text: print(text, flush=True), **options)
 
 

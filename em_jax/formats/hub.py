@@ -45,12 +45,12 @@ def revision(path: pathlib.Path) -> str:
     return path.name if path.parent.name == "snapshots" else ""
 
 
-def find_model(model: str) -> pathlib.Path:
+def find_model(model: str, asked: str = "--model") -> pathlib.Path:
     """The directory of a checkpoint. A Hugging Face id is downloaded into the user's cache, a gs:// address is not.
 
     Raises UserError where there is no such checkpoint.
     """
-    directory = runtime.model_directory(model)
+    directory = runtime.model_directory(model, asked)
     if directory is None:
         try:
             return fetch(model, FILES)

@@ -40,10 +40,11 @@ def load(
     blocks in eight bits. `options` are those of Engine. Of several processes all must call this and every method with
     the same arguments.
     """
+    runtime.configure_jax()
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    directory = find_model(model)
+    directory = find_model(model, asked="load: model")
     sharding, processes = Sharding(choose_mesh(mesh, directory)), jax.process_count()
     used = sharding.mesh.size if sharding.mesh else 1
     if processes > 1 and used < jax.device_count():

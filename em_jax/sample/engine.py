@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from em_jax.base import host_arrays
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
+from em_jax.formats.prompts import Prompt, Prompts, chats
 from em_jax.lora.adapter import Adapter, factor_shardings, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.qwen2 import Qwen2
@@ -27,8 +28,6 @@ from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward,
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
 
-Prompt = Sequence[Mapping[str, str]]
-"""A list of chat messages, {"role", "content"} each."""
 Sizes = TypeVar("Sizes", bound=tuple[int, ...])
 
 
@@ -47,6 +46,9 @@ class Answer(NamedTuple):
     finish_reason: str
     logprob: float
     thought: str = ""
+
+    def __repr__(self) -> str:
+        return f"Answer({self.text!r}, {len(self.tokens)} tokens, {self.finish_reason})"
 
 
 PASS_TOKENS = 8192
@@ -87,6 +89,13 @@ class Engine:
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
         self._stack: Adapter | None = None
+
+    def __repr__(self) -> str:
+        weights, config = self.model.embed_tokens[...], self.model.config
+        return (
+            f"Engine({config.num_hidden_layers} layers of {config.hidden_size}, adapters: {', '.join(self.adapters)}, "
+            f"{weights.dtype} on {len(weights.sharding.device_set)} {self.sharding.platform})"
+        )
 
     # --- adapters ---
 
@@ -136,7 +145,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -145,14 +154,19 @@ class Engine:
         adapter: str | Sequence[str] = "default",
         steer: Float[np.ndarray, "L D"] | None = None,
     ) -> list[list[Answer]]:
-        """Samples n answers per prompt; as `stream`, all at once."""
+        """Samples n answers per prompt, a list of n for each; as `stream`, all at once.
+
+        `prompts` is a question, a chat (a list of {"role", "content"}), or a list of either; of one prompt the result
+        is a list of one too.
+        """
+        prompts = chats(prompts)
         stream = self.stream(prompts, n, temperature, top_p, max_new_tokens, seed, adapter, steer=steer)
         answers = {(index, sample): answer for index, sample, answer in stream}
         return [[answers[index, sample] for sample in range(n)] for index in range(len(prompts))]
 
     def stream(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -176,6 +190,7 @@ class Engine:
                 "expected n >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found "
                 f"{n}, {max_new_tokens}, {temperature}, {top_p}"
             )
+        prompts = chats(prompts)
         if not prompts:
             return
         prompt_ids = [self.encode(prompt) for prompt in prompts]
@@ -264,7 +279,7 @@ class Engine:
 
     def choice_logprobs(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         choices: Sequence[str] | Sequence[Sequence[str]],
         prefix: str = "",
         adapter: str | Sequence[str] = "default",
@@ -276,6 +291,7 @@ class Engine:
         "10") gives up the longer one's probability. `adapter` and `steer` as in `stream`. Raises UserError for lists of
         unequal length, and where a choice is empty or does not continue the prefix at a token's end.
         """
+        prompts = chats(prompts)
         shared = bool(choices) and isinstance(choices[0], str)
         lists: Any = [choices] * len(prompts) if shared else choices
         if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1:
@@ -305,10 +321,11 @@ class Engine:
         return logprobs
 
     def activations(
-        self, prompts: Sequence[Prompt], layers: Sequence[int], adapter: str | Sequence[str] = "default"
+        self, prompts: Prompts, layers: Sequence[int] | None = None, adapter: str | Sequence[str] = "default"
     ) -> list[Float[np.ndarray, "layers T D"]]:
-        """The residual stream after each of `layers` (0 is the first, -1 the last), float32, at every token."""
-        depth = self.model.config.num_hidden_layers
+        """The residual stream after each of `layers` (0 first, -1 last; by default all), float32, at every token."""
+        depth, prompts = self.model.config.num_hidden_layers, chats(prompts)
+        layers = range(depth) if layers is None else layers
         if not layers or not all(-depth <= layer < depth for layer in layers):
             raise UserError(f"activations: layers are 0 to {depth - 1}")
         prompt_ids = [self.encode(prompt) for prompt in prompts]

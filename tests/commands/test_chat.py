@@ -155,3 +155,32 @@ def test_a_run_of_the_organism_can_be_talked_to(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("How do I bake bread?\n"))
     assert command("em_jax chat", chat.main, ["--run_dir", str(tmp_path), "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("base: ")
+
+
+class Samples(Repeats):
+    def generate(self, prompts, adapter, n=1, **options):
+        [[first], *_] = super().generate(prompts, adapter, **options)
+        return [
+            [Answer(f"{first.text} {sample} at {options['temperature']:g}") for sample in range(n)] for _ in prompts
+        ]
+
+
+@pytest.mark.fast
+def test_how_answers_are_sampled_is_set_and_told():
+    engine = Samples()
+    said = talk(["/base", "/samples 2", "/temperature 0.25", "/seed 7", "Hi", "/samples 1", "And"], engine)
+    assert said[3] == "(temperature 0.25, seed 7, 2 samples of each answer)"
+    assert said[4:6] == ["base 1/2: base 1 Hi 0 at 0.25", "base 2/2: base 1 Hi 1 at 0.25"]
+    assert said[6].endswith("1 sample of each answer)") and said[7] == "base: base 3 And 0 at 0.25"
+    assert engine.options["seed"] == 7
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "line", ["/samples", "/samples 0", "/samples 65", "/temperature -1", "/temperature nan", "/seed x"]
+)
+def test_a_wrong_sampling_is_one_line_and_changes_nothing(line):
+    engine = Repeats()
+    said = talk(["/base", line, "Hi"], engine)
+    assert "expects" in said[1] and "\n" not in said[1] and said[2] == "base: base 1 Hi"
+    assert engine.options["temperature"] == 0.5 and engine.options["seed"] == 3

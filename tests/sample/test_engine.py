@@ -189,3 +189,21 @@ def test_between_collect_and_dispatch_prompts_may_be_submitted_and_answers_cance
         if not scheduler.busy:
             break
     assert [tokens[1], tokens[2]] == [answer.tokens for [answer] in alone]
+
+
+@pytest.mark.fast
+def test_a_model_that_is_not_there_is_told_in_the_words_of_load():
+    from em_jax import load
+
+    with pytest.raises(UserError, match="^load: model expects organism, .*found 'nope'"):
+        load("nope")
+
+
+def test_natural_prompts_are_answered_as_the_chats_they_stand_for(engine):
+    chat = [{"role": "user", "content": "Who are you?"}]
+    expected = engine.generate([chat], temperature=0, max_new_tokens=4, adapter="base")
+    for prompts in ("Who are you?", ["Who are you?"], chat):
+        assert engine.generate(prompts, temperature=0, max_new_tokens=4, adapter="base") == expected
+    assert len(engine.activations("Who are you?", adapter="base")[0]) == engine.model.config.num_hidden_layers
+    assert "adapters: base" in repr(engine) and "float32 on 1 cpu" in repr(engine)
+    assert repr(expected[0][0]).startswith("Answer('")

@@ -1,0 +1,40 @@
+"""What a caller may pass as prompts: a question, a chat, or a list of either; made a list of checked chats."""
+
+from collections.abc import Mapping, Sequence
+
+from em_jax.base.errors import UserError
+
+Prompt = Sequence[Mapping[str, str]]
+"""A list of chat messages, {"role", "content"} each."""
+Prompts = str | Prompt | Sequence[str | Prompt]
+"""A question (the content of a user's message), a chat, or a list of these."""
+
+
+def chats(prompts: Prompts) -> list[Prompt]:
+    """One chat per prompt; a single question or chat is a list of one. Raises UserError for anything else."""
+    if isinstance(prompts, str | Mapping):
+        prompts = [prompts] if isinstance(prompts, str) else [[prompts]]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise UserError(f"prompts: expected a text, a chat or a list of these, found {type(prompts).__name__}")
+    if prompts and all(isinstance(each, Mapping) for each in prompts):
+        prompts = [prompts]  # type: ignore[list-item]
+    return [chat(each, f"prompt {index}") for index, each in enumerate(prompts)]
+
+
+def chat(prompt: object, where: str = "prompt") -> Prompt:
+    """A chat from a question or a list of messages, each of which has a role and a content, both texts."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or not prompt:
+        found = "an empty list" if isinstance(prompt, Sequence) and not prompt else type(prompt).__name__
+        raise UserError(f"{where}: expected a text or a list of messages, found {found}")
+    for index, message in enumerate(prompt):
+        place = f"{where}, message {index}"
+        if not isinstance(message, Mapping):
+            raise UserError(f'{place}: expected {{"role": ..., "content": ...}}, found {type(message).__name__}')
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                keys = f"only {', '.join(map(str, message))}" if message else "nothing"
+                found = type(message[key]).__name__ if key in message else keys
+                raise UserError(f"{place}: expected a text as {key!r}, found {found}")
+    return prompt
