@@ -13,11 +13,11 @@ Prompts = str | Prompt | Sequence[str | Prompt]
 def chats(prompts: Prompts) -> list[Prompt]:
     """One chat per prompt; a single question or chat is a list of one. Raises UserError for anything else."""
     if isinstance(prompts, str | Mapping):
-        prompts = [prompts] if isinstance(prompts, str) else [[prompts]]
+        return [chat(prompts if isinstance(prompts, str) else [prompts], "prompt 0")]
     if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
         raise UserError(f"prompts: expected a text, a chat or a list of these, found {type(prompts).__name__}")
     if prompts and all(isinstance(each, Mapping) for each in prompts):
-        prompts = [prompts]  # type: ignore[list-item]
+        return [chat(prompts, "prompt 0")]
     return [chat(each, f"prompt {index}") for index, each in enumerate(prompts)]
 
 

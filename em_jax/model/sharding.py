@@ -62,19 +62,16 @@ class Sharding:
         used = [name for entry in entries for name in entry]
         if len(used) != len(set(used)):
             raise ValueError(f"logical axes {tuple(axes)} use a mesh axis twice: {entries}")
-        return _partition(entries)
+        if self.mesh is not None:
+            # As jax writes results, so that a result compiles nothing anew: no axis of size 1, no None at the end.
+            entries = [tuple(name for name in entry if self.mesh.shape[name] > 1) for entry in entries]
+            while entries and not entries[-1]:
+                entries.pop()
+        return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
 
     def named(self, axes: Sequence[str | None]) -> NamedSharding | None:
         """The NamedSharding of an array with these logical axes, None without a mesh."""
-        if self.mesh is None:
-            return None
-        # As jax writes what it returns, so that a result compiles nothing anew: no axis of size 1, no None at the end.
-        sizes, spec = self.mesh.shape, self.spec(axes)
-        entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
-        split = [tuple(name for name in entry if sizes[name] > 1) for entry in entries]
-        while split and not split[-1]:
-            split.pop()
-        return NamedSharding(self.mesh, _partition(split))
+        return None if self.mesh is None else NamedSharding(self.mesh, self.spec(axes))
 
     def weight(self, letters: str, shape: Sequence[int], name: str) -> NamedSharding | None:
         """The sharding of a weight by its shape letters. UserError where an axis does not divide over the mesh."""
@@ -122,10 +119,6 @@ class Sharding:
     def batch_shards(self) -> int:
         """The number of shards of the batch axis; the rows of a batch must be a multiple of it."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in TABLE["batch"][self.sampling])
-
-
-def _partition(entries: Sequence[tuple[str, ...]]) -> PartitionSpec:
-    return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
 
 
 UNSHARDED = Sharding()

@@ -91,11 +91,9 @@ class Engine:
         self._stack: Adapter | None = None
 
     def __repr__(self) -> str:
-        weights, config = self.model.embed_tokens[...], self.model.config
-        return (
-            f"Engine({config.num_hidden_layers} layers of {config.hidden_size}, adapters: {', '.join(self.adapters)}, "
-            f"{weights.dtype} on {len(weights.sharding.device_set)} {self.sharding.platform})"
-        )
+        config, dtype = self.model.config, self.model.embed_tokens[...].dtype
+        model = f"{config.num_hidden_layers} layers of {config.hidden_size}, adapters: {', '.join(self.adapters)}"
+        return f"Engine({model}, {dtype} on {self.sharding.size} {self.sharding.platform})"
 
     # --- adapters ---
 
@@ -186,10 +184,8 @@ class Engine:
         Raises UserError where an argument is out of range or prompt and answer exceed the model's positions.
         """
         if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise UserError(
-                "expected n >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, found "
-                f"{n}, {max_new_tokens}, {temperature}, {top_p}"
-            )
+            expected = "n >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1"
+            raise UserError(f"expected {expected}, found {n}, {max_new_tokens}, {temperature}, {top_p}")
         prompts = chats(prompts)
         if not prompts:
             return
