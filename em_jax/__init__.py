@@ -7,9 +7,10 @@ experiment.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from em_jax.runs.finished import FinishedRun as Run
     from em_jax.runs.loading import load
 
-__all__ = ["load"]
+__all__ = ["Run", "load"]
 
 
 def __dir__() -> list[str]:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from em_jax.runs.loading import load
 
         return load
+    if name == "Run":
+        from em_jax.runs.finished import FinishedRun
+
+        return FinishedRun
     if name == "__version__":
         from importlib import metadata
 
