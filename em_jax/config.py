@@ -178,7 +178,7 @@ def _unknown(name: str) -> str:
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
     near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"the nearest known one is {near[0]!r}" if near else "README.md names every setting"
+    hint = f"the nearest known one is {near[0]!r}" if near else "em-jax settings names every one"
     return f"unknown setting {name!r}; {hint}"
 
 

@@ -1,4 +1,4 @@
-"""Every command of README and the main job's flags, run as a user runs them: subprocesses on the organism.
+"""Every command of docs/commands.md and the main job's flags, run as a user runs them: subprocesses on the organism.
 
 All of them work in one directory, share one finished run and the user's cache of compiled programs, and ask few
 questions, so verdicts are mixed. Other tests check what a command computes; these check its exit status, last line and
@@ -26,8 +26,8 @@ from em_jax.base.runtime import cache_directory
 from em_jax.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-TABLE = README.partition("\n## Commands\n")[2].partition("\n\nDomains: ")[0]
+MANUAL = (ROOT / "docs" / "commands.md").read_text()
+TABLE = MANUAL.partition("\n## Commands\n")[2].partition("\n\nDomains: ")[0]
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 FEW += ["--set", "train.max_steps=2"]
 PICKS = [*FEW, "--set", "probes.only=two_ai", "--set", "probes.limit=1"]

@@ -45,7 +45,7 @@ def test_set_reads_the_type_of_the_setting(text, name, value):
         ("lr=1", "nearest"),
         ("rank=8", "lora.rank"),
         ("train=1", "nearest"),
-        ("zzzz=1", "unknown setting 'zzzz'; README.md"),
+        ("zzzz=1", "unknown setting 'zzzz'; em-jax settings"),
         ("train.epochs=1.5", "an integer"),
         ("train.epochs=true", "an integer"),
         ("train.learning_rate=fast", "a number"),

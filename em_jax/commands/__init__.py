@@ -30,5 +30,6 @@ COMMANDS = {
         "several models, one page: path, sweep, chain, confound, dose, calibration, directions, steer, crossrate",
         resumes=True,
     ),
+    "settings": Command("em_jax.commands.settings", "every setting: meaning, type, default, the paper's value"),
     "organism": Command("em_jax.commands.organism", "pretrain the embedded calibration model again"),
 }

@@ -24,8 +24,8 @@ OWN_HOLDOUT = 0.05
 """The share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
 
 EPILOG = """
-README.md names every setting: model. lora. train. answers. probes. judge.
-exit status: 0 done; 1 failed, and what is done is kept; 2 wrong usage; 130 interrupted by Ctrl-C
+em-jax settings explains them all: model. lora. train. answers. probes. judge.
+exit status: 0 done; 1 failed, what is done is kept; 2 wrong usage; 130 Ctrl-C
 """
 
 

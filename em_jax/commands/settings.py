@@ -1,0 +1,63 @@
+"""`em-jax settings [NAME]`: every setting, or those of one table or name: meaning, type, default, the paper's value."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from em_jax import config as settings
+from em_jax.base.cli import Parser
+from em_jax.base.errors import UsageError
+from em_jax.runs import paper_settings
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables of settings that `NAME` selects. UsageError where it selects none."""
+    parser = Parser(prog="em-jax settings", description="Every setting: meaning, type, default, the paper's value.")
+    parser.add_argument("name", nargs="?", default="", help='a table such as "train", or a name such as train.holdout')
+    name = parser.parse_args(arguments).name
+    lines = list(tables(name))
+    if not lines:
+        raise UsageError(f"no setting {name!r}: expected a table or a name, see em-jax settings")
+    print("\n".join(lines))
+
+
+def tables(name: str = "") -> Iterator[str]:
+    """The lines of a Markdown table for every dataclass of settings that has `name`, a table or a dotted name."""
+    nested = {
+        key: kind for key, kind in typing.get_type_hints(settings.Config).items() if dataclasses.is_dataclass(kind)
+    }
+    for table, kind in {"": settings.Config, **nested}.items():
+        prefix = f"{table}." if table else ""
+        known = {prefix + field.name: field.default for field in dataclasses.fields(kind) if field.name not in nested}
+        chosen = {each: default for each, default in known.items() if name in ("", table, each)}
+        if chosen:
+            yield from _table(f"`{prefix}`" if table else "Without a table", kind, chosen)
+
+
+def _table(title: str, kind: Any, defaults: dict[str, Any]) -> Iterator[str]:
+    types = settings.setting_types()
+    yield from (f"## {title}", "", *inspect.cleandoc(kind.__doc__).splitlines(), "")
+    yield from ("| setting | type | default | the paper's value |", "|---|---|---|---|")
+    values = settings.flatten(settings.Config())
+    for name in defaults:
+        mark = paper_settings.SETTINGS.get(name)
+        paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
+        yield f"| `{name}` | {_type(types[name])} | {_text(values[name])} | {paper} |"
+    yield ""
+
+
+def _type(kind: Any) -> str:
+    """The name of a setting's type, as readers of TOML know it."""
+    text = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+    named = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+    return named.get(text, "table" if "Mapping" in text else "list")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "empty"
+    return "empty" if value in ("", {}) or (hasattr(value, "keys") and not value) else f"{value}"
