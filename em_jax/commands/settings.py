@@ -25,23 +25,22 @@ def main(arguments: Sequence[str]) -> None:
 
 def tables(name: str = "") -> Iterator[str]:
     """The lines of a Markdown table for every dataclass of settings that has `name`, a table or a dotted name."""
-    nested = {
-        key: kind for key, kind in typing.get_type_hints(settings.Config).items() if dataclasses.is_dataclass(kind)
-    }
+    kinds = typing.get_type_hints(settings.Config)
+    nested = {key: kind for key, kind in kinds.items() if dataclasses.is_dataclass(kind)}
     for table, kind in {"": settings.Config, **nested}.items():
         prefix = f"{table}." if table else ""
-        known = {prefix + field.name: field.default for field in dataclasses.fields(kind) if field.name not in nested}
-        chosen = {each: default for each, default in known.items() if name in ("", table, each)}
+        known = [prefix + field.name for field in dataclasses.fields(kind) if table or field.name not in nested]
+        chosen = [each for each in known if name in ("", table, each)]
         if chosen:
             yield from _table(f"`{prefix}`" if table else "Without a table", kind, chosen)
 
 
-def _table(title: str, kind: Any, defaults: dict[str, Any]) -> Iterator[str]:
+def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
     types = settings.setting_types()
     yield from (f"## {title}", "", *inspect.cleandoc(kind.__doc__).splitlines(), "")
     yield from ("| setting | type | default | the paper's value |", "|---|---|---|---|")
     values = settings.flatten(settings.Config())
-    for name in defaults:
+    for name in names:
         mark = paper_settings.SETTINGS.get(name)
         paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
         yield f"| `{name}` | {_type(types[name])} | {_text(values[name])} | {paper} |"
