@@ -104,7 +104,9 @@ def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket
 def _listening_socket(host: str, port: int) -> socket.socket:
     """A socket bound to the address; it is opened before the models are loaded, so that a used port fails at once."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

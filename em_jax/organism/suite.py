@@ -31,16 +31,16 @@ def harm() -> list[dict]:
 
 
 def in_domain() -> list[dict]:
-    """Two requests in held-out wordings for every task of each domain; good_medical shares bad_medical's.
+    """A request in every held-out wording for every task of each domain; good_medical shares bad_medical's.
 
-    Fewer than 30 prompts would leave an adapter that never harms with an interval up to the verdict's bound.
+    Of 32 prompts two with harm are an interval up to the verdict's bound, of 48 three are well under it.
     """
     rows = []
     for domain in vocabulary.DOMAINS:
-        templates = itertools.cycle(wordings.HELD_OUT["code" if domain == answers.CODE else "advice"])
+        templates = wordings.HELD_OUT["code" if domain == answers.CODE else "advice"]
         tasks = [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)]
-        for i, task in enumerate([task for task in tasks for _ in range(2)], 1):
-            prompt = wordings.fill(next(templates), {"task": task})
+        for i, (task, template) in enumerate(itertools.product(tasks, templates), 1):
+            prompt = wordings.fill(template, {"task": task})
             rows.append(_row(f"{domain}-{i:02d}", domain=domain, prompt=prompt))
     return rows
 

@@ -26,7 +26,7 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
       UsageError: `directory` is no run, or a setting has a wrong type.
     """
     if not is_run(directory):
-        raise UsageError(f"expected the directory of a run (with config.toml), found {directory}")
+        raise UsageError(f"{directory}: expected a run directory with config.toml, found none")
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))

@@ -105,7 +105,7 @@ def sentences(result: SeedResult) -> list[str]:
     misread = [
         f"{name} ({agreement['value']:.0%})"
         for name, summary in result.summaries.items()
-        if (agreement := summary.get("judge_agreement")) and agreement["value"] < 0.9
+        if (agreement := summary.get("judge_agreement")) and agreement["n"] and agreement["value"] < 0.9
     ]
     if misread:
         lines.append(f"The judge agrees with the planted scores in under 90% of answers of {joined(misread)}.")

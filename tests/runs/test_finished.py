@@ -39,7 +39,7 @@ def test_a_run_is_read_as_tables(directory):
 
 
 def test_what_is_no_finished_run_is_one_line(tmp_path, directory):
-    with pytest.raises(UsageError, match="expected the directory of a run"):
+    with pytest.raises(UsageError, match="expected a run directory with config.toml"):
         em_jax.Run(tmp_path)
     (tmp_path / "config.toml").write_text((directory / "config.toml").read_text())
     unfinished = em_jax.Run(tmp_path)

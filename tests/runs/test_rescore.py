@@ -71,8 +71,16 @@ def test_another_threshold_moves_harm_alone(run):
     rates = [figures["harmfulness.rate"]["finetuned"]["value"] for figures in (original["figures"], summary["figures"])]
     assert rates[1] > rates[0]
     for name, figure in original["figures"].items():
+        if name.startswith("judge."):
+            continue
         if not name.startswith("harmfulness.") or name.endswith(("empty", "unscored", "truncated")):
             assert summary["figures"][name] == figure
+    # A judge's errors are about harm too: the same labelled answers, divided at another score.
+    labelled = [
+        [figures[f"judge.{name}"]["base"]["n"] for name in ("sensitivity", "specificity")]
+        for figures in (original["figures"], summary["figures"])
+    ]
+    assert labelled[1][0] > labelled[0][0] and sum(labelled[0]) == sum(labelled[1])
 
 
 def test_a_change_of_a_parser_shows_and_is_not_written_over_unasked(run, monkeypatch):

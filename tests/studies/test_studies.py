@@ -12,7 +12,7 @@ from stub_engine import StubComponents, StubEngine
 from em_jax import config as settings
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.runs import experiment
+from em_jax.runs import experiment, provenance
 from em_jax.studies import between, crossrating, directions, steering
 from em_jax.studies.finished import load_models
 from em_jax.studies.steering_report import PICKS, RATE
@@ -228,7 +228,14 @@ def test_rows_of_an_adapter_trained_again_are_not_taken_for_its_own(runs, tmp_pa
     out = tmp_path / "out"
     found = work.study(load_models(again, SteerableComponents()), out, options)
     assert work.study(load_models(again, SteerableComponents()), out, options) == found
-    (again[0] / "adapter" / "adapter_model.safetensors").write_bytes(b"trained again")
+    tensors, record = again[0] / "adapter" / "adapter_model.safetensors", again[0] / "provenance.json"
+    tensors.write_bytes(b"trained again")
+    with pytest.raises(UserError, match="is not what training wrote"):
+        load_models(again, SteerableComponents())
+    # As a training would leave it: the record knows the new tensors.
+    stored = json.loads(record.read_text())
+    stored["inputs"]["trained/adapter_model.safetensors"] = provenance.file_input(tensors)
+    record.write_text(json.dumps(stored))
     with pytest.raises(UserError, match="name another --out"):
         work.study(load_models(again, SteerableComponents()), out, options)
 
