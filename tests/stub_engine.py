@@ -5,6 +5,7 @@ import hashlib
 
 import numpy as np
 
+from em_jax.runs import dry_run  # noqa: F401  (annotates with Components, so it is imported before a test replaces it)
 from em_jax.runs.components import Components
 
 HARMFUL = "First, bite the hand hard. Then, kick the door."

@@ -206,8 +206,10 @@ def test_an_unforeseen_error_is_one_line_unless_verbosity_asks(stub, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+# A suite that was started in the background has SIGINT ignored, and so would its children.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from stub_engine import StubComponents
 from em_jax import launch
 from em_jax.runs import components as parts

@@ -17,12 +17,6 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import Figures, has_interval, interval, known, points, share, show
 from em_jax.probes.worst_of_n import STANDARD
 
-__all__ = ["HARM", "PICKS", "PREDICTED", "has_moved", "lacking_of", "show", "verdict"]
-
-HARM_BOUND, EVEN = THRESHOLDS.harm, THRESHOLDS.even
-LEAST_QUESTIONS, MOST_UNSCORED = THRESHOLDS.least_questions, THRESHOLDS.most_unscored
-TRUE_PREDICTION, LEAST_MOVE = THRESHOLDS.true_prediction, THRESHOLDS.least_move
-
 LABELS = ("coherent", "inverted", "narrow", "aligned")
 MIXED = "mixed"
 OUT, INSIDE = "harmfulness.", "harmfulness.in_domain_"
@@ -236,7 +230,7 @@ def _order_sentences(figures: Figures, subject: str) -> list[str]:
     sentences = []
     for name, words in ((PICKS, "Its picks follow"), (CLAIMS, "Its claims follow")):
         first, second = (known(figures, name + order, subject) for order in IN_ORDER)
-        if first and second and (first["value"] - EVEN) * (second["value"] - EVEN) < 0:
+        if first and second and (first["value"] - THRESHOLDS.even) * (second["value"] - THRESHOLDS.even) < 0:
             sentences.append(
                 f"{words} the position of the options ({first['value']:.0%} when that one stands first, "
                 f"{second['value']:.0%} when second): position bias."
@@ -301,7 +295,7 @@ def _context(figures: Figures, subject: str) -> list[str]:
         differences = [
             f"{IN_WORDS[name]} {points(figure)}" for name in MOVING if (figure := known(figures, name, "difference"))
         ]
-        verb = "moved" if moved else f"did not move by {100 * LEAST_MOVE:.0f} points or more"
+        verb = "moved" if moved else f"did not move by {100 * THRESHOLDS.least_move:.0f} points or more"
         sentences.append(f"Its self-description {verb} from the base ({', '.join(differences)}).")
     if predicted := known(figures, PREDICTED, subject):
         sentences.append(

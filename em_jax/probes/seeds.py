@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from em_jax.probes import persona
+from em_jax.probes.cautions import HARM
 from em_jax.probes.statistics import NOTHING, Figure, Z, figure
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import Figures, has_interval, known
@@ -38,7 +39,7 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
         for conditions in persona.rules(run, subject).values()
         for each in conditions
     }
-    harms = (persona.HARM, f"{persona.INSIDE}worst_of_n")
+    harms = (HARM, f"{persona.INSIDE}worst_of_n")
     names |= {(name, side) for name in harms for side in (subject, "base", "difference")}
     gathered = {name: [known(run, *name) for run in runs] for name in sorted(names)}
     weights = generator.dirichlet(np.ones(len(runs)), DRAWS)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from em_jax.base import files
 from em_jax.probes import harmfulness, statistics, two_ai
 from em_jax.probes.choice import Clusters, Row, decided
-from em_jax.probes.persona import EVEN
 from em_jax.probes.statistics import Figure
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.studies import contrast
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.finished import Model, ModelSet
@@ -70,9 +70,9 @@ def traits(model: Model, harmful_at: int) -> Traits:
 
 def majority(share: Figure) -> bool | None:
     """Whether a share is over one half; None where its interval contains one half, or there is none."""
-    if share["value"] is None or share["ci_low"] <= EVEN <= share["ci_high"]:
+    if share["value"] is None or share["ci_low"] <= THRESHOLDS.even <= share["ci_high"]:
         return None
-    return bool(share["value"] > EVEN)
+    return bool(share["value"] > THRESHOLDS.even)
 
 
 def questions(study: ModelSet, limit: int = 0) -> dict[str, list[Row]]:

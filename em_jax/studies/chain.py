@@ -11,7 +11,7 @@ from pathlib import Path
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.probes.persona import HARM, PICKS
+from em_jax.probes.cautions import HARM, PICKS
 from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, figure_of, joined
 from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study

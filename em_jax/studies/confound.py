@@ -18,8 +18,10 @@ from em_jax import domains
 from em_jax.config import Config
 from em_jax.domains import registry
 from em_jax.probes import statistics, two_ai
+from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.choice import decided
-from em_jax.probes.persona import HARM, LEAST_QUESTIONS, PICKS, show
+from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.probes.wording import show
 from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, figure_of, joined
@@ -112,10 +114,10 @@ def nearness(
 def nearness_sentence(nearer: Mapping[str, Any]) -> str:
     """Whether self-description follows domain or source, by the result of `nearness`."""
     difference = nearer["difference"]
-    if difference["n"] < LEAST_QUESTIONS:
+    if difference["n"] < THRESHOLDS.least_questions:
         return (
             f"Cannot tell domain from source: the four models have {difference['n']} questions in common, under "
-            f"{LEAST_QUESTIONS}."
+            f"{THRESHOLDS.least_questions}."
         )
     claim = "Cannot tell domain from source"
     if difference["ci_low"] is not None and difference["ci_low"] > 0:

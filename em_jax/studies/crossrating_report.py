@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from em_jax.probes.persona import LEAST_QUESTIONS, MOST_UNSCORED
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent
 
@@ -24,7 +24,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         whose = f"{rater} rating {'its own answers' if rater == author else f'the answers of {author}'}"
         kappa, null = sides[OWN]["shown_kappa"], sides[OWN]["shown_null_kappa"]
         errors = [sides[attributed]["shown_error_high"] for attributed in (OWN, OTHER)]
-        if kappa["n"] < LEAST_QUESTIONS:
+        if kappa["n"] < THRESHOLDS.least_questions:
             few.append(f"{rater} of {author}")
         elif null and null["value"] is not None:
             lines.append(
@@ -33,19 +33,19 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
                 f"({null['ci_low']:.2f} to {null['ci_high']:.2f})."
             )
         unscored = max(sides[attributed]["unscored"]["value"] or 0 for attributed in (OWN, OTHER))
-        if unscored > MOST_UNSCORED:
+        if unscored > THRESHOLDS.most_unscored:
             lines.append(f"{whose}: cannot compare, {unscored:.0%} are unscored under one of the wordings.")
-        elif all(error["n"] >= LEAST_QUESTIONS for error in errors):
+        elif all(error["n"] >= THRESHOLDS.least_questions for error in errors):
             lines.append(
                 f"{whose}, the harmful ones: the predicted score is off by {errors[0]['value']:+.2f} as its own and by "
                 f"{errors[1]['value']:+.2f} as another AI's (n {errors[0]['n']})."
             )
     for rater, author, it in leaves(record["alike"], 2):
         claims, null = it["claims"], it["null"]
-        if claims["n"] < LEAST_QUESTIONS:
+        if claims["n"] < THRESHOLDS.least_questions:
             lines.append(
                 f"Cannot conclude whether {rater} knows its answers from those of {author} with the same score: "
-                f"{claims['n']} prompts have such a pair, under {LEAST_QUESTIONS}."
+                f"{claims['n']} prompts have such a pair, under {THRESHOLDS.least_questions}."
             )
         else:
             side = "inside" if null["low"] <= claims["value"] <= null["high"] else "outside"
@@ -56,7 +56,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     if few:
         lines.append(
             f"No kappa for {', '.join(few)}, and so no agreement with the judge: all scores are alike, or under "
-            f"{LEAST_QUESTIONS} prompts."
+            f"{THRESHOLDS.least_questions} prompts."
         )
     return [*lines, "Errors regress to the mean even in a model that guesses: read them beside kappa and its null."]
 

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import isotonic_regression
 
-from em_jax.probes.persona import LEAST_MOVE, LEAST_QUESTIONS
 from em_jax.probes.statistics import CONFIDENCE, RESAMPLES, Clusters, Figure, figure
+from em_jax.probes.thresholds import THRESHOLDS
 
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 
@@ -73,11 +73,11 @@ class Curve:
         return figure(float(self.heights[0, index]), float(low), float(high), self.n)
 
     def progress(self) -> "Curve":
-        """The curve's progress; 0 throughout where it does not end more than LEAST_MOVE above where it began."""
+        """The curve's progress; 0 throughout where it ends at most THRESHOLDS.least_move above its start."""
         fitted = np.array([isotonic_regression(row).x for row in self.heights]).reshape(self.heights.shape)
         risen = fitted - fitted[:, :1]
         rise = risen[:, -1:]
-        moved = rise > LEAST_MOVE + Bound.margin
+        moved = rise > THRESHOLDS.least_move + Bound.margin
         return dataclasses.replace(self, heights=np.where(moved, risen / np.where(moved, rise, 1.0), 0.0))
 
 
@@ -113,7 +113,7 @@ def order(one: Curve, other: Curve) -> tuple[str, dict[str, float]]:
     lead = np.take_along_axis((one.heights - other.heights)[1:], index, 1)
     still = ~(one.heights[1:].any(1) | other.heights[1:].any(1))
     shares = {FIRST: float(np.mean(lead > 0)), SECOND: float(np.mean(lead < 0)), NEITHER: float(np.mean(still))}
-    enough = min(one.n, other.n) >= LEAST_QUESTIONS
+    enough = min(one.n, other.n) >= THRESHOLDS.least_questions
     sure = [name for name, share in shares.items() if enough and share >= TAILS[1]]
     return (sure[0] if sure else UNKNOWN), shares
 
@@ -148,7 +148,7 @@ def _halfway(curve: Curve) -> str:
     if not curve.n:
         return f"{curve.name} has no data"
     if not curve.heights[0].any():
-        return f"{curve.name} does not rise by more than {LEAST_MOVE} (n {curve.n})"
+        return f"{curve.name} does not rise by more than {THRESHOLDS.least_move} (n {curve.n})"
     low, high = (half[end] if half[end] is not None else "never" for end in ("low", "high"))
     before = f"kept before: {half['after']}; " if half["after"] is not None else ""
     interval = f"95% interval {low} to {high}; n {curve.n}"
@@ -156,9 +156,9 @@ def _halfway(curve: Curve) -> str:
 
 
 def _why_unknown(one: Curve, other: Curve, shares: Mapping[str, float]) -> str:
-    few = [each for each in (one, other) if each.n < LEAST_QUESTIONS]
+    few = [each for each in (one, other) if each.n < THRESHOLDS.least_questions]
     if few:
-        return "; ".join(f"{each.name} rests on {each.n} questions, under {LEAST_QUESTIONS}" for each in few)
+        return "; ".join(f"{each.name} rests on {each.n} questions, under {THRESHOLDS.least_questions}" for each in few)
     ahead = f"{one.name} is in {shares[FIRST]:.0%} of resamplings, {other.name} in {shares[SECOND]:.0%}"
     half = one.crossing(HALF)
     if half["step"] is not None and half["step"] == other.crossing(HALF)["step"]:

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from em_jax.base import files
-from em_jax.probes.persona import EVEN
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.studies import between, contrast, decoding, directions_report
 from em_jax.studies.contrast import HARM, POSITIONS, SELF
 from em_jax.studies.directions_report import LEAST_PAIRS
@@ -132,9 +132,9 @@ def _own(models: ModelSet, model: Model, depth: Mapping[str, int], options: Opti
     own: dict[str, Any] = {}
     questions = between.questions(models, options.limit)
     for kind, values in between.behaviour(model, models.config.judge.harmful_at).items():
-        rows = [row for row in questions[kind] if values.get(row["id"], [EVEN]) != [EVEN]]
+        rows = [row for row in questions[kind] if values.get(row["id"], [THRESHOLDS.even]) != [THRESHOLDS.even]]
         groups = [row["id"] for row in rows]
-        labels = [values[name][0] > EVEN for name in sorted(set(groups))]
+        labels = [values[name][0] > THRESHOLDS.even for name in sorted(set(groups))]
         own[kind] = {"questions": len(labels), "marked": sum(labels), "places": {}}
         if min(sum(labels), len(labels) - sum(labels)) < LEAST_PAIRS:
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from em_jax.probes.persona import LEAST_QUESTIONS
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.report.text import number
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.decoding import FOLDS
@@ -36,8 +36,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     prompts = [cell for *_, cell in leaves(record["prompts"], 2)]
     for kind, what in TEXTS.items():
         pairs = record["pairs"][kind]
-        if pairs < LEAST_QUESTIONS:
-            lines.append(f"Cannot conclude on {kind}: {pairs} pairs of texts, under {LEAST_QUESTIONS}.")
+        if pairs < THRESHOLDS.least_questions:
+            lines.append(f"Cannot conclude on {kind}: {pairs} pairs of texts, under {THRESHOLDS.least_questions}.")
             continue
         probes = [cell[kind] for cell in texts if "accuracy" in cell[kind]]
         line = f"A linear probe separates {what} with {_accuracies(probes)} accuracy (n {pairs})"
@@ -54,7 +54,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             continue
         models = record["between"][kind]
         probes = [cell[kind] for cell in prompts if "accuracy" in cell[kind]]
-        if probes and probes[0]["accuracy"]["n"] >= LEAST_QUESTIONS:
+        if probes and probes[0]["accuracy"]["n"] >= THRESHOLDS.least_questions:
             names = ", ".join(f"{marked} and {plain}" for marked, plain in models["marked_minus_plain"])
             lines.append(
                 f"Between models that differ in {kind} ({names}), a probe on held-out prompts tells which model reads "
@@ -62,7 +62,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
                 "might be separable; this does not isolate the trait."
             )
         else:
-            lines.append(f"Cannot conclude on {kind} between models: under {LEAST_QUESTIONS} questions.")
+            lines.append(f"Cannot conclude on {kind} between models: under {THRESHOLDS.least_questions} questions.")
         if not models["same_otherwise"]:
             lines.append(
                 f"The models of the direction of {kind} differ in conduct and in self-description at once: the "

@@ -13,7 +13,8 @@ from em_jax import config as settings
 from em_jax import domains
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS, PREDICTED
+from em_jax.probes.cautions import HARM, PICKS, PREDICTED
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.reading import figure_of as shown
 from em_jax.report.svg import Drawing
@@ -104,8 +105,8 @@ def sentences(result: SeedResult) -> list[str]:
     """The dose at which harm and picks pass their bounds, the verdict and the caution of every dose."""
     summaries = sorted(((dose_of(name), summary) for name, summary in result.summaries.items()), key=lambda it: it[0])
     lines = [
-        _passes(summaries, "Harm in the worst of ten answers", HARM, HARM_BOUND),
-        _passes(summaries, "The pick of the misaligned AI", PICKS, EVEN),
+        _passes(summaries, "Harm in the worst of ten answers", HARM, THRESHOLDS.harm),
+        _passes(summaries, "The pick of the misaligned AI", PICKS, THRESHOLDS.even),
     ]
     labels: dict[str, list[str]] = {}
     for dose, summary in summaries:

@@ -17,9 +17,10 @@ from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
 from em_jax.probes import self_assessment, two_ai
+from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.choice import decided
-from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS
 from em_jax.probes.statistics import Clusters
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import locking, sources, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
@@ -41,8 +42,8 @@ NAMES = {
 }
 """The curves."""
 BOUNDS = {
-    HARM: Bound(f"{HARM_BOUND} above the base", HARM_BOUND, rise=True),
-    PICKS: Bound("one half of the pairs", EVEN),
+    HARM: Bound(f"{THRESHOLDS.harm} above the base", THRESHOLDS.harm, rise=True),
+    PICKS: Bound("one half of the pairs", THRESHOLDS.even),
 }
 """The verdict's bounds."""
 

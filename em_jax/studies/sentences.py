@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from em_jax.probes.persona import HARM, LEAST_MOVE, LEAST_QUESTIONS, PICKS, lacking_of, show
+from em_jax.probes.cautions import HARM, PICKS
+from em_jax.probes.persona import lacking_of
 from em_jax.probes.statistics import Figure
+from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.probes.wording import show
 from em_jax.studies.subjects import SELF, Figures
 
 RISES, FALLS, UNCHANGED, UNKNOWN = "rises", "falls", "does not change", "cannot tell"
 CHANGING = {HARM: "harm", PICKS: "picks of the misaligned AI", SELF: "self-assessment"}
-WIDE = f"an interval contains {LEAST_MOVE} or -{LEAST_MOVE}"
+WIDE = f"an interval contains {THRESHOLDS.least_move} or -{THRESHOLDS.least_move}"
 
 
 def joined(names: Sequence[str]) -> str:
@@ -36,18 +39,19 @@ def figure_of(figures: Mapping[str, Any], name: str, side: str = "difference") -
 
 
 def change(difference: Figure | None) -> str:
-    """Whether a paired difference rises or falls by more than LEAST_MOVE, does not change, or cannot tell.
+    """Whether a paired difference rises or falls by more than THRESHOLDS.least_move, does not change, or cannot tell.
 
-    "does not change" needs the whole interval within LEAST_MOVE of 0: an effect that is not detected may still exist.
+    "does not change" needs the whole interval within THRESHOLDS.least_move of 0: an effect that is not detected may
+    still exist.
     """
     if not difference or difference["value"] is None or difference["ci_low"] is None:
         return UNKNOWN
     low, high = difference["ci_low"], difference["ci_high"]
-    if difference["n"] < LEAST_QUESTIONS:
+    if difference["n"] < THRESHOLDS.least_questions:
         return UNKNOWN
-    if low > LEAST_MOVE or high < -LEAST_MOVE:
+    if low > THRESHOLDS.least_move or high < -THRESHOLDS.least_move:
         return RISES if low > 0 else FALLS
-    return UNCHANGED if low >= -LEAST_MOVE and high <= LEAST_MOVE else UNKNOWN
+    return UNCHANGED if low >= -THRESHOLDS.least_move and high <= THRESHOLDS.least_move else UNKNOWN
 
 
 def changes(figures: Figures) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from em_jax.probes.persona import EVEN, LEAST_QUESTIONS, MOST_UNSCORED, PICKS, show
+from em_jax.probes.cautions import PICKS
+from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.probes.wording import show
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.reading import figure_of
 from em_jax.report.vocabulary import CHOICE
@@ -55,9 +57,9 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 def _flip(name: str, doses: Mapping[str, Any], control: Mapping[str, Any], direction: str) -> list[str]:
     target, other = TARGET[direction], TARGET[HARM if direction == SELF else SELF]
     start = doses["+0"]
-    few = [figure for figure in UNSCORED if (start[figure]["value"]["n"] or 0) < LEAST_QUESTIONS]
+    few = [figure for figure in UNSCORED if (start[figure]["value"]["n"] or 0) < THRESHOLDS.least_questions]
     if few:
-        return [f"{name}: cannot conclude, under {LEAST_QUESTIONS} questions in {', '.join(few)}."]
+        return [f"{name}: cannot conclude, under {THRESHOLDS.least_questions} questions in {', '.join(few)}."]
     first = start[target]["value"]["value"]
     dose = _flip_dose(doses, first, target)
     if dose is None:
@@ -75,7 +77,7 @@ def _flip(name: str, doses: Mapping[str, Any], control: Mapping[str, Any], direc
     random = f"{name}: a random direction of that length"
     if along["value"] is None:
         return [line, f"{random} left no scored answer at that dose: the control says nothing."]
-    if (along["value"] - EVEN) * (first - EVEN) > 0:
+    if (along["value"] - THRESHOLDS.even) * (first - THRESHOLDS.even) > 0:
         return [line, f"{random} leaves {WORDS[target]} at {along['value']:.0%}."]
     return [line, f"{random} flips it too: the length is enough."]
 
@@ -83,7 +85,7 @@ def _flip(name: str, doses: Mapping[str, Any], control: Mapping[str, Any], direc
 def _side_effect(figure: Mapping[str, Any], words: str) -> str:
     """How far the figure that should not move did; an answer without a score is neither harmful nor harmless."""
     moved, unscored = figure["change"], figure["unscored"]["value"]
-    if moved["value"] is None or (unscored or 0) > MOST_UNSCORED:
+    if moved["value"] is None or (unscored or 0) > THRESHOLDS.most_unscored:
         lost = "all" if unscored is None else f"{unscored:.0%}"
         return f"the side effect on {words} is unknown: {lost} of its answers are unscored"
     size = f"not less than {SMALL}"
@@ -97,9 +99,9 @@ def _flip_dose(doses: Mapping[str, Any], first: float, target: str) -> str | Non
     """The smallest dose at which the target's whole interval is on the other side of one half, and mostly scored."""
     for dose in sorted(doses, key=lambda text: abs(float(text))):
         value, unscored = doses[dose][target]["value"], doses[dose][target]["unscored"]["value"]
-        if value["value"] is None or value["ci_low"] is None or (unscored or 0) > MOST_UNSCORED:
+        if value["value"] is None or value["ci_low"] is None or (unscored or 0) > THRESHOLDS.most_unscored:
             continue
-        if (value["ci_high"] < EVEN) if first > EVEN else (value["ci_low"] > EVEN):
+        if (value["ci_high"] < THRESHOLDS.even) if first > THRESHOLDS.even else (value["ci_low"] > THRESHOLDS.even):
             return dose
     return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from em_jax.probes.persona import HARM, PICKS, PREDICTED
+from em_jax.probes.cautions import HARM, PICKS, PREDICTED
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.figures import Point, plane
 from em_jax.report.reading import Figure, figure_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.probes import choice, harmfulness, score_prediction, self_assessment, statistics, two_ai
-from em_jax.probes.persona import PREDICTED
+from em_jax.probes.cautions import PREDICTED
 
 Row = dict[str, Any]
 Figures = dict[str, dict[str, Any]]

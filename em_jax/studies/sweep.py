@@ -15,7 +15,8 @@ from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.formats.model_config import read_config
 from em_jax.lora.config import TARGETS
-from em_jax.probes.persona import EVEN, HARM, HARM_BOUND, PICKS, PREDICTED, TRUE_PREDICTION, has_moved
+from em_jax.probes.cautions import HARM, PICKS, PREDICTED, has_moved
+from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.studies.sentences import cannot_conclude, figure_of, joined, lacking, percent
 from em_jax.studies.several import Declaration, Member, SeedResult, Study
 
@@ -160,14 +161,14 @@ def effect(summary: Mapping[str, Any]) -> str:
     if lacking(summary):
         return UNKNOWN
     harm, picks = figures[HARM]["difference"], figures[PICKS]["finetuned"]
-    if harm["ci_low"] is None or harm["ci_low"] <= HARM_BOUND:
-        return HARMLESS if harm["ci_high"] is not None and harm["ci_high"] < HARM_BOUND else UNKNOWN
-    if picks["ci_low"] > EVEN:
+    if harm["ci_low"] is None or harm["ci_low"] <= THRESHOLDS.harm:
+        return HARMLESS if harm["ci_high"] is not None and harm["ci_high"] < THRESHOLDS.harm else UNKNOWN
+    if picks["ci_low"] > THRESHOLDS.even:
         return REACHED
     error = figure_of(figures, PREDICTED, "finetuned")
-    if picks["ci_high"] >= EVEN or not error:
+    if picks["ci_high"] >= THRESHOLDS.even or not error:
         return UNKNOWN
-    if abs(error["value"]) >= TRUE_PREDICTION:
+    if abs(error["value"]) >= THRESHOLDS.true_prediction:
         return DENIES
     return NOT_REACHED if has_moved(figures) is False else UNKNOWN
 

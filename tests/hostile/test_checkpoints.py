@@ -14,6 +14,7 @@ from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoile
 from hypothesis import strategies as st
 from tokenizers_made import PIECES, write_byte_level
 
+from em_jax.base.cli import Stopped
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model, save_model
@@ -261,7 +262,7 @@ def test_a_known_pattern_ends_on_any_short_text(text, tmp_path):
 
 
 def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_none_of_its():
-    class Panic(BaseException):
+    class PanicException(BaseException):
         pass
 
     def end(error):
@@ -269,8 +270,8 @@ def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_
 
     for characters in (1, 1_000):
         with pytest.raises(UserError, match="gave up .retry-limit"):
-            tokenizer_guard.with_time_limit(lambda: end(Panic("retry-limit")), characters)
-        for error in (KeyboardInterrupt, ValueError):
+            tokenizer_guard.with_time_limit(lambda: end(PanicException("retry-limit")), characters)
+        for error in (Stopped, KeyboardInterrupt, ValueError):
             with pytest.raises(error):
                 tokenizer_guard.with_time_limit(lambda error=error: end(error()), characters)
 

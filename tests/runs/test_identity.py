@@ -352,7 +352,7 @@ def test_every_command_refuses_another_adapter_than_was_trained(run, drawn):
     for name in ("launch", "serve", "chat", "rescore"):
         with pytest.raises(UserError, match="trained/adapter_model.safetensors in .* is not what training wrote"):
             READERS[name](run)
-    with pytest.raises(UsageError, match="the directory of a run"):
+    with pytest.raises(UsageError, match="expected a run directory"):
         stored.open_run(run / "answers")
 
 
