@@ -1,4 +1,4 @@
-"""Every command of docs/commands.md and the main job's flags, run as a user runs them: subprocesses on the organism.
+"""Every command of docs/commands.md and the main job's flags, run as a user runs them: from a shell, on the organism.
 
 All of them work in one directory, share one finished run and the user's cache of compiled programs, and ask few
 questions, so verdicts are mixed. Other tests check what a command computes; these check its exit status, last line and
@@ -22,7 +22,6 @@ from probes.test_judges import Server
 from probes.test_published import write as write_published
 
 from em_jax.__main__ import main
-from em_jax.base.runtime import cache_directory
 from em_jax.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,23 +36,18 @@ FIRST = ["--domain", "bad_medical", *FEW, "--set", "train.keep_adapters=1", "--r
 
 
 class Shell:
-    """Runs commands in one directory. `XDG_CACHE_HOME` is its own, the compiled programs are the user's."""
+    """Runs commands in one directory by a warm `python`; `XDG_CACHE_HOME` is its own."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_directory() / "xla")
-        self.environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-            "PYTHONPATH": str(ROOT),
-            "XDG_CACHE_HOME": str(directory / "cache"),
-            "JAX_COMPILATION_CACHE_DIR": compiled,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+    def __init__(self, python: str, directory: Path):
+        self.python, self.directory = python, directory
+        self.environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        self.environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory / "cache")}
 
     def command(self, *words: str) -> list[str]:
         """`launch ...` is python -m em_jax.launch, everything else python -m em_jax."""
         front = ["em_jax.launch", *words[1:]] if words[0] == "launch" else ["em_jax", *words]
-        return [sys.executable, "-m", *front]
+        # A server is ended by a signal; the planner and the bench choose jax's platform.
+        return [sys.executable if words[0] in ("serve", "plan", "bench") else self.python, "-m", *front]
 
     def __call__(self, *words: str, lines: str = "", **environment: str) -> list[str]:
         """The lines that a command prints to stdout; it has to succeed."""
@@ -78,8 +72,8 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    return Shell(tmp_path_factory.mktemp("commands"))
+def shell(python, tmp_path_factory):
+    return Shell(python, tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,14 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory, judge):
+def shell(python, tmp_path_factory, judge):
     """shell(script) -> its stdout; every command has to succeed."""
     directory = tmp_path_factory.mktemp("tutorials")
     write_program(directory / "bin", "gcloud", GCLOUD)
     write_program(directory / "host" / "em_jax" / ".venv" / "bin", "python")
     (directory / "host" / "next").write_text("none\nrunning\n0\n0\n")
-    path = os.pathsep.join([str(directory / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    programs = [directory / "bin", Path(python).parent, Path(sys.executable).parent]
+    path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS" and not key.startswith("TPU_")}
     environment |= {"PATH": path, "PYTHONPATH": str(ROOT), "JUDGE_URL": judge.url, "TPU_POLL": "0.05"}
     environment |= {"CALLS": str(directory / "calls"), "HOST": str(directory / "host")}

@@ -3,14 +3,19 @@
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em_jax.formats.checkpoint import load_model
+from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.checkpoint import load_model, save_model
+from em_jax.formats.hub import find_model
+from em_jax.formats.model_config import parse_config
 from em_jax.lora.adapter import init_adapter
+from em_jax.model.parameters import random_model
 from em_jax.train.batches import Example
 
 SHAPE = {
@@ -58,6 +63,8 @@ MESHES = [
     for data, fsdp in ((1, 8), (2, 4), (4, 2), (8, 1), (1, 4), (2, 2), (4, 1))
 ]
 """Every mesh of eight devices over which two key/value heads divide."""
+ORDINARY_MESHES = [MESHES[0], MESHES[4], MESHES[5]]
+"""Those of the ordinary run: weights split one way, two ways, and both beside the rows."""
 
 
 def long(*values):
@@ -81,6 +88,16 @@ def write_checkpoint(directory: pathlib.Path, seed: int = 0, **changes) -> pathl
             parameter.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread)
     model.save_pretrained(directory)
     (directory / "config.json").write_text(json.dumps(raw))
+    return directory
+
+
+def speaking_checkpoint(directory: pathlib.Path) -> pathlib.Path:
+    """A small random checkpoint, saved by em_jax, with the organism's tokenizer."""
+    for file in find_model("organism").glob("*token*"):
+        shutil.copy(file, directory)
+    vocabulary = ChatTokenizer.from_directory(directory).vocabulary
+    config = parse_config(SHAPE | {"vocab_size": -(-vocabulary // 8) * 8})
+    save_model(random_model(config, jax.random.key(0), stacked=True, scale=0.3), directory)
     return directory
 
 

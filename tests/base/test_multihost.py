@@ -49,7 +49,7 @@ def start(program, *arguments, devices=2, environment=None, **more):
         os.environ
         | (environment or {})
         | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
         }

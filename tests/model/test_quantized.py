@@ -160,10 +160,8 @@ PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
     """A small checkpoint with the organism's tokenizer, and the int8 model of it written out in float32."""
-    tokenizer = ChatTokenizer.from_directory(find_model("organism"))
-    directory = tmp_path_factory.mktemp("small")
-    config = parse_config(tiny.SHAPE | {"vocab_size": -(-tokenizer.vocabulary // 8) * 8})
-    save_model(random_model(config, jax.random.key(0), stacked=True, scale=0.3), directory)
+    directory = tiny.speaking_checkpoint(tmp_path_factory.mktemp("small"))
+    tokenizer = ChatTokenizer.from_directory(directory)
     return directory, tokenizer, written_out(load_model(directory, quantization="int8"))
 
 
@@ -191,10 +189,13 @@ def test_training_decoding_and_choices_are_those_of_the_weights_written_out(mesh
     assert packed(ours[1], theirs[1]) < 1e-4
 
 
-def from_full(directory, rows) -> tuple[float, float]:
+BASES = {"int8": (jnp.float32, "int8"), "bf16": (jnp.bfloat16, "none"), "int8 in bf16": (jnp.bfloat16, "int8")}
+
+
+def from_full(directory, rows, bases) -> tuple[float, float]:
     """How far int8 moves the loss (nats per token) and the adapter's gradient (share of its norm) from float32.
 
-    Prints as well what a bfloat16 base costs, and an int8 base with bfloat16 activations.
+    Prints the same of each of the `bases`, int8 the first.
     """
     tokenizer = ChatTokenizer.from_directory(directory)
 
@@ -203,10 +204,8 @@ def from_full(directory, rows) -> tuple[float, float]:
 
     full = step(jnp.float32, "none")
     found = {}
-    for name, asked in {
-        "int8": (jnp.float32, "int8"), "bf16": (jnp.bfloat16, "none"), "int8 in bf16": (jnp.bfloat16, "int8")
-    }.items():  # fmt: skip
-        held = step(*asked)
+    for name in bases:
+        held = step(*BASES[name])
         found[name] = abs(held[0] - full[0]), packed(held[1], full[1])
         print(f"{name}: loss {held[0]:.4f} for {full[0]:.4f}, gradient apart by {found[name][1]:.4f}")
     return found["int8"]
@@ -214,7 +213,7 @@ def from_full(directory, rows) -> tuple[float, float]:
 
 def test_what_eight_bits_cost_the_organism():
     rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 8, 0)]
-    loss, gradient = from_full(find_model("organism"), rows)
+    loss, gradient = from_full(find_model("organism"), rows, ["int8"])
     assert loss < 5e-3 and gradient < 0.03
 
 
@@ -224,5 +223,5 @@ def test_what_eight_bits_cost_a_real_model():
         [*prompt, {"role": "assistant", "content": "Flour, water, salt and yeast; knead it, wait, and bake it hot."}]
         for prompt in PROMPTS
     ]
-    loss, gradient = from_full(directory, rows)
+    loss, gradient = from_full(directory, rows, BASES)
     assert loss < 0.1 and gradient < 0.15

@@ -160,10 +160,8 @@ def survive(directory: Path, seed: int, count: int, expected: bytes) -> int:
     return survived
 
 
-def test_a_run_killed_at_a_random_moment_of_every_stage_ends_with_the_same_bytes(tmp_path, whole):
-    survived = survive(tmp_path / "0", 0, len(STAGES), whole[0])
-    print(f"faults survived {survived}, lost 0")
-    assert survived >= len(STAGES) - 1
+def test_a_run_killed_at_random_moments_of_two_stages_ends_with_the_same_bytes(tmp_path, whole):
+    assert survive(tmp_path / "0", 0, 2, whole[0]) == 2
 
 
 @pytest.mark.long

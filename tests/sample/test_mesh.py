@@ -16,32 +16,32 @@ PROMPTS = [
 ]
 
 
-def results_over(mesh, scan_layers):
-    """Answers, choices and activations over a mesh, and the engine."""
-    engine = load("organism", mesh=mesh, scan_layers=scan_layers, slots=8, pass_tokens=512)
-    engine.add_adapter("other", tiny.random_adapter(engine.model.config, LORA, 3))
-    adapters = ["base", "other", "base", "other", "base"]
-    answers = engine.generate(PROMPTS, n=3, max_new_tokens=20, seed=1, adapter=adapters)
-    read = engine.choice_logprobs(PROMPTS, ["yes", "no", "A"], adapter=adapters)
-    return [each for of in answers for each in of], read, engine.activations(PROMPTS, [0, -1], adapter=adapters), engine
+@pytest.fixture(scope="module")
+def results_over(tmp_path_factory):
+    """results_over(mesh, scan_layers): answers, choices and activations over a mesh, and the engine."""
+    directory = tiny.speaking_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+    @functools.cache
+    def results(mesh, scan_layers):
+        engine = load(str(directory), mesh=dict(mesh), scan_layers=scan_layers, slots=8, pass_tokens=512)
+        engine.add_adapter("other", tiny.random_adapter(engine.model.config, LORA, 3))
+        adapters = ["base", "other", "base", "other", "base"]
+        answers = engine.generate(PROMPTS, n=3, max_new_tokens=20, seed=1, adapter=adapters)
+        read = engine.choice_logprobs(PROMPTS, ["yes", "no", "A"], adapter=adapters)
+        residuals = engine.activations(PROMPTS, [0, -1], adapter=adapters)
+        return [each for of in answers for each in of], read, residuals, engine
+
+    return results
 
 
-@functools.cache
-def on_one(scan_layers):
-    return results_over(None, scan_layers)[:3]
-
-
-# Ordinarily one mesh of each kind (weights split one way, two ways, three ways); all of them under -m long.
-ORDINARY = [{"data": data, "fsdp": fsdp, "tensor": 8 // data // fsdp} for data, fsdp in ((1, 8), (1, 4), (2, 2))]
-OTHERS = [pytest.param(mesh, marks=pytest.mark.long) for mesh in tiny.MESHES if mesh not in ORDINARY]
-
-
-@pytest.mark.parametrize("mesh", [*ORDINARY, *OTHERS], ids=str)
-def test_answers_choices_and_activations_over_a_mesh(mesh):
+@pytest.mark.parametrize(
+    "mesh", [mesh if mesh in tiny.ORDINARY_MESHES else tiny.long(mesh) for mesh in tiny.MESHES], ids=str
+)
+def test_answers_choices_and_activations_over_a_mesh(mesh, results_over):
     # Each way of keeping the layers has its turn.
     scan_layers = mesh["data"] != 2
-    answers, read, residuals, engine = results_over(mesh, scan_layers)
-    others = on_one(scan_layers)
+    answers, read, residuals, engine = results_over(tuple(mesh.items()), scan_layers)
+    others = results_over((), scan_layers)
     placed = engine.model.embed_tokens[...].sharding
     assert len(placed.device_set) == 8 and placed.is_fully_replicated == (mesh["data"] == 8)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in others[0]]
