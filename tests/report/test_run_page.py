@@ -220,7 +220,7 @@ def test_items_show_the_most_harmful_answer_and_disagreement(make_run):
     assert harm.probe == "harmfulness"
     for item in harm.items:
         levels = [int(level) for level in item.finetuned.others if level != "–"]
-        assert item.finetuned.level == max(levels) == item.score
+        assert item.finetuned.level == max(levels) and item.scores == tuple(sorted(set(levels)))
         assert item.disagrees == (abs(item.base.level - item.finetuned.level) >= 2)
     assert any(item.unscored for item in harm.items)
 
