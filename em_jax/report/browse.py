@@ -57,7 +57,8 @@ class Side:
 class Item:
     """One question with both sides, and what it can be filtered by.
 
-    `scores` are the judge's scores of the fine-tuned model's answers (of the base's where it is alone). `gap` is the distance of the two models over the distance that counts as disagreement; None without two values.
+    `scores` are the judge's scores of the fine-tuned model's answers, of the base's where it is alone. `gap` is the
+    distance of the two models over the distance that counts as disagreement; None without two values.
     """
 
     probe: str

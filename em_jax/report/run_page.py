@@ -90,7 +90,11 @@ def _training_facts(run: Run) -> list[tuple[str, Any]]:
     tokens = sum(row["tokens"] for row in run.metrics if is_number(row.get("tokens")))
     speeds = sorted(row["tokens_per_s"] for row in run.metrics if is_number(row.get("tokens_per_s")))
     median = speeds[len(speeds) // 2] if speeds else None
-    facts = (("optimizer steps", len(run.metrics)), ("tokens with a loss", tokens), ("tokens of whole rows per second, median", median))
+    facts = (
+        ("optimizer steps", len(run.metrics)),
+        ("tokens with a loss", tokens),
+        ("tokens of whole rows per second, median", median),
+    )
     return [(name, value) for name, value in facts if value]
 
 
