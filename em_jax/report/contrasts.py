@@ -33,7 +33,7 @@ def _difference(group: Any, groups: Sequence[Any]) -> str:
     nearest = []
     for other in groups:
         if other.tone != group.tone and (gaps := _gaps(group, {name: other.mean(name) for name in DECIDING})):
-            nearest.append((sum(gap for gap, *_ in gaps), f"{other.name} ({other.tone})", gaps))
+            nearest.append((sum(gap for gap, *_ in gaps) / len(gaps), f"{other.name} ({other.tone})", gaps))
     if nearest:
         _, name, gaps = min(nearest, key=lambda it: it[:2])
     else:

@@ -278,7 +278,7 @@ def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
     path.write_text(json.dumps(record | {"time_budget": {"finetune": budget, "answer": "?", "judge": {"seconds": 0}}}))
     page = written(directory)
     assert not page.wrong
-    assert "finetune , 25% of the run; 830 tokens, 20.0 a second; 40 steps, 1.0 a second." in page.text
+    assert "finetune , 25% of the run; 830 tokens of whole rows, 20.0 a second; 40 steps, 1.0 a second." in page.text
     assert "Loading 10%, compiling 20%, waiting for the device 50%, the host's own work 20%." in page.text
     (stage, answer, *_) = stage_times(read_run(directory).provenance)
     assert sum(each.part for each in stage.kinds) == pytest.approx(1) and not answer.kinds
