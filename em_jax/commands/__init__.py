@@ -32,6 +32,8 @@ COMMANDS = {
         "several models, one page: path, sweep, chain, confound, dose, calibration, directions, steer, crossrate",
         resumes=True,
     ),
-    "settings": Command("em_jax.commands.settings", "every setting: meaning, type, default, the paper's value"),
+    "settings": Command(
+        "em_jax.commands.settings", "every setting: meaning, type, unit, range, default, the paper's value"
+    ),
     "organism": Command("em_jax.commands.organism", "pretrain the embedded calibration model again"),
 }
