@@ -1,4 +1,4 @@
-"""`em-jax settings [NAME]`: every setting, or those of one table or name, with meaning, type, unit, range and default."""
+"""`em-jax settings [NAME]`: every setting, or those of a table or name: meaning, type, unit, range, default, paper."""
 
 import dataclasses
 import inspect
