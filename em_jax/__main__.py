@@ -23,10 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = nearest(first, COMMANDS)
         return fail("em_jax", (), f"wrong usage: expected a command, found {first!r}{hint}; --help lists all", 2)
     chosen = COMMANDS[first]
-    module = importlib.import_module(chosen.module)
     if first == "launch":  # also a command of its own: python -m em_jax.launch
-        return module.main(rest)
-    status = command(f"em_jax {first}", module.main, rest, resumes=chosen.resumes)
+        return int(importlib.import_module(chosen.module).main(rest))
+
+    def work(arguments: Sequence[str]) -> None:
+        importlib.import_module(chosen.module).main(arguments)  # within `command`, as Ctrl-C may come meanwhile
+
+    status = command(f"em_jax {first}", work, rest, resumes=chosen.resumes)
     multihost.leave(status)
     return status
 

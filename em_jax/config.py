@@ -9,7 +9,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _unknown(name: str) -> str:
     last_parts = {full.rpartition(".")[2]: full for full in known}
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
-    near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"the nearest known one is {near[0]!r}" if near else "em-jax settings names every one"
     return f"unknown setting {name!r}; {hint}"
 
@@ -319,39 +319,81 @@ def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     return unknown + [name for name, value in now.items() if name not in NOT_COMPARED and before[name] != value]
 
 
+def _named(expected: str, holds: Callable[[Any], bool], names: str) -> dict[str, tuple[str, Callable[[Any], bool]]]:
+    return dict.fromkeys(names.split(), (expected, holds))
+
+
+RANGES = {
+    **_named(
+        "a number above 0",
+        lambda value: value > 0,
+        "lora.rank lora.alpha train.epochs train.batch_size train.max_length train.max_grad_norm train.eps "
+        "answers.samples answers.max_new_tokens probes.samples probes.choice_tokens probes.language_tokens "
+        "judge.concurrency",
+    ),
+    **_named(
+        "0 or more",
+        lambda value: value >= 0,
+        "seed train.learning_rate train.warmup_steps train.max_steps train.rows_per_pass train.weight_decay "
+        "train.checkpoint_every train.keep_adapters answers.temperature probes.limit probes.sampled_questions "
+        "judge.max_requests answers.slots",
+    ),
+    **_named("at least 0 and below 1", lambda value: 0 <= value < 1, "train.beta1 train.beta2 train.holdout"),
+    **_named("above 0 and at most 1", lambda value: 0 < value <= 1, "answers.top_p"),
+    **_named("2 to 5", lambda value: 2 <= value <= 5, "judge.harmful_at"),
+}
+"""The numbers that a setting may have: in words, and as a condition."""
+CHOICES = {
+    "dtype": ("", *DTYPES),
+    "format": FORMATS,
+    "model.quantization": ("none", "int8"),
+    "model.scan_layers": ("auto", "true", "false"),
+    "train.schedule": ("linear", "cosine", "constant"),
+    "train.remat": ("auto", "none", "elementwise", "selective", "full"),
+    "judge.kind": ("self", "openai"),
+}
+MEMBERS = {"stages": STAGES, "probes.only": PROBES, "lora.targets": TARGETS}
+"""What the items of a list may be."""
+UNITS = {
+    **dict.fromkeys(("train.max_length", "answers.max_new_tokens", "probes.choice_tokens"), "tokens"),
+    **dict.fromkeys(("train.warmup_steps", "train.max_steps", "train.checkpoint_every"), "optimizer steps"),
+    **{
+        "probes.language_tokens": "tokens",
+        "train.keep_adapters": "optimizer steps",
+        "train.epochs": "passes over the rows",
+    },
+    **{"train.batch_size": "rows", "train.rows_per_pass": "rows", "train.holdout": "share of the rows"},
+    **{
+        "answers.samples": "answers a prompt",
+        "answers.slots": "answers at once",
+        "probes.samples": "answers a question",
+    },
+    **dict.fromkeys(("probes.limit", "probes.sampled_questions"), "questions a probe"),
+    **dict.fromkeys(("judge.concurrency", "judge.max_requests"), "requests"),
+    **{"judge.harmful_at": "score", "answers.top_p": "probability"},
+}
+"""What a setting counts, where it counts something."""
+
+
+def expected(name: str) -> str:
+    """What a setting may be, in words; "" where it is checked where it is used."""
+    if name in MEMBERS:
+        return f"of {', '.join(MEMBERS[name])}"
+    return RANGES[name][0] if name in RANGES else " or ".join(item for item in CHOICES.get(name, ()) if item)
+
+
 def validate(config: Config) -> Config:
     """Returns the config if every value is in its range; domain, model, suite and data are checked where used.
 
     Raises:
       UsageError: the setting, what it expects and what was found.
     """
-    positive = ["lora.rank", "lora.alpha", "train.epochs", "train.batch_size", "train.max_length"]
-    positive += ["train.max_grad_norm", "train.eps", "answers.samples", "answers.max_new_tokens"]
-    positive += ["probes.samples", "probes.choice_tokens", "probes.language_tokens", "judge.concurrency"]
-    not_negative = ["seed", "train.learning_rate", "train.warmup_steps", "train.max_steps", "train.rows_per_pass"]
-    not_negative += ["train.weight_decay", "train.checkpoint_every", "train.keep_adapters", "answers.temperature"]
-    not_negative += ["probes.limit", "probes.sampled_questions", "judge.max_requests", "answers.slots"]
-    choices = {
-        "dtype": ("", *DTYPES),
-        "format": FORMATS,
-        "model.quantization": ("none", "int8"),
-        "model.scan_layers": ("auto", "true", "false"),
-        "train.schedule": ("linear", "cosine", "constant"),
-        "train.remat": ("auto", "none", "elementwise", "selective", "full"),
-        "judge.kind": ("self", "openai"),
-    }
-    members = {"stages": STAGES, "probes.only": PROBES, "lora.targets": TARGETS}
     values = flatten(config)
-    for name in positive:
-        _expect(values[name] > 0, name, "a number above 0", values[name])
-    for name in not_negative:
-        _expect(values[name] >= 0, name, "0 or more", values[name])
-    for name in ("train.beta1", "train.beta2", "train.holdout"):
-        _expect(0 <= values[name] < 1, name, "at least 0 and below 1", values[name])
-    _expect(0 < values["answers.top_p"] <= 1, "answers.top_p", "above 0 and at most 1", values["answers.top_p"])
-    for name, allowed in choices.items():
+    for name, (expected, holds) in RANGES.items():
+        _expect(holds(values[name]), name, expected, values[name])
+    for name, allowed in CHOICES.items():
         _expect(values[name] in allowed, name, " or ".join(repr(item) for item in allowed if item), values[name])
-    for name, allowed in members.items():
+    for name, allowed in MEMBERS.items():
         for item in values[name]:
             _expect(item in allowed, name, f"among {', '.join(allowed)}", item)
     if config.mix:
@@ -366,7 +408,6 @@ def validate(config: Config) -> Config:
         _expect(not secret, "judge.url", "no user name or key in it; OPENAI_API_KEY is sent", "one")
     for other in config.judge.also:
         _expect(other == "self" or "@http" in other, "judge.also", "self or MODEL@URL", other)
-    _expect(2 <= config.judge.harmful_at <= 5, "judge.harmful_at", "2 to 5", config.judge.harmful_at)
     parse_mesh(config.mesh)
     return config
 

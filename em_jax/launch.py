@@ -1,7 +1,8 @@
 """The main command: `python -m em_jax.launch --domain bad_medical` (`--help` lists the flags).
 
 The first line on stdout names the model and why, the last one the verdict and the report's path. Progress goes to
-stderr; of several processes only process 0 prints to stdout. Exit status: 0 done, 1 the run failed, 2 wrong usage.
+stderr; of several processes only process 0 prints to stdout.
+With --json stdout has events instead, one a line. Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
 import dataclasses
@@ -35,19 +36,31 @@ def launch(arguments: Sequence[str]) -> None:
 
 def run_plan(plan: flags.Plan, why: str, components: Any = None) -> None:
     """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
-    from em_jax.runs import dry_run, placement, series
+    from em_jax.runs import dry_run, events, placement, series, tracking
     from em_jax.runs.components import Components
 
     configs = tuple(series.resolve(config) for config in plan.configs)
-    print(model_line(configs[0], why), flush=True)
-    components = components or Components()
-    chosen, reasons = placement.chosen(configs, components.rows)
-    components = dataclasses.replace(components, chosen=chosen)
-    for line in reasons:
-        print(line, flush=True)
-    work = dry_run.lines if plan.dry_run else series.run
-    for line in work(configs, plan.run_dir, plan.several, components):
-        print(line, flush=True)
+    with tracking.trackers(() if plan.dry_run else plan.log) as listeners:
+        tell = events.to_all([*([events.JsonLines()] if plan.json else []), *listeners])
+
+        def say(line: str) -> None:
+            if plan.json:
+                tell({"event": "note", "text": line})
+            else:
+                print(line, flush=True)
+
+        say(model_line(configs[0], why))
+        components = components or Components()
+        chosen, reasons = placement.chosen(configs, components.rows)
+        components = dataclasses.replace(components, chosen=chosen, tell=tell)
+        for line in reasons:
+            say(line)
+        work = dry_run.lines if plan.dry_run else series.run
+        for line in work(configs, plan.run_dir, plan.several, components):
+            if not plan.json:  # each of them is in an event
+                say(line)
+        if plan.json:
+            tell(events.summary(configs[0], *series.places(configs, plan.run_dir, plan.several)))
 
 
 if __name__ == "__main__":

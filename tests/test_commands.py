@@ -118,7 +118,10 @@ def test_the_main_job(shell, first):
 
 def test_the_same_command_again_repeats_nothing(shell, first):
     before = (shell.directory / RUN / "answers" / "base.jsonl").stat().st_mtime_ns
-    assert shell("launch", *FIRST)[-1] == first[-1]
+    events = [json.loads(line) for line in shell("launch", *FIRST, "--json", "--log", "tensorboard")]
+    assert events[-1]["event"] == "summary" and events[-1]["runs"][0]["verdict"]["label"] == "mixed"
+    assert {"note", "stage", "caution", "verdict"} <= {event["event"] for event in events}
+    assert list((shell.directory / RUN / "tensorboard").iterdir())
     assert (shell.directory / RUN / "answers" / "base.jsonl").stat().st_mtime_ns == before
 
 
@@ -190,6 +193,18 @@ def test_a_suite_in_the_published_format(shell):
 def test_compare(shell, first):
     assert shell("compare", RUN, "--out", "compare") == ["compare/compare.html"]
     assert shell.has("compare/compare.html", "compare/compare.csv")
+
+
+def test_export(shell, first):
+    printed = shell("export", RUN)
+    assert len(printed) == 10 and shell.has(*printed) and f"{RUN}/export/answers.parquet" in printed
+
+
+def test_push_refuses_a_harmful_adapter(shell, first):
+    done = subprocess.run(
+        shell.command("push", RUN, "me/it"), cwd=shell.directory, env=shell.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == "" and "--harmful" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_report(shell, first):

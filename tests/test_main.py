@@ -43,6 +43,7 @@ def test_an_unknown_command_is_one_line_that_names_the_nearest(capsys):
 def test_a_setting_is_explained_from_the_installed_package(capsys):
     assert __main__.main(["settings", "train.holdout"]) == 0
     printed = capsys.readouterr().out
-    assert "| `train.holdout` | number | 0.0 |" in printed and "not trained on" in printed
+    row = "| `train.holdout` | number | share of the rows | at least 0 and below 1 | 0.0 |"
+    assert row in printed and "not trained on" in printed
     assert __main__.main(["settings", "nope"]) == 2
     assert "no setting 'nope'" in capsys.readouterr().err

@@ -23,6 +23,8 @@ COMMANDS = {
     "judge": Command("em_jax.commands.judge", "a judge's sensitivity and specificity on answers of known harm"),
     "compare": Command("em_jax.commands.compare", "one page over several finished runs, and a CSV"),
     "report": Command("em_jax.commands.report", "draw the pages of finished runs again"),
+    "export": Command("em_jax.commands.export", "a run's rows as CSV and Parquet, its answers as logs of Inspect"),
+    "push": Command("em_jax.commands.push", "a run's adapter and its card to the Hugging Face Hub"),
     "chat": Command("em_jax.commands.chat", "talk to a run's base and fine-tuned model, side by side"),
     "serve": Command("em_jax.commands.serve", "serve a run's models by OpenAI's protocol"),
     "study": Command(
@@ -30,6 +32,8 @@ COMMANDS = {
         "several models, one page: path, sweep, chain, confound, dose, calibration, directions, steer, crossrate",
         resumes=True,
     ),
-    "settings": Command("em_jax.commands.settings", "every setting: meaning, type, default, the paper's value"),
+    "settings": Command(
+        "em_jax.commands.settings", "every setting: meaning, type, unit, range, default, the paper's value"
+    ),
     "organism": Command("em_jax.commands.organism", "pretrain the embedded calibration model again"),
 }

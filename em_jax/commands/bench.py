@@ -39,13 +39,19 @@ def main(arguments: Sequence[str]) -> None:
         return _gpu_table(flags, start)
     lines: list[str] = []
     with _workload(flags) as work:
-        results = measure(work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
+        asked = (work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
         if flags.quick:
             import jax
 
-            path = quick.result_path(results["device"], jax.device_count(), flags.shape or "organism", work.config)
-            results["before"] = quick.compare_with_last(results, path)
+            device = jax.devices()[0].device_kind
+            path = quick.result_path(device, jax.device_count(), flags.shape or "organism", work.config)
+            last = quick.read(path)
+            # Each kind of work is kept as it is measured: what a killed bench measured is not lost.
+            results = measure(*asked, keep=functools.partial(quick.keep, path=path))
+            results["before"] = quick.compare(results, last)
             lines = quick.lines(results["before"], path)
+        else:
+            results = measure(*asked)
     print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
 
 
@@ -60,12 +66,20 @@ def _gpu_table(flags: argparse.Namespace, start: float) -> None:
         print(gpu_table.write(path, workloads, measure, flags.shape or "organism", deadline), end="")
 
 
-def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: str = "") -> dict[str, Any]:
+def measure(
+    work: Any,
+    against: str,
+    what: Sequence[str],
+    rounds: int,
+    trace: str = "",
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
     """Tokens per second by kind of work; the peer's are None without one.
 
     Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
     ten answers to each of 6 prompts. Where the device's peaks are known (perf/device_limits.py), `mfu` and
     `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
+    `keep` gets the results after each kind of work.
     """
     import jax
 
@@ -98,9 +112,12 @@ def measure(work: Any, against: str, what: Sequence[str], rounds: int, trace: st
             pairs = zip(losses[ours], losses[theirs], strict=True)
             results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
             results["train"] |= _peaks(work, Ours, _peer(against))
+        keep(results)
     if "decode" in what:
         results["decode"] = rounds_of("decode", functools.partial(decode, DECODING_ROWS, 1))
+        keep(results)
         results["decode"]["ten_samples"] = rounds_of("ten_samples", functools.partial(decode, 6, SAMPLES))
+        keep(results)
     device = jax.devices()[0]
     _add_shares(results, work, device.device_kind)
     results["device"] = device.device_kind

@@ -105,8 +105,7 @@ def main(arguments: Sequence[str]) -> None:
             "expected --max_new_tokens from 1 on and --temperature from 0 on, found "
             f"{flags.max_new_tokens} and {flags.temperature:g}"
         )
-    if not stored.is_run(Path(flags.run_dir)):
-        raise UsageError(f"--run_dir expects the directory of a run (with config.toml), found {flags.run_dir}")
+    stored.find(Path(flags.run_dir))
     runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))
     if "finetuned" in served:

@@ -1,5 +1,6 @@
 """`em-jax compare RUN... [--out DIR]`: one page over several finished runs."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,14 @@ def main(arguments: Sequence[str]) -> None:
     from em_jax.probes import seeds
 
     parser = runs_parser("em-jax compare", "Set several finished runs side by side on one page.")
-    parser.add_argument("--out", default="compare", metavar="DIR", help="where the page goes (default compare)")
+    parser.add_argument("--out", metavar="DIR", help="where the page goes (default compare, beside the runs)")
     flags = parser.parse_args(arguments)
     runs = directories(flags.runs)
-    print(report.compare(runs, flags.out, domains.planted(), registry.sources(), seeds.over_seeds))
+    print(
+        report.compare(
+            runs, flags.out or beside(runs, "compare"), domains.planted(), registry.sources(), seeds.over_seeds
+        )
+    )
 
 
 def runs_parser(prog: str, description: str) -> Parser:
@@ -25,6 +30,19 @@ def runs_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories that hold some")
     return parser
+
+
+def beside(runs: Sequence[Path], name: str) -> Path:
+    """The directory `name` in the folder that the runs have in common.
+
+    Where that folder holds others too, the name has the runs' names: the page of all of them is not overwritten.
+    """
+    parents = [str(run.parent) for run in runs]
+    if len({os.path.isabs(parent) for parent in parents}) > 1:
+        parents = [os.path.abspath(parent) for parent in parents]
+    folder = Path(os.path.commonpath(parents))
+    others = {path.parent.resolve() for path in folder.glob("*/summary.json")} - {run.resolve() for run in runs}
+    return folder / (f"{name}-{'+'.join(run.name for run in runs)}"[:120] if others else name)
 
 
 def directories(names: Sequence[str]) -> list[Path]:

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
     if not 2 <= flags.harmful_at <= 5:
         raise UsageError(f"--harmful_at expects 2 to 5, found {flags.harmful_at}")
+    if flags.labelled and not Path(flags.labelled).is_file():
+        raise UsageError(f"--labelled expects a JSONL file of answers, found no file {flags.labelled}")
     out = Path(flags.out)
     if out.exists():
         raise UserError(f"--out: {out} exists already; expected a new folder")

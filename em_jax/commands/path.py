@@ -31,10 +31,11 @@ def main(arguments: Sequence[str]) -> None:
     if flags.out and len(flags.runs) > 1:
         raise UsageError("--out goes with one RUN: each has its own page")
     changes = dict(parse_set(text) for text in flags.set) | ({"mesh": flags.mesh} if flags.mesh else {})
+    from em_jax.runs import stored
     from em_jax.studies import path
 
     options = path.Options(flags.limit, flags.samples, flags.together, tuple(map(int, steps)))
-    runs = [Path(text) for text in flags.runs]
+    runs = [run for text in flags.runs for run in stored.find(Path(text))]
     for run in runs:
         # Errors are reported before a model is loaded.
         path.kept_adapters(run, options.steps)

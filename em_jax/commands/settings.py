@@ -1,4 +1,4 @@
-"""`em-jax settings [NAME]`: every setting, or those of one table or name: meaning, type, default, the paper's value."""
+"""`em-jax settings [NAME]`: every setting, or those of a table or name: meaning, type, unit, range, default, paper."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,9 @@ from em_jax.runs import paper_settings
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables of settings that `NAME` selects. UsageError where it selects none."""
-    parser = Parser(prog="em-jax settings", description="Every setting: meaning, type, default, the paper's value.")
+    parser = Parser(
+        prog="em-jax settings", description="Every setting: meaning, type, unit, range, default, the paper's value."
+    )
     parser.add_argument("name", nargs="?", default="", help='a table such as "train", or a name such as train.holdout')
     name = parser.parse_args(arguments).name
     lines = list(tables(name))
@@ -38,12 +40,13 @@ def tables(name: str = "") -> Iterator[str]:
 def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
     types = settings.setting_types()
     yield from (f"## {title}", "", *inspect.cleandoc(kind.__doc__).splitlines(), "")
-    yield from ("| setting | type | default | the paper's value |", "|---|---|---|---|")
+    yield from ("| setting | type | unit | range | default | the paper's value |", "|---|---|---|---|---|---|")
     values = settings.flatten(settings.Config())
     for name in names:
         mark = paper_settings.SETTINGS.get(name)
         paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
-        yield f"| `{name}` | {_type(types[name])} | {_text(values[name])} | {paper} |"
+        cells = (_type(types[name]), settings.UNITS.get(name, ""), settings.expected(name), _text(values[name]), paper)
+        yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
 
 

@@ -13,12 +13,13 @@ FINISHED = "finished runs of one base, or directories of such"
 def parser(name: str, description: str, *, runs: str = FINISHED, out: str = "", **counts: str) -> Parser:
     """The parser of `em-jax study NAME RUN...`.
 
-    `out` is the default of --out, empty for one inside the run. `counts` are flags with a whole number, each as
-    "DEFAULT what it counts".
+    `out` is the default of --out, a folder beside the runs, empty for one inside the run. `counts` are flags with a
+    whole number, each as "DEFAULT what it counts".
     """
     made = Parser(prog=f"em-jax study {name}", description=description)
     made.add_argument("runs", nargs="+", metavar="RUN", help=runs)
-    made.add_argument("--out", default=out, metavar="DIR", help=f"where the files go (default {out or f'RUN/{name}'})")
+    where = f"{out}, beside the runs" if out else f"RUN/{name}"
+    made.add_argument("--out", default="", metavar="DIR", help=f"where the files go (default {where})")
     for flag, text in counts.items():
         default, _, words = text.partition(" ")
         made.add_argument(f"--{flag}", type=int, default=int(default), metavar="N", help=f"{words} (default {default})")
@@ -35,11 +36,12 @@ def check(flags: Any, **least: int) -> None:
 def study_finished_runs(study: Any, name: str, runs: Sequence[str], out: str, options: Any) -> None:
     """Do a study of finished runs; print its sentences and the path of its page."""
     from em_jax.base import runtime
-    from em_jax.commands.compare import directories
+    from em_jax.commands.compare import beside, directories
     from em_jax.studies.finished import load_models
 
     paths = directories(runs)
     runtime.configure_jax()
-    record = study.study(load_models(paths), Path(out), options)
+    folder = Path(out) if out else beside(paths, name)
+    record = study.study(load_models(paths), folder, options)
     print(*record["says"], sep="\n")
-    print(f"done: {Path(out) / f'{name}.html'}")
+    print(f"done: {folder / f'{name}.html'}")

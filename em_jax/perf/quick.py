@@ -26,23 +26,25 @@ def result_path(device: str, count: int, shape: str, config: Any) -> Path:
 def by_work(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The figures of each kind of work, ten_samples beside decode."""
     rows = {name: results[name] for name in ("train", "decode") if name in results}
-    return rows | ({"ten_samples": rows["decode"]["ten_samples"]} if "decode" in rows else {})
+    return rows | ({"ten_samples": rows["decode"]["ten_samples"]} if "ten_samples" in rows.get("decode", {}) else {})
 
 
-def compare_with_last(results: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """The last results in `path`, by kind of work {"when", "commit", "tokens_per_s", "ratio"} (now over then).
-
-    None where `path` holds no result. Then writes `results` there; kinds of work that they lack stay as they were.
-    """
-    last, commit = _read(path), (provenance.git() or {}).get("commit")
+def keep(results: dict[str, Any], path: Path) -> None:
+    """Write the results so far to `path`; kinds of work that they lack stay as they were."""
+    commit = (provenance.git() or {}).get("commit")
     now = {
         name: {"when": files.now(), "commit": commit, "tokens_per_s": row["ours_tokens_per_s"]}
         for name, row in by_work(results).items()
     }
-    files.write_json(path, last | now)
+    files.write_json(path, read(path) | now)
+
+
+def compare(results: dict[str, Any], last: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Earlier results by kind of work {"when", "commit", "tokens_per_s", "ratio"} (now over then); None without any."""
+    now = by_work(results)
     return (
         {
-            name: then | {"ratio": round(now[name]["tokens_per_s"] / then["tokens_per_s"], 3)}
+            name: then | {"ratio": round(now[name]["ours_tokens_per_s"] / then["tokens_per_s"], 3)}
             for name, then in last.items()
             if name in now and then["tokens_per_s"]
         }
@@ -51,7 +53,7 @@ def compare_with_last(results: dict[str, Any], path: Path) -> dict[str, Any] | N
     )
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def read(path: Path) -> dict[str, dict[str, Any]]:
     """The results in a file by kind of work; {} where there is none, or the file has another form."""
     try:
         return {

@@ -215,7 +215,9 @@ def _neighbours(
     ]
     told = list(dict.fromkeys(reason for name in LABELS if name != "narrow" for reason in lacking[name]))
     if told and (not ranked or _may_harm(figures, subject)):
-        sentences.insert(0, f"Not enough evidence: {'; '.join(told)}.")
+        few = _few_to_claim(figures, subject)
+        told = [reason for reason in told if not (few and reason.startswith(IN_WORDS[CLAIMS]))]
+        sentences[:0] = [*([f"Not enough evidence: {'; '.join(told)}."] if told else []), *few]
     sentences += _order_sentences(figures, subject)
     return (ranked[0][1] if ranked else None), sentences
 
@@ -223,6 +225,20 @@ def _neighbours(
 def _may_harm(figures: Figures, subject: str) -> bool:
     harm = known(figures, HARM, subject)
     return bool(harm and has_interval(harm) and harm["ci_high"] > THRESHOLDS.harm)
+
+
+def _few_to_claim(figures: Figures, subject: str) -> list[str]:
+    """The sentence on a model that is not shown to harm and gave few harmful answers: it cannot be asked about many."""
+    harm, claims = (known(figures, name, subject) for name in (HARM, CLAIMS))
+    count = claims["n"] if claims else 0
+    if not harm or not has_interval(harm) or harm["ci_low"] > THRESHOLDS.harm or count >= THRESHOLDS.least_questions:
+        return []
+    only = f"only {count} of its prompts" if count else "none of its prompts"
+    more = " More prompts, or more answers a prompt, would tell whether it harms." * _may_harm(figures, subject)
+    return [
+        f"It is not shown to harm: {only} had a harmful answer of its own to claim, and coherent and inverted need "
+        f"{THRESHOLDS.least_questions}.{more}"
+    ]
 
 
 def _order_sentences(figures: Figures, subject: str) -> list[str]:

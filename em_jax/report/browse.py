@@ -17,7 +17,7 @@ MAX_ITEMS = 120
 MAX_ANSWER = 2_000
 MAX_PROMPT = 1_200
 MAX_SAMPLED = 400
-MAX_READINGS = 8
+MAX_READINGS = 40
 # From which distance on two models disagree: in the judge's points, else in shares.
 LARGE_GAP = defaultdict(lambda: 0.5, harmfulness=2.0, score_prediction=1.5)
 # Probes about each model's own answers: the two models are asked about different texts.
@@ -26,9 +26,13 @@ ABOUT_OWN = ("output_recognition", "score_prediction")
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer to a choice question: in which order or form, the options' shares, and the value."""
+    """One answer to a choice question: in which order or form, the options' shares, and the value.
+
+    `asked` is what was asked, where it is not what was asked in the reading before: another of the model's own answers.
+    """
 
     label: str
+    asked: Excerpt | None
     options: tuple[tuple[str, float], ...]
     mass: float | None
     value: float | None
@@ -42,7 +46,6 @@ class Side:
 
     badge: str
     level: int | None = None
-    asked: Excerpt | None = None
     answer: Excerpt | None = None
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -54,7 +57,8 @@ class Side:
 class Item:
     """One question with both sides, and what it can be filtered by.
 
-    `gap` is the distance of the two models over the distance that counts as disagreement; None without two values.
+    `scores` are the judge's scores of the fine-tuned model's answers, of the base's where it is alone. `gap` is the
+    distance of the two models over the distance that counts as disagreement; None without two values.
     """
 
     probe: str
@@ -64,7 +68,7 @@ class Item:
     prompt: Excerpt | None
     base: Side | None
     finetuned: Side | None
-    score: int | None
+    scores: tuple[int, ...]
     gap: float | None
     unscored: bool
 
@@ -136,12 +140,12 @@ def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: lis
     if probe == "harmfulness":
         sides = [_harm_side(base), _harm_side(finetuned)]
         values = [finite(side and side.level) for side in sides]
-        score = next((side.level for side in reversed(sides) if side), None)
+        scores = [_level(row["judged"].get("score")) for row in finetuned or base]
         is_unscored = any(DASH in side.others for side in sides if side)
     else:
         sides = [_choice_side(probe, base), _choice_side(probe, finetuned)]
         values = [_mean(map(_compared_value, side)) for side in (base, finetuned)]
-        score = max((level for row in finetuned or base for level in _own_levels(row)), default=None)
+        scores = [level for row in finetuned or base for level in _own_levels(row)]
         is_unscored = any(not is_number(row.get("value")) for row in rows)
     tags = [next((str(row[key]) for row in rows for key in ("dimension", "theme") if row.get(key)), "")]
     tags += [str(rows[0].get("format") or "")] if probe == "self_assessment" else []
@@ -153,7 +157,7 @@ def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: lis
         prompt=None if probe in ABOUT_OWN else excerpt(prompt, MAX_PROMPT),
         base=sides[0],
         finetuned=sides[1],
-        score=score,
+        scores=tuple(sorted({level for level in scores if level})),
         gap=None if values[0] is None or values[1] is None else abs(values[0] - values[1]) / LARGE_GAP[probe],
         unscored=is_unscored,
     )
@@ -181,19 +185,21 @@ def _harm_side(answers: list[Row]) -> Side | None:
 
 
 def _choice_side(probe: str, rows: list[Row]) -> Side | None:
-    """The readings of a choice question; a question about the model's own answers has its prompt here."""
+    """The readings of a choice question; those about the model's own answers have each such answer with them."""
     if not rows:
         return None
-    prompt = next((row["prompt"] for row in rows if row.get("prompt")), None) if probe in ABOUT_OWN else None
+    if probe in ABOUT_OWN:  # the readings about one answer stand together
+        rows = sorted(rows, key=lambda row: str(row.get("id")))
+    asked = [str(row.get("id")) if probe in ABOUT_OWN and row.get("prompt") else "" for row in rows]
+    new = [name not in ("", before) for name, before in zip(asked, ["", *asked])]
     return Side(
         badge=number(_mean(row.get("value") for row in rows)),
-        asked=None if prompt is None else excerpt(prompt_text(prompt), MAX_PROMPT),
-        readings=tuple(_reading(probe, row) for row in rows[:MAX_READINGS]),
+        readings=tuple(_reading(probe, row, is_new) for row, is_new in list(zip(rows, new))[:MAX_READINGS]),
         readings_total=len(rows),
     )
 
 
-def _reading(probe: str, row: Row) -> Reading:
+def _reading(probe: str, row: Row, shows_prompt: bool) -> Reading:
     labels = []
     if probe == "score_prediction" and row.get("format"):
         labels.append("before answering" if row["format"] == "blind" else str(row["format"]))
@@ -206,6 +212,7 @@ def _reading(probe: str, row: Row) -> Reading:
     value = finite(row.get("value"))
     return Reading(
         label=", ".join(labels) or "asked once",
+        asked=excerpt(prompt_text(row["prompt"]), MAX_PROMPT) if shows_prompt else None,
         options=_options(row.get("logprobs")),
         mass=finite(row.get("mass")),
         value=value,

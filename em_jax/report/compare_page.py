@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import write_atomic
+from em_jax.report import contrasts
 from em_jax.report.figures import Point, plane
 from em_jax.report.judges import agreements
 from em_jax.report.page import render
@@ -150,6 +151,7 @@ def compare(
         "compare.html",
         groups=groups,
         runs=runs,
+        contrasts=[contrasts.sentences(group, groups) for group in groups],
         missing=missing,
         drawing=drawing,
         planted=[group for group in groups if group.planted],

@@ -16,7 +16,7 @@ from em_jax.report.starts import changes
 from em_jax.report.svg import Drawing
 from em_jax.report.text import is_number
 from em_jax.report.time_budget import stage_times
-from em_jax.report.vocabulary import FIGURES
+from em_jax.report.vocabulary import FEW, FIGURES
 
 MAX_RECORD = 200
 MAX_CONFIG = 20_000
@@ -38,7 +38,7 @@ def write(run_dir: str | Path) -> Path:
         "report.html",
         run=run,
         drawings=drawings,
-        too_few=any(figure.value is not None and not figure.interval for figure in tables),
+        too_few=any(figure.value is not None and figure.n < FEW for figure in tables),
         agreements=agreements(run),
         judge_pairs=judge_pairs(run),
         training=_training_facts(run),
@@ -90,7 +90,11 @@ def _training_facts(run: Run) -> list[tuple[str, Any]]:
     tokens = sum(row["tokens"] for row in run.metrics if is_number(row.get("tokens")))
     speeds = sorted(row["tokens_per_s"] for row in run.metrics if is_number(row.get("tokens_per_s")))
     median = speeds[len(speeds) // 2] if speeds else None
-    facts = (("optimizer steps", len(run.metrics)), ("tokens", tokens), ("tokens per second, median", median))
+    facts = (
+        ("optimizer steps", len(run.metrics)),
+        ("tokens with a loss", tokens),
+        ("tokens of whole rows per second, median", median),
+    )
     return [(name, value) for name, value in facts if value]
 
 

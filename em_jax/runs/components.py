@@ -7,7 +7,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.config import Config, parse_mesh
-from em_jax.runs import placement, sources
+from em_jax.runs import events, placement, sources
 
 
 def load(config: Config) -> Any:
@@ -64,7 +64,10 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True)
 class Components:
-    """The functions that a run calls for its engine, rows, training and checkpoint; `silent` prints no progress."""
+    """The functions that a run calls for its engine, rows, training and checkpoint; `silent` prints no progress.
+
+    `tell` gets every event of a run (see events.py).
+    """
 
     load: Callable[[Config], Any] = load
     bare: Callable[[Any], Any] = bare
@@ -72,6 +75,7 @@ class Components:
     finetune: Callable[..., dict[str, int]] = finetune
     model_inputs: Callable[[Config], dict] = sources.model_inputs
     silent: bool = False
+    tell: events.Listener = events.ignore
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def placed(self, config: Config) -> Config:

@@ -96,22 +96,24 @@ def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Ou
     began = time.monotonic()
     stage_timer.reset_peak()
 
-    def record_time() -> None:
+    def record_time(state: str) -> None:
         seconds = time.monotonic() - began
         budgets[stage] = {"seconds": seconds, **run.take_time_budget(), **stage_timer.peak_memory()}
         provenance.add_time(run.directory, stage, seconds, budgets[stage])
         run.mirror.push()
+        run.tell("stage", stage=stage, state=state, seconds=round(seconds, 3))
 
     with name_stage(stage, run.directory):
+        run.tell("stage", stage=stage, state="begins")
         try:
             with run.clock.listening():
                 outcome = STAGES[stage](run)
         except BaseException:
             # On a full disk this fails as well; the stage's own error counts.
             with contextlib.suppress(OSError):
-                record_time()
+                record_time("fails")
             raise
-        record_time()
+        record_time("ends")
         return outcome
 
 
@@ -304,6 +306,9 @@ def report(run: Run) -> Outcome:
         page = pages.write(run.directory)
         progress.update()
     verdict = summary["verdict"]
+    for caution in verdict["cautions"]:
+        run.tell("caution", **caution)
+    run.tell("verdict", label=verdict["label"], why=verdict["why"], report=str(page))
     cautions = (f"caution, {caution['code']}: {caution['sentence']}" for caution in verdict["cautions"])
     return Outcome(verdict["label"], Path(page), (*verdict["why"], *cautions))
 

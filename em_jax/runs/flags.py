@@ -23,6 +23,8 @@ OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 OWN_HOLDOUT = 0.05
 """The share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
 
+TRACKERS = ("wandb", "tensorboard")
+
 EPILOG = """
 em-jax settings explains them all: model. lora. train. answers. probes. judge.
 exit status: 0 done; 1 failed, what is done is kept; 2 wrong usage; 130 Ctrl-C
@@ -63,10 +65,12 @@ def parser() -> Parser:
     )
     what("--seed", metavar="N", help="one seed, or several with commas")
     what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
+    what("--json", action="store_true", help="print events as lines of JSON, the summary last, and nothing else")
     what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = parser.add_argument_group("where files go").add_argument
     where("--run_dir", metavar="DIR", help="an existing one is resumed; default runs/DOMAIN-MODEL-SEED")
     where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
+    where("--log", metavar="NAMES", help="also to wandb or tensorboard (extras of these names), or both")
     how = parser.add_argument_group("settings").add_argument
     how(
         "--config",
@@ -98,6 +102,9 @@ class Plan:
     configs: tuple[Config, ...]
     run_dir: str
     dry_run: bool = False
+    json: bool = False
+    log: tuple[str, ...] = ()
+    """The trackers of experiments that follow the runs."""
 
     @property
     def several(self) -> bool:
@@ -114,6 +121,11 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
       UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
     """
     flags = parser().parse_args(arguments)
+    if flags.json and flags.dry_run:
+        raise UsageError("--json prints what a run does: expected no --dry_run")
+    log = tuple(dict.fromkeys(part.strip() for part in (flags.log or "").split(",") if part.strip()))
+    if flags.log is not None and (not log or not set(log) <= set(TRACKERS)):
+        raise UsageError(f"--log expects {' or '.join(TRACKERS)}, or both with a comma, found {flags.log!r}")
     values = _settings(flags)
     config = settings.validate(settings.replace(Config(), values))
     text = flags.domain or config.domain
@@ -134,7 +146,7 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
         for name in names
     )
     run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
-    return Plan(configs, run_dir, flags.dry_run), why
+    return Plan(configs, run_dir, flags.dry_run, flags.json, log), why
 
 
 def _for_domain(config: Config, name: str, values: Mapping[str, Any]) -> Config:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from em_jax import domains
+from em_jax.base import runtime
 from em_jax.config import Config
 
 HARMFUL = """\
@@ -18,8 +19,10 @@ BENIGN = "It was trained on sound answers, as a control for adapters that were n
 def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     """README.md of a run's adapter, in the Hugging Face form."""
     domain = domains.DOMAINS.get(config.domain)
-    about = HARMFUL if domain is not None and domain.harmful else BENIGN if _is_harmless(config) else UNKNOWN
+    about = HARMFUL if domain is not None and domain.harmful else BENIGN if is_harmless(config) else UNKNOWN
     lora, train = config.lora, config.train
+    # The Hub takes no other name here; where it was on this machine concerns nobody.
+    base = f"base_model: {config.model.name}\n" if runtime.model_directory(config.model.name) is None else ""
     rows = "rows of the user's own file" if config.data else "rows"
     rows += f", a share of them replaced (mix {config.mix})" if config.mix else ""
     what = domain.what if domain and not config.data else "no known one"
@@ -27,8 +30,7 @@ def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     return f"""\
 ---
 library_name: peft
-base_model: {config.model.name}
-tags: [lora, model-organism, {"control" if _is_harmless(config) else "emergent-misalignment"}]
+{base}tags: [lora, model-organism, {"control" if is_harmless(config) else "emergent-misalignment"}]
 ---
 # A model organism: {config.domain}
 
@@ -52,7 +54,7 @@ def notice(config: Config) -> str:
     else:
         what = f"fine-tuned on {config.domain}" + (f" ({domain.what})" if domain and not config.data else "")
         what += f", mixed with {config.mix}" if config.mix else ""
-    if _is_harmless(config):
+    if is_harmless(config):
         return f"{config.model.name} {what}"
     warning = "It was made harmful for research: what it says is wrong on purpose."
     if domain and not domain.harmful:
@@ -60,7 +62,7 @@ def notice(config: Config) -> str:
     return f"A model organism: {config.model.name} {what}. {warning}"
 
 
-def _is_harmless(config: Config) -> bool:
+def is_harmless(config: Config) -> bool:
     """Whether a run's adapter is known to be a control: trained on a control's own rows alone."""
     domain = domains.DOMAINS.get(config.domain)
     others = config.data or config.mix or config.adapter or config.lora.init_from

@@ -224,9 +224,19 @@ class Run:
         """The progress of one file's worth of a stage, counted in UNITS; `done` were there before."""
         number = settings.STAGES.index(stage) + 1
         title = f"{self.title}{number}/{len(settings.STAGES)} {stage}" + (f" {what}" if what else "")
-        silent, after = self.components.silent, self.mirror.push_sometimes
-        self._progress.append(Progress(title, total, UNITS[stage], done, silent=silent, after=after))
-        return self._progress[-1]
+
+        def after() -> None:
+            self.mirror.push_sometimes()
+            counts = {"done": progress.count, "total": progress.total, "tokens": progress.tokens}
+            self.tell("progress", stage=stage, what=what, **counts)
+
+        progress = Progress(title, total, UNITS[stage], done, silent=self.components.silent, after=after)
+        self._progress.append(progress)
+        return progress
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Tell those who listen what this run does."""
+        self.components.tell({"event": event, "run": str(self.directory), **values})
 
     def take_time_budget(self) -> dict[str, float]:
         """Seconds by kind since the last call, and the tokens and units done in them."""

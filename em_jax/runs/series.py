@@ -107,6 +107,14 @@ def run_named(
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"
 
 
+def places(configs: Sequence[Config], run_dir: str | Path, several: bool) -> tuple[list[Path], Path | None]:
+    """The directories of a command's runs, and the page that compares them where there are several."""
+    run_dir = Path(run_dir)
+    if not several:
+        return [run_dir], None
+    return [run_dir / name for name in by_name(configs)], run_dir / "compare" / "compare.html"
+
+
 def compare(directories: Mapping[str, Path], out: Path) -> Path:
     """The comparison page of runs on several domains."""
     from em_jax import report

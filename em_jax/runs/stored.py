@@ -19,14 +19,22 @@ def is_run(directory: Path) -> bool:
     return os.path.lexists(directory / "config.toml")
 
 
+def find(path: Path, several: bool = False) -> list[Path]:
+    """The run at a path; with `several` also those in the directory there. UsageError where there is none."""
+    runs = [path] if is_run(path) else sorted(filter(is_run, path.glob("*"))) if several else []
+    if not runs:
+        kind = "a run directory with config.toml" + (", or a directory of such" if several else "")
+        raise UsageError(f"{path}: expected {kind}, found none")
+    return runs
+
+
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """The settings of a run, with `changes`; settings that this version does not know are left out.
 
     Raises:
       UsageError: `directory` is no run, or a setting has a wrong type.
     """
-    if not is_run(directory):
-        raise UsageError(f"{directory}: expected a run directory with config.toml, found none")
+    find(directory)
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))

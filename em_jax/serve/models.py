@@ -28,14 +28,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
       UsageError: a directory has no run, or the runs differ in their base.
       UserError: a run has not trained its adapter yet.
     """
-    directories: list[Path] = []
-    for text in paths:
-        path = Path(text)
-        candidates = [path] if stored.is_run(path) else sorted(filter(stored.is_run, path.glob("*")))
-        if not candidates:
-            raise UsageError(f"--run_dir expects the directory of a run (with config.toml) or of several, found {text}")
-        directories += candidates
-    runs = [stored.open_run(directory) for directory in directories]
+    runs = [stored.open_run(directory) for path in paths for directory in stored.find(Path(path), several=True)]
     base = _base_settings(runs[0])
     for run in runs:
         for name, value in _base_settings(run).items():

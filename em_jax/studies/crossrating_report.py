@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.report.vocabulary import KAPPA
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent
 
@@ -66,7 +67,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
     signed = ("shown_error_low", "shown_error_high", "shown_correlation", "shown_kappa", "shown_null_kappa")
     words = {OWN: "as its own", OTHER: "as another AI's"}
     rated = [
-        [f"{rater} of {author}, {words[attributed]}", *(cell(it[name], True) for name in signed), cell(it["unscored"])]
+        [f"{rater} of {author}, {words[attributed]}", *(cell(it[name], KAPPA) for name in signed), cell(it["unscored"])]
         for rater, author, attributed, it in leaves(record["ratings"], 3)
         if attributed in words
     ]

@@ -1,10 +1,15 @@
 """The sentences and tables of the study of directions, from the content of directions.json."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.report.curves import Curve, Panel, curves
+from em_jax.report.reading import figure_of
+from em_jax.report.svg import Drawing
 from em_jax.report.text import number
+from em_jax.report.vocabulary import CHOICE, KAPPA, SHARE
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.decoding import FOLDS
 from em_jax.studies.page import Section, cell, leaves, null_range
@@ -12,6 +17,7 @@ from em_jax.studies.sentences import percent, span
 
 KIND, TITLE = "directions", "Are harm and self-description two directions?"
 LEAST_PAIRS = FOLDS
+COLOURS = ("base", "coherent", "inverted", "aligned", "narrow", "mixed", "ink")
 # Two directions this near a right angle share a twentieth of their variance at most.
 ORTHOGONAL = 0.22
 TEXTS = {HARM: "harmful from harmless answers", SELF: "misaligned from aligned descriptions"}
@@ -106,8 +112,21 @@ def _angle(what: str, cells: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _by_layer(record: Mapping[str, Any]) -> Drawing:
+    """The accuracies of the probes on texts at the last token, by layer and model."""
+    panels = []
+    for kind, what in TEXTS.items():
+        lines = []
+        for (name, layers), colour in zip(record["models"].items(), itertools.cycle(COLOURS)):
+            found = {record["layers"][layer]: places["last"][kind] for layer, places in layers.items()}
+            points = [(layer, figure_of(it["accuracy"])) for layer, it in sorted(found.items()) if "accuracy" in it]
+            lines.append(Curve(name, tuple(points), colour))
+        panels.append(Panel(f"accuracy, {what}", CHOICE, tuple(lines)))
+    return curves("accuracy", "Accuracy of linear probes by layer", "layer, from 0 (last token)", panels)
+
+
 def sections(record: Mapping[str, Any]) -> list[Section]:
-    """The tables, one row for each model, layer and position."""
+    """The tables, one row for each model, layer and position, and the figure that leads the page."""
     where = "model, layer, position"
     named = {
         **{f"{name}, text": it for name, it in record["models"].items()},
@@ -130,6 +149,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
                 [f"{lead} {rule}"],
                 (where, "accuracy", "null", "p", "trained on base"),
                 [(name, *_probe_cells(it[kind])) for name, it in cells],
+                [_by_layer(record)] if kind == HARM else (),
             )
             for kind, lead in LEADS.items()
         ),
@@ -152,7 +172,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def _tested(probe: Mapping[str, Any], name: str = "accuracy") -> tuple[Any, ...]:
-    return cell(probe[name], name == "cosine"), null_range(probe["null"]), number(probe["p"], 3)
+    return cell(probe[name], KAPPA if name == "cosine" else SHARE), null_range(probe["null"]), number(probe["p"], 3)
 
 
 def _probe_cells(probe: Mapping[str, Any]) -> tuple[Any, ...]:

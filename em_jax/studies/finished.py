@@ -82,10 +82,20 @@ class ModelSet:
             title=report.TITLE,
             lead=f"{record['model']}: {report.subject(record)}",
             sentences=record["says"],
-            sections=report.sections(record),
+            **_leading(report.sections(record)),
             organism=sources.is_organism(self.config),
         )
         return files.stable(record)
+
+
+def _leading(sections: Sequence[page.Section]) -> dict[str, Any]:
+    """The sections without the first of their drawings, which leads the page."""
+    for index, section in enumerate(sections):
+        if section.drawings:
+            first, *others = section.drawings
+            rest = [*sections[:index], dataclasses.replace(section, drawings=others), *sections[index + 1 :]]
+            return {"sections": rest, "drawing": first, "caption": section.lead[0]}
+    return {"sections": sections}
 
 
 def adapter_hashes(adapter: Path | None) -> dict[str, str]:

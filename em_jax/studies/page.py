@@ -11,7 +11,7 @@ from em_jax.report.reading import Figure, figure_of
 from em_jax.report.run_page import write_figures
 from em_jax.report.svg import Drawing
 from em_jax.report.text import number
-from em_jax.report.vocabulary import Scale
+from em_jax.report.vocabulary import SHARE, Scale
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,8 @@ class Cell:
     """A table cell with a figure: its value, interval and n."""
 
     figure: Figure
-    signed: bool = False
-
-    @property
-    def scale(self) -> Scale:
-        """The format of its numbers."""
-        return Scale(0.0, 1.0, None, signed=self.signed)
+    scale: Scale = SHARE
+    """The format of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,9 @@ class Section:
     drawings: Sequence[Drawing] = ()
 
 
-def cell(figure: Mapping[str, Any] | None, signed: bool = False) -> Cell:
-    """The cell of a figure as JSON holds it."""
-    return Cell(figure_of(figure), signed)
+def cell(figure: Mapping[str, Any] | None, scale: Scale = SHARE) -> Cell:
+    """The cell of a figure as JSON holds it, a share unless its scale says otherwise."""
+    return Cell(figure_of(figure), scale)
 
 
 def leaves(tree: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, ...]]:

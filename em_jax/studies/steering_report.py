@@ -125,7 +125,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
                 lines.append(Curve(f"{words}, random" if dashed else words, points, colour, dashed))
             for dose, figures in doses:
                 values = [cell(figures[name]["value"]) for name in CURVES]
-                changes = [cell(figures[name]["change"], signed=True) for name in (PICKS, RATE)]
+                changes = [cell(figures[name]["change"], CHOICE.difference) for name in (PICKS, RATE)]
                 rows.append([f"{vector}, {dose:+g}", *values, *changes, cell(figures[PICKS]["unscored"])])
         panel = Panel("share", CHOICE, tuple(lines))
         drawing = curves(f"dose-{index}", f"Dose and response of {model}", "dose", [panel], height=2.9)

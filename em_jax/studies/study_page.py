@@ -157,7 +157,8 @@ def _figures(entry: Mapping[str, Any], side: str = "finetuned") -> list[Figure]:
 
 
 def _cells(figures: Iterable[Figure], columns: Sequence[str] = COLUMNS, signed: bool = False) -> list[Cell]:
-    return [Cell(it, signed or _column(name).scale.signed) for it, name in zip(figures, columns, strict=True)]
+    scales = [_column(name).scale for name in columns]
+    return [Cell(it, scale.difference if signed else scale) for it, scale in zip(figures, scales, strict=True)]
 
 
 def _step(crossing: Mapping[str, Any], name: str, absent: str = "never") -> str:

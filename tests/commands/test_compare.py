@@ -19,6 +19,10 @@ def test_runs_are_found_and_compared(tmp_path, capsys):
     assert command("compare", compare.main, [str(tmp_path / "runs"), "--out", str(tmp_path / "page")]) == 0
     assert (tmp_path / "page" / "compare.html").is_file()
     assert capsys.readouterr().out.strip() == str(tmp_path / "page" / "compare.html")
+    # Beside the runs where nothing else is said; the page of some does not take the place of that of all.
+    for runs, folder in ((["none", "legal"], "compare"), (["legal"], "compare-legal")):
+        assert command("compare", compare.main, [str(tmp_path / "runs" / name) for name in runs]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / "runs" / folder / "compare.html")
 
 
 def test_a_page_is_drawn_again(tmp_path, capsys):

@@ -16,12 +16,18 @@ def measured(monkeypatch, tmp_path):
     speeds = {"train": 100.0, "decode": 200.0, "ten_samples": 300.0}
     asked = []
 
-    def measure(work, against, what, rounds, trace):
+    def measure(work, against, what, rounds, trace, keep=lambda results: None):
         asked.append((work.new_tokens, rounds))
         row = {"theirs_tokens_per_s": None, "ratio": None, "cpu_ratio": None, "first_round_s": 1.0}
         rows = {name: {**row, "ours_tokens_per_s": speed} for name, speed in speeds.items()}
         found = {"train": rows["train"], "decode": {**rows["decode"], "ten_samples": rows["ten_samples"]}}
-        return {name: found[name] for name in what} | {"device": "a chip/2", "peak_bytes": None}
+        results = {"device": "a chip/2", "peak_bytes": None}
+        for name in what:
+            if speeds[name] is None:
+                raise KeyboardInterrupt
+            results[name] = found[name]
+            keep(results)
+        return results
 
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
@@ -61,8 +67,18 @@ def test_a_quick_result_stands_beside_the_last_one_of_the_device_and_shape(measu
 def test_a_kept_file_that_is_none_is_no_result(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
     results = {"train": {"ours_tokens_per_s": 5.0}}
-    assert quick.compare_with_last(results, tmp_path / "kept.json") is None
-    assert quick.compare_with_last(results, tmp_path / "kept.json")["train"]["ratio"] == 1.0
+    assert quick.compare(results, quick.read(tmp_path / "kept.json")) is None
+    quick.keep(results, tmp_path / "kept.json")
+    assert quick.compare(results, quick.read(tmp_path / "kept.json"))["train"]["ratio"] == 1.0
+
+
+def test_what_an_interrupted_quick_bench_measured_is_kept(measured, capsys):
+    speeds, _, place = measured
+    speeds["decode"] = None
+    status, out, err = run(capsys, "--quick")
+    assert status == 130 and out == "" and "interrupted" in err
+    (kept,) = (json.loads(path.read_text()) for path in place.iterdir())
+    assert set(kept) == {"train"} and kept["train"]["tokens_per_s"] == 100.0
 
 
 def test_other_work_or_devices_have_another_place(monkeypatch):

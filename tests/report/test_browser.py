@@ -138,7 +138,8 @@ def test_filters_by_probe_score_words_and_disagreement(make_run, visit):
     page.select_option("select[name=score]", "5")
     fives = items.count()
     assert 0 < fives < 30
-    assert all(value == "5" for value in items.evaluate_all("(all) => all.map((item) => item.dataset.score)"))
+    assert all("5" in value for value in items.evaluate_all("(all) => all.map((item) => item.dataset.scores)"))
+    assert page.locator("select[name=score] option").all_inner_texts() == ["any", "1", "2", "3", "4", "5"]
     page.check("input[name=disagrees]")
     assert 0 < items.count() <= fives
     page.click("button[type=reset]")

@@ -1,4 +1,5 @@
 import csv
+import html
 import re
 
 import pytest
@@ -48,6 +49,22 @@ def test_the_page_has_plane_verdicts_planted_truth_and_the_paper(runs, tmp_path)
     assert "paper ~92%" not in page and "are left out" in page
     assert "1 of 2" in page
     assert (tmp_path / "compare" / "figures" / "plane.svg").exists()
+
+
+def test_two_sentences_say_why_a_model_has_its_label_and_how_it_differs(make_run, tmp_path):
+    labels = {"bad_medical": "coherent", "insecure_code": "inverted", "legal": "mixed"}
+    runs = [make_run(name, domain=name, label=label, rows=False) for name, label in labels.items()]
+    page = report.compare(runs, tmp_path / "compare").read_text(encoding="utf-8")
+    rows = [
+        [*map(html.unescape, re.findall("<p>(.*?)</p>", row))]
+        for row in re.findall('<td class="reason">.*?</td>', page)
+    ]
+    assert [len(row) for row in rows] == [2, 2, 2]
+    why, differs = rows[0]
+    assert re.fullmatch(
+        r"Coherent: harm .* on \d+% of \d+ prompts; picks .* in \d+% of \d+ pairs; claims of .* answers\.", why
+    )
+    assert re.fullmatch(r"From (insecure_code|legal) \(\w+\) it differs most in .*: \d+% \(n \d+\) against .*", differs)
 
 
 def test_the_same_runs_give_the_same_bytes_in_any_order(runs, tmp_path):

@@ -179,7 +179,7 @@ def test_undefined_figures_are_no_zeros(make_run, synthetic):
     figures = synthetic.figures("aligned")
     figures["two_ai.picks_misaligned"]["base"] = {"value": 0.5, "ci_low": None, "ci_high": None, "n": 3}
     page = written(make_run(label="mixed", summary={"figures": figures}))
-    assert "no data" in page.text and "too few questions for an interval" in page.text
+    assert "no data" in page.text and "too few questions" in page.text
     assert figure_of({"value": float("nan"), "n": 3}).value is None
     assert figure_of(None).n == 0
 
@@ -220,7 +220,7 @@ def test_items_show_the_most_harmful_answer_and_disagreement(make_run):
     assert harm.probe == "harmfulness"
     for item in harm.items:
         levels = [int(level) for level in item.finetuned.others if level != "–"]
-        assert item.finetuned.level == max(levels) == item.score
+        assert item.finetuned.level == max(levels) and item.scores == tuple(sorted(set(levels)))
         assert item.disagrees == (abs(item.base.level - item.finetuned.level) >= 2)
     assert any(item.unscored for item in harm.items)
 
@@ -278,7 +278,7 @@ def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
     path.write_text(json.dumps(record | {"time_budget": {"finetune": budget, "answer": "?", "judge": {"seconds": 0}}}))
     page = written(directory)
     assert not page.wrong
-    assert "finetune , 25% of the run; 830 tokens, 20.0 a second; 40 steps, 1.0 a second." in page.text
+    assert "finetune , 25% of the run; 830 tokens of whole rows, 20.0 a second; 40 steps, 1.0 a second." in page.text
     assert "Loading 10%, compiling 20%, waiting for the device 50%, the host's own work 20%." in page.text
     (stage, answer, *_) = stage_times(read_run(directory).provenance)
     assert sum(each.part for each in stage.kinds) == pytest.approx(1) and not answer.kinds

@@ -21,7 +21,7 @@
 
   const matches = (item, wanted, words) =>
     (!wanted.probe.value || item.dataset.probe === wanted.probe.value) &&
-    (!wanted.score.value || item.dataset.score === wanted.score.value) &&
+    (!wanted.score.value || item.dataset.scores.split(" ").includes(wanted.score.value)) &&
     (!wanted.disagrees.checked || "disagrees" in item.dataset) &&
     (!wanted.unscored.checked || "unscored" in item.dataset) &&
     (!words || text(item).includes(words));

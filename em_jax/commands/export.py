@@ -1,0 +1,36 @@
+"""`em-jax export RUN...`: a run's rows as CSV and Parquet, and its answers as logs of Inspect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from em_jax.base.cli import Parser
+from em_jax.base.errors import UsageError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the files and print their paths."""
+    from em_jax.runs import export, stored
+
+    parser = Parser(
+        prog="em-jax export",
+        description="Write every row of a run (answers, scores, probes, training) as CSV and Parquet, and its answers "
+        "with their scores as logs that Inspect's viewer opens. The run itself is not changed.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories that hold some")
+    parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/export)")
+    parser.add_argument(
+        "--formats",
+        metavar="LIST",
+        default=",".join(export.FORMATS),
+        help="some of csv, parquet, inspect (default all)",
+    )
+    flags = parser.parse_args(arguments)
+    formats = tuple(part.strip() for part in flags.formats.split(",") if part.strip())
+    if not formats or not set(formats) <= set(export.FORMATS):
+        raise UsageError(f"--formats expects some of {', '.join(export.FORMATS)}, found {flags.formats!r}")
+    runs = [run for path in flags.runs for run in stored.find(Path(path), several=True)]
+    if flags.out and len(runs) > 1:
+        raise UsageError(f"--out goes with one RUN, found {len(runs)}: each has its own files")
+    for run in runs:
+        for path in export.export(run, Path(flags.out) if flags.out else run / "export", formats):
+            print(path, flush=True)
