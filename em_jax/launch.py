@@ -4,15 +4,13 @@ The first line on stdout names the model and why, the last one the verdict and t
 stderr; of several processes only process 0 prints to stdout. Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from em_jax.base import multihost
 from em_jax.base.cli import command
 from em_jax.runs import flags
-from em_jax.runs.processes import across_processes, choose_model, model_line
+from em_jax.runs.processes import across_processes, choose_model, run_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,23 +29,6 @@ def launch(arguments: Sequence[str]) -> None:
             run_plan(plan, why)
         return
     across_processes(lambda components: run_plan(plan, why, components))
-
-
-def run_plan(plan: flags.Plan, why: str, components: Any = None) -> None:
-    """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
-    from em_jax.runs import dry_run, placement, series
-    from em_jax.runs.components import Components
-
-    configs = tuple(series.resolve(config) for config in plan.configs)
-    print(model_line(configs[0], why), flush=True)
-    components = components or Components()
-    chosen, reasons = placement.chosen(configs, components.rows)
-    components = dataclasses.replace(components, chosen=chosen)
-    for line in reasons:
-        print(line, flush=True)
-    work = dry_run.lines if plan.dry_run else series.run
-    for line in work(configs, plan.run_dir, plan.several, components):
-        print(line, flush=True)
 
 
 if __name__ == "__main__":
