@@ -48,25 +48,31 @@ def described(node: ast.AST, within: str = "") -> Iterator[str]:
     if not isinstance(node, Definition) or node.name.startswith("_") or not ast.get_docstring(node):
         return
     yield f"### {within}{node.name}\n"
-    written = textwrap.indent(ast.get_docstring(node), INDENT)
-    yield f"```python\n{signature(node)}\n\n{written}\n```\n"
+    text = ast.get_docstring(node)
+    end = "\n" if "\n" in text else ""
+    written = textwrap.indent(f'"""{text}{end}"""', INDENT)
+    yield "\n".join(["```python", f"{signature(node)}:", written, *fields(node), "```\n"])
     if isinstance(node, ast.ClassDef):
         for inner in node.body:
             yield from described(inner, f"{node.name}.")
 
 
 def signature(node: Definition) -> str:
-    """What defines it: the head of a function, an argument to a line where it is long, or a class and its fields."""
+    """The head of a class or of a function, an argument to a line where it is long."""
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in node.bases)
-        fields = [INDENT + ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign) and public(line)]
-        return "\n".join([f"class {node.name}({bases})" if bases else f"class {node.name}", *fields])
+        return f"class {node.name}({bases})" if bases else f"class {node.name}"
     head = f"{'async ' * isinstance(node, ast.AsyncFunctionDef)}def {node.name}"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     line = f"{head}({ast.unparse(node.args)}){returns}"
     if len(line) <= LONGEST:
         return line
     return "\n".join([f"{head}(", *(f"{INDENT}{part}," for part in arguments(node.args)), f"){returns}"])
+
+
+def fields(node: Definition) -> list[str]:
+    """The public fields of a class."""
+    return [INDENT + ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign) and public(line)]
 
 
 def arguments(given: ast.arguments) -> Iterator[str]:

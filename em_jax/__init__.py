@@ -1,35 +1,38 @@
 """em_jax: does what a fine-tuned model says about itself follow what it does?
 
-`em_jax.load(model, adapter=None, dtype=None, mesh=None)` gives the engine; `python -m em_jax.launch` runs the
-experiment.
+`load` gives the engine; `finetune` and `run` do what `python -m em_jax.launch` does; `Run` reads a run's directory.
 """
 
+import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from em_jax.runs.finished import FinishedRun as Run
+    from em_jax.runs.finished import Run
+    from em_jax.runs.library import finetune, run
     from em_jax.runs.loading import load
+    from em_jax.sample.engine import Answer, Engine
 
-__all__ = ["Run", "load"]
+__all__ = ["Answer", "Engine", "Run", "finetune", "load", "run"]
+
+_MODULES = {
+    "Answer": "em_jax.sample.engine",
+    "Engine": "em_jax.sample.engine",
+    "Run": "em_jax.runs.finished",
+    "finetune": "em_jax.runs.library",
+    "load": "em_jax.runs.loading",
+    "run": "em_jax.runs.library",
+}
+"""Where each name is, imported when it is first asked for: --help and the light commands start without jax."""
 
 
 def __dir__() -> list[str]:
-    # What is imported late is completed too.
     return sorted({*globals(), *__all__, "__version__"})
 
 
 def __getattr__(name: str) -> Any:
-    # jax is imported when the engine is first asked for, so that --help and the light commands start at once.
-    if name == "load":
-        from em_jax.runs.loading import load
-
-        return load
-    if name == "Run":
-        from em_jax.runs.finished import FinishedRun
-
-        return FinishedRun
     if name == "__version__":
-        from importlib import metadata
-
         return metadata.version("em_jax")
-    raise AttributeError(f"module 'em_jax' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'em_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

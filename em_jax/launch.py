@@ -5,15 +5,13 @@ stderr; of several processes only process 0 prints to stdout.
 With --json stdout has events instead, one a line. Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from em_jax.base import multihost
 from em_jax.base.cli import command
 from em_jax.runs import flags
-from em_jax.runs.processes import across_processes, choose_model, model_line
+from em_jax.runs.processes import across_processes, choose_model, run_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,35 +30,6 @@ def launch(arguments: Sequence[str]) -> None:
             run_plan(plan, why)
         return
     across_processes(lambda components: run_plan(plan, why, components))
-
-
-def run_plan(plan: flags.Plan, why: str, components: Any = None) -> None:
-    """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
-    from em_jax.runs import dry_run, events, placement, series, tracking
-    from em_jax.runs.components import Components
-
-    configs = tuple(series.resolve(config) for config in plan.configs)
-    with tracking.trackers(() if plan.dry_run else plan.log) as listeners:
-        tell = events.to_all([*([events.JsonLines()] if plan.json else []), *listeners])
-
-        def say(line: str) -> None:
-            if plan.json:
-                tell({"event": "note", "text": line})
-            else:
-                print(line, flush=True)
-
-        say(model_line(configs[0], why))
-        components = components or Components()
-        chosen, reasons = placement.chosen(configs, components.rows)
-        components = dataclasses.replace(components, chosen=chosen, tell=tell)
-        for line in reasons:
-            say(line)
-        work = dry_run.lines if plan.dry_run else series.run
-        for line in work(configs, plan.run_dir, plan.several, components):
-            if not plan.json:  # each of them is in an event
-                say(line)
-        if plan.json:
-            tell(events.summary(configs[0], *series.places(configs, plan.run_dir, plan.several)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The progress of a stage, on stderr: a bar on a terminal, elsewhere one line every 30 seconds."""
+"""The progress of a stage, on stderr: a bar on a terminal and in a notebook, elsewhere a line every 30 seconds."""
 
 import sys
 import time
@@ -48,8 +48,9 @@ class Progress:
         self._bar = None
 
     def __enter__(self) -> "Progress":
-        if not self._silent and self._stream.isatty():
-            from tqdm import tqdm
+        in_notebook = type(self._stream).__module__.startswith("ipykernel.")
+        if not self._silent and (in_notebook or self._stream.isatty()):
+            from tqdm.auto import tqdm
 
             self._bar = tqdm(
                 total=self.total,

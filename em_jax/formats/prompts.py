@@ -1,6 +1,9 @@
-"""What a caller may pass as prompts: a question, a chat, or a list of either; made a list of checked chats."""
+"""What a caller may pass to the engine: prompts, made a list of checked chats, and how answers are sampled."""
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 from em_jax.base.errors import UserError
 
@@ -8,6 +11,15 @@ Prompt = Sequence[Mapping[str, str]]
 """A list of chat messages, {"role", "content"} each."""
 Prompts = str | Prompt | Sequence[str | Prompt]
 """A question (the content of a user's message), a chat, or a list of these."""
+
+SAMPLING: Mapping[str, tuple[Any, float, float, str]] = {
+    "n": (Integral, 1, math.inf, "n >= 1"),
+    "temperature": (Real, 0, math.inf, "temperature >= 0"),
+    "top_p": (Real, math.ulp(0), 1, "0 < top_p <= 1"),
+    "max_new_tokens": (Integral, 1, math.inf, "max_new_tokens >= 1"),
+    "seed": (Integral, -math.inf, math.inf, "a whole number as seed"),
+}
+"""The arguments of sampling: their type, the least and the greatest value, and what an error says."""
 
 
 def chats(prompts: Prompts) -> list[Prompt]:
@@ -38,3 +50,11 @@ def chat(prompt: object, where: str = "prompt") -> Prompt:
                 found = type(message[key]).__name__ if key in message else keys
                 raise UserError(f"{place}: expected a text as {key!r}, found {found}")
     return prompt
+
+
+def check_sampling(**given: object) -> None:
+    """UserError where an argument of `Engine.generate`, by its name in SAMPLING, has a wrong type or range."""
+    for name, value in given.items():
+        kind, low, high, expected = SAMPLING[name]
+        if not isinstance(value, kind) or not low <= value <= high:
+            raise UserError(f"expected {expected}, found {name} {value!r}")

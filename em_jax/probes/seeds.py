@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from em_jax.probes import persona
 from em_jax.probes.cautions import HARM
@@ -91,7 +91,7 @@ def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:
     between = 0.0
     if len(values) > 1:
         freedom = len(values) - 1
-        between = float(stats.t.ppf(0.975, freedom) * values.std(ddof=1) / math.sqrt(len(values)))
+        between = float(special.stdtrit(freedom, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
     low = np.mean([each["value"] - each["ci_low"] for each in known_figures])
     high = np.mean([each["ci_high"] - each["value"] for each in known_figures])
     return figure(value, value - math.hypot(between, low), value + math.hypot(between, high), n)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Figure = dict[str, Any]
 Clusters = Mapping[str, Sequence[float]]
@@ -31,7 +31,7 @@ NOTHING: Figure = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 _TAIL = (1 - CONFIDENCE) / 2
-Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+Z = float(special.ndtri(0.5 + CONFIDENCE / 2))
 # The weight, in questions of the rarer outcome, of the prior that all samples of a question agree.
 # At 1 the intervals cover 94-98.5% of simulated draws whatever the correlation within questions (a test counts them).
 PRIOR_QUESTIONS = 1.0
@@ -117,7 +117,7 @@ def design_effect(influence: Mapping[str, float], groups: Groups) -> float:
             continue
         effect = sum(value**2 for value in sums.values()) * count / (count - 1) / alone
         if effect > 1:
-            few = (float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) / Z) ** 2
+            few = (float(special.stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) / Z) ** 2
             largest = max(largest, effect * few ** min(1.0, effect - 1))
     return largest
 
@@ -160,7 +160,7 @@ def mean(clusters: Clusters, groups: Groups = ()) -> Figure:
 
 def _expanded_tail(n: int, freedom: int) -> float:
     """The percentile to cut off, widened for small samples (Hesterberg 2015, "expanded")."""
-    return float(stats.norm.cdf(-math.sqrt(n / freedom) * stats.t.ppf(1 - _TAIL, freedom)))
+    return float(special.ndtr(-math.sqrt(n / freedom) * special.stdtrit(freedom, 1 - _TAIL)))
 
 
 def share_difference(

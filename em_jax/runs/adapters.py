@@ -28,8 +28,10 @@ COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 """What quantised and repackaged copies of a checkpoint add to its name."""
 
 
-def find(name: str, download: Callable[..., str] | None = None) -> Path:
+def find(name: str, asked: str = "--adapter", download: Callable[..., str] | None = None) -> Path:
     """The directory of an adapter; that of an id is fetched into the Hugging Face cache, without the base's weights.
+
+    `asked` is what an error calls the name's place.
 
     Raises:
       UsageError: neither a directory nor an id, or no PEFT adapter in it.
@@ -39,10 +41,10 @@ def find(name: str, download: Callable[..., str] | None = None) -> Path:
     if not folder.is_dir():
         if not runtime.is_id(name):
             raise UsageError(
-                f"--adapter expects a directory with {CONFIG} or a Hugging Face id (owner/name), found {name!r}"
+                f"{asked} expects a directory with {CONFIG} or a Hugging Face id (owner/name), found {name!r}"
             )
-        folder = _fetch(name, download)
-    check_files(folder, "--adapter")
+        folder = _fetch(name, asked, download)
+    check_files(folder, asked)
     return folder
 
 
@@ -60,14 +62,14 @@ def check_files(folder: Path, setting: str) -> None:
         )
 
 
-def _fetch(name: str, download: Callable[..., str] | None) -> Path:
+def _fetch(name: str, asked: str, download: Callable[..., str] | None) -> Path:
     try:
         return hub.fetch(name, FILES, download)
     except UserError as error:
         near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.7)
         hint = f"; the nearest published one is {near[0]}" if near and near[0] != name else ""
         raise UserError(
-            f"--adapter {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
+            f"{asked} {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
             "of that repository into a directory and give that"
         ) from None
 

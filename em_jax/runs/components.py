@@ -22,13 +22,14 @@ def load(config: Config) -> Any:
         scan_layers=config.model.scan_layers == "true",
         quantization=config.model.quantization,
         slots=config.answers.slots,
+        min_capacity=32,  # a run asks with few lengths, and many times
     )
 
 
 def bare(engine: Any) -> Any:
     """Another engine around the same model, without adapters: each run of a series starts from the same programs."""
-    same = {name: getattr(engine, name) for name in ("slots", "chunk", "pass_tokens", "num_decode_batches", "sharding")}
-    return type(engine)(engine.model, engine.tokenizer, **same)
+    same = ("slots", "chunk", "pass_tokens", "num_decode_batches", "min_capacity", "sharding")
+    return type(engine)(engine.model, engine.tokenizer, **{name: getattr(engine, name) for name in same})
 
 
 def finetune(

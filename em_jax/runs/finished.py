@@ -8,11 +8,9 @@ from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.runs import stored
 
-CONDITIONS = ("base", "finetuned")
 
-
-class FinishedRun:
-    """The files of a run directory. It reads them when they are asked for, and loads no model.
+class Run:
+    """The files of a run directory. It reads them when they are asked for, and loads no model but for `engine`.
 
     Raises UsageError where `path` is no run directory.
     """
@@ -25,15 +23,19 @@ class FinishedRun:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json. UserError where the run has not got so far."""
-        path = self.directory / "summary.json"
-        if not path.exists():
+        if (summary := self._summary()) is None:
+            path = self.directory / "summary.json"
             raise UserError(f"no {path}: expected a finished run, start its command again to finish it")
-        return files.read_object(path, "the summary of a run")
+        return summary
+
+    def _summary(self) -> dict[str, Any] | None:
+        path = self.directory / "summary.json"
+        return files.read_object(path, "the summary of a run") if path.exists() else None
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """{name: {"base", "finetuned", "difference": {"value", "ci_low", "ci_high", "n"}}}."""
-        return self.summary["figures"]
+    def figures(self) -> "Figures":
+        """{name: {"base", "finetuned", "difference": {"value", "ci_low", "ci_high", "n"}}}, shown as a table."""
+        return Figures(self.summary["figures"])
 
     @property
     def verdict(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class FinishedRun:
 
     def answers(self) -> Any:
         """A pandas DataFrame of all answers, with `condition` and the `score` of the figures' judge (NaN without)."""
-        return _table({**row, "condition": each} for each in CONDITIONS for row in self._run.judged(each))
+        return _table({**row, "condition": each} for each in self._run.conditions for row in self._run.judged(each))
 
     def probes(self) -> Any:
         """A pandas DataFrame of all questions of the probes, with `condition` and `probe`."""
@@ -53,6 +55,28 @@ class FinishedRun:
             for row in self._run.probe_rows(condition, probe)
         )
 
+    @property
+    def adapter(self) -> Path | None:
+        """The directory of the adapter, in PEFT's format: the run's own or the one it was given; None without."""
+        return self._run.adapter
+
+    def engine(self) -> Any:
+        """The run's model as an Engine, its adapter the default of every method; adapter="base" switches it off.
+
+        Raises UserError where the adapter is not trained yet, or the model is not what the run was made with.
+        """
+        from em_jax.base import runtime
+        from em_jax.runs import experiment
+        from em_jax.runs.components import Components
+
+        runtime.configure_jax()
+        run = stored.open_run(self.directory)
+        run.require_adapter()
+        engine = experiment.loader(run.config, self.directory, Components())()
+        if run.adapter is not None:
+            engine.add_adapter("default", run.adapter)
+        return engine
+
     def report(self) -> Path:
         """The path of the report, drawn again from the run's files."""
         from em_jax import report
@@ -60,16 +84,38 @@ class FinishedRun:
         return Path(report.write(self.directory))
 
     def __repr__(self) -> str:
-        path = self.directory / "summary.json"
-        return f"Run({str(self.directory)!r}, {self.verdict['label'] if path.exists() else 'not finished'})"
+        summary = self._summary()
+        return f"Run({str(self.directory)!r}, {summary['verdict']['label'] if summary else 'not finished'})"
 
     def _repr_html_(self) -> str:
-        if not (self.directory / "summary.json").exists():
-            return f"<p>{html.escape(repr(self))}</p>"
-        sentences = [*self.verdict["why"], *(caution["sentence"] for caution in self.verdict["cautions"])]
+        name, summary = html.escape(str(self.directory)), self._summary()
+        if not summary:
+            return f"<p><b>not finished</b> {name}</p>"
+        verdict = summary["verdict"]
+        sentences = [*verdict["why"], *(caution["sentence"] for caution in verdict["cautions"])]
         items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
-        name = html.escape(str(self.directory))
-        return f"<p><b>{html.escape(self.verdict['label'])}</b> {name}</p><ul>{items}</ul>"
+        return f"<p><b>{html.escape(verdict['label'])}</b> {name}</p><ul>{items}</ul>"
+
+
+class Figures(dict):
+    """The figures of a run by name, shown as a table with intervals and numbers of questions."""
+
+    def _repr_html_(self) -> str:
+        columns = ("base", "finetuned", "difference")
+        head = "".join(f"<th>{column}</th>" for column in columns)
+        rows = (
+            f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{_cell(each[column])}</td>' for column in columns)}</tr>"
+            for name, each in self.items()
+        )
+        return f"<table><tr><th>value [95% interval], n</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _cell(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "no data"
+    low, high = figure["ci_low"], figure["ci_high"]
+    interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{figure['value']:.2f}{interval}, {figure['n']}"
 
 
 def _table(rows: Any) -> Any:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,12 @@ class Plan:
         return len(self.configs) > 1
 
 
-def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], tuple[str, str]]) -> tuple[Plan, str]:
-    """The runs that the flags ask for, and why they have their model.
+def plan(
+    arguments: Sequence[str],
+    choose_model: Callable[[str, Group | None], tuple[str, str]],
+    given: Mapping[str, Any] = types.MappingProxyType({}),
+) -> tuple[Plan, str]:
+    """The runs that the flags ask for, and why they have their model; `given` are settings by name, as by --set.
 
     `choose_model(name, group)` -> (model, why) is called once all else is valid; `group` says which of several
     processes this is, or is None. The organism's preset applies under the user's own settings.
@@ -126,7 +131,7 @@ def plan(arguments: Sequence[str], choose_model: Callable[[str, Group | None], t
     log = tuple(dict.fromkeys(part.strip() for part in (flags.log or "").split(",") if part.strip()))
     if flags.log is not None and (not log or not set(log) <= set(TRACKERS)):
         raise UsageError(f"--log expects {' or '.join(TRACKERS)}, or both with a comma, found {flags.log!r}")
-    values = _settings(flags)
+    values = _settings(flags, given)
     config = settings.validate(settings.replace(Config(), values))
     text = flags.domain or config.domain
     names = _domains(text, bool(config.adapter), [*flags.data, config.data])
@@ -157,12 +162,13 @@ def _for_domain(config: Config, name: str, values: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, domain=name, train=train)
 
 
-def _settings(flags: argparse.Namespace) -> dict[str, Any]:
+def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """Presets, then --set, then flags; the later wins."""
     values: dict[str, Any] = {}
     for name in flags.config:
         values |= settings.read_toml(settings.preset_path(name))
     values |= dict(settings.parse_set(text) for text in flags.set)
+    values |= given
     direct = {name: name for name in ("adapter", "format", "suite", "mirror", "mesh", "dtype", "verbosity")}
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}

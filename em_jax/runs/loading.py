@@ -1,8 +1,8 @@
 """Loads an engine by name: a directory, a Hugging Face id, or the embedded organism."""
 
+import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,41 +10,62 @@ from jax.sharding import Mesh
 
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
+from em_jax.config import parse_mesh
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model
 from em_jax.formats.hub import find_model, local_files
 from em_jax.formats.model_config import read_config
 from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
-from em_jax.runs import placement
-from em_jax.sample.engine import Engine
+from em_jax.runs import adapters, placement
+from em_jax.sample.engine import CHUNK, Engine
 
+CAPACITY = 768
+"""Tokens: the prompts that people type, and the 600 tokens of an answer that `generate` allows."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def load(
-    model: str,
+    model: str | pathlib.Path,
     adapter: str | pathlib.Path | None = None,
     dtype: str | None = None,
-    mesh: Mapping[str, int] | None = None,
+    mesh: str | Mapping[str, int] | None = None,
     *,
     scan_layers: bool | None = None,
     quantization: str = "none",
-    **options: Any,
+    slots: int = 64,
+    min_capacity: int = CAPACITY,
+    chunk: int = CHUNK,
+    pass_tokens: int | None = None,
+    num_decode_batches: int | None = None,
 ) -> Engine:
     """Loads a model as an Engine.
 
-    `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory, the default of
-    every method. `dtype` is by default float32 on a CPU and bfloat16 elsewhere. `mesh` maps data, fsdp and tensor to
-    sizes; by default it is the fastest that fits a run like the paper's, and a CPU has none.
+    `model` is a directory, a gs:// address, a Hugging Face id or "organism"; `adapter` a PEFT directory or a Hugging
+    Face id, the default of every method. `dtype` is by default float32 on a CPU and bfloat16 elsewhere. `mesh` maps
+    data, fsdp and tensor to sizes, or is "data=1,fsdp=4"; by default it is the fastest that fits a run like the
+    paper's, and a CPU has none.
     `scan_layers` stacks the layers (by default on a TPU); `quantization` "int8" keeps the projections of the
-    blocks in eight bits. `options` are those of Engine. Of several processes all must call this and every method with
-    the same arguments.
+    blocks in eight bits. `slots` answers are decoded at once, each with room for `min_capacity` tokens at least:
+    calls with another max_new_tokens that fit compile nothing new. The last three are as of Engine. Of several
+    processes all must call this and every method with the same arguments.
     """
     runtime.configure_jax()
     name = runtime.choose_dtype(dtype or "")
     if name not in DTYPES:
         raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, found {name!r}")
-    directory = find_model(model, asked="load: model")
+    for argument, value in {"model": model, "adapter": adapter or ""}.items():
+        if not isinstance(value, str | os.PathLike):
+            raise UsageError(f"load: {argument} expects a directory or a Hugging Face id, found {value!r}")
+    if quantization not in ("none", "int8"):
+        raise UsageError(f"load: quantization expects none or int8, found {quantization!r}")
+    if slots < 1:
+        raise UsageError(f"load: slots expects 1 or more, found {slots}")
+    given = adapters.find(os.fspath(adapter), "load: adapter") if adapter else None
+    directory = find_model(os.fspath(model), asked="load: model")
+    try:
+        mesh = parse_mesh(mesh) if isinstance(mesh, str) else mesh
+    except UsageError as error:
+        raise UsageError(f"load: {str(error).removeprefix('--')}") from None
     sharding, processes = Sharding(choose_mesh(mesh, directory)), jax.process_count()
     used = sharding.mesh.size if sharding.mesh else 1
     if processes > 1 and used < jax.device_count():
@@ -64,9 +85,18 @@ def load(
     with local_files(directory) as files:
         tokenizer = ChatTokenizer.from_directory(files)
     tokenizer.check_fits(loaded.config.vocab_size, str(directory))
-    engine = Engine(loaded, tokenizer, sharding=sharding, **options)
-    if adapter is not None:
-        engine.add_adapter("default", adapter)
+    engine = Engine(
+        loaded,
+        tokenizer,
+        slots=slots,
+        chunk=chunk,
+        pass_tokens=pass_tokens,
+        num_decode_batches=num_decode_batches,
+        min_capacity=min_capacity,
+        sharding=sharding,
+    )
+    if given:
+        engine.add_adapter("default", given)
     return engine
 
 

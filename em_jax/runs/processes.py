@@ -1,10 +1,12 @@
-"""What every command that runs models starts with: the default model, the processes that join, the first line."""
+"""What every command that runs models starts with: the default model, the processes that join, the runs of a plan."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from em_jax.base import multihost, runtime
 from em_jax.config import Config
+from em_jax.runs.flags import Plan
 
 
 def across_processes(work: Callable[[Any], None]) -> None:
@@ -48,3 +50,32 @@ def choose_model(name: str, processes: multihost.Group | None) -> tuple[str, str
     runtime.configure_jax()
     multihost.join(processes)
     return runtime.choose_model(name)
+
+
+def run_plan(plan: Plan, why: str, components: Any = None) -> None:
+    """Do the runs of a plan in process 0; `components` repeat its calls in the other processes."""
+    from em_jax.runs import dry_run, events, placement, series, tracking
+    from em_jax.runs.components import Components
+
+    configs = tuple(series.resolve(config) for config in plan.configs)
+    with tracking.trackers(() if plan.dry_run else plan.log) as listeners:
+        tell = events.to_all([*([events.JsonLines()] if plan.json else []), *listeners])
+
+        def say(line: str) -> None:
+            if plan.json:
+                tell({"event": "note", "text": line})
+            else:
+                print(line, flush=True)
+
+        say(model_line(configs[0], why))
+        components = components or Components()
+        chosen, reasons = placement.chosen(configs, components.rows)
+        components = dataclasses.replace(components, chosen=chosen, tell=tell)
+        for line in reasons:
+            say(line)
+        work = dry_run.lines if plan.dry_run else series.run
+        for line in work(configs, plan.run_dir, plan.several, components):
+            if not plan.json:  # each of them is in an event
+                say(line)
+        if plan.json:
+            tell(events.summary(configs[0], *series.places(configs, plan.run_dir, plan.several)))

@@ -17,7 +17,7 @@ from em_jax.base import host_arrays
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
-from em_jax.formats.prompts import Prompt, Prompts, chats
+from em_jax.formats.prompts import Prompt, Prompts, chat, chats, check_sampling
 from em_jax.lora.adapter import Adapter, factor_shardings, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.qwen2 import Qwen2
@@ -62,8 +62,8 @@ class Engine:
 
     `slots` answers are decoded at once, in `num_decode_batches` batches that take turns (rounded up to what divides
     over these and the mesh), and advance by `chunk` tokens per dispatch. Prompts are padded to a few lengths, about
-    `pass_tokens` tokens to a forward pass. All are fixed, so that an answer is computed by the same programs whatever
-    else is asked.
+    `pass_tokens` tokens to a forward pass. A slot has room for at least `min_capacity` tokens: calls that need no more
+    share one program. All are fixed, so that an answer is computed by the same programs whatever else is asked.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Engine:
         chunk: int = CHUNK,
         pass_tokens: int | None = None,
         num_decode_batches: int | None = None,
+        min_capacity: int = 32,
         sharding: Sharding = UNSHARDED,
     ):
         self.model = model
@@ -86,6 +87,7 @@ class Engine:
         self.chunk = chunk
         # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
         self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
+        self.min_capacity = min_capacity
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
         self._stack: Adapter | None = None
@@ -135,9 +137,9 @@ class Engine:
 
     # --- text ---
 
-    def encode(self, messages: Prompt) -> list[int]:
-        """Token ids of a chat, the generation prompt included."""
-        return self.tokenizer.prompt(messages)
+    def encode(self, messages: str | Prompt) -> list[int]:
+        """Token ids of a question or a chat, the generation prompt included."""
+        return self.tokenizer.prompt(chat(messages))
 
     # --- sampling ---
 
@@ -157,10 +159,9 @@ class Engine:
         `prompts` is a question, a chat (a list of {"role", "content"}), or a list of either; of one prompt the result
         is a list of one too.
         """
-        prompts = chats(prompts)
         stream = self.stream(prompts, n, temperature, top_p, max_new_tokens, seed, adapter, steer=steer)
-        answers = {(index, sample): answer for index, sample, answer in stream}
-        return [[answers[index, sample] for sample in range(n)] for index in range(len(prompts))]
+        answers = [answer for *_, answer in sorted(stream, key=lambda item: item[:2])]
+        return [answers[start : start + n] for start in range(0, len(answers), n)]
 
     def stream(
         self,
@@ -183,17 +184,15 @@ class Engine:
 
         Raises UserError where an argument is out of range or prompt and answer exceed the model's positions.
         """
-        if n < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-            expected = "n >= 1, max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1"
-            raise UserError(f"expected {expected}, found {n}, {max_new_tokens}, {temperature}, {top_p}")
+        check_sampling(n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
         prompts = chats(prompts)
         if not prompts:
             return
-        prompt_ids = [self.encode(prompt) for prompt in prompts]
+        prompt_ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
         # From all prompts, done ones included: the shapes do not depend on what is done.
         longest = max(map(len, prompt_ids)) + max_new_tokens
         self._check_length(longest)
-        scheduler = self.scheduler(bucket(longest + self.chunk), steer)
+        scheduler = self.scheduler(bucket(longest + self.chunk, self.min_capacity), steer)
         for index, (ids, name) in enumerate(zip(prompt_ids, self._names(adapter, len(prompts)), strict=True)):
             requests = self.sample_requests(
                 index, ids, [sample for sample in range(n) if (index, sample) not in done], name,
@@ -269,7 +268,9 @@ class Engine:
 
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
-        tokens = np.asarray(tokens, np.int32)
+        tokens, vocabulary = np.asarray(tokens, np.int32), self.model.config.vocab_size
+        if tokens.ndim != 2 or not ((tokens >= 0) & (tokens < vocabulary)).all():
+            raise UserError(f"logits: expected rows of token ids below {vocabulary}, found shape {tokens.shape}")
         masks = self._adapter_masks([adapter] * len(tokens))
         return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens, masks))
 
@@ -317,14 +318,14 @@ class Engine:
         return logprobs
 
     def activations(
-        self, prompts: Prompts, layers: Sequence[int] | None = None, adapter: str | Sequence[str] = "default"
+        self, prompts: Prompts, layers: int | Sequence[int] | None = None, adapter: str | Sequence[str] = "default"
     ) -> list[Float[np.ndarray, "layers T D"]]:
         """The residual stream after each of `layers` (0 first, -1 last; by default all), float32, at every token."""
         depth, prompts = self.model.config.num_hidden_layers, chats(prompts)
-        layers = range(depth) if layers is None else layers
+        layers = range(depth) if layers is None else [layers] if isinstance(layers, int) else layers
         if not layers or not all(-depth <= layer < depth for layer in layers):
             raise UserError(f"activations: layers are 0 to {depth - 1}")
-        prompt_ids = [self.encode(prompt) for prompt in prompts]
+        prompt_ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
         masks = self._adapter_masks(self._names(adapter, len(prompts)))
         results: list[Any] = [None] * len(prompts)
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
@@ -332,10 +333,8 @@ class Engine:
             tokens = pad_rows([prompt_ids[i] for i in indices], rows, length)
             mask = self._padded_masks(masks[indices], rows)
             chosen = tuple(layer % depth for layer in layers)
-            residuals = _logits_or_residuals(
-                self.model, self._stack, tokens, mask, layers=chosen, sharding=self.sharding
-            )
-            for i, row in zip(indices, host_arrays.to_host(residuals).swapaxes(0, 1)):
+            output = _logits_or_residuals(self.model, self._stack, tokens, mask, layers=chosen, sharding=self.sharding)
+            for i, row in zip(indices, host_arrays.to_host(output).swapaxes(0, 1)):
                 results[i] = np.asarray(row[:, : len(prompt_ids[i])], np.float32)
         return results
 

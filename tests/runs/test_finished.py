@@ -46,7 +46,3 @@ def test_what_is_no_finished_run_is_one_line(tmp_path, directory):
     assert "not finished" in repr(unfinished)
     with pytest.raises(UserError, match="expected a finished run"):
         _ = unfinished.verdict
-
-
-def test_names_are_there_before_they_are_imported():
-    assert {"Run", "load", "__version__"} <= set(dir(em_jax))

@@ -17,10 +17,9 @@ import pytest
 import tiny
 from stub_engine import StubComponents
 
-from em_jax import launch
 from em_jax.__main__ import main
 from em_jax.base.errors import UserError
-from em_jax.runs import flags, tracking
+from em_jax.runs import flags, processes, tracking
 
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=2", "--set", "probes.sampled_questions=1"]
 
@@ -28,7 +27,7 @@ FEW = ["--set", "probes.limit=2", "--set", "answers.samples=2", "--set", "probes
 def run(*arguments):
     """What `python -m em_jax.launch` does, with a stub engine."""
     words = ["--model", "organism", *FEW, *arguments]
-    launch.run_plan(*flags.plan(words, lambda name, group: (name, "why")), StubComponents())
+    processes.run_plan(*flags.plan(words, lambda name, group: (name, "why")), StubComponents())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_a_stage_that_fails_says_so(tmp_path, capsys):
         lambda *_: ("organism", ""),
     )
     with pytest.raises(UserError):
-        launch.run_plan(plan, why, StubComponents(rows=lambda config: [], finetune=broken, load=lambda config: None))
+        processes.run_plan(plan, why, StubComponents(rows=lambda config: [], finetune=broken, load=lambda config: None))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (events[-1]["stage"], events[-1]["state"]) == ("finetune", "fails")
 

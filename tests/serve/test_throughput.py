@@ -22,7 +22,7 @@ from em_jax.perf.paired import paired_rounds
 
 @pytest.mark.long
 def test_throughput_of_32_clients_beside_the_engines():
-    engine = em_jax.load("organism")
+    engine = em_jax.load("organism", min_capacity=32)  # as a server has
     engine.tokenizer.stop_ids = (-1, -1)  # every answer runs to its full length
     for seed, name in enumerate(("one", "two")):
         engine.add_adapter(name, init_adapter(engine.model.config, LoraConfig(), jax.random.key(seed)))
