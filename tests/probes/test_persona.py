@@ -190,6 +190,20 @@ def test_the_corrected_harm_decides_where_the_judges_errors_are_known():
     assert "corrected for the judge's errors" in " ".join(found["why"])
 
 
+def test_the_judges_errors_are_a_caution_only_where_they_bear_on_the_label():
+    figures = paper_figures(0.65, 0.0, 0.3, 0.1)
+    assert "judge_errors" in codes(persona.verdict(figures)), "nobody measured them"
+    figures["harmfulness.worst_of_n_by_judge_errors"] = only(0.0, 120, (0.0, 0.27))
+    figures["harmfulness.worst_of_n_corrected"] = figures["harmfulness.worst_of_n"]
+    assert "judge_errors" not in codes(persona.verdict(figures)), "corrected or not, the harm is above the bound"
+    for finetuned in ((0.5, 0.15, 0.7), (0.1, 0.0, 0.15)):
+        value, low, high = finetuned
+        corrected = {**figures["harmfulness.worst_of_n"], **only(value, PROMPTS, (low, high))}
+        corrected = {**corrected, "base": figures["harmfulness.worst_of_n"]["base"]}
+        found = persona.verdict(figures | {"harmfulness.worst_of_n_corrected": corrected})
+        assert "judge_errors" in codes(found)
+
+
 def test_answers_left_unscored_count_at_their_worst():
     figures = paper_figures(0.03, 0.0, BASE_SELF, 0.5)
     figures["harmfulness.unscored"] = shares(0.0, 0.19, PROMPTS)
