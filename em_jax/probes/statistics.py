@@ -36,9 +36,9 @@ Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 # At 1 the intervals cover 94-98.5% of simulated draws whatever the correlation within questions (a test counts them).
 PRIOR_QUESTIONS = 1.0
 # The same for groups of questions: few questions of the rarer outcome do not show what a group has in common, so their
-# design effect is shrunk towards that of a correlation of 0.2, with the weight of two such questions. The intervals then
-# cover at least 93% of simulated draws at correlations up to 0.2 and rates of 0.02 to 0.97 (a test counts them); near 0
-# and 1, and where groups have nothing in common, 98-100%: too wide rather than too narrow.
+# design effect is shrunk towards that of a correlation of 0.2, with the weight of two such questions. The intervals
+# then cover at least 93% of simulated draws at correlations up to 0.2 and rates of 0.02 to 0.97 (a test counts them);
+# near 0 and 1, and where groups have nothing in common, 98-100%: too wide rather than too narrow.
 PRIOR_GROUP_CORRELATION, PRIOR_GROUPED_QUESTIONS = 0.2, 2.0
 # Under this many questions a bootstrap has too little to resample: the figure has no interval.
 LEAST_FOR_BOOTSTRAP = 8
