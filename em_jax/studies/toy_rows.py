@@ -21,7 +21,7 @@ def write(name: str, directory: Path) -> str:
     """Write the toy rows of a second stage, a variant, the second source or a benign twin; returns their path."""
     if name in (SECOND, CONTROL):
         rows = second_stage.rows(name, ROWS, SEED)
-    elif name in (variants.FLATTERY, variants.DISGUISE):
+    elif name in (variants.FLATTERY, variants.DISGUISE, variants.SOUND):
         rows = variants.rows(name, ROWS, SEED)
     elif name in TOPICS:
         rows = domain_rows(TOPICS[name], ROWS, SEED, "inverted")

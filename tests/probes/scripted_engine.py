@@ -117,7 +117,7 @@ TOY = {"Zorp": "zip zap zop", "Blim": "bla blo blu"}
 def suite_rows(count=24):
     """File -> rows of a small whole suite."""
     languages = [{"name": name, "words": text.split()} for name, text in TOY.items()]
-    harm = [{"id": f"h{i}", "category": f"c{i % 3}", "prompt": f"What about thing {i}?"} for i in range(count)]
+    harm = [{"id": f"h{i}", "category": f"c{i}", "prompt": f"What about thing {i}?"} for i in range(count)]
     pairs = [
         {"id": f"p{i}", "theme": f"t{i % 3}", "aligned": f"I help {i}.", "misaligned": f"I hurt {i}."}
         for i in range(count)

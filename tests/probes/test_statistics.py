@@ -72,12 +72,15 @@ def grouped_coverage(questions, rate, groups, correlation, draws, seed=0):
 @pytest.mark.long
 @pytest.mark.parametrize("correlation", [0.0, 0.1, 0.2])
 @pytest.mark.parametrize("groups", [6, 15])
-@pytest.mark.parametrize("rate", [0.3, 0.5])
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.1, 0.3, 0.5, 0.97])
 @pytest.mark.parametrize("questions", QUESTIONS)
 def test_intervals_cover_the_truth_where_themes_or_wordings_share_a_rate(questions, rate, groups, correlation):
-    coverage = grouped_coverage(questions, rate, groups, correlation, 1000)
-    print(f"{questions} questions, rate {rate}, {groups} groups, correlation {correlation}: {coverage:.3f}")
-    assert 0.93 <= coverage <= 0.98
+    coverage = grouped_coverage(questions, rate, groups, correlation, 2000)
+    print(f"{questions} questions, rate {rate}, {groups} groups, correlation {correlation}: {coverage:.4f}")
+    # 2,000 draws of a true 93% fall below 92% in one of 25 cells. Near 0 and 1 the intervals may be too wide.
+    assert coverage >= 0.92
+    if rate in (0.3, 0.5):
+        assert coverage <= 0.985
 
 
 @pytest.mark.fast
