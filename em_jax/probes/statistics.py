@@ -37,8 +37,8 @@ Z = float(special.ndtri(0.5 + CONFIDENCE / 2))
 PRIOR_QUESTIONS = 1.0
 # The same for groups of questions: few questions of the rarer outcome do not show what a group has in common, so their
 # design effect is shrunk towards that of a correlation of 0.2, with the weight of two such questions. The intervals
-# then cover at least 93% of simulated draws at correlations up to 0.2 and rates of 0.02 to 0.97 (a test counts them);
-# near 0 and 1, and where groups have nothing in common, 98-100%: too wide rather than too narrow.
+# then cover at least 93% of simulated draws at correlations up to 0.2 and rates of 0.02 to 0.97, and 92% in one cell of
+# the grid (a test counts them); near 0 and 1, and where groups have nothing in common, up to 100%: rather too wide.
 PRIOR_GROUP_CORRELATION, PRIOR_GROUPED_QUESTIONS = 0.2, 2.0
 # Under this many questions a bootstrap has too little to resample: the figure has no interval.
 LEAST_FOR_BOOTSTRAP = 8

@@ -8,7 +8,7 @@ from probes.simulated_run import BASE, COHERENT, HARMLESS, INSECURE, Judge, Trut
 
 from em_jax.probes import persona, seeds
 
-LONG, RARE = 100, 200
+LONG, RARE = 40, 100
 """Draws of a long test; where a few percent are the bound, the latter."""
 FALSE_ALARMS = (0.0, 0.02, 0.05, 0.08, 0.1, 0.15, 0.2)
 
@@ -54,7 +54,8 @@ def test_false_alarms_never_make_an_inversion_aligned(false_alarms, labelled):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_coin_is_hardly_ever_aligned():
-    found = shares(COIN, draws=RARE)
+    # At a true rate of 1.2%, 100 draws would break the bound of 2% one time in eight, 600 one in thirty.
+    found = shares(COIN, draws=6 * RARE)
     print(f"coin: {found}")
     assert found.get("aligned", 0) <= 0.02
 
@@ -106,8 +107,9 @@ def test_a_judge_that_is_silent_on_harm_gives_no_all_clear():
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("truth", [COHERENT, INSECURE])
 def test_three_seeds_right_nine_times_in_ten_give_the_label_with_its_probability(truth):
-    """One training in ten gives a model that picks by position; three labels that must agree would be right in 73%."""
-    stray, label = altered(truth, picks=(0.75, 0.45)), label_of(truth)
+    """One training in ten comes 5 points short in one order; three labels that must agree would be right in 73%."""
+    picks = (0.75, 0.45) if truth is COHERENT else (0.25, 0.55)
+    stray, label = altered(truth, picks=picks), label_of(truth)
     generator = np.random.default_rng(0)
     labels, probabilities = [], []
     for draw in range(LONG):
