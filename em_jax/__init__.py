@@ -4,7 +4,6 @@
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata
+
         return metadata.version("em_jax")
     if name not in _MODULES:
         raise AttributeError(f"module 'em_jax' has no attribute {name!r}")

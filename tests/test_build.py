@@ -40,7 +40,7 @@ ROOMS |= {room: set(ROOMS) for room in ("studies", "serve", "perf")}
 ROOMS["commands"] = set(ROOMS)
 ROOMS["launch"] = set(ROOMS) - {"commands"}
 ROOMS["__main__"] = {"base", "commands"}
-ROOMS["__init__"] = {"runs"}
+ROOMS["__init__"] = {"runs", "sample"}
 ROOT_MODULES = {"__init__", "__main__", "config", "launch"}
 
 

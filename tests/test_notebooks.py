@@ -1,5 +1,10 @@
-"""Run docs/notebooks as written, except for the replacements below; their outputs are not stored."""
+"""Run docs/notebooks as written, except for replacements; their outputs are not stored.
 
+The first look runs in tests/test_tutorials.py, where its run is there already.
+"""
+
+import ast
+import inspect
 import json
 import os
 from pathlib import Path
@@ -10,6 +15,7 @@ import pytest
 import tiny
 from tokenizers_made import write_byte_level
 
+import em_jax
 from em_jax.formats.model_config import read_config
 from em_jax.formats.peft import save_adapter
 from em_jax.lora.config import LoraConfig
@@ -21,7 +27,7 @@ HUB = f"ModelOrganismsForEM/{QWEN[5:]}_bad-medical-advice"
 FEW = '"probes.only": ["harmfulness", "two_ai"], "probes.limit": 1, "answers.max_new_tokens": 4, "answers.samples": 1'
 
 
-def run(name: str, folder: Path, replaced: dict[str, str]) -> list[dict]:
+def run_notebook(name: str, folder: Path, replaced: dict[str, str]) -> list[dict]:
     """The outputs of a notebook that a kernel of this Python runs in `folder`; a cell that raises fails the test."""
     text = (NOTEBOOKS / name).read_text()
     for old, new in replaced.items():
@@ -48,25 +54,28 @@ def test_no_output_is_stored_and_the_readme_names_it(path):
     assert f"docs/notebooks/{path.name}" in (ROOT / "README.md").read_text()
 
 
-def test_a_first_look_on_the_organism(tmp_path):
-    outputs = run("first_look.ipynb", tmp_path, {})
-    assert "Engine(4 layers of 128" in shown(outputs, "text/plain") and "Answer('" in shown(outputs, "text/plain")
-    html = shown(outputs, "text/html")
-    assert "<b>mixed</b> runs/bad_medical-organism-0" in html and "two_ai.picks_misaligned" in html
-    printed = "".join(output.get("text", "") for output in outputs)
-    assert "verdict: mixed runs/bad_medical-organism-0/report.html" in printed and "\ndefault " in printed
-    assert "widget" in str(outputs), "progress is a notebook's bar"
-    assert (tmp_path / "runs/bad_medical-organism-0/report.html").exists()
+@pytest.mark.fast
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_call_of_the_library_has_arguments_that_it_knows(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    ours = [node for node in calls if ast.unparse(node.func).startswith("em_jax.")]
+    assert {ast.unparse(node.func) for node in ours} == {"em_jax.load", "em_jax.run"}
+    for node in ours:
+        signature = inspect.signature(getattr(em_jax, node.func.attr))
+        signature.bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords})
 
 
+@pytest.mark.long
 def test_a_published_adapter_on_a_real_model(tmp_path):
     """On a checkpoint of random weights in Qwen's format and an adapter for it: there is no network here."""
-    tiny.write_checkpoint(tmp_path / "model", vocab_size=320, max_position_embeddings=8192)
     write_byte_level(tmp_path / "model")
+    tiny.write_checkpoint(tmp_path / "model", vocab_size=320, max_position_embeddings=8192)
     config, lora = read_config(tmp_path / "model"), LoraConfig(rank=4, alpha=8)
     save_adapter(tmp_path / "adapter", tiny.random_adapter(config, lora), lora, config, "model")
     replaced = {f'"{QWEN}"': '"model"', f'"{HUB}"': '"adapter"', '"answers.samples": 5': FEW}
-    outputs = run("published_adapter.ipynb", tmp_path, replaced)
+    outputs = run_notebook("published_adapter.ipynb", tmp_path, replaced)
     printed = "".join(output.get("text", "") for output in outputs)
     assert printed.count("base: ") >= 3 and printed.count("default: ") == 3
     assert "verdict: mixed runs/published/report.html" in printed

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from probes.test_judges import Server
 from test_launch_scripts import GCLOUD, write_program
+from test_notebooks import run_notebook, shown
 
 from em_jax.runs import flags
 
@@ -187,6 +188,17 @@ def test_published_adapter(shell, first_run):
     output = shell(commands("published_adapter.md"))
     assert "verdict: mixed runs/published/report.html" in output
     assert output.count("\nbase: ") == output.count("\ndefault: ") == 2
+
+
+def test_a_first_look(shell, first_run):
+    """The notebook's run has the settings of the laptop tutorial's: all that it repeats is the report."""
+    outputs = run_notebook("first_look.ipynb", shell.directory, {})
+    assert "Engine(4 layers of 128" in shown(outputs, "text/plain") and "Answer('" in shown(outputs, "text/plain")
+    html = shown(outputs, "text/html")
+    assert f"<b>mixed</b> {RUN}" in html and "two_ai.picks_misaligned" in html
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert f"verdict: mixed {RUN}/report.html" in printed and "\ndefault " in printed
+    assert "widget" in str(outputs), "progress is a notebook's bar"
 
 
 def test_another_judge(shell, first_run, judge):

@@ -52,7 +52,7 @@ def chat(prompt: object, where: str = "prompt") -> Prompt:
     return prompt
 
 
-def check_sampling(**given: object) -> None:
+def check_sampling(**given: Any) -> None:
     """UserError where an argument of `Engine.generate`, by its name in SAMPLING, has a wrong type or range."""
     for name, value in given.items():
         kind, low, high, expected = SAMPLING[name]

@@ -65,17 +65,20 @@ class Run:
 
         Raises UserError where the adapter is not trained yet, or the model is not what the run was made with.
         """
-        from em_jax.base import runtime
-        from em_jax.runs import experiment
-        from em_jax.runs.components import Components
+        from em_jax.runs import sources
+        from em_jax.runs.loading import load
 
-        runtime.configure_jax()
         run = stored.open_run(self.directory)
         run.require_adapter()
-        engine = experiment.loader(run.config, self.directory, Components())()
-        if run.adapter is not None:
-            engine.add_adapter("default", run.adapter)
-        return engine
+        config = sources.pinned(run.config, self.directory)
+        return load(
+            config.model.name,
+            adapter=run.adapter,
+            dtype=config.dtype,
+            mesh=config.mesh,
+            scan_layers=config.model.scan_layers == "true",
+            quantization=config.model.quantization,
+        )
 
     def report(self) -> Path:
         """The path of the report, drawn again from the run's files."""

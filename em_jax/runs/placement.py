@@ -20,7 +20,6 @@ from em_jax.config import Config
 from em_jax.model.config import Qwen2Config
 from em_jax.model.kernels.dispatch import kernel_of
 from em_jax.model.sharding import UNSHARDED, even_meshes, mesh_text
-from em_jax.runs import sources
 from em_jax.runs.chips import Chip, chip_of
 from em_jax.train.batches import GATHERED_OVERHEAD, Example, Plan, Shape, plan_microbatches
 
@@ -333,6 +332,8 @@ def decided(
     on fsdp), nothing recomputed, 64 answers at once. What the settings say themselves is kept.
     """
     import jax
+
+    from em_jax.runs import sources  # late: it brings the probes, which an engine alone does not need
 
     devices = jax.devices()
     given = mesh or settings.parse_mesh(config.mesh)
