@@ -174,10 +174,11 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
 def _unknown(name: str) -> str:
     """The error line for a name, with the known one that is near: by initials, the last part, or the whole name."""
     known, short = setting_types(), name.rpartition(".")[2]
+    names = [*known, *dict.fromkeys(full.partition(".")[0] for full in known if "." in full)]
     last_parts = {full.rpartition(".")[2]: full for full in known}
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
-    near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     hint = f"the nearest known one is {near[0]!r}" if near else "em-jax settings names every one"
     return f"unknown setting {name!r}; {hint}"
 

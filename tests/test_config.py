@@ -109,6 +109,8 @@ def test_toml_with_an_unknown_key_or_table_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(UsageError, match="nearest"):
             config.replace(Config(), config.read_toml(path))
+    with pytest.raises(UsageError, match="unknown setting 'xyz.abc'; em-jax settings names every one"):
+        config.parse_set("xyz.abc=1")
 
 
 def test_differing_names_what_changed_and_leaves_out_what_may(tmp_path):

@@ -66,12 +66,12 @@ def parser() -> Parser:
     )
     what("--seed", metavar="N", help="one seed, or several with commas")
     what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
-    what("--json", action="store_true", help="print events as lines of JSON, the summary last, and nothing else")
+    what("--json", action="store_true", help="print events as lines of JSON, the summary last")
     what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = parser.add_argument_group("where files go").add_argument
     where("--run_dir", metavar="DIR", help="an existing one is resumed; default runs/DOMAIN-MODEL-SEED")
     where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
-    where("--log", metavar="NAMES", help="also to wandb or tensorboard (extras of these names), or both")
+    where("--log", metavar="NAMES", help="follow the run in wandb or tensorboard, or both")
     how = parser.add_argument_group("settings").add_argument
     how(
         "--config",

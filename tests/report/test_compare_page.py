@@ -57,7 +57,7 @@ def test_two_sentences_say_why_a_model_has_its_label_and_how_it_differs(make_run
     page = report.compare(runs, tmp_path / "compare").read_text(encoding="utf-8")
     rows = [
         [*map(html.unescape, re.findall("<p>(.*?)</p>", row))]
-        for row in re.findall('<td class="reason">.*?</td>', page)
+        for row in re.findall('<li class="contrast">.*?</li>', page)
     ]
     assert [len(row) for row in rows] == [2, 2, 2]
     why, differs = rows[0]
