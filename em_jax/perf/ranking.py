@@ -16,7 +16,7 @@ from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.model.config import Qwen2Config
 from em_jax.model.sharding import mesh_text
-from em_jax.runs import placement, workload
+from em_jax.runs import placement, placement_costs, workload
 from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.chips import CHIPS, parse_topology
 from em_jax.runs.run import Run
@@ -116,7 +116,7 @@ def _reckon(topology: str, model: Qwen2Config, config: Config, work: Workload, p
 
     train = work.examples * config.train.epochs / config.train.batch_size * best.step_s
     base, own = seconds(work.base), seconds(work.finetuned)
-    sizes = placement.sizes(model, config.lora.rank)
+    sizes = placement_costs.sizes(model, config.lora.rank)
     bytes_loaded = 2 * (sizes.layer * model.num_hidden_layers + 2 * sizes.table)
     start = bytes_loaded / LOADING + COMPILING
     verdict = (start + train + sum(base) + sum(own)) / 3600

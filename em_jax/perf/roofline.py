@@ -12,7 +12,7 @@ import jax
 
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.perf.flops import Work, work_of
-from em_jax.runs import placement
+from em_jax.runs import placement_costs
 from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
 from em_jax.train.batches import Shape
@@ -76,7 +76,7 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * itemsize
     sums = (7 + (shapes.settings.train.remat == "full")) * config.num_hidden_layers
-    adapter = placement.sizes(config, shapes.settings.lora.rank)
+    adapter = placement_costs.sizes(config, shapes.settings.lora.rank)
     gradients = 4 * adapter.adapter / mesh["tensor"] * _remote(mesh["data"] * mesh["fsdp"])
     summed = 2 * sums * stream * _remote(mesh["tensor"])
     factors = 2 * _remote(mesh["fsdp"]) * adapter.of_width * itemsize

@@ -1,0 +1,176 @@
+"""What a run's placement costs: bytes on a chip and seconds, in closed form.
+
+A time is the least that a chip's published peaks allow: matmuls, memory and collectives each by itself, and the largest
+counts.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from em_jax.model.config import Qwen2Config
+from em_jax.runs.chips import Chip
+from em_jax.train.batches import Example, Shape
+
+ANSWER_TOKENS = 4_000_000
+"""Those of a run's answers where only a model is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSize:
+    """The numbers of a run that its placement depends on.
+
+    `examples` are those of some optimizer steps, `batch_size` each; `steps` are all of them. `answer_tokens` are
+    sampled in the whole run by `answers` answers, each in `capacity` tokens of cache. `itemsize` is that of the base's
+    dtype, of which `int8` is an exception. Where `remat` is "auto", or `rows_per_pass` or `slots` 0, it is chosen.
+    """
+
+    examples: Sequence[Example]
+    batch_size: int = 16
+    steps: int = 375
+    max_length: int = 2048
+    answers: int = 7000
+    answer_tokens: int = ANSWER_TOKENS
+    capacity: int = 1024
+    rank: int = 32
+    int8: bool = False
+    itemsize: int = 2
+    remat: str = "auto"
+    rows_per_pass: int = 0
+    slots: int = 0
+
+    @property
+    def stored_itemsize(self) -> int:
+        """The bytes of one number of the layers' matrices as they are stored."""
+        return 1 if self.int8 else self.itemsize
+
+
+# --- memory, bytes on a chip ---
+
+
+class Sizes(NamedTuple):
+    """Numbers of a model: a layer's matrices, one vocabulary table, and an adapter's A and B by the axis they have.
+
+    `of_width` are the numbers of A and B with a width axis in all layers, `of_heads` those with heads or MLP.
+    """
+
+    layer: int
+    table: int
+    of_width: int
+    of_heads: int
+
+    @property
+    def adapter(self) -> int:
+        """All numbers of an adapter."""
+        return self.of_width + self.of_heads
+
+
+def sizes(config: Qwen2Config, rank: int) -> Sizes:
+    """The sizes of a model and of an adapter on all seven matrices."""
+    d, f = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layers = config.num_hidden_layers
+    return Sizes(
+        layer=2 * d * (q + kv) + 3 * d * f,
+        table=config.vocab_size * d,
+        of_width=layers * rank * 7 * d,
+        of_heads=layers * rank * (2 * (q + kv) + 3 * f),
+    )
+
+
+def base_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize) -> float:
+    """Bytes of the base on a chip."""
+    size = sizes(config, run.rank)
+    matrices = size.layer * config.num_hidden_layers * run.stored_itemsize
+    tables = size.table * (1 if config.tie_word_embeddings else 2) * run.itemsize
+    return (matrices + tables) / (mesh["fsdp"] * mesh["tensor"])
+
+
+def training_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, remat: str, tokens: int) -> float:
+    """Bytes of a training pass with so many tokens on a chip.
+
+    The adapter with its gradient (twice, while it is added up) and moments; what the policy keeps of every layer; one
+    layer's gathered weights; the head; and a layer's float32 activations and their gradients.
+    """
+    size, tensor = sizes(config, run.rank), mesh["tensor"]
+    d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
+    heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * h
+    kept = {"full": d, "selective": 2 * d + heads / tensor}.get(remat, 2 * d + (heads + 2 * f) / tensor)
+    kept *= 3 if remat == "none" else 1
+    layer = size.layer * run.stored_itemsize / tensor if mesh["fsdp"] > 1 else 0
+    chunk = 2 * 4 * min(512, tokens) * config.vocab_size / tensor
+    return (
+        base_bytes(config, mesh, run)
+        + 6 * 4 * size.adapter / (mesh["fsdp"] * tensor)
+        + config.num_hidden_layers * tokens * kept * run.itemsize
+        + layer
+        + size.table * run.itemsize / tensor
+        + tokens * (12 * d + 8 * f / tensor)
+        + chunk
+    )
+
+
+def sampling_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+    """Bytes of decoding: base, adapter (float32, and once more in the base's dtype), cache, logits."""
+    size, fsdp, tensor = sizes(config, run.rank), mesh["fsdp"], mesh["tensor"]
+    adapter = (4 + run.itemsize) * (size.of_width / fsdp + size.of_heads / tensor)
+    cache = cache_bytes(config, run, slots) / (mesh["data"] * fsdp * tensor)
+    logits = 3 * 4 * slots / mesh["data"] * config.vocab_size / tensor
+    return base_bytes(config, mesh, run) + adapter + 1.1 * cache + logits
+
+
+def cache_bytes(config: Qwen2Config, run: RunSize, slots: int) -> float:
+    """Bytes of the keys and values of so many answers, on all chips together."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return numbers * run.capacity * slots * run.itemsize
+
+
+# --- time, seconds ---
+
+
+def _remote(parts: int) -> float:
+    """The share of an array over so many parts that is on other devices."""
+    return (parts - 1) / parts
+
+
+def pass_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape) -> float:
+    """The least time of a training pass.
+
+    The base is frozen: backward costs as much as forward. Over fsdp the weights are gathered forward and backward, over
+    tensor the residual stream is summed; the adapter is gathered twice and its gradient summed.
+    """
+    size, layers, tensor = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"]
+    parts = mesh["data"] * mesh["fsdp"]
+    d, f = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    tokens = shape.rows // parts * shape.length
+    again = {"full": size.layer - d * f, "selective": 2 * d * f}.get(remat, 0)
+    attention = (3 + (remat == "full")) * 4 * shape.length * heads
+    flops = tokens * (layers * (4 * size.layer + 2 * again + attention) + 6 * size.adapter)
+    flops += shape.rows // parts * shape.labels * 4 * size.table
+    activations = 2 * tokens * run.itemsize * layers * (7 * d + 2 * heads + 3 * f)
+    memory = layers * run.stored_itemsize * (2 * size.layer + again) + 2 * size.table * run.itemsize + activations
+    stream = tokens * d * run.itemsize
+    gathered = (
+        _remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * run.stored_itemsize + size.table * run.itemsize)
+    )
+    summed = 2 * (7 + (remat == "full")) * layers * stream * _remote(tensor)
+    adapter = size.adapter * (4 + 2 * run.itemsize) * _remote(parts) / tensor
+    received = gathered + summed + adapter
+    return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
+
+
+def decode_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+    """The least time of a token in every slot: weights and caches are read where they lie, activations are summed."""
+    size, layers, tensor, fsdp = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"], mesh["fsdp"]
+    devices, rows = mesh["data"] * fsdp * tensor, slots / mesh["data"]
+    heads, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    weights = layers * size.layer * run.stored_itemsize + (size.table + size.adapter) * run.itemsize
+    read = weights / (fsdp * tensor) + cache_bytes(config, run, slots) / devices
+    flops = 2 * slots * (layers * size.layer + size.table) + 4 * slots * run.capacity * heads * layers
+    per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * run.itemsize / tensor
+    over_fsdp = rows * (layers * per_layer + 2 * config.vocab_size * 4 / tensor) * _remote(fsdp)
+    over_tensor = rows / fsdp * (4 * layers * config.hidden_size * run.itemsize) * _remote(tensor)
+    logits = rows / fsdp * config.vocab_size * 4 / tensor * _remote(tensor)
+    received = over_fsdp + over_tensor + logits
+    return max(flops / devices / chip.flops, read / chip.bandwidth, received / (chip.links / 2))
