@@ -158,6 +158,9 @@ def test_every_study_has_help(capsys, name):
 
 @pytest.mark.fast
 def test_a_run_without_kept_adapters_is_status_1(capsys, tmp_path):
+    assert main(["study", "path", str(tmp_path)]) == 2, "no run at all"
+    assert "expected a run directory" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text("")
     assert main(["study", "path", str(tmp_path)]) == 1
     assert "train.keep_adapters" in capsys.readouterr().err
 
