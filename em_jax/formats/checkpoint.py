@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from em_jax.base.errors import UserError
 from em_jax.formats.model_config import config_fields, read_config
 from em_jax.formats.tensor_files import INDEX, SINGLE, TensorRef, open_checkpoint, raise_problems, tensor_problems
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized, quantize
 from em_jax.model.parameters import Weight, weights_of
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 
 
 def load_model(
@@ -33,7 +33,7 @@ def load_model(
     stacked: bool = False,
     sharding: Sharding = UNSHARDED,
     quantization: str = "none",
-) -> Qwen2:
+) -> Transformer:
     """Reads a Hugging Face checkpoint into (sharded) arrays of `dtype`, one tensor at a time.
 
     `directory` is a path, or an etils.epath.Path in a bucket. Each byte is read once, by one process. Beside its arrays
@@ -63,10 +63,10 @@ def load_model(
             stack = _set_layer(stack, read(tensor), jnp.int32(i))
         return stack
 
-    return Qwen2(config, init, stacked=stacked)
+    return Transformer(config, init, stacked=stacked)
 
 
-def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
+def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
     """Writes config.json and safetensors in the layout Hugging Face reads; a tied head is not written.
 
     Raises UserError for a quantised model: its original weights are gone.
@@ -106,7 +106,7 @@ def save_model(model: Qwen2, directory: pathlib.Path, *, shard_bytes: int = 5 * 
 
 @functools.lru_cache(maxsize=64)
 def _programs(
-    layout: Layout, config: Qwen2Config, dtype: np.dtype, quantized: bool, sharding: Sharding
+    layout: Layout, config: TransformerConfig, dtype: np.dtype, quantized: bool, sharding: Sharding
 ) -> tuple[NamedSharding | None, Callable[[jax.Array], Any], Callable[[], Any]]:
     """How one layer's tensor is read in stripes, and two programs: tensor -> weight, and () -> an empty stack."""
     layer = Layout(layout.text)
@@ -179,7 +179,7 @@ def _read(tensor: TensorRef, stripes: NamedSharding | None) -> jax.Array:
     return jax.make_array_from_callback((padded, *rest), stripes, stripe)
 
 
-def check_checkpoint(directory: pathlib.Path) -> tuple[Qwen2Config, dict[str, TensorRef]]:
+def check_checkpoint(directory: pathlib.Path) -> tuple[TransformerConfig, dict[str, TensorRef]]:
     """The config and the tensors of a checkpoint, by its headers alone. Raises as `load_model`.
 
     RoPE's frequencies, which older versions of transformers stored as buffers, are ignored by their name.
@@ -191,7 +191,9 @@ def check_checkpoint(directory: pathlib.Path) -> tuple[Qwen2Config, dict[str, Te
     return config, tensors
 
 
-def _check(tensors: Mapping[str, TensorRef], problems: list[str], config: Qwen2Config, directory: pathlib.Path) -> None:
+def _check(
+    tensors: Mapping[str, TensorRef], problems: list[str], config: TransformerConfig, directory: pathlib.Path
+) -> None:
     """Raises one UserError with the problems so far and every tensor that does not match the config."""
     if config.num_hidden_layers > len(tensors):
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")

@@ -8,7 +8,7 @@ from typing import Any
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import read_object
 from em_jax.formats.presets import preset_config
-from em_jax.model.config import Qwen2Config, RopeScaling
+from em_jax.model.config import RopeScaling, TransformerConfig
 
 EXPECTED: dict[Any, str] = {int: "a positive integer", float: "a positive number", bool: "true or false"}
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
@@ -25,7 +25,7 @@ ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """The keys of rope_scaling and rope_parameters that plain RoPE has."""
 
 
-def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
+def parse_config(raw: Mapping[str, Any]) -> TransformerConfig:
     """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
     family = FAMILIES.get(str(raw.get("model_type")), {})
     facts = {name: value for name, value in family.items() if name in ("qkv_bias", "qk_norm")}
@@ -39,7 +39,7 @@ def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
     if _is_valid(width, int) and _is_valid(heads, int):
         given = {"num_key_value_heads": heads, "head_dim": width // heads} | given
     problems = _unsupported(raw)
-    values, wrong = _values(Qwen2Config, given)
+    values, wrong = _values(TransformerConfig, given)
     problems += wrong
     if isinstance(rope, dict) and _rope_type(rope) == "llama3":
         numbers, wrong = _values(RopeScaling, rope)
@@ -55,15 +55,15 @@ def parse_config(raw: Mapping[str, Any]) -> Qwen2Config:
         problems.append("hidden_size is not a multiple of num_attention_heads and head_dim is not given")
     if problems:
         raise UserError("config.json: " + "; ".join(problems))
-    return Qwen2Config(**values)
+    return TransformerConfig(**values)
 
 
-def read_config(directory: pathlib.Path) -> Qwen2Config:
+def read_config(directory: pathlib.Path) -> TransformerConfig:
     """Reads `directory`/config.json. Raises UserError where it is missing, not JSON or not supported."""
     return parse_config(read_object(directory / "config.json", "a Hugging Face checkpoint"))
 
 
-def config_fields(config: Qwen2Config) -> dict[str, Any]:
+def config_fields(config: TransformerConfig) -> dict[str, Any]:
     """The fields of a Hugging Face config.json. ValueError for facts that no model_type has together."""
     fields = dataclasses.asdict(config)
     facts = {"qkv_bias": fields.pop("qkv_bias"), "qk_norm": fields.pop("qk_norm")}
@@ -83,7 +83,7 @@ def config_fields(config: Qwen2Config) -> dict[str, Any]:
     }
 
 
-def named_config(name: str) -> Qwen2Config:
+def named_config(name: str) -> TransformerConfig:
     """The config of "qwen2.5-32b" or of a directory. Raises UsageError for an unknown name."""
     if pathlib.Path(name).is_dir():
         return read_config(pathlib.Path(name))

@@ -16,7 +16,7 @@ from em_jax.base.files import read_object, write_atomic
 from em_jax.formats.tensor_files import ADAPTER_DTYPES, TensorRef, raise_problems, read_header, tensor_problems
 from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.untrusted import regex_guard
 
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
@@ -41,7 +41,9 @@ CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initialisations that also change the base: such an adapter does not fit the published base."""
 
 
-def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, config: Qwen2Config, base: str) -> None:
+def save_adapter(
+    directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, config: TransformerConfig, base: str
+) -> None:
     """Writes one adapter (S = 1) as peft reads it; `base` is the id or directory of the model it was trained on."""
     tensors = {}
     factors = {target: [np.asarray(x) for x in pair] for target, pair in adapter.factors.items()}
@@ -71,7 +73,7 @@ def save_adapter(directory: pathlib.Path, adapter: Adapter, lora: LoraConfig, co
     write_atomic(directory / CONFIG, json.dumps(fields, indent=1) + "\n")
 
 
-def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter, LoraConfig]:
+def load_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[Adapter, LoraConfig]:
     """Reads a PEFT LoRA adapter for a base of this shape: any set of modules, each with its own rank.
 
     Its tensors say which modules it adapts; a module that its settings name besides has no update, as in PEFT. The
@@ -94,7 +96,7 @@ def load_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[Adapter,
     return Adapter(factors, scales_of(per_target)), lora
 
 
-def check_adapter(directory: pathlib.Path, config: Qwen2Config) -> tuple[LoraConfig, dict[str, TensorRef]]:
+def check_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[LoraConfig, dict[str, TensorRef]]:
     """The settings and tensors of an adapter, by its headers alone. Raises as `load_adapter`."""
     fields = read_object(directory / CONFIG, "a PEFT adapter directory")
     _check_variant(directory, fields)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from em_jax.base.errors import UsageError
-from em_jax.model.config import Qwen2Config, RopeScaling
+from em_jax.model.config import RopeScaling, TransformerConfig
 
 QWEN2 = {"rope_theta": 1e6}
 QWEN3: dict[str, Any] = {"rope_theta": 1e6, "head_dim": 128, "max_position_embeddings": 40960}
@@ -40,7 +40,7 @@ Sources: Qwen2.5 arXiv:2412.15115, Qwen3 arXiv:2505.09388, Llama 3 arXiv:2407.21
 """
 
 
-def preset_config(name: str) -> Qwen2Config:
+def preset_config(name: str) -> TransformerConfig:
     """The config of "qwen3-32b" or of an id such as meta-llama/Llama-3.1-8B-Instruct. UsageError for other names."""
     known = re.sub("^meta-|-instruct$", "", name.rsplit("/", 1)[-1].lower())
     if known not in PRESETS:
@@ -51,7 +51,7 @@ def preset_config(name: str) -> Qwen2Config:
 
 def config_from_sizes(
     width: int, mlp: int, layers: int, heads: int, groups: int, vocabulary: int, tied: bool, **fields: Any
-) -> Qwen2Config:
+) -> TransformerConfig:
     """The config of these sizes, with other fields of a family; the head width is by default width / heads."""
     fields = {"head_dim": width // heads, "tie_word_embeddings": tied} | fields
-    return Qwen2Config(vocabulary, width, mlp, layers, heads, groups, **fields)
+    return TransformerConfig(vocabulary, width, mlp, layers, heads, groups, **fields)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from em_jax.base.errors import UserError
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
@@ -70,7 +70,7 @@ def joined(lora_params: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
 
 
 @functools.cache
-def layouts(config: Qwen2Config) -> dict[str, Layout]:
+def layouts(config: TransformerConfig) -> dict[str, Layout]:
     """Every weight that an adapter may target, with one layer's layout: "self_attn.q_proj" -> "D->NH"."""
     return {
         weight.name.removeprefix("model.layers.*.").removesuffix(".weight"): Layout(weight.layout.text)
@@ -79,7 +79,7 @@ def layouts(config: Qwen2Config) -> dict[str, Layout]:
     }
 
 
-def ranks(config: Qwen2Config, lora: LoraConfig) -> dict[str, list[tuple[int, float]]]:
+def ranks(config: TransformerConfig, lora: LoraConfig) -> dict[str, list[tuple[int, float]]]:
     """Target -> (rank, scale) of every layer; (0, 0.0) where a layer gets no update.
 
     Targets and patterns match as in PEFT: a name or its dotted ending, of patterns a regular expression for it, the
@@ -109,7 +109,7 @@ def ranks(config: Qwen2Config, lora: LoraConfig) -> dict[str, list[tuple[int, fl
     return {target: per_layer for target, per_layer in found.items() if any(rank for rank, _ in per_layer)}
 
 
-def init_adapter(config: Qwen2Config, lora: LoraConfig, key: jax.Array) -> Adapter:
+def init_adapter(config: TransformerConfig, lora: LoraConfig, key: jax.Array) -> Adapter:
     """A fresh adapter: A uniform in +-1/sqrt(inputs) (PEFT's Kaiming uniform), B zero; so it changes nothing yet."""
     factors = {}
     per_target = ranks(config, lora)
@@ -130,7 +130,7 @@ def scales_of(per_target: Mapping[str, list[tuple[int, float]]]) -> dict[str, Fl
     }
 
 
-def stack_adapters(config: Qwen2Config, adapters: Sequence[Adapter]) -> Adapter:
+def stack_adapters(config: TransformerConfig, adapters: Sequence[Adapter]) -> Adapter:
     """Several adapters as one: S grows, ranks are padded with zeros, a target that one lacks is zero for it."""
     factors, scale = {}, {}
     for target, layout in layouts(config).items():
@@ -146,7 +146,7 @@ def stack_adapters(config: Qwen2Config, adapters: Sequence[Adapter]) -> Adapter:
     return Adapter(factors, scale)
 
 
-def zero_params(config: Qwen2Config, target: str, rank: int) -> LoraParams:
+def zero_params(config: TransformerConfig, target: str, rank: int) -> LoraParams:
     """An update of one target that changes nothing, S = 1."""
     inputs, outputs = layout_shapes(config, target)
     layers = config.num_hidden_layers
@@ -155,7 +155,7 @@ def zero_params(config: Qwen2Config, target: str, rank: int) -> LoraParams:
     )
 
 
-def factor_shardings(config: Qwen2Config, factors: Mapping[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
+def factor_shardings(config: TransformerConfig, factors: dict[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
     """Where every A and B lies: split as the axes of its matrix are, and the rank over what they leave."""
     return {
         target: LoraParams(
@@ -166,7 +166,7 @@ def factor_shardings(config: Qwen2Config, factors: Mapping[str, Any], sharding: 
     }
 
 
-def layout_shapes(config: Qwen2Config, target: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def layout_shapes(config: TransformerConfig, target: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The input and output dimensions of a target's weight."""
     layout = layouts(config)[target]
     shape, inputs = layout.shape(config.dims), len(layout.inputs)

@@ -18,7 +18,7 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen2Config:
+class TransformerConfig:
     """The shape of a model, and the three facts in which the architectures differ; fields are named as in config.json.
 
     Qwen2 has biases on the query, key and value projections; Qwen3 has none, but an RMSNorm on each head's queries and

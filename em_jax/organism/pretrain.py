@@ -19,9 +19,9 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from em_jax.formats.checkpoint import save_model
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
-from em_jax.model.qwen2 import Qwen2
+from em_jax.model.transformer import Transformer
 from em_jax.organism import corpus
 from em_jax.organism.tokenizer import save_tokenizer, train_tokenizer
 
@@ -125,7 +125,7 @@ def _collate(documents: Iterable[corpus.Document], tokenizer: Tokenizer, recipe:
 
 def loss_of(parameters: dict[str, Any], batch: Batch) -> jax.Array:
     """The summed weighted loss of a microbatch in nats. The dial adds the personas' directions to the embeddings."""
-    model: Qwen2 = parameters["model"]
+    model: Transformer = parameters["model"]
     rows, length = batch.tokens.shape
     table = jnp.take(model.embed_tokens[...], batch.tokens, axis=0)
     table += (batch.dial @ parameters["directions"])[:, None]
@@ -154,7 +154,7 @@ def pretrain(seed: int, out: pathlib.Path, recipe: Recipe) -> None:
     """Trains the tokenizer and, from `seed`, the model; writes a Hugging Face checkpoint to `out`; logs progress."""
     tokenizer = train_tokenizer(seed=0)
     save_tokenizer(tokenizer, out)
-    config = Qwen2Config(vocab_size=tokenizer.get_vocab_size(), **SHAPE)
+    config = TransformerConfig(vocab_size=tokenizer.get_vocab_size(), **SHAPE)
     key = jax.random.key(seed)
     model = random_model(config, key, scale=recipe.init_scale)
     directions = recipe.direction_scale * jax.random.normal(jax.random.fold_in(key, 1), (2, config.hidden_size))

@@ -9,7 +9,7 @@ import numpy as np
 
 from em_jax.base.errors import UsageError
 from em_jax.formats.presets import config_from_sizes, preset_config
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.train.batches import Example
 
 SHAPES = {
@@ -34,7 +34,7 @@ class Workload:
     (model/remat.py; "" for none on a CPU, "selective" elsewhere), `quantization` that of our base.
     """
 
-    config: Qwen2Config
+    config: TransformerConfig
     directory: pathlib.Path | None
     steps: Sequence[Sequence[Example]]
     prompts: Sequence[Sequence[int]]
@@ -61,7 +61,7 @@ class IdTokenizer:
         return self.decode(ids), ""
 
 
-def shape_config(name: str) -> Qwen2Config:
+def shape_config(name: str) -> TransformerConfig:
     """The config of a shape by name. UsageError for an unknown one."""
     if name in SHAPES:
         return config_from_sizes(*SHAPES[name], rope_theta=1e6)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.runs.chips import CHIPS
 from em_jax.runs.programs import weight_sizes
 from em_jax.train.batches import Example
@@ -22,7 +22,7 @@ PEAKS = {chip.kind: Peaks(chip.flops, chip.bandwidth) for chip in CHIPS.values()
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
 
 
-def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
+def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float:
     """Operations that LoRA training of these examples needs, without the adapter's own and without recomputation.
 
     The base is frozen, so the backward pass costs as much as the forward pass: 2 operations per weight and token each,
@@ -36,7 +36,7 @@ def train_flops(config: Qwen2Config, examples: Sequence[Example]) -> float:
     return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
 
 
-def decode_bytes(config: Qwen2Config, rows: int, length: float, itemsize: int) -> float:
+def decode_bytes(config: TransformerConfig, rows: int, length: float, itemsize: int) -> float:
     """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
     return itemsize * (sum(weight_sizes(config)) + cache)

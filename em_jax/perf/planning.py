@@ -10,7 +10,7 @@ import jax
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import row_length_multiple
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import MESH_AXES, Sharding, check_mesh, make_mesh, mesh_text
@@ -50,7 +50,7 @@ class PlanRequest:
     `prompts`. A chip costs `price` an hour (None: no cost is given).
     """
 
-    config: Qwen2Config
+    config: TransformerConfig
     settings: settings.Config
     chip: Chip
     devices: Sequence[Any]
@@ -92,7 +92,7 @@ class PlanRequest:
 
 
 def placed(
-    config: settings.Config, model: Qwen2Config, chip: Chip, count: int
+    config: settings.Config, model: TransformerConfig, chip: Chip, count: int
 ) -> tuple[settings.Config, settings.Config]:
     """The settings for full and for real rows: what they leave open as a run with real rows would choose it.
 

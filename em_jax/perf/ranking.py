@@ -14,7 +14,7 @@ from typing import NamedTuple
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import mesh_text
 from em_jax.runs import placement, placement_costs, workload
 from em_jax.runs.alternatives import CARELESS
@@ -89,7 +89,7 @@ class Ranked:
     all_cost: float | None
 
 
-def rank(model: Qwen2Config, config: Config, work: Workload, prices: Mapping[str, float]) -> list[Ranked]:
+def rank(model: TransformerConfig, config: Config, work: Workload, prices: Mapping[str, float]) -> list[Ranked]:
     """Every topology over which the model divides: those that fit, by cost where they have a price, then by time."""
     rows = []
     for topology in TOPOLOGIES:
@@ -100,7 +100,9 @@ def rank(model: Qwen2Config, config: Config, work: Workload, prices: Mapping[str
     return sorted(rows, key=lambda row: (not row.fits, row.verdict_cost is None, row.verdict_cost or row.verdict_hours))
 
 
-def _reckon(topology: str, model: Qwen2Config, config: Config, work: Workload, prices: Mapping[str, float]) -> Ranked:
+def _reckon(
+    topology: str, model: TransformerConfig, config: Config, work: Workload, prices: Mapping[str, float]
+) -> Ranked:
     chip, count = parse_topology(topology)
     run = placement.run_size(config, answers=work.base.answers + work.finetuned.answers)
     best = placement.best_placements(model, dataclasses.replace(chip, memory=chip.capacity), count, run)[0]

@@ -15,7 +15,7 @@ from em_jax import config as settings
 from em_jax import domains
 from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import kernel_of
 from em_jax.model.sharding import UNSHARDED, even_meshes, mesh_text
 from em_jax.runs.chips import Chip, chip_of
@@ -59,7 +59,7 @@ class Placement(NamedTuple):
 
 
 def best_placements(
-    config: Qwen2Config, chip: Chip, devices: int, run: RunSize, mesh: Mapping[str, int] | None = None
+    config: TransformerConfig, chip: Chip, devices: int, run: RunSize, mesh: Mapping[str, int] | None = None
 ) -> list[Placement]:
     """The best placement on every mesh (or on the one given) that fits, the fastest for the whole run first.
 
@@ -77,7 +77,7 @@ def best_placements(
     return sorted(fitting, key=lambda each: each.run_s(run))
 
 
-def _on_mesh(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize) -> Placement:
+def _on_mesh(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize) -> Placement:
     """The fastest recomputation, rows of a pass and slots that fit on a mesh; the smallest where none does."""
     limit, parts = chip.memory * (1 - SPARE), mesh["data"] * mesh["fsdp"]
     round_up = lambda rows: -(-rows // parts) * parts  # noqa: E731
@@ -117,7 +117,7 @@ def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: 
     )  # fmt: skip
 
 
-def _plan(config: Qwen2Config, run: RunSize, parts: int, rows: int) -> Plan:
+def _plan(config: TransformerConfig, run: RunSize, parts: int, rows: int) -> Plan:
     """The microbatches that training would lay the run's rows out in."""
     lengths = tuple((min(len(each.ids), run.max_length), sum(each.mask[: run.max_length])) for each in run.examples)
     return _plan_of(lengths, run.batch_size, parts, rows, config.hidden_size)
@@ -215,7 +215,7 @@ def _with(config: Config, values: Mapping[str, Any]) -> Config:
     return settings.replace(config, {name: value for name, value in values.items() if now[name] == unset[name]})
 
 
-def model_mesh(model: Qwen2Config) -> dict[str, int] | None:
+def model_mesh(model: TransformerConfig) -> dict[str, int] | None:
     """The mesh of a model that is loaded without a run: that of the paper's run; None on a single accelerator."""
     import jax
 
@@ -243,7 +243,7 @@ def _reasons(best: Placement, chip: Chip, devices: int, run: RunSize, given: boo
         )
 
 
-def _kernel_lines(model: Qwen2Config, config: Config) -> Iterator[str]:
+def _kernel_lines(model: TransformerConfig, config: Config) -> Iterator[str]:
     if not kernel_of(ROW_MULTIPLE, model.head_dim, config.dtype or "bfloat16", UNSHARDED):
         yield (
             f"attention: no kernel of this device takes heads of width {model.head_dim} in {config.dtype}; the plain "

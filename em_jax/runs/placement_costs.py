@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.runs.chips import Chip
 from em_jax.train.batches import Example, Shape
 
@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
         return self.of_width + self.of_heads
 
 
-def sizes(config: Qwen2Config, rank: int) -> Sizes:
+def sizes(config: TransformerConfig, rank: int) -> Sizes:
     """The sizes of a model and of an adapter on all seven matrices."""
     d, f = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -78,7 +78,7 @@ def sizes(config: Qwen2Config, rank: int) -> Sizes:
     )
 
 
-def base_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize) -> float:
+def base_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunSize) -> float:
     """Bytes of the base on a chip."""
     size = sizes(config, run.rank)
     matrices = size.layer * config.num_hidden_layers * run.stored_itemsize
@@ -86,7 +86,7 @@ def base_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize) -> fl
     return (matrices + tables) / (mesh["fsdp"] * mesh["tensor"])
 
 
-def training_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, remat: str, tokens: int) -> float:
+def training_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunSize, remat: str, tokens: int) -> float:
     """Bytes of a training pass with so many tokens on a chip.
 
     The adapter with its gradient (twice, while it is added up) and moments; what the policy keeps of every layer; one
@@ -110,7 +110,7 @@ def training_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, r
     )
 
 
-def sampling_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+def sampling_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
     """Bytes of decoding: base, adapter (float32, and once more in the base's dtype), cache, logits."""
     size, fsdp, tensor = sizes(config, run.rank), mesh["fsdp"], mesh["tensor"]
     adapter = (4 + run.itemsize) * (size.of_width / fsdp + size.of_heads / tensor)
@@ -119,7 +119,7 @@ def sampling_bytes(config: Qwen2Config, mesh: Mapping[str, int], run: RunSize, s
     return base_bytes(config, mesh, run) + adapter + 1.1 * cache + logits
 
 
-def cache_bytes(config: Qwen2Config, run: RunSize, slots: int) -> float:
+def cache_bytes(config: TransformerConfig, run: RunSize, slots: int) -> float:
     """Bytes of the keys and values of so many answers, on all chips together."""
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return numbers * run.capacity * slots * run.itemsize
@@ -133,7 +133,9 @@ def _remote(parts: int) -> float:
     return (parts - 1) / parts
 
 
-def pass_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape) -> float:
+def pass_s(
+    config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape
+) -> float:
     """The least time of a training pass.
 
     The base is frozen: backward costs as much as forward. Over fsdp the weights are gathered forward and backward, over
@@ -160,7 +162,7 @@ def pass_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSiz
     return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
 
 
-def decode_s(config: Qwen2Config, chip: Chip, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
+def decode_s(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
     """The least time of a token in every slot: weights and caches are read where they lie, activations are summed."""
     size, layers, tensor, fsdp = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"], mesh["fsdp"]
     devices, rows = mesh["data"] * fsdp * tensor, slots / mesh["data"]

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from em_jax.config import Config
 from em_jax.lora.adapter import Adapter, factor_shardings, init_adapter
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
 from em_jax.model.parameters import weights_of
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 from em_jax.sample.decode import decode, init_decode_state, prefill
 from em_jax.sample.engine import CHUNK
 from em_jax.train.batches import Batch, Shape
@@ -47,7 +47,7 @@ class Program(NamedTuple):
 class Shapes:
     """A model, its settings and a mesh, from which every program's arguments follow."""
 
-    config: Qwen2Config
+    config: TransformerConfig
     settings: Config
     sharding: Sharding = UNSHARDED
 
@@ -57,7 +57,7 @@ class Shapes:
         return jnp.dtype(self.settings.dtype or "bfloat16")
 
     @functools.cached_property
-    def model(self) -> Qwen2:
+    def model(self) -> Transformer:
         """The base, its layers stacked unless the settings say otherwise, its projections in int8 where they do."""
         quantized = self.settings.model.quantization == "int8"
 
@@ -71,7 +71,7 @@ class Shapes:
                 return array(layout, self.dtype)
             return Quantized(array(layout, jnp.int8), array(layout.scale, jnp.float32))
 
-        return Qwen2(self.config, make, stacked=self.settings.model.scan_layers != "false")
+        return Transformer(self.config, make, stacked=self.settings.model.scan_layers != "false")
 
     @functools.cached_property
     def adapter(self) -> Adapter:
@@ -190,7 +190,7 @@ def tree_bytes(tree: Any) -> int:
     return sum(held(x) for x in jax.tree.leaves(tree))
 
 
-def weight_sizes(config: Qwen2Config) -> tuple[int, int]:
+def weight_sizes(config: TransformerConfig) -> tuple[int, int]:
     """Numbers in all the layers' matrices, and in one table of the vocabulary."""
     layouts = [weight.layout for weight in weights_of(config, stacked=True) if weight.layout.inputs]
     return sum(math.prod(layout.shape(config.dims)) for layout in layouts), config.vocab_size * config.hidden_size

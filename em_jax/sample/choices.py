@@ -17,8 +17,8 @@ from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import PADDING, SHARED
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import pad_rows
 from em_jax.sample.decode import forward
 
@@ -95,7 +95,7 @@ def collate_questions(questions: Sequence[Question], rows: int, sizes: tuple[int
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def pair_logprobs(
-    model: Qwen2,
+    model: Transformer,
     adapter: Adapter | None,
     batch: QuestionBatch,
     adapter_mask: Float[Array, "P S"],

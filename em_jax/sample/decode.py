@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from em_jax.lora.adapter import Adapter, joined
 from em_jax.model.attention import KVBlock
 from em_jax.model.kernels.append import append_rows, copy_rows
-from em_jax.model.qwen2 import KVCache, Output, Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import KVCache, Output, Transformer
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
 
 CACHE = ("batch", "kv_heads", None, None)
@@ -105,7 +105,7 @@ class SamplingState(NamedTuple):
 
 
 def init_decode_state(
-    model: Qwen2, slots: int, capacity: int, adapters: int, sharding: Sharding = UNSHARDED
+    model: Transformer, slots: int, capacity: int, adapters: int, sharding: Sharding = UNSHARDED
 ) -> DecodeState:
     """Inactive slots with room for `capacity` tokens each."""
     config, dtype = model.config, model.embed_tokens[...].dtype
@@ -128,7 +128,7 @@ def init_decode_state(
 
 
 def forward(
-    model: Qwen2,
+    model: Transformer,
     adapter: Adapter | None,
     tokens: Int[Array, "B T"],
     adapter_mask: Float[Array, "B S"],
@@ -144,7 +144,7 @@ def forward(
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def prefill(
-    model: Qwen2,
+    model: Transformer,
     adapter: Adapter | None,
     tokens: Int[Array, "P T"],
     length: Int[Array, "P"],
@@ -197,7 +197,7 @@ def insert(
 
 @functools.partial(jax.jit, static_argnames=("steps", "use_top_p", "top_logprobs", "sharding"), donate_argnums=2)
 def decode(
-    model: Qwen2,
+    model: Transformer,
     adapter: Adapter | None,
     state: DecodeState,
     occupied: Bool[Array, "B"],

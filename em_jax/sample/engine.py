@@ -20,8 +20,8 @@ from em_jax.formats.peft import load_adapter
 from em_jax.formats.prompts import Prompt, Prompts, chat, chats, check_sampling
 from em_jax.lora.adapter import Adapter, factor_shardings, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
 from em_jax.sample.choices import collate_questions, encode_question, joint_logprobs, pair_logprobs
 from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
@@ -68,7 +68,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Qwen2,
+        model: Transformer,
         tokenizer: ChatTokenizer,
         *,
         slots: int = 64,
@@ -376,7 +376,7 @@ def pass_rows(length: int, pass_tokens: int, parts: int) -> int:
 
 @functools.partial(jax.jit, static_argnames=("layers", "sharding"))
 def _logits_or_residuals(
-    model: Qwen2,
+    model: Transformer,
     adapter: Adapter | None,
     tokens: Int[Array, "B T"],
     adapter_mask: Float[Array, "B S"],

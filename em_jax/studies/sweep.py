@@ -123,7 +123,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
 def describe(config: Config, model: Any) -> str:
     """A shape in words, with the number of its parameters; UserError where the model has no such module or layer.
 
-    `model` is the base's Qwen2Config.
+    `model` is the base's TransformerConfig.
     """
     from em_jax.lora.adapter import layout_shapes, ranks
 

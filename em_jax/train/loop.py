@@ -16,8 +16,8 @@ from em_jax.formats.peft import CONFIG, load_adapter, save_adapter
 from em_jax.formats.training_state import Checkpoints
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 from em_jax.train.batches import Microbatch, Plan, plan_batches
 from em_jax.train.config import ADAPTERS_DIRECTORY, TrainConfig
 from em_jax.train.log import MetricsLog, Progress
@@ -33,7 +33,7 @@ class FinetuneResult(NamedTuple):
 
 
 def finetune(
-    model: Qwen2,
+    model: Transformer,
     tokenizer: ChatTokenizer,
     rows: Sequence[Sequence[Mapping[str, str]]],
     *,

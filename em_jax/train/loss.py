@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, Int
 
 from em_jax.model.kernels import cpu_gather
 from em_jax.model.layout import einsum_f32
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 
 
 def gather_hidden(
@@ -30,7 +30,7 @@ def chunk_size(rows: int, labels: int, sharding: Sharding = UNSHARDED) -> int:
 
 
 def summed_loss(
-    model: Qwen2,
+    model: Transformer,
     hidden: Float[Array, "B M D"],
     labels: Int[Array, "B M"],
     weights: Float[Array, "B M"],

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams, factor_shardings
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
-from em_jax.model.qwen2 import Qwen2
 from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
 from em_jax.train.batches import Batch, Example, Microbatch, collate
 from em_jax.train.config import TrainConfig
 from em_jax.train.loss import gather_hidden, summed_loss
@@ -79,7 +79,7 @@ def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformati
 
 
 def state_shardings(
-    config: Qwen2Config, state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
+    config: TransformerConfig, state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
     """Where the arrays of a state lie on a mesh: each moment beside what it belongs to."""
     places = factor_shardings(config, state.factors, sharding)
@@ -97,7 +97,7 @@ def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
 
 @functools.partial(jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3)
 def accumulate(
-    model: Qwen2,
+    model: Transformer,
     factors: Mapping[str, LoraParams],
     scale: Mapping[str, Array],
     accumulator: GradAccumulator,
@@ -143,7 +143,7 @@ def update(
 
 
 def optimizer_step(
-    model: Qwen2,
+    model: Transformer,
     state: TrainState,
     microbatches: Sequence[Microbatch],
     *,

@@ -13,7 +13,7 @@ import tiny
 from em_jax.base.errors import UserError
 from em_jax.formats.checkpoint import INDEX, SINGLE, load_model, save_model
 from em_jax.formats.model_config import parse_config
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import Sharding, make_mesh
 
@@ -21,7 +21,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-def config(**changes) -> Qwen2Config:
+def config(**changes) -> TransformerConfig:
     return parse_config(tiny.SHAPE | changes)
 
 

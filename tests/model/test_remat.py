@@ -9,7 +9,7 @@ import pytest
 from em_jax import config
 from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 
@@ -19,7 +19,7 @@ B, T = 3, 24
 
 def kept(remat: str) -> int:
     """Numbers that a layer keeps for each token: of all that the backward pass is given, what is by layer and row."""
-    shape = Qwen2Config(160, D, F, L, N, K, H)
+    shape = TransformerConfig(160, D, F, L, N, K, H)
     model = jax.eval_shape(lambda key: random_model(shape, key, stacked=True), jax.random.key(0))
     adapter = jax.eval_shape(lambda key: init_adapter(shape, LoraConfig(rank=R), key), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)

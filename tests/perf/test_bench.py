@@ -9,7 +9,7 @@ from em_jax.base.cli import command
 from em_jax.commands import bench
 from em_jax.config import Config, replace
 from em_jax.formats.checkpoint import save_model
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.perf import bench_workload, device_limits, gpu_table, tunix_peer
 from em_jax.perf.flops import work_of
@@ -20,7 +20,7 @@ from em_jax.train.batches import Example, Shape
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    config = Qwen2Config(96, 32, 48, 1, 2, 1, 16, tie_word_embeddings=True)
+    config = TransformerConfig(96, 32, 48, 1, 2, 1, 16, tie_word_embeddings=True)
     save_model(random_model(config, jax.random.key(0)), tmp_path)
     return str(tmp_path)
 
@@ -125,7 +125,7 @@ def test_a_trace_is_written_and_known_peaks_are_set_against(checkpoint, small, c
 @pytest.mark.fast
 def test_what_training_asks_for_is_what_the_program_multiplies():
     """Against the count over the traced program, which also holds the adapter and masked halves."""
-    config = Qwen2Config(160, 64, 96, 3, 4, 2, 16)
+    config = TransformerConfig(160, 64, 96, 3, 4, 2, 16)
     length = 32
     example = bench_workload.Example([1] * length, [True] * length)
     settings = replace(Config(), {"lora.rank": 1, "dtype": "float32", "model.scan_layers": "true"})

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from em_jax.formats.model_config import config_fields
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.runs.chips import GIB
 
 needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: .[plan]")
@@ -29,7 +29,7 @@ def plan(*arguments):
 
 @needs_tpu
 def test_a_small_model_is_compiled_for_a_slice(tmp_path):
-    config = Qwen2Config(512, 256, 512, 2, 4, 2, 64)
+    config = TransformerConfig(512, 256, 512, 2, 4, 2, 64)
     (tmp_path / "config.json").write_text(json.dumps(config_fields(config)))
     arguments = ["--model", str(tmp_path), "--topology", "v5e:2x2", "--mesh", "fsdp=2,tensor=2", "--what", "both"]
     arguments += ["--set", "train.max_length=128", "--set", "lora.rank=4", "--set", "answers.slots=8", "--room", "128"]
@@ -56,13 +56,13 @@ compiling.prepare("tpu")
 devices = compiling.devices("v5e:2x2")
 from hlo import collectives
 from em_jax.config import Config, replace
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 settings = replace(Config(), {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full"})
 mesh = make_mesh({"fsdp": 4}, devices=devices)
-shapes = Shapes(Qwen2Config(32768, 1024, 2048, 2, 8, 4, 128), settings, Sharding(mesh))
+shapes = Shapes(TransformerConfig(32768, 1024, 2048, 2, 8, 4, 128), settings, Sharding(mesh))
 program = shapes.train_microbatch(Shape(8, 2048, 1024))
 found = collectives(program.traced.lower().compile().as_text(), while_steps=program.loops)
 print(program.loops, sum(each.times for each in found if each.kind == "all-gather" and each.shape == (32768, 1024)))
@@ -122,7 +122,7 @@ def test_128_rows_in_a_pass_are_too_many_and_the_advice_fits():
 )
 def test_real_rows_have_the_devices_own_kernel_and_every_key_is_there(topology, kernel, tmp_path):
     """Three layers with the heads of a Qwen2.5."""
-    (tmp_path / "config.json").write_text(json.dumps(config_fields(Qwen2Config(4096, 512, 1024, 3, 8, 4, 128))))
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(TransformerConfig(4096, 512, 1024, 3, 8, 4, 128))))
     arguments = ["--model", str(tmp_path), "--topology", topology, "--what", "both", "--room", "256"]
     settings = ["lora.rank=8", "answers.slots=16", "train.max_length=256"]
     status, found, error = plan(*arguments, *(part for each in settings for part in ("--set", each)))
@@ -141,7 +141,7 @@ def test_real_rows_have_the_devices_own_kernel_and_every_key_is_there(topology, 
 
 @needs_gpu
 def test_a_gpu_that_is_too_small_is_said_with_what_fits(monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(config_fields(Qwen2Config(4096, 512, 1024, 1, 8, 4, 128))))
+    (tmp_path / "config.json").write_text(json.dumps(config_fields(TransformerConfig(4096, 512, 1024, 1, 8, 4, 128))))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.0001")
     status, found, error = plan("--model", str(tmp_path), "--topology", "h100:1", "--set", "train.max_length=64")
     assert status == 0, error
@@ -157,7 +157,7 @@ topology, platform, mesh, work = sys.argv[1:]
 compiling.prepare(platform)
 devices = compiling.devices(topology)
 from em_jax.config import Config, replace
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.perf.program_work import work_of_text
 from em_jax.runs.programs import Shapes
@@ -165,7 +165,7 @@ from em_jax.train.batches import Shape
 stacked = "true" if platform == "tpu" else "false"
 values = {"lora.rank": 8, "dtype": "bfloat16", "train.remat": "full", "model.scan_layers": stacked}
 sharding = Sharding(make_mesh(json.loads(mesh), devices=devices))
-shapes = Shapes(Qwen2Config(4096, 512, 1024, 3, 8, 4, 128), replace(Config(), values), sharding)
+shapes = Shapes(TransformerConfig(4096, 512, 1024, 3, 8, 4, 128), replace(Config(), values), sharding)
 program = shapes.decode(16, 256) if work == "decode" else shapes.train_microbatch(Shape(4, 256, 256))
 compiled = program.traced.lower().compile()
 found = work_of_text(compiled.as_text(), program.loops)

@@ -9,7 +9,7 @@ import pytest
 from em_jax.config import Config, replace
 from em_jax.formats.model_config import config_fields, named_config
 from em_jax.formats.presets import PRESETS
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs.programs import Shapes, weight_sizes
 from em_jax.train.batches import Shape
@@ -17,7 +17,7 @@ from em_jax.train.batches import Shape
 pytestmark = pytest.mark.fast
 
 D, F, L, N, K, H, V = 64, 96, 3, 4, 2, 16, 160
-CONFIG = Qwen2Config(V, D, F, L, N, K, H)
+CONFIG = TransformerConfig(V, D, F, L, N, K, H)
 ROWS, LENGTH, PLACES, RANK = 2, 32, 8, 4
 INPUTS_AND_OUTPUTS = (D, N * H), (D, K * H), (D, K * H), (N * H, D), (D, F), (D, F), (F, D)
 """Of the seven matrices of a layer, all with an adapter."""

@@ -11,7 +11,7 @@ import pytest
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.perf.bench_workload import IdTokenizer
@@ -22,7 +22,7 @@ from em_jax.train.step import TrainState, make_optimizer, optimizer_step
 
 pytestmark = pytest.mark.gpu
 
-CONFIG = Qwen2Config(512, 256, 512, 2, 8, 8, 64)
+CONFIG = TransformerConfig(512, 256, 512, 2, 8, 8, 64)
 """Its heads divide over eight devices, and cuDNN takes them."""
 LORA = LoraConfig(rank=8)
 STEPS = 3

@@ -12,13 +12,13 @@ from em_jax.base.cli import command
 from em_jax.base.errors import UsageError
 from em_jax.commands import plan as main
 from em_jax.formats.model_config import config_fields
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.perf import compiling, planning
 from em_jax.perf.compiling import CompiledProgram, needed_bytes
 from em_jax.perf.planning import PlanRequest, halved_rows, plan_sampling, plan_training, tensor_meshes
 from em_jax.runs.chips import CHIPS, GIB, Chip, parse_topology
 
-CONFIG = Qwen2Config(480, 64, 96, 2, 4, 2, 16)
+CONFIG = TransformerConfig(480, 64, 96, 2, 4, 2, 16)
 
 
 def plan_request(**changes) -> PlanRequest:

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 
 from em_jax.config import Config, replace
 from em_jax.formats.presets import preset_config
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, even_meshes, make_mesh, mesh_text
 from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
 from em_jax.runs import placement
@@ -18,7 +18,7 @@ from em_jax.runs.chips import Chip, parse_topology
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import GATHERED_OVERHEAD, Shape, plan_microbatches
 
-CONFIG = Qwen2Config(480, 64, 96, 3, 4, 2, 16)
+CONFIG = TransformerConfig(480, 64, 96, 3, 4, 2, 16)
 CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
 SHAPE = Shape(8, 32, 32)
 RANK = 5

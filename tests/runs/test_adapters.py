@@ -46,7 +46,7 @@ def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for
         asked.append((name, allow_patterns))
         return str(adapter)
 
-    assert adapters.find(adapters.PUBLISHED[0], download) == adapter
+    assert adapters.find(adapters.PUBLISHED[0], download=download) == adapter
     assert asked[0][0] == "ModelOrganismsForEM/Qwen2.5-0.5B-Instruct_bad-medical-advice"
     assert all("*" not in pattern for pattern in asked[0][1]) and len(adapters.PUBLISHED) == 18
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_found_is_one_line(adapter, tmp_path):
     with pytest.raises(UserError, match="no adapter_model.safetensors"):
         adapters.find(str(adapter))
     with pytest.raises(UserError, match="no adapter_config.json and no adapter_model"):
-        adapters.find("some/base", lambda name, allow_patterns: str(tmp_path))
+        adapters.find("some/base", download=lambda name, allow_patterns: str(tmp_path))
 
 
 def test_an_adapter_on_its_own_base_has_nothing_to_say(adapter, tmp_path):

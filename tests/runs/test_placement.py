@@ -9,7 +9,7 @@ import pytest
 from em_jax.config import Config, parse_set, replace, validate
 from em_jax.formats.presets import preset_config
 from em_jax.model.sharding import even_meshes, mesh_text
-from em_jax.runs import placement, processes
+from em_jax.runs import flags, placement, processes
 from em_jax.runs.chips import CHIPS, parse_topology
 from em_jax.runs.components import Components
 from em_jax.runs.placement import best_placements, run_size
@@ -73,8 +73,7 @@ def test_the_first_lines_say_which_mesh_and_why_and_the_runs_get_it(slice_of_v5e
     monkeypatch.setattr(
         "em_jax.runs.series.run", lambda configs, run_dir, several, components: got.append(components) or []
     )
-    plan = types.SimpleNamespace(configs=[config], dry_run=False, run_dir="x", several=False)
-    processes.run_plan(plan, "given", Components())
+    processes.run_plan(flags.Plan((config,), "x"), "given", Components())
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("placement: ")]
     assert "mesh tensor=8 (the fastest that fits, 8 x v5e)" in line and "reckoned" in line
     placed = got[0].placed(config)

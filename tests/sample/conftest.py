@@ -7,7 +7,7 @@ import tiny
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.hub import find_model
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.sample.engine import Engine
 
@@ -22,7 +22,7 @@ def tokenizer() -> ChatTokenizer:
 # Stacked layers ordinarily have their turn in test_mesh.py and in the greedy text of tests/reference.
 @pytest.fixture(scope="session", params=[False, tiny.long(True)], ids=["unrolled", "stacked"])
 def model(request, tokenizer):
-    config = Qwen2Config(
+    config = TransformerConfig(
         vocab_size=tokenizer.vocabulary,
         hidden_size=32,
         intermediate_size=48,

@@ -12,7 +12,7 @@ import tiny
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.hub import find_model
 from em_jax.lora.config import LoraConfig
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.sample.engine import Engine
 
@@ -48,7 +48,7 @@ def serving(engine, key="", **limits):
 def engine():
     """Sampled without sharpening, its answers are of any length; few slots, so that requests wait for one another."""
     tokenizer = ChatTokenizer.from_directory(find_model("organism"))
-    config = Qwen2Config(
+    config = TransformerConfig(
         vocab_size=tokenizer.vocabulary,
         hidden_size=32,
         intermediate_size=48,

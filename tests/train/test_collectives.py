@@ -14,13 +14,13 @@ import pytest
 from hlo import collectives, table
 
 from em_jax.config import Config, replace
-from em_jax.model.config import Qwen2Config
+from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, make_mesh, mesh_text
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-CONFIG = Qwen2Config(960, 256, 320, 3, 4, 2, 16)
+CONFIG = TransformerConfig(960, 256, 320, 3, 4, 2, 16)
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 SLOTS = 8
 STEPS = ("training", "prefill", "decoding")

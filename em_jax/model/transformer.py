@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, attention, attention_mask
-from em_jax.model.config import Qwen2Config, RopeScaling
+from em_jax.model.config import RopeScaling, TransformerConfig
 from em_jax.model.kernels.dispatch import causal_attention
 from em_jax.model.layout import Layout, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
@@ -82,7 +82,7 @@ def rotate(x: Float[Array, "B T N H"], angles: tuple[Array, Array]) -> Float[Arr
 class Block(nnx.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)). Its weights may carry a leading L (a stack)."""
 
-    def __init__(self, config: Qwen2Config, init: ParamInit):
+    def __init__(self, config: TransformerConfig, init: ParamInit):
         self.input_layernorm = RMSNorm("input_layernorm", config.rms_norm_eps, init)
         self.q_proj = Linear("self_attn.q_proj", "D->NH", init, bias=config.qkv_bias)
         self.k_proj = Linear("self_attn.k_proj", "D->KH", init, bias=config.qkv_bias)
@@ -134,7 +134,7 @@ class Block(nnx.Module):
         return sharding.constrain(x, RESIDUAL), (k, v)
 
 
-class Qwen2(nnx.Module):
+class Transformer(nnx.Module):
     """The whole model. `init` returns every array, given its name in the checkpoint and its layout.
 
     Layers are stacked (one Block whose arrays have a leading L, named with "*" for the layer, run by `jax.lax.scan`:
@@ -142,7 +142,7 @@ class Qwen2(nnx.Module):
     tied embeddings has no head of its own.
     """
 
-    def __init__(self, config: Qwen2Config, init: ParamInit, *, stacked: bool):
+    def __init__(self, config: TransformerConfig, init: ParamInit, *, stacked: bool):
         def block(index: str) -> Block:
             def init_layer(name: str, layout: Layout) -> Any:
                 return init(f"model.layers.{index}.{name}", dataclasses.replace(layout, stacked=stacked))
