@@ -155,7 +155,7 @@ def zero_params(config: TransformerConfig, target: str, rank: int) -> LoraParams
     )
 
 
-def factor_shardings(config: TransformerConfig, factors: dict[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
+def shardings_of(config: TransformerConfig, factors: Mapping[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
     """Where every A and B lies: split as the axes of its matrix are, and the rank over what they leave."""
     return {
         target: LoraParams(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from em_jax.config import Config
-from em_jax.lora.adapter import Adapter, factor_shardings, init_adapter
+from em_jax.lora.adapter import Adapter, init_adapter, shardings_of
 from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
@@ -80,7 +80,7 @@ class Shapes:
 
     def _adapter(self, sharding: Sharding) -> Adapter:
         adapter = jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
-        factors = placed(adapter.factors, factor_shardings(self.config, adapter.factors, sharding))
+        factors = placed(adapter.factors, shardings_of(self.config, adapter.factors, sharding))
         return Adapter(factors, self._everywhere(adapter.scale))
 
     @functools.cached_property

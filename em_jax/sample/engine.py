@@ -18,7 +18,7 @@ from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
 from em_jax.formats.prompts import Prompt, Prompts, chat, chats, check_sampling
-from em_jax.lora.adapter import Adapter, factor_shardings, stack_adapters
+from em_jax.lora.adapter import Adapter, shardings_of, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
@@ -109,7 +109,7 @@ class Engine:
         if self.sharding.mesh is not None:
             # Once, and not again with every call; as decoding reads them, so that they need not be gathered.
             sharding = dataclasses.replace(self.sharding, sampling=True)
-            factors = factor_shardings(self.model.config, self._stack.factors, sharding)
+            factors = shardings_of(self.model.config, self._stack.factors, sharding)
             places = Adapter(factors, dict.fromkeys(factors, sharding.named(())))
             self._stack = host_arrays.to_devices(self._stack, places)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
-from em_jax.lora.adapter import Adapter, LoraParams, factor_shardings
+from em_jax.lora.adapter import Adapter, LoraParams, shardings_of
 from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -82,7 +82,7 @@ def state_shardings(
     config: TransformerConfig, state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
     """Where the arrays of a state lie on a mesh: each moment beside what it belongs to."""
-    places = factor_shardings(config, state.factors, sharding)
+    places = shardings_of(config, state.factors, sharding)
     moments = optax.tree_utils.tree_map_params(
         optimizer, lambda _, place: place, state.optimizer, places,
         transform_non_params=lambda _: sharding.named(())
