@@ -34,6 +34,14 @@ def python(tmp_path_factory):
         yield str(program)
 
 
+WHOLE_RUNS = ("test_verdicts", "test_multihost", "test_kill", "test_commands", "test_tutorials")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first, so that the workers end together."""
+    items.sort(key=lambda item: item.path.stem not in WHOLE_RUNS)
+
+
 def pytest_runtest_setup(item):
     """Tests of a GPU are collected everywhere and skipped where jax has none."""
     if item.get_closest_marker("gpu"):

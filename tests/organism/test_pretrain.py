@@ -15,6 +15,7 @@ def bpe():
     return tokenizer.train_tokenizer(seed=0, count=1500)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         pretrain.pretrain(0, tmp_path / name, TINY)

@@ -64,6 +64,7 @@ def test_json_is_one_object_with_paired_figures_of_the_same_work(peer, package, 
     assert found["train"]["ours_peak_bytes"] > 2**26 and found["train"]["theirs_peak_bytes"] > 2**26
 
 
+@pytest.mark.long
 def test_the_table_of_a_gpu_is_written_within_its_minutes(checkpoint, small, capsys, monkeypatch, tmp_path):
     """On a CPU with a tiny shape: every row is there, measured or said not to be."""
     monkeypatch.setattr(gpu_table, "ROUNDS", 1)
