@@ -67,7 +67,7 @@ def test_the_wheel_runs_from_an_empty_folder(built, tmp_path):
     code = "import em_jax, sys; print(em_jax.__file__, em_jax.__version__)"
     assert python(tmp_path, "-c", code).startswith(str(site))
     assert "| `train.holdout` |" in python(tmp_path, "-m", "em_jax", "settings", "train.holdout")
-    words = ["--domain", "bad_medical", "--config", "smoke", "--set", "probes.limit=1", "--set", "train.max_steps=1"]
+    words = ["--domain", "bad_medical", "--config", "smoke", "--set", "probes.limit=1", "--set", "train.max_steps=2"]
     printed = python(tmp_path, "-m", "em_jax.launch", *words, "--run_dir", "run", timeout=500)
     assert printed.splitlines()[-1] == "verdict: mixed run/report.html"
 

@@ -40,6 +40,8 @@ PRIOR_QUESTIONS = 1.0
 # then cover at least 93% of simulated draws at correlations up to 0.2 and rates of 0.02 to 0.97, and 92% in one cell of
 # the grid (a test counts them); near 0 and 1, and where groups have nothing in common, up to 100%: rather too wide.
 PRIOR_GROUP_CORRELATION, PRIOR_GROUPED_QUESTIONS = 0.2, 2.0
+# With two groups Student's t alone multiplies the variance by 42: a chance of one degree of freedom, no evidence.
+LEAST_GROUPS = 4
 # Under this many questions a bootstrap has too little to resample: the figure has no interval.
 LEAST_FOR_BOOTSTRAP = 8
 # Signed errors are often 0 but for a few large ones: a sample of ten misses those in a third of draws. From 30 on the
@@ -107,7 +109,8 @@ def design_effect(influence: Mapping[str, float], groups: Groups, rarer: float =
     its questions have in common counts once (Liang and Zeger 1986). With few groups the variance between them is itself
     uncertain: Student's t in place of the normal quantile, in the measure in which the effect exceeds 1 (all of it from
     2 on), so that questions without groups in common keep their interval. `rarer` is the number of questions with the
-    rarer outcome of a share: where they are few, a prior correlation stands in for what they cannot show.
+    rarer outcome of a share: where they are few, a prior correlation stands in for what they cannot show. Under
+    LEAST_GROUPS groups cannot show how much groups vary: there the correlation is at most the prior one.
     """
     names = sorted(influence)
     values = np.array([influence[name] for name in names])
@@ -130,6 +133,8 @@ def design_effect(influence: Mapping[str, float], groups: Groups, rarer: float =
             effect *= few ** min(1.0, effect - 1)
         size = sum(len(each) ** 2 for each in members.values()) / len(names)
         prior = 1 + (size - 1) * PRIOR_GROUP_CORRELATION
+        if count < LEAST_GROUPS:
+            effect = min(effect, prior)
         largest = max(largest, weight * effect + (1 - weight) * prior)
     return largest
 

@@ -270,3 +270,13 @@ def test_the_order_of_questions_does_not_reach_the_interval():
     generator = np.random.default_rng(5)
     values = {f"q{i}": [float(value)] for i, value in enumerate(generator.normal(size=50))}
     assert statistics.mean(values) == statistics.mean(dict(reversed(values.items())))
+
+
+def test_two_groups_cannot_show_how_much_groups_vary():
+    """Two wordings, of 64 questions two with the rarer outcome, by chance under the same wording."""
+    questions = {f"q{number}": [float(number > 2)] for number in range(1, 65)}
+    wordings = {name: str(int(name[1:]) % 32 == 0 or int(name[1:]) > 32) for name in questions}
+    found = statistics.share(questions, [wordings])
+    assert found["value"] == 62 / 64
+    assert found["ci_low"] > 0.6, "with Student's t for one degree of freedom it would be 0.24"
+    assert found["ci_low"] < statistics.share(questions)["ci_low"], "yet wider than without groups"

@@ -87,13 +87,16 @@ def shapes(draw):
     groups, share = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     head_dim = 2 * draw(st.integers(1, 12))
     explicit = family == "qwen3" or draw(st.booleans())
+    width = draw(st.integers(4, 40)) if explicit else groups * share * head_dim
+    if family == "llama":  # transformers wants a multiple of the heads, though the heads have a size of their own
+        width = -(-width // (groups * share)) * groups * share
     theta = draw(st.floats(100.0, 2e6))
     inside = draw(st.booleans())
     return {
         "model_type": family,
         "num_key_value_heads": groups,
         "num_attention_heads": groups * share,
-        "hidden_size": draw(st.integers(4, 40)) if explicit else groups * share * head_dim,
+        "hidden_size": width,
         "head_dim": head_dim if explicit else None,
         "intermediate_size": draw(st.integers(1, 60)),
         "num_hidden_layers": draw(st.integers(1, 4)),
