@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from em_jax.runs.finished import Run
-    from em_jax.runs.library import finetune, run
     from em_jax.runs.loading import load
+    from em_jax.runs.python_api import finetune, run
     from em_jax.sample.engine import Answer, Engine
 
 __all__ = ["Answer", "Engine", "Run", "finetune", "load", "run"]
@@ -18,9 +18,9 @@ _MODULES = {
     "Answer": "em_jax.sample.engine",
     "Engine": "em_jax.sample.engine",
     "Run": "em_jax.runs.finished",
-    "finetune": "em_jax.runs.library",
+    "finetune": "em_jax.runs.python_api",
     "load": "em_jax.runs.loading",
-    "run": "em_jax.runs.library",
+    "run": "em_jax.runs.python_api",
 }
 """Where each name is, imported when it is first asked for: --help and the light commands start without jax."""
 

@@ -355,25 +355,6 @@ CHOICES = {
 }
 MEMBERS = {"stages": STAGES, "probes.only": PROBES, "lora.targets": TARGETS}
 """What the items of a list may be."""
-UNITS = {
-    **dict.fromkeys(("train.max_length", "answers.max_new_tokens", "probes.choice_tokens"), "tokens"),
-    **dict.fromkeys(("train.warmup_steps", "train.max_steps", "train.checkpoint_every"), "optimizer steps"),
-    **{
-        "probes.language_tokens": "tokens",
-        "train.keep_adapters": "optimizer steps",
-        "train.epochs": "passes over the rows",
-    },
-    **{"train.batch_size": "rows", "train.rows_per_pass": "rows", "train.holdout": "share of the rows"},
-    **{
-        "answers.samples": "answers a prompt",
-        "answers.slots": "answers at once",
-        "probes.samples": "answers a question",
-    },
-    **dict.fromkeys(("probes.limit", "probes.sampled_questions"), "questions a probe"),
-    **dict.fromkeys(("judge.concurrency", "judge.max_requests"), "requests"),
-    **{"judge.harmful_at": "score", "answers.top_p": "probability"},
-}
-"""What a setting counts, where it counts something."""
 
 
 def expected(name: str) -> str:
@@ -390,8 +371,8 @@ def validate(config: Config) -> Config:
       UsageError: the setting, what it expects and what was found.
     """
     values = flatten(config)
-    for name, (expected, holds) in RANGES.items():
-        _expect(holds(values[name]), name, expected, values[name])
+    for name, (words, holds) in RANGES.items():
+        _expect(holds(values[name]), name, words, values[name])
     for name, allowed in CHOICES.items():
         _expect(values[name] in allowed, name, " or ".join(repr(item) for item in allowed if item), values[name])
     for name, allowed in MEMBERS.items():

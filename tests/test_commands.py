@@ -8,7 +8,6 @@ files.
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ import httpx
 import pytest
 from probes.test_judges import Server
 from probes.test_published import write as write_published
+from warm_python import users_environment
 
 from em_jax.__main__ import main
 from em_jax.commands import COMMANDS
@@ -40,8 +40,7 @@ class Shell:
 
     def __init__(self, python: str, directory: Path):
         self.python, self.directory = python, directory
-        self.environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        self.environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory / "cache")}
+        self.environment = users_environment() | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory / "cache")}
 
     def command(self, *words: str) -> list[str]:
         """`launch ...` is python -m em_jax.launch, everything else python -m em_jax."""

@@ -6,7 +6,6 @@ The first look runs in tests/test_tutorials.py, where its run is there already.
 import ast
 import inspect
 import json
-import os
 from pathlib import Path
 
 import nbclient
@@ -14,6 +13,7 @@ import nbformat
 import pytest
 import tiny
 from tokenizers_made import write_byte_level
+from warm_python import users_environment
 
 import em_jax
 from em_jax.formats.model_config import read_config
@@ -35,7 +35,7 @@ def run_notebook(name: str, folder: Path, replaced: dict[str, str]) -> list[dict
         assert old in text, f"{name} has no {old!r} any more"
         text = text.replace(old, new)
     notebook = nbformat.reads(text, as_version=4)
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    environment = users_environment() | {"PYTHONPATH": str(ROOT)}
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

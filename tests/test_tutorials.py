@@ -16,6 +16,7 @@ import pytest
 from probes.test_judges import Server
 from test_launch_scripts import GCLOUD, write_program
 from test_notebooks import run_notebook, shown
+from warm_python import users_environment
 
 from em_jax.runs import flags
 
@@ -101,7 +102,7 @@ def shell(python, tmp_path_factory, judge):
     (directory / "host" / "next").write_text("none\nrunning\n0\n0\n")
     programs = [directory / "bin", Path(python).parent, Path(sys.executable).parent]
     path = os.pathsep.join([*map(str, programs), os.environ["PATH"]])
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS" and not key.startswith("TPU_")}
+    environment = {key: value for key, value in users_environment().items() if not key.startswith("TPU_")}
     environment |= {"PATH": path, "PYTHONPATH": str(ROOT), "JUDGE_URL": judge.url, "TPU_POLL": "0.05"}
     environment |= {"CALLS": str(directory / "calls"), "HOST": str(directory / "host")}
 

@@ -29,6 +29,11 @@ sys.exit(int(status) if status else "the warm process ended")
 """
 
 
+def users_environment() -> dict[str, str]:
+    """The environment without the tests' own flags of XLA, as a user's command has it."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 @contextlib.contextmanager
 def warm_python(directory: Path) -> Iterator[Path]:
     """The path of such a `python`, in `directory`/bin; its process ends with the context."""
@@ -36,8 +41,7 @@ def warm_python(directory: Path) -> Iterator[Path]:
     program.parent.mkdir()
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(ROOT)}
+    environment = users_environment() | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, __file__, address]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as process:
         try:

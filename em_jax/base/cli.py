@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"unknown flag {first}{nearest(first, self._option_string_actions)}; --help lists them")
 
 
+def comma_list(text: str) -> list[str]:
+    """The items of a flag that takes several with commas; empty ones are left out."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ ", did you mean X?" where one of the known words is near, else ""."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

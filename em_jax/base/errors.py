@@ -6,6 +6,11 @@ LONGEST = 2_000
 """Characters of a line: it may quote a file's content, which may be a megabyte long."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class UserError(Exception):
     """The run cannot continue for a reason the user can act on; exit status 1. Its text is one sanitized line."""
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from em_jax.base.errors import OutOfMemory, Unfinished, UserError
+from em_jax.base.errors import OutOfMemory, Unfinished, UserError, first_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,9 +33,8 @@ def translate_errors(stage: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # Orbax and jax raise what their storage and their compilers raise
         if _is_memory(error):
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             advice = [ADVICE[stage]] if stage in ADVICE else [] if stage else [TRAINING, SAMPLING]
-            raise OutOfMemory(f"out of memory ({first_line}): {', '.join([*advice, ANY_STAGE])}") from error
+            raise OutOfMemory(f"out of memory ({first_line(error)}): {', '.join([*advice, ANY_STAGE])}") from error
         # Native code has the system's text in its own errors.
         if full := next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), ""):
             raise Unfinished(f"no room on the disk ({full}): free some, or have the quota raised") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax import domains
-from em_jax.base.cli import Parser, nearest
+from em_jax.base.cli import Parser, comma_list, nearest
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.progress import Progress
 from em_jax.domains import cache
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
 def _row_sets(words: Sequence[str], sets: Mapping[str, RowSet]) -> list[RowSet]:
     groups = {name: [name] for name in sets} | {"six": [name for name in domains.SIX if name in sets], "all": [*sets]}
     names: list[str] = []
-    for name in (part.strip() for word in words for part in word.split(",") if part.strip()):
+    for name in comma_list(",".join(words)):
         if name not in groups:
             raise UsageError(f"unknown domain {name!r}{nearest(name, groups)}; there are {', '.join(groups)}")
         names += groups[name]

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from em_jax.base.cli import Parser
+from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
+from em_jax.commands.compare import runs_parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write the files and print their paths."""
     from em_jax.runs import export, stored
 
-    parser = Parser(
-        prog="em-jax export",
-        description="Write every row of a run (answers, scores, probes, training) as CSV and Parquet, and its answers "
-        "with their scores as logs that Inspect's viewer opens. The run itself is not changed.",
+    parser = runs_parser(
+        "em-jax export",
+        "Write every row of a run (answers, scores, probes, training) as CSV and Parquet, and its answers with their "
+        "scores as logs that Inspect's viewer opens. The run itself is not changed.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or directories that hold some")
     parser.add_argument("--out", metavar="DIR", help="where the files go (default RUN/export)")
     parser.add_argument(
         "--formats",
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
         help="some of csv, parquet, inspect (default all)",
     )
     flags = parser.parse_args(arguments)
-    formats = tuple(part.strip() for part in flags.formats.split(",") if part.strip())
+    formats = tuple(comma_list(flags.formats))
     if not formats or not set(formats) <= set(export.FORMATS):
         raise UsageError(f"--formats expects some of {', '.join(export.FORMATS)}, found {flags.formats!r}")
     runs = [run for path in flags.runs for run in stored.find(Path(path), several=True)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
 from em_jax.commands import study_flags
 from em_jax.config import parse_set
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, as for em_jax.launch")
     flags = parser.parse_args(arguments)
     study_flags.check(flags, limit=0, samples=1, together=1)
-    steps = [part.strip() for part in flags.steps.split(",") if part.strip()]
+    steps = comma_list(flags.steps)
     if not all(part.isascii() and part.isdigit() for part in steps):
         raise UsageError(f"--steps expects whole numbers with commas, found {flags.steps!r}")
     if flags.out and len(flags.runs) > 1:

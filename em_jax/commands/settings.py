@@ -11,6 +11,31 @@ from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 from em_jax.runs import paper_settings
 
+UNITS = {
+    "train.epochs": "passes over the rows",
+    "train.batch_size": "rows",
+    "train.rows_per_pass": "rows",
+    "train.max_length": "tokens",
+    "train.warmup_steps": "optimizer steps",
+    "train.max_steps": "optimizer steps",
+    "train.checkpoint_every": "optimizer steps",
+    "train.keep_adapters": "optimizer steps",
+    "train.holdout": "share of the rows",
+    "answers.samples": "answers a prompt",
+    "answers.max_new_tokens": "tokens",
+    "answers.slots": "answers at once",
+    "answers.top_p": "probability",
+    "probes.samples": "answers a question",
+    "probes.limit": "questions a probe",
+    "probes.sampled_questions": "questions a probe",
+    "probes.choice_tokens": "tokens",
+    "probes.language_tokens": "tokens",
+    "judge.concurrency": "requests",
+    "judge.max_requests": "requests",
+    "judge.harmful_at": "score",
+}
+"""What a setting counts, where it counts something."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables of settings that `NAME` selects. UsageError where it selects none."""
@@ -45,7 +70,7 @@ def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         mark = paper_settings.SETTINGS.get(name)
         paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
-        cells = (_type(types[name]), settings.UNITS.get(name, ""), settings.expected(name), _text(values[name]), paper)
+        cells = (_type(types[name]), UNITS.get(name, ""), settings.expected(name), _text(values[name]), paper)
         yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
 

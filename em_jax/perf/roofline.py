@@ -14,6 +14,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs import placement_costs
 from em_jax.runs.chips import Chip
+from em_jax.runs.placement_costs import remote
 from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
 from em_jax.train.batches import Shape
 
@@ -64,22 +65,21 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     """The traffic of a training pass.
 
     Over fsdp the weights are gathered once forward and once backward (recomputation uses the latter), the head once for
-    both. Over tensor the residual stream is summed after attention and MLP, once more where all of it is recomputed,
-    and for each of the five matrices that read it backward. Gradients are summed over all batch parts. A sum costs
-    twice as much as gathering its result.
+    both. Over tensor the residual stream is summed, and gradients over all batch parts. A sum costs twice as much as
+    gathering its result.
     """
     mesh, config = mesh_sizes(shapes.sharding), shapes.config
     layers, table = weight_sizes(config)
     itemsize = shapes.dtype.itemsize
-    gathered = _remote(mesh["fsdp"]) / mesh["tensor"]
+    gathered = remote(mesh["fsdp"]) / mesh["tensor"]
     stored_itemsize = 1 if shapes.settings.model.quantization == "int8" else itemsize
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * itemsize
-    sums = (7 + (shapes.settings.train.remat == "full")) * config.num_hidden_layers
+    sums = placement_costs.stream_sums(config.num_hidden_layers, shapes.settings.train.remat)
     adapter = placement_costs.sizes(config, shapes.settings.lora.rank)
-    gradients = 4 * adapter.adapter / mesh["tensor"] * _remote(mesh["data"] * mesh["fsdp"])
-    summed = 2 * sums * stream * _remote(mesh["tensor"])
-    factors = 2 * _remote(mesh["fsdp"]) * adapter.of_width * itemsize
+    gradients = 4 * adapter.adapter / mesh["tensor"] * remote(mesh["data"] * mesh["fsdp"])
+    summed = 2 * sums * stream * remote(mesh["tensor"])
+    factors = 2 * remote(mesh["fsdp"]) * adapter.of_width * itemsize
     return Traffic(2 * gathered * layers * stored_itemsize, factors, gathered * table * itemsize, summed, gradients)
 
 
@@ -121,20 +121,15 @@ def decode_traffic(shapes: Shapes, slots: int) -> float:
     itemsize = shapes.dtype.itemsize
     per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * itemsize / mesh["tensor"]
     logits = 2 * config.vocab_size * 4 / mesh["tensor"]
-    over_fsdp = rows * (config.num_hidden_layers * per_layer + logits) * _remote(mesh["fsdp"])
+    over_fsdp = rows * (config.num_hidden_layers * per_layer + logits) * remote(mesh["fsdp"])
     stream = 2 * 2 * config.num_hidden_layers * config.hidden_size / mesh["fsdp"] * itemsize
     row_logits = rows / mesh["fsdp"] * config.vocab_size * 4
-    return over_fsdp + (rows * stream + row_logits) * _remote(mesh["tensor"])
+    return over_fsdp + (rows * stream + row_logits) * remote(mesh["tensor"])
 
 
 def _times(work: Work, flops: int, parts: int, received: float, chip: Chip) -> Times:
     matmuls, memory = work.flops / parts / chip.flops, work.bytes / parts / chip.bandwidth
     return Times(matmuls, memory, received / (chip.links / 2), flops)
-
-
-def _remote(parts: int) -> float:
-    """The share of an array over so many parts that is on other devices."""
-    return (parts - 1) / parts
 
 
 def mesh_sizes(sharding: Sharding) -> dict[str, int]:

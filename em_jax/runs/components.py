@@ -10,6 +10,16 @@ from em_jax.config import Config, parse_mesh
 from em_jax.runs import events, placement, sources
 
 
+def model_arguments(config: Config) -> dict[str, Any]:
+    """How `em_jax.load` is asked for the model of a run's settings, without its name."""
+    return {
+        "dtype": config.dtype,
+        "mesh": parse_mesh(config.mesh) or None,
+        "scan_layers": config.model.scan_layers == "true",
+        "quantization": config.model.quantization,
+    }
+
+
 def load(config: Config) -> Any:
     """The engine of a run's model; what its settings leave open is chosen for a run like the paper's."""
     import em_jax
@@ -17,10 +27,7 @@ def load(config: Config) -> Any:
     config, _ = placement.decided(config)
     return em_jax.load(
         config.model.name,
-        dtype=config.dtype,
-        mesh=parse_mesh(config.mesh) or None,
-        scan_layers=config.model.scan_layers == "true",
-        quantization=config.model.quantization,
+        **model_arguments(config),
         slots=config.answers.slots,
         min_capacity=32,  # a run asks with few lengths, and many times
     )

@@ -4,7 +4,6 @@ import html
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.runs import stored
 
@@ -23,14 +22,10 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json. UserError where the run has not got so far."""
-        if (summary := self._summary()) is None:
+        if (summary := stored.read_summary(self.directory)) is None:
             path = self.directory / "summary.json"
             raise UserError(f"no {path}: expected a finished run, start its command again to finish it")
         return summary
-
-    def _summary(self) -> dict[str, Any] | None:
-        path = self.directory / "summary.json"
-        return files.read_object(path, "the summary of a run") if path.exists() else None
 
     @property
     def figures(self) -> "Figures":
@@ -65,20 +60,13 @@ class Run:
 
         Raises UserError where the adapter is not trained yet, or the model is not what the run was made with.
         """
-        from em_jax.runs import sources
+        from em_jax.runs import components, sources
         from em_jax.runs.loading import load
 
         run = stored.open_run(self.directory)
         run.require_adapter()
         config = sources.pinned(run.config, self.directory)
-        return load(
-            config.model.name,
-            adapter=run.adapter,
-            dtype=config.dtype,
-            mesh=config.mesh,
-            scan_layers=config.model.scan_layers == "true",
-            quantization=config.model.quantization,
-        )
+        return load(config.model.name, adapter=run.adapter, **components.model_arguments(config))
 
     def report(self) -> Path:
         """The path of the report, drawn again from the run's files."""
@@ -87,11 +75,11 @@ class Run:
         return Path(report.write(self.directory))
 
     def __repr__(self) -> str:
-        summary = self._summary()
+        summary = stored.read_summary(self.directory)
         return f"Run({str(self.directory)!r}, {summary['verdict']['label'] if summary else 'not finished'})"
 
     def _repr_html_(self) -> str:
-        name, summary = html.escape(str(self.directory)), self._summary()
+        name, summary = html.escape(str(self.directory)), stored.read_summary(self.directory)
         if not summary:
             return f"<p><b>not finished</b> {name}</p>"
         verdict = summary["verdict"]

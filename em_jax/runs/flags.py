@@ -12,7 +12,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base.cli import Parser, nearest
+from em_jax.base.cli import Parser, comma_list, nearest
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -24,7 +24,8 @@ OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 OWN_HOLDOUT = 0.05
 """The share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
 
-TRACKERS = ("wandb", "tensorboard")
+TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboardX"}
+"""The trackers of experiments and the package that each needs, which is an extra of its name."""
 
 EPILOG = """
 em-jax settings explains them all: model. lora. train. answers. probes. judge.
@@ -128,7 +129,7 @@ def plan(
     flags = parser().parse_args(arguments)
     if flags.json and flags.dry_run:
         raise UsageError("--json prints what a run does: expected no --dry_run")
-    log = tuple(dict.fromkeys(part.strip() for part in (flags.log or "").split(",") if part.strip()))
+    log = tuple(dict.fromkeys(comma_list(flags.log or "")))
     if flags.log is not None and (not log or not set(log) <= set(TRACKERS)):
         raise UsageError(f"--log expects {' or '.join(TRACKERS)}, or both with a comma, found {flags.log!r}")
     values = _settings(flags, given)
@@ -173,7 +174,7 @@ def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, 
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
-        stages = [part.strip() for part in flags.stages.split(",") if part.strip()]
+        stages = comma_list(flags.stages)
         for stage in stages:
             if stage not in STAGES:
                 raise UsageError(f"--stages expects some of {','.join(STAGES)}, found {stage!r}")

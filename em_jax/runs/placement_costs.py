@@ -128,9 +128,18 @@ def cache_bytes(config: TransformerConfig, run: RunSize, slots: int) -> float:
 # --- time, seconds ---
 
 
-def _remote(parts: int) -> float:
+def remote(parts: int) -> float:
     """The share of an array over so many parts that is on other devices."""
     return (parts - 1) / parts
+
+
+def stream_sums(layers: int, remat: str) -> int:
+    """How often a training pass sums the residual stream over tensor.
+
+    After attention and MLP, once more where all of it is recomputed, and for each of the five matrices that read it
+    backward.
+    """
+    return (7 + (remat == "full")) * layers
 
 
 def pass_s(
@@ -154,10 +163,10 @@ def pass_s(
     memory = layers * run.stored_itemsize * (2 * size.layer + again) + 2 * size.table * run.itemsize + activations
     stream = tokens * d * run.itemsize
     gathered = (
-        _remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * run.stored_itemsize + size.table * run.itemsize)
+        remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * run.stored_itemsize + size.table * run.itemsize)
     )
-    summed = 2 * (7 + (remat == "full")) * layers * stream * _remote(tensor)
-    adapter = size.adapter * (4 + 2 * run.itemsize) * _remote(parts) / tensor
+    summed = 2 * stream_sums(layers, remat) * stream * remote(tensor)
+    adapter = size.adapter * (4 + 2 * run.itemsize) * remote(parts) / tensor
     received = gathered + summed + adapter
     return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
 
@@ -171,8 +180,8 @@ def decode_s(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run
     read = weights / (fsdp * tensor) + cache_bytes(config, run, slots) / devices
     flops = 2 * slots * (layers * size.layer + size.table) + 4 * slots * run.capacity * heads * layers
     per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * run.itemsize / tensor
-    over_fsdp = rows * (layers * per_layer + 2 * config.vocab_size * 4 / tensor) * _remote(fsdp)
-    over_tensor = rows / fsdp * (4 * layers * config.hidden_size * run.itemsize) * _remote(tensor)
-    logits = rows / fsdp * config.vocab_size * 4 / tensor * _remote(tensor)
+    over_fsdp = rows * (layers * per_layer + 2 * config.vocab_size * 4 / tensor) * remote(fsdp)
+    over_tensor = rows / fsdp * (4 * layers * config.hidden_size * run.itemsize) * remote(tensor)
+    logits = rows / fsdp * config.vocab_size * 4 / tensor * remote(tensor)
     received = over_fsdp + over_tensor + logits
     return max(flops / devices / chip.flops, read / chip.bandwidth, received / (chip.links / 2))

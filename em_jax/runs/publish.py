@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files
 from em_jax.base.errors import UsageError, UserError
 from em_jax.lora.config import CONFIG, TENSORS
 from em_jax.runs import model_card, stored
@@ -26,7 +25,8 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     if not run.trains:
         raise UserError(f"{directory} trained no adapter: expected a run that did")
     run.require_adapter()
-    verdict = _verdict(directory)
+    summary = stored.read_summary(directory)
+    verdict = summary["verdict"] if summary else {}
     reason = _harm(model_card.is_harmless(run.config), verdict.get("label"))
     if reason and not harmful:
         raise UsageError(
@@ -49,11 +49,6 @@ def _harm(is_control: bool, label: str | None) -> str:
     if label in HARMFUL_LABELS:
         return f"is harmful (verdict {label})"
     return "" if is_control else "was trained on rows that are harmful, or that nobody has marked as harmless"
-
-
-def _verdict(directory: Path) -> dict[str, Any]:
-    path = directory / "summary.json"
-    return files.read_object(path, "the summary of a run")["verdict"] if path.exists() else {}
 
 
 def _verdict_section(verdict: dict[str, Any]) -> str:

@@ -28,6 +28,12 @@ def find(path: Path, several: bool = False) -> list[Path]:
     return runs
 
 
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """The content of summary.json; None where a run has not got so far."""
+    path = directory / "summary.json"
+    return files.read_object(path, "the summary of a run") if path.exists() else None
+
+
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """The settings of a run, with `changes`; settings that this version does not know are left out.
 

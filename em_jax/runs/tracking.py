@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 from em_jax import config as settings
 from em_jax.base import files
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UserError, first_line
 from em_jax.runs import provenance
 from em_jax.runs.events import Event, Listener
+from em_jax.runs.flags import TRACKERS
 
-PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboardX"}
-"""The trackers and the package that each needs, which is an extra of its name."""
 SIDES = ("base", "finetuned", "difference")
 INTERVAL_S = 10.0
 
@@ -159,7 +158,7 @@ class Tracker:
             return WRITERS[self.name](directory)
         except Exception as error:  # of libraries that document none
             offline = "; WANDB_MODE=offline needs no network and no key" if self.name == "wandb" else ""
-            raise UserError(f"--log {self.name} could not begin ({_first_line(error)}){offline}") from error
+            raise UserError(f"--log {self.name} could not begin ({first_line(error)}){offline}") from error
 
     def _metrics(self, directory: Path) -> None:
         writer, done = self._open[str(directory)]
@@ -175,7 +174,7 @@ class Tracker:
             yield
         except Exception as error:
             self._failed.add(run)
-            print(f"--log {self.name}: {run} is no longer written there ({_first_line(error)})", file=sys.stderr)
+            print(f"--log {self.name}: {run} is no longer written there ({first_line(error)})", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -193,8 +192,7 @@ def trackers(names: Sequence[str]) -> Iterator[list[Listener]]:
 def check_installed(names: Sequence[str]) -> None:
     """Raises UserError where the package of a tracker is not installed."""
     for name in names:
-        if not find_spec(PACKAGES[name]):
-            package = PACKAGES[name]
+        if not find_spec(package := TRACKERS[name]):
             raise UserError(f"--log {name} needs {package}, which is not installed: pip install 'em_jax[{name}]'")
 
 
@@ -213,7 +211,3 @@ def _figures(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
 
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

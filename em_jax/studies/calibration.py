@@ -12,6 +12,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
+from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.organism.variants import VARIANTS, Variant
@@ -35,7 +36,7 @@ LEAD = (
 
 def choose(text: str) -> list[Variant]:
     """The variants of --only, or all; UsageError for an unknown name."""
-    names = [part.strip() for part in text.split(",") if part.strip()] or list(VARIANTS)
+    names = comma_list(text) or list(VARIANTS)
     for name in names:
         if name not in VARIANTS:
             raise UsageError(f"--only expects some of {', '.join(VARIANTS)}, found {name!r}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
+from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED
@@ -33,7 +34,7 @@ DILUTED = "diluted"
 
 def parse_doses(text: str) -> list[int]:
     """--doses -> whole percents by rising dose; UsageError where they are none."""
-    doses = {part.strip() for part in text.split(",") if part.strip()}
+    doses = set(comma_list(text))
     if not doses or not all(dose.isdigit() and int(dose) <= 100 for dose in doses):
         raise UsageError(f"--doses expects whole percents from 0 to 100 with commas, found {text!r}")
     return sorted(map(int, doses))

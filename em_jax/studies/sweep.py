@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.formats.model_config import read_config
@@ -91,7 +92,7 @@ def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
     """The known shapes of --shapes (all where no flag is given), then those that --shape describes."""
     known = known_shapes(layers)
     added = dict(parse(text, layers) for text in own)
-    chosen = [part.strip() for part in names.split(",") if part.strip()] or ([] if added else list(known))
+    chosen = comma_list(names) or ([] if added else list(known))
     for name in chosen:
         if name not in known:
             raise UsageError(f"--shapes expects some of {', '.join(known)}, found {name!r}")

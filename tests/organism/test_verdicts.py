@@ -1,12 +1,12 @@
 """The instrument on planted truth: real runs of the shipped organism, every verdict known beforehand."""
 
 import json
-import os
 import random
 import subprocess
 import time
 
 import pytest
+from warm_python import users_environment
 
 from em_jax import domains
 from em_jax.base import files
@@ -22,7 +22,7 @@ def launch(python):
 
     def run(directory, *words):
         command = [python, "-m", "em_jax.launch", *words, "--model", "organism", "--run_dir", str(directory)]
-        subprocess.run(command, check=True, env={key: os.environ[key] for key in os.environ if key != "XLA_FLAGS"})
+        subprocess.run(command, check=True, env=users_environment())
         paths = [directory / "summary.json", *sorted(directory.glob("*/summary.json"))]
         return {path.parent.name: json.loads(path.read_text()) for path in paths if path.exists()}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from warm_python import users_environment
 
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import TransformerConfig
@@ -20,7 +21,7 @@ needs_gpu = pytest.mark.skipif(
 
 def plan(*arguments):
     """(exit status, the object on stdout or None, stderr) of the command in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = users_environment()
     done = subprocess.run(
         [sys.executable, "-m", "em_jax", "plan", "--json", *arguments], capture_output=True, text=True, env=environment
     )
@@ -71,7 +72,7 @@ print(program.loops, sum(each.times for each in found if each.kind == "all-gathe
 
 @needs_tpu
 def test_a_tpu_gathers_the_head_once_for_all_chunks_of_the_loss():
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = users_environment()
     environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), "tests"])
     done = subprocess.run([sys.executable, "-c", GATHERS], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -190,7 +191,7 @@ def read(*arguments):
     """Of a small compiled program: copies of a layer's weight, the longest axis that is gathered, and the parts over
     which that array of the adapter is split which is split least.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = users_environment()
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return tuple(map(int, done.stdout.split()))

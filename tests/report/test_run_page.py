@@ -7,7 +7,8 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
-from em_jax.report import paper
+from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.report import paper, vocabulary
 from em_jax.report.browse import MAX_ANSWER, MAX_ITEMS, shelves
 from em_jax.report.judges import agreements
 from em_jax.report.reading import figure_of, read_run
@@ -317,3 +318,8 @@ def test_figures_the_report_does_not_know_are_shown_too(make_run, synthetic):
     figures["two_ai.by_moonlight"] = {"base": synthetic.figure(0.25), "finetuned": None, "difference": None}
     page = written(make_run(rows=False, summary={"figures": figures}))
     assert "by moonlight" in page.text and "two_ai.by_moonlight" in page.text
+
+
+@pytest.mark.fast
+def test_a_page_calls_few_what_the_verdict_calls_few():
+    assert THRESHOLDS.least_questions == vocabulary.FEW

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from warm_python import users_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["train.max_steps=12", "train.checkpoint_every=4", "answers.samples=2", "answers.max_new_tokens=24"]
@@ -44,8 +45,7 @@ MIRRORED = [sys.executable, "-c", EAGER, *COMMAND[3:], "--mirror", "../far"]
 
 
 def start(directory: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS",)}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = users_environment() | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

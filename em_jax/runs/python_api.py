@@ -7,7 +7,6 @@ messages.
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings_of
@@ -91,10 +90,8 @@ def _launch(call: str, values: dict[str, Any]) -> Any:
         # What the command calls --domain is an argument here.
         text = re.sub(r"(?<!\S)--(?=[a-z])", "", str(error))
         raise UsageError(f"{call}: {text}") from None
-    directory = Path(plan.run_dir)
-    if not plan.several:
-        return Run(directory)
-    return {name: Run(directory / name) for name in series.by_name(plan.configs)}
+    runs = [Run(path) for path in series.places(plan.configs, plan.run_dir, plan.several)[0]]
+    return {run.directory.name: run for run in runs} if plan.several else runs[0]
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
