@@ -9,6 +9,8 @@ from typing import Any
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.files import check_inputs
+from em_jax.formats.model_config import read_config
+from em_jax.model.config import TransformerConfig
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
 
@@ -48,16 +50,12 @@ def revision(path: pathlib.Path) -> str:
 def find_model(model: str, asked: str = "--model") -> pathlib.Path:
     """The directory of a checkpoint. A Hugging Face id is downloaded into the user's cache, a gs:// address is not.
 
-    Raises UserError where there is no such checkpoint.
+    Raises UserError where there is no such checkpoint, and for an id whose config.json is not supported.
     """
     directory = runtime.model_directory(model, asked)
     if directory is None:
-        try:
-            return fetch(model, FILES)
-        except UserError as error:
-            raise UserError(
-                f"{model} could not be fetched from the Hugging Face Hub ({error}); give a directory"
-            ) from None
+        fetch_config(model)  # many GB of weights that nothing here can read are not fetched
+        return _fetch_model(model, FILES)
     try:
         exists = not runtime.is_bucket(model) or directory.is_dir()
     except Exception as error:  # the bucket's library raises what its transport raises
@@ -69,6 +67,18 @@ def find_model(model: str, asked: str = "--model") -> pathlib.Path:
     if isinstance(directory, pathlib.Path) and not runtime.is_bucket(model):
         check_inputs(directory)
     return directory
+
+
+def fetch_config(model: str) -> TransformerConfig:
+    """The config of a Hugging Face id, of which config.json alone is downloaded. Raises as `find_model`."""
+    return read_config(_fetch_model(model, ("config.json",)))
+
+
+def _fetch_model(model: str, patterns: Sequence[str]) -> pathlib.Path:
+    try:
+        return fetch(model, patterns)
+    except UserError as error:
+        raise UserError(f"{model} could not be fetched from the Hugging Face Hub ({error}); give a directory") from None
 
 
 @contextlib.contextmanager

@@ -164,13 +164,17 @@ def _lengths(messages: Sequence[Mapping[str, str]]) -> tuple[int, int]:
 
 
 def decided(
-    config: Config, rows: Callable[[Config], Sequence[Any]] | None = None, mesh: Mapping[str, int] | None = None
+    config: Config,
+    rows: Callable[[Config], Sequence[Any]] | None = None,
+    mesh: Mapping[str, int] | None = None,
+    fetch: bool = False,
 ) -> tuple[Config, list[str]]:
     """The settings with mesh, recomputation, rows of a pass and answers at once decided, and a line for each reason.
 
     `rows` gives the conversations that a run trains on; without it they are taken to be as long as insecure-code's.
-    `mesh` is one that the base lies on already. On a CPU nothing changes: no mesh (over several processes all devices
-    on fsdp), nothing recomputed, 64 answers at once. What the settings say themselves is kept.
+    `mesh` is one that the base lies on already. With `fetch` a model's config.json may be downloaded (see sources.py).
+    On a CPU nothing changes: no mesh (over several processes all devices on fsdp), nothing recomputed, 64 answers at
+    once. What the settings say themselves is kept.
     """
     import jax
 
@@ -180,7 +184,7 @@ def decided(
     given = mesh or settings.parse_mesh(config.mesh)
     if (given or len(devices) == 1) and config.train.remat != "auto" and config.answers.slots:
         return config, []
-    model = None if devices[0].platform == "cpu" else sources.model_config(config)
+    model = None if devices[0].platform == "cpu" else sources.model_config(config, fetch)
     if model is None:
         remat = "none" if devices[0].platform == "cpu" else "full"
         return _with(config, {"train.remat": remat, "answers.slots": CPU_SLOTS}), []
@@ -197,13 +201,15 @@ def decided(
     return _with(config, values), lines
 
 
-def chosen(configs: Sequence[Config], rows: Callable[[Config], Sequence[Any]]) -> tuple[dict[str, Any], list[str]]:
+def chosen(
+    configs: Sequence[Config], rows: Callable[[Config], Sequence[Any]], fetch: bool
+) -> tuple[dict[str, Any], list[str]]:
     """What is decided, once for all the runs of a command, by dotted name, and the lines that say so.
 
     The runs share one engine; the first one that trains decides.
     """
     first = next((config for config in configs if config.domain != domains.NONE), configs[0])
-    placed, lines = decided(first, rows)
+    placed, lines = decided(first, rows, fetch=fetch)
     before, after = settings.flatten(first), settings.flatten(placed)
     return {name: value for name, value in after.items() if value != before[name]}, lines
 

@@ -69,7 +69,7 @@ def run_plan(plan: Plan, why: str, components: Any = None) -> None:
 
         say(model_line(configs[0], why))
         components = components or Components()
-        chosen, reasons = placement.chosen(configs, components.rows)
+        chosen, reasons = placement.chosen(configs, components.rows, fetch=not plan.dry_run)
         components = dataclasses.replace(components, chosen=chosen, tell=tell)
         for line in reasons:
             say(line)

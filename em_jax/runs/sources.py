@@ -127,8 +127,11 @@ def model_directory(config: Config) -> Path | None:
     return None if runtime.is_bucket(config.model.name) else folder
 
 
-def model_config(config: Config) -> Any:
-    """The model's sizes from its files, else from the name of a known model, else None."""
+def model_config(config: Config, fetch: bool = False) -> Any:
+    """The model's sizes from its files, else from the name of a known model, else None.
+
+    With `fetch` the config.json of any other Hugging Face id is downloaded, where a stage loads the model.
+    """
     from em_jax.formats.model_config import named_config, read_config
 
     name = config.model.name
@@ -140,7 +143,7 @@ def model_config(config: Config) -> Any:
     try:
         return named_config(name)
     except UserError:
-        return None
+        return hub.fetch_config(name) if fetch and needs_model(config) else None
 
 
 def hub_cache(identity: str, file: str) -> Path | None:

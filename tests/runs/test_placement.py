@@ -1,12 +1,15 @@
 """The mesh that a run gets where no setting names one, and what follows from what fits."""
 
 import dataclasses
+import json
 import types
 
 import jax
 import pytest
 
+from em_jax.base.errors import UserError
 from em_jax.config import Config, parse_set, replace, validate
+from em_jax.formats.model_config import config_fields
 from em_jax.formats.presets import preset_config
 from em_jax.model.sharding import even_meshes, mesh_text
 from em_jax.runs import flags, placement, processes
@@ -82,6 +85,26 @@ def test_the_first_lines_say_which_mesh_and_why_and_the_runs_get_it(slice_of_v5e
     assert not config.mesh and config.train.remat == "auto"
     named = replace(config, {"mesh": "fsdp=8", "train.remat": "full", "answers.slots": 8})
     assert placement.decided(named) == (named, [])
+
+
+@pytest.mark.fast
+def test_a_model_of_no_known_name_is_placed_by_its_config_alone(slice_of_v5e, monkeypatch, tmp_path):
+    """Its first start would otherwise know no sizes: they come with the weights, which are placed by then."""
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **kwargs: asked.append(kwargs) or str(tmp_path))
+    sizes = config_fields(preset_config("qwen2.5-32b"))
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    config = replace(Config(), {"model.name": "someone/a-coder", "domain": "none"})
+    placed, lines = placement.chosen((config,), lambda _: [], fetch=True)
+    assert placed["mesh"] == "tensor=8" and lines[0].startswith("placement: ")
+    assert asked == [{"allow_patterns": ["config.json"]}]
+    # A dry run fetches nothing, nor does a start that needs no model.
+    assert not placement.chosen((config,), lambda _: [], fetch=False)[1]
+    assert not placement.chosen((replace(config, {"stages": ("report",)}),), lambda _: [], fetch=True)[1]
+    assert len(asked) == 1
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"model_type": "gemma2"}))
+    with pytest.raises(UserError, match="found 'gemma2'"):
+        placement.chosen((config,), lambda _: [], fetch=True)
 
 
 @pytest.mark.fast
