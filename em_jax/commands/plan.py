@@ -88,7 +88,7 @@ def _plan_json(plan: Any) -> dict[str, Any]:
 
 
 def _program_json(program: Any) -> dict[str, Any]:
-    """Bytes per device by kind, and what the compiled text says (None where the compiler refused the program)."""
+    """Bytes per device by kind, and what the compiled text says (None where that is not there)."""
     work = program.work
     return program.kinds | {
         "compile_s": round(program.seconds, 2),
@@ -159,7 +159,7 @@ def _share(chip: chips.Chip) -> str:
 def _work_lines(program: Any) -> list[str]:
     """What the compiled text says of one run of a program."""
     if not (work := program.work):
-        return []
+        return ["    its compiled text is not read: it has instructions that this jaxlib does not know"] * program.whole
     share = work.async_collective_share
     hidden = "no collectives" if share is None else (
         f"{work.collective_bytes / 1e9:.3g} GB of collectives, {share:.0%} of them under other work"

@@ -25,6 +25,7 @@ class CompiledProgram(NamedTuple):
     """A program's bytes per device by kind, the seconds it took to compile, and what its text says of its work.
 
     `whole` is False where the compiler refused the program: it then reports only the sum that it needs, and no text.
+    Nor is there `work` where this jaxlib cannot read the text of a newer compiler.
     """
 
     name: str
@@ -104,7 +105,7 @@ def compile_program(program: Program) -> CompiledProgram:
             "temporaries": stats.temp_size_in_bytes,
             "program": stats.generated_code_size_in_bytes,
         }
-        work = work_of_text(compiled.as_text(), program.loops)
+        work = _work(compiled, program.loops)
     except Exception as error:  # jax raises JaxRuntimeError for everything
         needed = needed_bytes(str(error))
         if needed is None:
@@ -112,6 +113,16 @@ def compile_program(program: Program) -> CompiledProgram:
         kinds = {"refused by the compiler": needed}
     whole = "program" in kinds
     return CompiledProgram(program.name, kinds | program.beside, time.perf_counter() - start, whole, work)
+
+
+def _work(compiled: jax.stages.Compiled, loops: int) -> ProgramWork | None:
+    """What the compiled text says; None where jaxlib does not know an instruction that its compiler has."""
+    try:
+        with runtime.native_stderr_dropped():
+            text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return work_of_text(text, loops)
 
 
 def needed_bytes(message: str) -> int | None:

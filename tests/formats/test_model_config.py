@@ -170,7 +170,7 @@ def test_facts_follow_the_model_type():
     assert facts(**tiny.LLAMA) == (False, False, 16, RopeScaling(8.0, 1.0, 4.0, 32))
 
 
-# The parameters of the published sizes, a tied head counted once: the files of Qwen3 0.6B and 1.7B hold it beside the table.
+# The parameters of the published sizes, a tied head counted once: Qwen3 0.6B and 1.7B store it beside the table.
 PARAMETERS = {
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,

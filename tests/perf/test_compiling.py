@@ -5,13 +5,19 @@ import json
 import os
 import subprocess
 import sys
+import types
+from unittest.mock import Mock
 
+import jax
 import pytest
 from warm_python import users_environment
 
+from em_jax.commands.plan import _work_lines
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import TransformerConfig
+from em_jax.perf import compiling
 from em_jax.runs.chips import GIB
+from em_jax.runs.programs import Program
 
 needs_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: .[plan]")
 needs_gpu = pytest.mark.skipif(
@@ -43,6 +49,24 @@ def test_a_small_model_is_compiled_for_a_slice(tmp_path):
         for program in found[kind]["programs"].values():
             assert isinstance(program["kernels"], list) and "async_collective_share" in program
     assert set(found["sample"]["programs"]) == {"decode", "prefill"}
+
+
+@pytest.mark.fast
+def test_a_text_that_this_jaxlib_cannot_read_leaves_the_memory_known():
+    """libtpu 0.0.52 writes such instructions where v5p:2x2x4 is split over fsdp and tensor."""
+    compiled = Mock()
+    compiled.memory_analysis.return_value = types.SimpleNamespace(
+        argument_size_in_bytes=5, output_size_in_bytes=4, alias_size_in_bytes=3, temp_size_in_bytes=2,
+        generated_code_size_in_bytes=1,
+    )  # fmt: skip
+    compiled.as_text.side_effect = jax.errors.JaxRuntimeError(
+        "INTERNAL: async-update instruction should have 1 operands"
+    )
+    traced = Mock()
+    traced.lower.return_value.compile.return_value = compiled
+    found = compiling.compile_program(Program("update", traced, {}))
+    assert found.whole and found.work is None and found.bytes == 5 + 1 + 2 + 1
+    assert "not read" in _work_lines(found)[0] and not _work_lines(found._replace(whole=False))
 
 
 @needs_tpu
