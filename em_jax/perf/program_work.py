@@ -168,8 +168,7 @@ def _kernel(program: ProgramText, each: Instruction, computation: Computation, t
     operands = [computation[name] for name in each.operands if name in computation]
     copied: tuple[tuple[int, ...], ...] = ()
     if each.opcode == "fusion":
-        called = program.computations[each.called[0]]
-        moved = _fusion_bytes(called, each, computation)
+        moved = _fusion_bytes(program, each, computation)
         inner = _inside(program, each)
         flops = sum(_matmul_flops(one, owner) for one, owner in _owned(program, each))
         if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one in inner):
@@ -215,24 +214,33 @@ def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     return sum(map(_size, operands)) + _size(each)
 
 
-def _fusion_bytes(called: Computation, fusion: Instruction, computation: Computation) -> int:
-    users: dict[str, list[tuple[Instruction, int]]] = {}
-    for each in called.values():
-        for number, name in enumerate(each.operands):
-            users.setdefault(name, []).append((each, number))
-
-    def read(each: Instruction) -> int:
-        whole, used = _size(each), 0
-        for user, number in users.get(each.name, []):
+def _read(program: ProgramText, called: Computation, each: Instruction) -> int:
+    """The bytes of a parameter that a fusion's computation reads: of one that it slices, within fusions too, a part."""
+    whole, used = _size(each), 0
+    for user in called.values():
+        for number, name in enumerate(user.operands):
+            if name != each.name:
+                continue
             if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
                 used += _size(user)
             elif number == 0 and user.opcode == "dynamic-update-slice":
                 used += 0
             elif user.opcode == "bitcast":
-                used += 0 if user.is_root else read(user)
+                used += 0 if user.is_root else _read(program, called, user)
+            elif user.opcode == "fusion" and user.called:
+                inner = program.computations[user.called[0]]
+                used += _read(program, inner, _parameter(inner, number))
             elif user.opcode != "tuple":
                 used += whole
-        return min(used, whole)
+    return min(used, whole)
+
+
+def _parameter(called: Computation, number: int) -> Instruction:
+    return next(each for each in called.values() if each.opcode == "parameter" and int(each.arguments) == number)
+
+
+def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Computation) -> int:
+    called = program.computations[fusion.called[0]]
 
     def written(each: Instruction) -> int:
         if each.opcode == "tuple":
@@ -249,7 +257,7 @@ def _fusion_bytes(called: Computation, fusion: Instruction, computation: Computa
     for each in called.values():
         if each.opcode == "parameter":
             operand = computation[fusion.operands[int(each.arguments)]]
-            total += min(read(each), _size(operand))
+            total += min(_read(program, called, each), _size(operand))
     return total
 
 

@@ -139,6 +139,39 @@ def test_a_tpu_gathers_once_within_fusions_that_still_count_what_they_multiply()
     assert work.bytes == 2 * (8 * 64 + 64 * 32 + 8 * 2 * 32)
 
 
+NESTED = """HloModule scanned
+
+%slice (stack: bf16[24,64,32], layer: s32[]) -> bf16[64,32] {
+  %stack = bf16[24,64,32]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,64,32]{2,1,0} dynamic-slice(%stack, %layer, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %flat = bf16[64,32]{1,0} bitcast(%one)
+}
+
+%multiply (x: bf16[8,64], w: bf16[24,64,32], i: s32[]) -> bf16[8,32] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %w = bf16[24,64,32]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %weight = bf16[64,32]{1,0} fusion(%w, %i), kind=kLoop, calls=%slice
+  ROOT %product = bf16[8,32]{1,0} convolution(%x, %weight), dim_labels=bf_io->bf
+}
+
+ENTRY %main (m0: bf16[8,64], m1: bf16[24,64,32], m2: s32[]) -> bf16[8,32] {
+  %m0 = bf16[8,64]{1,0} parameter(0)
+  %m1 = bf16[24,64,32]{2,1,0} parameter(1)
+  %m2 = s32[] parameter(2)
+  ROOT %out = bf16[8,32]{1,0} fusion(%m0, %m1, %m2), kind=kOutput, calls=%multiply
+}
+"""
+"""A layer's weights, which a TPU slices from the stack in a fusion within its matmul's."""
+
+
+@pytest.mark.fast
+def test_a_slice_of_a_fusion_within_a_fusion_counts_one_layer():
+    assert work_of_text(NESTED).bytes == 2 * (8 * 64 + 64 * 32 + 8 * 32) + 4
+
+
 @pytest.mark.fast
 def test_kernels_take_the_larger_of_operations_and_bytes():
     work, chip = work_of_text(GPU), CHIPS["h100"]
