@@ -64,7 +64,10 @@ class ChatTokenizer:
             )
         except Exception as error:  # the library raises what its parsers raise
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{directory}: no tokenizer could be loaded ({reason})") from None
+            raise UserError(
+                f"{directory}: no tokenizer could be loaded; expected tokenizer.json and tokenizer_config.json beside "
+                f"config.json ({reason})"
+            ) from None
         template = tokenizer.chat_template
         if isinstance(template, dict):
             if "default" not in template:

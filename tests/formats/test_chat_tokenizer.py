@@ -392,7 +392,7 @@ def test_stop_ids_that_are_none(stop, tmp_path):
 
 
 def test_what_is_no_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer could be loaded") as refused:
+    with pytest.raises(UserError, match="no tokenizer could be loaded; expected tokenizer.json") as refused:
         ChatTokenizer.from_directory(tmp_path)
     assert "\n" not in str(refused.value)
     write_byte_level(tmp_path, template=None)
