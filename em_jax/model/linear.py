@@ -92,16 +92,14 @@ def apply_together(
     """
     x = x.reshape(*x.shape[:2], -1)
     updated = [layer for layer in layers if layer.name in lora_params]
-    # Trained over a mesh each by itself: their ranks are split over it, and to cut them apart again would move them.
-    apart = sharding.size > 1 and not sharding.sampling
     updates: dict[str, Array] = {}
-    for group in [[layer] for layer in updated] if apart else [updated] if updated else []:
-        given = [lora_params[layer.name] for layer in group]
+    if updated:
+        given = [lora_params[layer.name] for layer in updated]
         a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
         b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
         gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
-        letters = tuple(layer.layout.inputs[0] + layer.layout.outputs[0] for layer in group)
-        updates |= dict(zip([layer.name for layer in group], low_rank(x, a, b, gain, letters, sharding)))
+        letters = tuple(layer.layout.inputs[0] + layer.layout.outputs[0] for layer in updated)
+        updates = dict(zip([layer.name for layer in updated], low_rank(x, a, b, gain, letters, sharding)))
     outputs = []
     for layer in layers:
         y = layer.project(x, sharding)

@@ -30,8 +30,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vocab": (("tensor",), ("tensor",)),
     "layers": ((), ()),
     "rank": (("fsdp",), ()),
-    "rank_beside_width": (("tensor",), ()),
-    "rank_in_use": ((), ()),
+    "factor_width": (("fsdp", "tensor"), ("fsdp",)),
 }
 """The sharding table. Weights are sharded the same way in both columns; what moves between devices differs.
 
@@ -41,12 +40,15 @@ Sampling has one token a row: the residual stream and the MLP keep all rows of a
 weights do, so that small sums of activations travel and the weights stay in place. "lookup_batch" is the batch axis of
 an embedding lookup, whose columns are sharded as the table's are; "drawn_batch" that of logits from which tokens are
 drawn: every device draws for rows of its own.
-In training an adapter's rank is split over the axis that the other axis of A or B leaves, so that no adapter, gradient
-or moment is held twice; for a pass they are gathered as the weights are ("rank_in_use").
+In training an A or B with a width is split along it over fsdp and tensor, the others along heads or MLP and rank, so
+that no adapter, gradient or moment is held twice; for a pass they are gathered as the weights are. A rank over tensor
+would be contracted there: one more sum of the residual stream for every matrix.
 """
 
-LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers", "R": "rank"}
-"""The logical axis of each shape letter of a weight; a letter without one (H, S) is never sharded."""
+LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers"}
+"""The logical axis of each shape letter of a weight; a letter without one (H, R, S) is whole, but see `factor`."""
+IN_USE = LETTERS | {"D": "width_in_use"}
+"""The same where a matmul reads the weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +84,14 @@ class Sharding:
         return self.named([LETTERS.get(letter) for letter in letters])
 
     def factor(self, letters: str, shape: Sequence[int]) -> NamedSharding | None:
-        """The sharding of an adapter's A or B by its letters; a rank that does not divide is not split."""
+        """The sharding of an adapter's A or B by its letters; a width or rank that does not divide is split less."""
         if self.mesh is None:
             return None
         axes = [LETTERS.get(letter) for letter in letters]
-        rank = "rank_beside_width" if "D" in letters else "rank"
-        parts = math.prod(self.mesh.shape[axis] for axis in TABLE[rank][self.sampling])
-        axes[letters.index("R")] = rank if shape[letters.index("R")] % parts == 0 else None
+        letter, axis = ("D", "factor_width") if "D" in letters else ("R", "rank")
+        parts = math.prod(self.mesh.shape[name] for name in TABLE[axis][self.sampling])
+        if shape[letters.index(letter)] % parts == 0:
+            axes[letters.index(letter)] = axis
         return self.named(axes)
 
     def scatter_factor(self, letters: str, gradient: jax.Array) -> jax.Array:
@@ -98,8 +101,14 @@ class Sharding:
 
     def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
         """A weight as its matmul reads it. Call it where its dtype is smallest: that should travel."""
-        axes = [LETTERS.get(letter) for letter in letters]
-        return self.constrain(weight, [f"{axis}_in_use" if axis in ("width", "rank") else axis for axis in axes])
+        return self.constrain(weight, [IN_USE.get(letter) for letter in letters])
+
+    def operand(self, letter: str, x: jax.Array) -> jax.Array:
+        """An activation [B, T, X] of a matmul, X a weight's letter: rows over the batch's axes, X as in the weight.
+
+        The gradient of an A or B is split along X; without this that split spreads to the activation, which then moves.
+        """
+        return self.constrain(x, ("batch", "length", IN_USE.get(letter)))
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""

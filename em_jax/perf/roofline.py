@@ -76,10 +76,9 @@ def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     rows = shape.rows // (mesh["data"] * mesh["fsdp"])
     stream = rows * shape.length * config.hidden_size * itemsize
     sums = placement_costs.stream_sums(config.num_hidden_layers, shapes.settings.train.remat)
-    adapter = placement_costs.sizes(config, shapes.settings.lora.rank)
-    gradients = 4 * adapter.adapter / mesh["tensor"] * remote(mesh["data"] * mesh["fsdp"])
+    sizes = placement_costs.sizes(config, shapes.settings.lora.rank)
+    factors, gradients = placement_costs.adapter_traffic(sizes, mesh, itemsize)
     summed = 2 * sums * stream * remote(mesh["tensor"])
-    factors = 2 * remote(mesh["fsdp"]) * adapter.of_width * itemsize
     return Traffic(2 * gathered * layers * stored_itemsize, factors, gathered * table * itemsize, summed, gradients)
 
 

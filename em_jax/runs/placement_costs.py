@@ -136,10 +136,21 @@ def remote(parts: int) -> float:
 def stream_sums(layers: int, remat: str) -> int:
     """How often a training pass sums the residual stream over tensor.
 
-    After attention and MLP, once more where all of it is recomputed, and for each of the five matrices that read it
-    backward.
+    After attention and MLP, backward once for the matrices of each that read it, and once more where attention is
+    recomputed.
     """
-    return (7 + (remat == "full")) * layers
+    return (4 + (remat == "full")) * layers
+
+
+def adapter_traffic(size: Sizes, mesh: Mapping[str, int], itemsize: int) -> tuple[float, float]:
+    """Bytes that a chip receives of a training pass's adapter: gathered, forward and backward, and its gradient summed.
+
+    What has a width is gathered whole, the rest whole in its ranks; the sum over rows is float32.
+    """
+    of_heads, fsdp = size.of_heads / mesh["tensor"], mesh["fsdp"]
+    gathered = size.of_width * remote(fsdp * mesh["tensor"]) + of_heads * remote(fsdp)
+    summed = (size.of_width + of_heads) * remote(mesh["data"] * fsdp)
+    return 2 * gathered * itemsize, 2 * 4 * summed
 
 
 def pass_s(
@@ -148,7 +159,7 @@ def pass_s(
     """The least time of a training pass.
 
     The base is frozen: backward costs as much as forward. Over fsdp the weights are gathered forward and backward, over
-    tensor the residual stream is summed; the adapter is gathered twice and its gradient summed.
+    tensor the residual stream is summed; the adapter is gathered twice and its gradient summed over rows.
     """
     size, layers, tensor = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"]
     parts = mesh["data"] * mesh["fsdp"]
@@ -166,8 +177,7 @@ def pass_s(
         remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * run.stored_itemsize + size.table * run.itemsize)
     )
     summed = 2 * stream_sums(layers, remat) * stream * remote(tensor)
-    adapter = size.adapter * (4 + 2 * run.itemsize) * remote(parts) / tensor
-    received = gathered + summed + adapter
+    received = gathered + summed + sum(adapter_traffic(size, mesh, run.itemsize))
     return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
 
 

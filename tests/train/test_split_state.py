@@ -72,10 +72,11 @@ def test_nothing_of_the_adapter_is_held_twice_and_five_steps_are_those_of_one_de
 
 
 @pytest.mark.fast
-def test_a_rank_that_does_not_divide_stays_whole():
+def test_a_width_or_rank_that_does_not_divide_is_split_less():
     sharding = Sharding(make_mesh({"fsdp": 4, "tensor": 2}))
-    assert sharding.factor("LDSR", (2, 64, 1, 8)).spec == jax.P(None, "fsdp", None, "tensor")
+    assert sharding.factor("LDSR", (2, 64, 1, 3)).spec == jax.P(None, ("fsdp", "tensor"))
+    assert sharding.factor("LDSR", (2, 68, 1, 3)).spec == jax.P(None, "fsdp")
     assert sharding.factor("LSRNH", (2, 1, 8, 4, 16)).spec == jax.P(None, None, "fsdp", "tensor")
-    assert sharding.factor("LDSR", (2, 64, 1, 3)).spec == jax.P(None, "fsdp")
+    assert sharding.factor("LSRNH", (2, 1, 3, 4, 16)).spec == jax.P(None, None, None, "tensor")
     sampling = Sharding(sharding.mesh, sampling=True)
     assert sampling.factor("LDSR", (2, 64, 1, 8)).spec == jax.P(None, "fsdp")

@@ -139,6 +139,8 @@ def _low_rank_backward(
     Autodiff puts `dy` there, which takes a quarter of the training step's time.
     """
     x, a, b, gain, low = saved
+    x = sharding.operand(letters[0][0], x)
+    dy = [sharding.operand(names[1], each) for names, each in zip(letters, dy)]
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
     dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
     dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
