@@ -62,6 +62,9 @@ class ChatTokenizer:
             tokenizer = getattr(transformers, kind).from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False
             )
+            if not any((directory / name).is_file() for name in tokenizer.vocab_files_names.values()):
+                # Of Qwen's model types the library then makes a tokenizer of one token, which encodes no text.
+                raise ValueError(f"found none of {', '.join(tokenizer.vocab_files_names.values())}")
         except Exception as error:  # the library raises what its parsers raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(

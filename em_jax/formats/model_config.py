@@ -25,8 +25,8 @@ ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """The keys of rope_scaling and rope_parameters that plain RoPE has."""
 
 
-def parse_config(raw: Mapping[str, Any]) -> TransformerConfig:
-    """Reads a Hugging Face config. Raises UserError naming every field that is missing or not supported."""
+def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> TransformerConfig:
+    """Reads a Hugging Face config, found at `where`. Raises UserError naming every field missing or not supported."""
     family = FAMILIES.get(str(raw.get("model_type")), {})
     facts = {name: value for name, value in family.items() if name in ("qkv_bias", "qk_norm")}
     raw_given = {name: value for name, value in raw.items() if value is not None}
@@ -54,13 +54,16 @@ def parse_config(raw: Mapping[str, Any]) -> TransformerConfig:
     if not problems and "head_dim" not in {**family, **raw_given} and width % heads:
         problems.append("hidden_size is not a multiple of num_attention_heads and head_dim is not given")
     if problems:
-        raise UserError("config.json: " + "; ".join(problems))
+        raise UserError(f"{where}: " + "; ".join(problems))
     return TransformerConfig(**values)
 
 
 def read_config(directory: pathlib.Path) -> TransformerConfig:
     """Reads `directory`/config.json. Raises UserError where it is missing, not JSON or not supported."""
-    return parse_config(read_object(directory / "config.json", "a Hugging Face checkpoint"))
+    path, expected = directory / "config.json", "a Hugging Face checkpoint"
+    if not path.exists() and any(directory.glob("*.gguf")):
+        expected += " with safetensors; GGUF files are not read: give the repository that they were converted from"
+    return parse_config(read_object(path, expected), str(path))
 
 
 def config_fields(config: TransformerConfig) -> dict[str, Any]:

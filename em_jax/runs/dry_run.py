@@ -127,6 +127,9 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     base, adapter = shapes.base_bytes(), tree_bytes(shapes.adapter.factors)
     cache = shapes.cache_bytes(slots, PROMPT + config.answers.max_new_tokens)
     dtype = ("int8 and " if config.model.quantization == "int8" else "") + config.dtype
+    folder = sources.model_directory(config)
+    if folder is not None and _is_config_alone(folder):
+        yield f"model: {folder} has config.json alone: enough for this plan, but a run needs its weights and tokenizer"
     yield "memory of each device, without the activations of a pass, which only a compiler knows:"
     yield f"  base {_size(base)} ({dtype}), adapter {_size(adapter)} (float32)"
     if trains:
@@ -135,20 +138,23 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     yield f"  sampling {_size(base + adapter + cache)}: {sampling}"
 
 
+def _is_config_alone(folder: Path) -> bool:
+    """Whether a folder has neither weights nor a tokenizer: a plan may be made there, a run not."""
+    return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin", "tokenizer*"))
+
+
 def _check_files(config: Config, model: Any) -> None:
     """Raises what loading the model's and the adapters' files would raise, where they are on this machine."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
-    from em_jax.formats.checkpoint import INDEX, SINGLE, check_checkpoint
+    from em_jax.formats.checkpoint import check_checkpoint
     from em_jax.formats.peft import check_adapter
 
-    if folder := sources.model_directory(config):
-        # A plan may be made where only config.json is.
-        if (folder / SINGLE).exists() or (folder / INDEX).exists():
-            check_checkpoint(folder)
-        if (folder / "tokenizer_config.json").exists():
-            tokenizer = ChatTokenizer.from_directory(folder)
-            if model is not None:
-                tokenizer.check_fits(model.vocab_size, str(folder))
+    folder = sources.model_directory(config)
+    if folder is not None and not _is_config_alone(folder):
+        check_checkpoint(folder)
+        tokenizer = ChatTokenizer.from_directory(folder)
+        if model is not None:
+            tokenizer.check_fits(model.vocab_size, str(folder))
     if config.adapter and (Path(config.adapter).expanduser().is_dir() or not runtime.is_id(config.adapter)):
         adapters.find(config.adapter)
     for name in filter(None, (config.adapter, config.lora.init_from)):

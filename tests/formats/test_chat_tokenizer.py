@@ -395,6 +395,13 @@ def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="no tokenizer could be loaded; expected tokenizer.json") as refused:
         ChatTokenizer.from_directory(tmp_path)
     assert "\n" not in str(refused.value)
+    # For this type the library makes a tokenizer of nothing.
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UserError, match=r"no tokenizer could be loaded; .*found none of vocab.json"):
+        ChatTokenizer.from_directory(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.unlink()
     write_byte_level(tmp_path, template=None)
     with pytest.raises(UserError, match="no chat template"):
         ChatTokenizer.from_directory(tmp_path)

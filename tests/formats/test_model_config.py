@@ -98,6 +98,19 @@ def test_windows_that_no_layer_has_are_plain_attention(changes):
     assert set(theirs.layer_types) == {"full_attention"}
 
 
+def test_a_folder_is_named_with_its_problems(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.SHAPE | {"model_type": "gemma3_text"}))
+    with pytest.raises(UserError) as refused:
+        read_config(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'config.json'}: model_type must be one of")
+
+
+def test_a_folder_with_gguf_alone_is_told_that_it_is_not_read(tmp_path):
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="no config.json in .*GGUF files are not read: give the repository"):
+        read_config(tmp_path)
+
+
 def test_every_problem_is_told_at_once():
     with pytest.raises(UserError) as refused:
         parse_config({"model_type": "mistral", "use_sliding_window": True, "hidden_size": -1})

@@ -127,6 +127,30 @@ def test_a_plan_fails_for_a_tokenizer_with_ids_that_the_model_does_not_have(tmp_
         list(dry_run.lines([config(domain="none", model__name=str(model))], tmp_path / "run", False))
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("missing", "changed", "said"),
+    [
+        (("tokenizer.json", "tokenizer_config.json"), {}, "expected tokenizer.json and tokenizer_config.json beside"),
+        (("tokenizer.json",), {}, "expected tokenizer.json and tokenizer_config.json beside"),
+        ((), {"tokenizer.json": "{"}, "tokenizer.json: not JSON"),
+        (("model.safetensors",), {}, "no model.safetensors in .*: expected the weights as safetensors"),
+        (("model.safetensors",), {"pytorch_model.bin": "weights"}, "no model.safetensors in .*: expected the weights"),
+    ],
+)
+def test_a_plan_fails_for_a_folder_that_the_run_could_not_load(missing, changed, said, tmp_path):
+    from em_jax import organism
+
+    model = tmp_path / "model"
+    shutil.copytree(os.path.join(os.path.dirname(organism.__file__), "weights"), model)
+    for name in missing:
+        (model / name).unlink()
+    for name, content in changed.items():
+        (model / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        list(dry_run.lines([config(domain="none", model__name=str(model))], tmp_path / "run", False))
+
+
 def snapshot(place):
     """Size and times of every file and folder; reading one changes neither."""
     stats = {path: path.lstat() for path in [place, *place.rglob("*")]}
@@ -155,5 +179,6 @@ def test_nothing_is_touched_fetched_or_loaded(tmp_path, finished):
         assert ended.returncode == 0, ended.stderr
         assert said in ended.stdout and "3 steps" in ended.stdout, ended.stdout
         assert ("to be fetched" in ended.stdout) == (name != "model")
+        assert ("model has config.json alone: enough for this plan" in ended.stdout) == (name == "model")
         assert ended.stdout.splitlines()[-1] == "dry run: nothing was written, fetched or loaded"
         assert snapshot(tmp_path) == before
