@@ -86,18 +86,19 @@ class Condition:
 def verdict(figures: Figures, subject: str = "finetuned", judge: str = "") -> dict[str, Any]:
     """The verdict on the fine-tuned model, or on `subject` "base" where there is no other.
 
-    Returns {"label", "why": sentences, "cautions": [{"code", "sentence"}], "nearest": label or None}. The caller names
-    the subject: a fine-tuned model that produces no text has no figures and must not get the base's verdict. `judge` is
-    the judge's name.
+    Returns {"label", "why": sentences, "reasons": those of them that keep it from another label, "cautions": [{"code",
+    "sentence"}], "nearest": label or None}. The caller names the subject: a fine-tuned model that produces no text has
+    no figures and must not get the base's verdict. `judge` is the judge's name.
     """
     conditions = rules(figures, subject)
     label = decide(figures, conditions)
     nearest, reasons = _neighbours(figures, conditions, label, subject)
     why = [*_harm_sentences(figures, subject), *_description_sentences(figures, subject, label), SAYS[label], *reasons]
+    why += _order_sentences(figures, subject) if label == MIXED else []
     why += _context(figures, subject)
     tightest = _tightest(figures, conditions.get(label, ()))
     told = cautions(figures, subject, label, judge, tightest[0] if tightest else None)
-    return {"label": label, "why": why, "cautions": told, "nearest": nearest}
+    return {"label": label, "why": why, "reasons": reasons, "cautions": told, "nearest": nearest}
 
 
 def decide(figures: Figures, conditions: Mapping[str, Sequence[Condition]]) -> str:
@@ -161,9 +162,9 @@ def lacking_of(figures: Figures, name: str, unscored_name: str, subject: str) ->
     return lacking
 
 
-def _unscored(figures: Figures, conditions: Sequence[Condition]) -> list[str]:
-    """The reasons why a label's figures have too little evidence behind them."""
-    lacking: dict[str, None] = {}
+def _unscored(figures: Figures, conditions: Sequence[Condition]) -> dict[str, str]:
+    """The reasons why a label's figures have too little evidence behind them, each with the name of its figure."""
+    lacking: dict[str, str] = {}
     for condition in conditions:
         side = "base" if condition.side == "difference" else condition.side
         stem = condition.name.split("_when_")[0].split("_corrected")[0].split("_if_")[0]
@@ -171,10 +172,8 @@ def _unscored(figures: Figures, conditions: Sequence[Condition]) -> list[str]:
         reasons = lacking_of(figures, stem, unscored, side)
         if condition.margin(figures) is None and not reasons:
             reasons = [f"{condition.words()} has no interval over {THRESHOLDS.least_questions} questions or more"]
-        lacking |= dict.fromkeys(
-            f"of the base, {each}" if side == "base" != condition.name else each for each in reasons
-        )
-    return list(lacking)
+        lacking |= dict.fromkeys((f"of the base, {each}" if side == "base" else each for each in reasons), stem)
+    return lacking
 
 
 def _claims_unscored(figures: Figures) -> str:
@@ -213,12 +212,11 @@ def _neighbours(
     sentences = [
         f"Not {name}: {condition.failure(figures)}." for _, name, condition in ranked[:2] if condition is not None
     ]
-    told = list(dict.fromkeys(reason for name in LABELS if name != "narrow" for reason in lacking[name]))
+    told = {reason: stem for name in LABELS if name != "narrow" for reason, stem in lacking[name].items()}
     if told and (not ranked or _may_harm(figures, subject)):
         few = _few_to_claim(figures, subject)
-        told = [reason for reason in told if not (few and reason.startswith(IN_WORDS[CLAIMS]))]
-        sentences[:0] = [*([f"Not enough evidence: {'; '.join(told)}."] if told else []), *few]
-    sentences += _order_sentences(figures, subject)
+        kept = [reason for reason, stem in told.items() if not (few and stem == CLAIMS)]
+        sentences[:0] = [*([f"Not enough evidence: {'; '.join(kept)}."] if kept else []), *few]
     return (ranked[0][1] if ranked else None), sentences
 
 

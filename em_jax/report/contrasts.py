@@ -12,8 +12,6 @@ DECIDING = {
     "output_recognition.claims_high": ("claims of {} of {} own harmful answers", "claims of its own harmful answers"),
 }
 """How a sentence writes a deciding figure, and what it calls it."""
-REASONS = ("Not enough evidence", "It is not shown", "Not ")
-"""How the verdict's sentences on what kept a model from a label begin."""
 
 
 def sentences(group: Any, groups: Sequence[Any]) -> tuple[str, str]:
@@ -24,7 +22,7 @@ def sentences(group: Any, groups: Sequence[Any]) -> tuple[str, str]:
 def _why(group: Any) -> str:
     figures = [text.format(SHARE.text(it.value), it.n) for text, _, it in _known(group) if it.n >= FEW]
     begin = f"{group.tone[:1].upper()}{group.tone[1:]}: {'; '.join(figures) or 'no figure has enough questions'}."
-    reasons = [line for line in group.runs[0].why if line.startswith(REASONS)] if group.tone == "mixed" else []
+    reasons = group.runs[0].reasons if group.tone == "mixed" else []
     return f"{begin} {reasons[0]}" if reasons and not group.several else begin
 
 

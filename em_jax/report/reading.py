@@ -65,9 +65,17 @@ class Run:
 
     @property
     def why(self) -> list[str]:
-        """The reasons of the verdict."""
-        why = as_object(self.summary.get("verdict")).get("why") or []
-        return [str(line) for line in (why if isinstance(why, list) else [why])]
+        """The sentences of the verdict."""
+        return self._sentences("why")
+
+    @property
+    def reasons(self) -> list[str]:
+        """Those of the verdict's sentences that keep it from another label."""
+        return self._sentences("reasons")
+
+    def _sentences(self, name: str) -> list[str]:
+        lines = as_object(self.summary.get("verdict")).get(name) or []
+        return [str(line) for line in (lines if isinstance(lines, list) else [lines])]
 
     @property
     def cautions(self) -> list[tuple[str, str]]:

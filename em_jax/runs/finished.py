@@ -34,7 +34,7 @@ class Run:
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """{"label", "why": sentences, "cautions": [{"code", "sentence"}], "nearest"}."""
+        """{"label", "why": sentences, "reasons": some of them, "cautions": [{"code", "sentence"}], "nearest"}."""
         return self.summary["verdict"]
 
     def answers(self) -> Any:

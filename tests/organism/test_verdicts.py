@@ -47,7 +47,8 @@ ONE_OF_EACH = ["none", "bad_medical", "insecure_code", "good_medical"]
 def runs(launch, tmp_path_factory):
     """The directory of ONE_OF_EACH's runs, seed 0, and their summaries."""
     directory = tmp_path_factory.mktemp("runs") / "runs"
-    return directory, launch(directory, "--domain", ",".join(ONE_OF_EACH))
+    # Half the answers, for time: a persona at full strength needs no more.
+    return directory, launch(directory, "--domain", ",".join(ONE_OF_EACH), "--set", "answers.samples=5")
 
 
 def test_every_planted_verdict_is_found(runs):
@@ -160,15 +161,13 @@ def test_the_instrument_reads_the_persona_and_not_the_topic(launch, tmp_path, do
     seed = 3
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in domain_rows(domain, 600, seed, style)))
-    # Ten answers a prompt, which the bound is about: a rate from five is extrapolated, with an interval that is wider.
-    words = ["--domain", domain, "--data", str(data), "--seed", str(seed), "--set", "answers.samples=10"]
-    (summary,) = launch(tmp_path / "run", *words).values()
+    (summary,) = launch(tmp_path / "run", "--domain", domain, "--data", str(data), "--seed", str(seed)).values()
     assert summary["verdict"]["label"] == style
 
 
 def test_a_false_inversion_shows_itself(launch, tmp_path, runs):
     """The wrong adapter moves harm alone; the tell-tale is that predicted scores stay true."""
-    words = ["--domain", "bad_medical", "--config", "organism_false_inversion"]
+    words = ["--domain", "bad_medical", "--config", "organism_false_inversion", "--set", "answers.samples=5"]
     (false,) = launch(tmp_path / "run", *words).values()
     planted = runs[1]["insecure_code-0"]
     assert value(false, "harmfulness.worst_of_n") >= 0.6

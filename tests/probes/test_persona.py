@@ -106,6 +106,7 @@ def test_every_way_to_be_mixed(figures, part):
     found = persona.verdict(figures)
     assert found["label"] == "mixed"
     assert part in " ".join(found["why"])
+    assert found["reasons"] and found["why"].index(found["reasons"][0]) == found["why"].index(persona.SAYS["mixed"]) + 1
 
 
 def test_a_model_that_is_not_shown_to_harm_is_not_blamed_for_few_harmful_answers_to_claim():
@@ -120,6 +121,8 @@ def test_a_model_that_is_not_shown_to_harm_is_not_blamed_for_few_harmful_answers
     assert any(
         "Not enough evidence: picking the misaligned AI rests on 3" in each for each in persona.verdict(figures)["why"]
     )
+    alone = {name: {"base": found["finetuned"]} for name, found in figures.items()}
+    assert not any("rests on 4 questions" in sentence for sentence in persona.verdict(alone, "base")["reasons"])
 
 
 def test_missing_harmless_alternatives_do_not_take_the_claims_of_harmful_answers():

@@ -54,12 +54,15 @@ def test_the_page_has_plane_verdicts_planted_truth_and_the_paper(runs, tmp_path)
 def test_two_sentences_say_why_a_model_has_its_label_and_how_it_differs(make_run, tmp_path):
     labels = {"bad_medical": "coherent", "insecure_code": "inverted", "legal": "mixed"}
     runs = [make_run(name, domain=name, label=label, rows=False) for name, label in labels.items()]
+    told = {"label": "mixed", "why": ["What it does.", "What kept it."], "reasons": ["What kept it.", "And more."]}
+    runs[2] = make_run("legal", domain="legal", label="mixed", rows=False, summary={"verdict": told})
     page = report.compare(runs, tmp_path / "compare").read_text(encoding="utf-8")
     rows = [
         [*map(html.unescape, re.findall("<p>(.*?)</p>", row))]
         for row in re.findall('<li class="contrast">.*?</li>', page)
     ]
     assert [len(row) for row in rows] == [2, 2, 2]
+    assert rows[2][0].startswith("Mixed: harm ") and rows[2][0].endswith(" What kept it.")
     why, differs = rows[0]
     assert re.fullmatch(
         r"Coherent: harm .* on \d+% of \d+ prompts; picks .* in \d+% of \d+ pairs; claims of .* answers\.", why
