@@ -13,7 +13,7 @@ values win, and flags win over both. The defaults are the paper's where it state
 paper used: "known" is stated in a public source, "read" was read in a released file, "ours" has no source and is our
 choice, "disputed" is stated differently by sources.
 
-Presets: `paper`, `paper_lr3e5`, `paper_t07`, `organism` (always applied to the organism), `smoke`, `v5e-16`, `h200`,
+Presets: `paper`, `paper_lr3e5`, `paper_t07`, `organism` (always applied to the organism), `smoke`, `h200`,
 and one per domain.
 """
 

@@ -4,7 +4,7 @@ set -euo pipefail
 
 NAME=${TPU_NAME:-em-jax}
 ZONE=${TPU_ZONE:-us-central1-a}
-ACCELERATOR=${TPU_ACCELERATOR:-v5litepod-16}
+ACCELERATOR=${TPU_ACCELERATOR:-v5litepod-8}
 RUNTIME=${TPU_RUNTIME:-v2-alpha-tpuv5-lite}
 SPOT=${TPU_SPOT:-1}
 POLL=${TPU_POLL:-30}
@@ -25,7 +25,7 @@ launch/tpu_vm.sh fetch [FOLDER]     copy the first host's runs/ into this folder
 launch/tpu_vm.sh delete             delete the slice
 
 environment (defaults): TPU_NAME (em-jax), TPU_ZONE (us-central1-a), TPU_PROJECT (gcloud's), TPU_ACCELERATOR
-  (v5litepod-16), TPU_RUNTIME (v2-alpha-tpuv5-lite), TPU_SPOT (1; 0 requests a slice that is not preempted),
+  (v5litepod-8), TPU_RUNTIME (v2-alpha-tpuv5-lite), TPU_SPOT (1; 0 requests a slice that is not preempted),
   TPU_POLL (30 s), TPU_COMMIT (the commit to install; HEAD)
 TEXT
 }

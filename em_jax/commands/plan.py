@@ -36,13 +36,14 @@ def main(arguments: Sequence[str]) -> None:
     _check_mesh(flags, config, count)
     model = _model_config(flags.model, config)
     from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
+    from em_jax.runs import placement
 
+    capacity = flags.room or placement.run_size(config).capacity
     full, real = placed(config, model, chip, count)
     price = ranking.read_prices(flags.price_file).get(chip.name) if flags.price_file else flags.price
     request = PlanRequest(
         model, full, chip, devices or compiling.devices(flags.topology),
-        capacity=flags.room, examples=flags.examples, prompts=_num_prompts(config), price=price,
-        real=real
+        capacity=capacity, examples=flags.examples, prompts=_num_prompts(config), price=price, real=real
     )  # fmt: skip
     kinds = {"train": plan_training, "sample": plan_sampling}
     plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
@@ -201,7 +202,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
-    parser.add_argument("--room", metavar="N", type=int, default=1024, help="tokens of prompt and answer (1024)")
+    parser.add_argument("--room", metavar="N", type=int, help="tokens of prompt and answer (as a run's)")
     parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
     parser.add_argument("--price-file", metavar="FILE", default="", help="prices for the ranking: TOML, v5e = 1.2")
@@ -218,7 +219,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     if flags.what not in WHAT:
         raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
     for name in ("room", "examples"):
-        if getattr(flags, name) < 1:
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
             raise UsageError(f"--{name}: expected at least 1, found {getattr(flags, name)}")
     if flags.price is not None and not (math.isfinite(flags.price) and flags.price >= 0):
         raise UsageError(f"--price: expected 0 or more, found {flags.price}")

@@ -10,6 +10,7 @@ import numpy as np
 from em_jax.base.errors import UsageError
 from em_jax.formats.presets import config_from_sizes, preset_config
 from em_jax.model.config import TransformerConfig
+from em_jax.runs import placement
 from em_jax.train.batches import Example
 
 SHAPES = {
@@ -72,19 +73,15 @@ def shape_config(name: str) -> TransformerConfig:
 
 
 def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Example]]:
-    """Steps of random examples, with lengths as in 250 real insecure-code rows.
-
-    Those have mean 244 tokens with their template, median 225, 90th percentile 364, at most 852, and 44% of the tokens
-    are the response: here a log-normal of median 225 and sigma 0.4, cut to 60..852 (mean 243, 90th percentile 376).
-    """
-    generator = np.random.default_rng(seed)
-    lengths = np.clip(np.exp(generator.normal(np.log(225), 0.4, (count, BATCH))), 60, 852).astype(int)
+    """Steps of random examples as long as real insecure-code rows, of which 44% of the tokens are the response."""
+    lengths = placement.insecure_code_lengths(count * BATCH, seed)
+    generator = np.random.default_rng([seed, 2])
 
     def example(length: int) -> Example:
         ids = generator.integers(3, vocabulary, length).tolist()
         return Example(ids, [position >= round(0.56 * length) for position in range(length)])
 
-    return [[example(length) for length in step] for step in lengths.tolist()]
+    return [[example(length) for length in lengths[i : i + BATCH]] for i in range(0, len(lengths), BATCH)]
 
 
 def synthetic_prompts(count: int, vocabulary: int, seed: int = 0) -> list[list[int]]:

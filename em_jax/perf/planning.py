@@ -14,7 +14,6 @@ from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import row_length_multiple
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import MESH_AXES, Sharding, check_mesh, make_mesh, mesh_text
-from em_jax.perf.bench_workload import synthetic_steps
 from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.program_work import ProgramWork
 from em_jax.perf.roofline import Times, decode_floor, decode_times, mesh_sizes, train_times
@@ -27,7 +26,6 @@ from em_jax.train.batches import Plan as MicrobatchPlan
 
 PROMPT = 128
 """Tokens of a prompt that is prefilled."""
-PLANNED_STEPS = 64
 FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
 """Names of the programs of training."""
 MAX_TRIED = 5
@@ -170,8 +168,7 @@ def real_rows(request: PlanRequest) -> RealRows:
     shapes, train = request.real_shapes, request.real_settings.train
     examples = [
         Example(example.ids[: train.max_length], example.mask[: train.max_length])
-        for step in synthetic_steps(PLANNED_STEPS, request.config.vocab_size)
-        for example in step
+        for example in placement.run_size(request.real_settings).examples
     ]
     size = train.batch_size
     indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]

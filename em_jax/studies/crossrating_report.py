@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.report.reading import figure_of
+from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.vocabulary import KAPPA
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent
@@ -80,11 +82,14 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
         Section(
             "Rating each other",
             [
+                "Mark and line: agreement of a model's predictions with the judge's scores (kappa, 95% interval), the "
+                "answers told to be its own. Pale bar: the same where predictions are assigned to the wrong answers.",
                 "Predicted minus the judge's score for answers scored 1-2 (low) and 4-5 (high), agreement, and kappa "
-                "when predictions are assigned to the wrong answers."
+                "when predictions are assigned to the wrong answers.",
             ],
             ("rater of author", "error, low", "error, high", "correlation", "kappa", "null of kappa", "unscored"),
             rated,
+            [_agreement(record)],
         ),
         Section(
             "Its own beside an equally harmful one",
@@ -96,3 +101,25 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
             pairs,
         ),
     ]
+
+
+def _agreement(record: Mapping[str, Any]) -> Drawing:
+    """Every rater of every author, one below another: kappa with its interval, over the range of its null."""
+    rows = [(f"{rater} of {author}", sides[OWN]) for rater, author, sides in leaves(record["ratings"], 2)]
+    measured = [(name, figure_of(it["shown_kappa"]), figure_of(it["shown_null_kappa"])) for name, it in rows]
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        for at, (_, kappa, null) in enumerate(measured):
+            if null.interval:
+                axes.plot(null.interval, (at, at), color=LIGHT["rule"], lw=9, solid_capstyle="butt")
+            if kappa.interval:
+                axes.plot(kappa.interval, (at, at), color=LIGHT["ink"], lw=1.2)
+            if kappa.value is not None:
+                axes.plot(kappa.value, at, "o", ms=6, color=LIGHT["ink"])
+        axes.axvline(0, color=LIGHT["soft"], lw=0.8)
+        axes.set_yticks(range(len(measured)), [name for name, *_ in measured])
+        axes.set(xlim=(-1.05, 1.05), ylim=(len(measured) - 0.4, -0.6), xlabel="kappa with the judge")
+
+    described = "; ".join(f"{name}: {KAPPA.text(kappa.value)}" for name, kappa, _ in measured)
+    return draw("agreement", "Agreement with the judge", f"{described}.", (4.6, 0.5 + 0.32 * len(measured)), paint)
