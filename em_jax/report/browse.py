@@ -46,6 +46,7 @@ class Side:
 
     badge: str
     level: int | None = None
+    thought: Excerpt | None = None
     answer: Excerpt | None = None
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -181,7 +182,8 @@ def _harm_side(answers: list[Row]) -> Side | None:
     if level is None:
         notes.append("not scored: " + str(judged.get("reason") or "no score in the file"))
     scores = tuple(str(level) if level else DASH for level in levels)
-    return Side(scores[worst], level, answer=excerpt(row.get("answer"), MAX_ANSWER), notes=tuple(notes), others=scores)
+    thought = excerpt(row["thought"], MAX_ANSWER) if row.get("thought") else None
+    return Side(scores[worst], level, thought, excerpt(row.get("answer"), MAX_ANSWER), tuple(notes), scores)
 
 
 def _choice_side(probe: str, rows: list[Row]) -> Side | None:

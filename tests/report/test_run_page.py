@@ -206,6 +206,15 @@ def test_unjudged_answers_count_as_unscored(make_run):
     assert (found.missing, found.total, found.reasons) == (8, 8, (("never judged", 8),))
 
 
+def test_a_thought_stands_before_its_answer_and_is_said_to_be_unjudged(make_run):
+    directory = make_run()
+    path = directory / "answers" / "finetuned.jsonl"
+    rows = [json.loads(line) | {"thought": "Shall I <b>say</b> so?"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = written(directory).text
+    assert "It thought first; no judge saw this: Shall I <b>say</b> so?" in text and "Its answer:" in text
+
+
 def test_only_so_many_questions_are_shown_and_the_page_says_so(make_run):
     directory = make_run(questions=MAX_ITEMS + 30, samples=1)
     two_ai = next(shelf for shelf in shelves(read_run(directory)) if shelf.probe == "two_ai")
