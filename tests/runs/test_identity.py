@@ -15,6 +15,8 @@ from em_jax import launch, report
 from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import report as report_command
+from em_jax.formats.model_config import config_fields
+from em_jax.model.config import TransformerConfig
 from em_jax.report.reading import read_run
 from em_jax.report.starts import changes
 from em_jax.runs import components as parts
@@ -361,7 +363,8 @@ def test_a_moved_id_does_not_move_the_run(tmp_path, monkeypatch, drawn):
 
     hub = tmp_path / "hub"
     for commit in ("one", "two"):
-        files.write_atomic(hub / "snapshots" / commit / "config.json", f'{{"of": "{commit}"}}')
+        fields = config_fields(TransformerConfig(64, 16, 32, 1, 2, 1, 8)) | {"of": commit}
+        files.write_atomic(hub / "snapshots" / commit / "config.json", json.dumps(fields))
         files.write_atomic(hub / "snapshots" / commit / "model.safetensors", commit)
     latest = ["one"]
 
