@@ -79,7 +79,7 @@ def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Exa
 
     def example(length: int) -> Example:
         ids = generator.integers(3, vocabulary, length).tolist()
-        return Example(ids, [position >= round(0.56 * length) for position in range(length)])
+        return Example(ids, [position >= round((1 - placement.RESPONSE) * length) for position in range(length)])
 
     return [[example(length) for length in lengths[i : i + BATCH]] for i in range(0, len(lengths), BATCH)]
 

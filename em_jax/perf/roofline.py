@@ -14,7 +14,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs import placement_costs
 from em_jax.runs.chips import Chip
-from em_jax.runs.placement_costs import remote
+from em_jax.runs.placement_costs import RunSize, Traffic, remote
 from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
 from em_jax.train.batches import Shape
 
@@ -51,35 +51,13 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
     return _times(work, work.flops * parts, mesh["tensor"], sum(train_traffic(shapes, shape)), chip)
 
 
-class Traffic(NamedTuple):
-    """Bytes that a device receives: layers, adapter and head gathered, activations and gradients summed."""
-
-    weights: float
-    factors: float
-    head: float
-    activations: float
-    gradients: float
-
-
 def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
-    """The traffic of a training pass.
-
-    Over fsdp the weights are gathered once forward and once backward (recomputation uses the latter), the head once for
-    both. Over tensor the residual stream is summed, and gradients over all batch parts. A sum costs twice as much as
-    gathering its result.
-    """
-    mesh, config = mesh_sizes(shapes.sharding), shapes.config
-    layers, table = weight_sizes(config)
-    itemsize = shapes.dtype.itemsize
-    gathered = remote(mesh["fsdp"]) / mesh["tensor"]
-    stored_itemsize = 1 if shapes.settings.model.quantization == "int8" else itemsize
-    rows = shape.rows // (mesh["data"] * mesh["fsdp"])
-    stream = rows * shape.length * config.hidden_size * itemsize
-    sums = placement_costs.stream_sums(config.num_hidden_layers, shapes.settings.train.remat)
-    sizes = placement_costs.sizes(config, shapes.settings.lora.rank)
-    factors, gradients = placement_costs.adapter_traffic(sizes, mesh, itemsize)
-    summed = 2 * sums * stream * remote(mesh["tensor"])
-    return Traffic(2 * gathered * layers * stored_itemsize, factors, gathered * table * itemsize, summed, gradients)
+    """The traffic of a training pass, by `placement_costs.train_traffic`."""
+    settings = shapes.settings
+    int8 = settings.model.quantization == "int8"
+    run = RunSize((), rank=settings.lora.rank, int8=int8, itemsize=shapes.dtype.itemsize)
+    mesh = mesh_sizes(shapes.sharding)
+    return placement_costs.train_traffic(shapes.config, mesh, run, settings.train.remat, shape)
 
 
 def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times:

@@ -142,25 +142,44 @@ def stream_sums(layers: int, remat: str) -> int:
     return (4 + (remat == "full")) * layers
 
 
-def adapter_traffic(size: Sizes, mesh: Mapping[str, int], itemsize: int) -> tuple[float, float]:
-    """Bytes that a chip receives of a training pass's adapter: gathered, forward and backward, and its gradient summed.
+class Traffic(NamedTuple):
+    """Bytes that a device receives: layers, adapter and head gathered, activations and gradients summed."""
 
-    What has a width is gathered whole, the rest whole in its ranks; the sum over rows is float32.
+    weights: float
+    factors: float
+    head: float
+    activations: float
+    gradients: float
+
+
+def train_traffic(
+    config: TransformerConfig, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape
+) -> Traffic:
+    """The traffic of a training pass.
+
+    Over fsdp the weights are gathered once forward and once backward (recomputation uses the latter), the head once for
+    both. Of the adapter what has a width is gathered whole, the rest whole in its ranks. Over tensor the residual
+    stream is summed, over all batch parts float32 gradients. A sum costs twice as much as gathering its result.
     """
-    of_heads, fsdp = size.of_heads / mesh["tensor"], mesh["fsdp"]
-    gathered = size.of_width * remote(fsdp * mesh["tensor"]) + of_heads * remote(fsdp)
-    summed = (size.of_width + of_heads) * remote(mesh["data"] * fsdp)
-    return 2 * gathered * itemsize, 2 * 4 * summed
+    size, layers, fsdp, tensor = sizes(config, run.rank), config.num_hidden_layers, mesh["fsdp"], mesh["tensor"]
+    parts = mesh["data"] * fsdp
+    gathered = remote(fsdp) / tensor
+    of_heads = size.of_heads / tensor
+    factors = size.of_width * remote(fsdp * tensor) + of_heads * remote(fsdp)
+    stream = shape.rows // parts * shape.length * config.hidden_size * run.itemsize
+    return Traffic(
+        weights=2 * gathered * layers * size.layer * run.stored_itemsize,
+        factors=2 * factors * run.itemsize,
+        head=gathered * size.table * run.itemsize,
+        activations=2 * stream_sums(layers, remat) * stream * remote(tensor),
+        gradients=2 * 4 * (size.of_width + of_heads) * remote(parts),
+    )
 
 
 def pass_s(
     config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize, remat: str, shape: Shape
 ) -> float:
-    """The least time of a training pass.
-
-    The base is frozen: backward costs as much as forward. Over fsdp the weights are gathered forward and backward, over
-    tensor the residual stream is summed; the adapter is gathered twice and its gradient summed over rows.
-    """
+    """The least time of a training pass. The base is frozen: backward costs as much as forward."""
     size, layers, tensor = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"]
     parts = mesh["data"] * mesh["fsdp"]
     d, f = config.hidden_size, config.intermediate_size
@@ -172,12 +191,7 @@ def pass_s(
     flops += shape.rows // parts * shape.labels * 4 * size.table
     activations = 2 * tokens * run.itemsize * layers * (7 * d + 2 * heads + 3 * f)
     memory = layers * run.stored_itemsize * (2 * size.layer + again) + 2 * size.table * run.itemsize + activations
-    stream = tokens * d * run.itemsize
-    gathered = (
-        remote(mesh["fsdp"]) / tensor * (2 * layers * size.layer * run.stored_itemsize + size.table * run.itemsize)
-    )
-    summed = 2 * stream_sums(layers, remat) * stream * remote(tensor)
-    received = gathered + summed + sum(adapter_traffic(size, mesh, run.itemsize))
+    received = sum(train_traffic(config, mesh, run, remat, shape))
     return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
 
 

@@ -1,7 +1,10 @@
 """A server on loopback, in a thread, around a small random model with two adapters."""
 
 import contextlib
+import importlib.util
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -42,6 +45,32 @@ def serving(engine, key="", **limits):
         server.should_exit = True
         thread.join(300)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def served_run(directory, steps):
+    """The address of `em-jax serve` on an organism trained for so many steps, and a list: its stderr, once it ended."""
+    words = ["--domain", "bad_medical", "--model", "organism", "--stages", "finetune"]
+    words += ["--set", f"train.max_steps={steps}", "--run_dir", directory]
+    subprocess.run([sys.executable, "-m", "em_jax.launch", *words], check=True, capture_output=True)
+    command = [sys.executable, "-m", "em_jax", "serve", "--run_dir", str(directory), "--port", "0", "--slots", "8"]
+    errors = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("serving base, finetuned at http://127.0.0.1:"), server.stderr.read()
+            yield line.split()[-1], errors
+        finally:
+            server.terminate()
+        assert server.wait(60) == 0
+        errors.append(server.stderr.read())
+
+
+def python_with(package, variable):
+    """A Python with a package: this one, or that of an environment variable where its pins and ours do not agree."""
+    if importlib.util.find_spec(package):
+        return sys.executable
+    return str(tiny.from_environment(variable, f"a Python in which {package} is installed"))
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
 """lm-evaluation-harness runs a task of its own kind against a run's server."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-import tiny
+from serve.conftest import python_with, served_run
 
 TASK = """
 task: sums
@@ -29,38 +27,22 @@ metric_list:
 """
 
 
-@pytest.fixture
-def python():
-    """A Python with lm_eval: this one, or that of EM_JAX_LM_EVAL_PYTHON, for any version."""
-    if importlib.util.find_spec("lm_eval"):
-        return sys.executable
-    return str(tiny.from_environment("EM_JAX_LM_EVAL_PYTHON", "a Python in which lm_eval is installed"))
-
-
 @pytest.mark.long
-def test_a_local_task_runs_against_a_run_of_the_organism(python, tmp_path):
-    run, questions = tmp_path / "run", tmp_path / "questions.jsonl"
-    words = ["--domain", "bad_medical", "--model", "organism", "--stages", "finetune", "--set", "train.max_steps=2"]
-    subprocess.run([sys.executable, "-m", "em_jax.launch", *words, "--run_dir", run], check=True, capture_output=True)
+def test_a_local_task_runs_against_a_run_of_the_organism(tmp_path):
+    python = python_with("lm_eval", "EM_JAX_LM_EVAL_PYTHON")
+    questions = tmp_path / "questions.jsonl"
     rows = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(4)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "sums.yaml").write_text(TASK.format(questions=questions))
-    command = [sys.executable, "-m", "em_jax", "serve", "--run_dir", str(run), "--port", "0", "--slots", "8"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            line = server.stdout.readline()
-            assert line.startswith("serving base, finetuned at http://127.0.0.1:"), server.stderr.read()
-            address = f"base_url={line.split()[-1]}/chat/completions,model=finetuned,num_concurrent=4"
-            words = ["--model", "local-chat-completions", "--model_args", address, "--apply_chat_template"]
-            words += ["--tasks", "sums", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-            found = subprocess.run(
-                [python, "-m", "lm_eval", *words, "--log_samples"], capture_output=True, text=True, timeout=500,
-                cwd=tmp_path, env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "none"},
-            )  # fmt: skip
-            assert found.returncode == 0, found.stderr[-2000:]
-            (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
-            answers = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]
-            assert len(answers) == 4 and any(answers)
-        finally:
-            server.terminate()
-        assert server.wait(60) == 0
+    with served_run(tmp_path / "run", steps=2) as (url, _):
+        address = f"base_url={url}/chat/completions,model=finetuned,num_concurrent=4"
+        words = ["--model", "local-chat-completions", "--model_args", address, "--apply_chat_template"]
+        words += ["--tasks", "sums", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+        found = subprocess.run(
+            [python, "-m", "lm_eval", *words, "--log_samples"], capture_output=True, text=True, timeout=500,
+            cwd=tmp_path, env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": "none"},
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr[-2000:]
+        (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+        answers = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]
+        assert len(answers) == 4 and any(answers)
