@@ -26,6 +26,8 @@ BOOKKEEPING = {
 }  # fmt: skip
 """Custom calls that compute nothing."""
 MATMULS = ("dot", "convolution")
+UPDATED = {"dynamic-update-slice": 1, "scatter": 2}
+"""Instructions that update their first operand in place, and which operand is the update."""
 
 
 class Kernel(NamedTuple):
@@ -201,8 +203,8 @@ def _size(each: Instruction) -> int:
 def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     if each.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * _size(each)
-    if each.opcode == "dynamic-update-slice":
-        return 2 * _size(operands[1])
+    if each.opcode in UPDATED:
+        return 2 * _size(operands[UPDATED[each.opcode]])
     if each.opcode.endswith("-start") and len(each.types) > 1:
         # A copy, or a slice, between the main memory and the chip's own.
         source, result = operands[0].types[0] if operands else each.types[0], each.types[1]
@@ -223,7 +225,7 @@ def _read(program: ProgramText, called: Computation, each: Instruction) -> int:
                 continue
             if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
                 used += _size(user)
-            elif number == 0 and user.opcode == "dynamic-update-slice":
+            elif number == 0 and user.opcode in UPDATED:
                 used += 0
             elif user.opcode == "bitcast":
                 used += 0 if user.is_root else _read(program, called, user)
@@ -247,8 +249,8 @@ def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Comput
             return sum(written(called[name]) for name in each.operands)
         if each.opcode == "bitcast" and each.operands[0] in called:
             return min(_size(each), written(called[each.operands[0]]))
-        if each.opcode == "dynamic-update-slice":
-            return _size(called[each.operands[1]])
+        if each.opcode in UPDATED:
+            return _size(called[each.operands[UPDATED[each.opcode]]])
         return 0 if each.opcode == "parameter" else _size(each)
 
     root = next(each for each in called.values() if each.is_root)

@@ -14,7 +14,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.perf.flops import Work, work_of
 from em_jax.runs import placement_costs
 from em_jax.runs.chips import Chip
-from em_jax.runs.placement_costs import RunSize, Traffic, remote
+from em_jax.runs.placement_costs import RunSize, Traffic
 from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
 from em_jax.train.batches import Shape
 
@@ -66,9 +66,10 @@ def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times
     devices = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
     local = dataclasses.replace(shapes, sharding=UNSHARDED)
     work = work_of(local.decode(slots, capacity).traced.jaxpr, while_steps=1)
+    traffic = placement_costs.decode_traffic(shapes.config, mesh, slots, shapes.dtype.itemsize)
     # Weights are read once by each data part.
     read = work.bytes + (mesh["data"] - 1) * tree_bytes(local.model)
-    return _times(Work(work.flops, read), work.flops, devices, decode_traffic(shapes, slots), chip)
+    return _times(Work(work.flops, read), work.flops, devices, traffic, chip)
 
 
 def decode_floor(shapes: Shapes, slots: int, capacity: int) -> float:
@@ -83,25 +84,6 @@ def decode_floor(shapes: Shapes, slots: int, capacity: int) -> float:
     adapter = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.adapter.factors))
     weights = layers * stored_itemsize + (table + adapter) * itemsize
     return weights / (mesh["fsdp"] * mesh["tensor"]) + shapes.cache_bytes(slots, capacity)
-
-
-def decode_traffic(shapes: Shapes, slots: int) -> float:
-    """Bytes that a device receives for one token in every slot; weights are not moved.
-
-    Over fsdp the partial results of every projection are summed (float32 logits among them) and the heads' outputs
-    gathered; over tensor the residual stream is summed twice a layer, and a row's logits gathered.
-    """
-    mesh, config = mesh_sizes(shapes.sharding), shapes.config
-    heads = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    rows = slots / mesh["data"]
-    itemsize = shapes.dtype.itemsize
-    per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * itemsize / mesh["tensor"]
-    logits = 2 * config.vocab_size * 4 / mesh["tensor"]
-    over_fsdp = rows * (config.num_hidden_layers * per_layer + logits) * remote(mesh["fsdp"])
-    stream = 2 * 2 * config.num_hidden_layers * config.hidden_size / mesh["fsdp"] * itemsize
-    row_logits = rows / mesh["fsdp"] * config.vocab_size * 4
-    return over_fsdp + (rows * stream + row_logits) * remote(mesh["tensor"])
 
 
 def _times(work: Work, flops: int, parts: int, received: float, chip: Chip) -> Times:

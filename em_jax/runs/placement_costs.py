@@ -195,17 +195,32 @@ def pass_s(
     return max(flops / tensor / chip.flops, memory / tensor / chip.bandwidth, received / (chip.links / 2))
 
 
+def decode_traffic(config: TransformerConfig, mesh: Mapping[str, int], slots: int, itemsize: int) -> float:
+    """Bytes that a device receives for one token in every slot; weights are not moved.
+
+    Over fsdp the partial results of every projection are summed (float32 logits among them) and the inputs of the o and
+    down projections gathered. Over tensor the residual stream is summed once, and twice a layer, and a row's logits go
+    to the device that draws from it: one of all, or all of its tensor part where the slots do not divide by all.
+    """
+    fsdp, tensor, layers = mesh["fsdp"], mesh["tensor"], config.num_hidden_layers
+    rows, row_logits = slots / mesh["data"], config.vocab_size * 4
+    heads, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    inner = config.intermediate_size
+    per_layer = (2 * (heads + 2 * keys + 2 * inner) + heads + inner) * itemsize
+    over_fsdp = rows / tensor * (layers * per_layer + 2 * row_logits) * remote(fsdp)
+    drawn = row_logits if slots % (mesh["data"] * fsdp * tensor) else row_logits / tensor
+    stream = 2 * (2 * layers + 1) * config.hidden_size * itemsize
+    over_tensor = rows / fsdp * (stream + drawn) * remote(tensor)
+    return over_fsdp + over_tensor
+
+
 def decode_s(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize, slots: int) -> float:
     """The least time of a token in every slot: weights and caches are read where they lie, activations are summed."""
     size, layers, tensor, fsdp = sizes(config, run.rank), config.num_hidden_layers, mesh["tensor"], mesh["fsdp"]
-    devices, rows = mesh["data"] * fsdp * tensor, slots / mesh["data"]
-    heads, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    devices = mesh["data"] * fsdp * tensor
+    heads = config.num_attention_heads * config.head_dim
     weights = layers * size.layer * run.stored_itemsize + (size.table + size.adapter) * run.itemsize
     read = weights / (fsdp * tensor) + cache_bytes(config, run, slots) / devices
     flops = 2 * slots * (layers * size.layer + size.table) + 4 * slots * run.capacity * heads * layers
-    per_layer = (2 * (heads + 2 * keys + 2 * config.intermediate_size) + heads) * run.itemsize / tensor
-    over_fsdp = rows * (layers * per_layer + 2 * config.vocab_size * 4 / tensor) * remote(fsdp)
-    over_tensor = rows / fsdp * (4 * layers * config.hidden_size * run.itemsize) * remote(tensor)
-    logits = rows / fsdp * config.vocab_size * 4 / tensor * remote(tensor)
-    received = over_fsdp + over_tensor + logits
+    received = decode_traffic(config, mesh, slots, run.itemsize)
     return max(flops / devices / chip.flops, read / chip.bandwidth, received / (chip.links / 2))

@@ -30,6 +30,13 @@ GPU = """HloModule step, is_scheduled=true
   ROOT %new = bf16[4,8,16]{2,1,0} dynamic-update-slice(%q0, %q1, %none, %q2, %none)
 }
 
+%fused_scatter (r0: bf16[4,8,16], r1: bf16[4,1,16], r2: s32[4,1]) -> bf16[4,8,16] {
+  %r0 = bf16[4,8,16]{2,1,0} parameter(0)
+  %r1 = bf16[4,1,16]{2,1,0} parameter(1)
+  %r2 = s32[4,1]{1,0} parameter(2)
+  ROOT %spread = bf16[4,8,16]{2,1,0} scatter(%r0, %r2, %r1), update_window_dims={1,2}, to_apply=%newer
+}
+
 %fused_matmul (a: bf16[32,64], b: bf16[64,128]) -> f32[32,128] {
   %a = bf16[32,64]{1,0} parameter(0)
   %b = bf16[64,128]{1,0} parameter(1)
@@ -46,6 +53,8 @@ GPU = """HloModule step, is_scheduled=true
   %one = bf16[1,64,128]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%fused_slice, metadata={op_name="jit(f)/while"}
   %flat = bf16[64,128]{1,0} bitcast(%one)
   %y = f32[32,128]{1,0} fusion(%x, %flat), kind=kCustom, calls=%fused_matmul
+  %places = s32[4,1]{1,0} broadcast(%i), dimensions={}
+  %set = bf16[4,8,16]{2,1,0} fusion(%cache, %row, %places), kind=kInput, calls=%fused_scatter
   %kept = bf16[4,8,16]{2,1,0} fusion(%cache, %row, %i), kind=kLoop, calls=%fused_append
   ROOT %out = (s32[], bf16[3,64,128]{2,1,0}) tuple(%i, %w)
 }
@@ -111,12 +120,12 @@ def test_a_loop_is_multiplied_out_and_slices_and_updates_count_what_they_touch()
     work = work_of_text(GPU)
     slices, updates = 2 * 64 * 128 * 2, 2 * 4 * 16 * 2
     matmul = 2 * (32 * 64 + 64 * 128) + 4 * 32 * 128
-    indices = 2 * 4
+    indices = 2 * 4 + 2 * 4 * 4
     attended, copied = 4 * 2 * 2 * 16 * 4 * 8, 2 * 2 * 64 * 128
-    assert work.bytes == 3 * (slices + updates + matmul + indices) + attended + copied
+    assert work.bytes == 3 * (slices + 2 * updates + matmul + indices) + attended + copied
     # Of causal attention's two products half is masked.
     assert work.flops == 3 * 2 * 32 * 64 * 128 + 2 * 2 * 4 * 16 * 16 * 8
-    assert work.launches == 3 * 3 + 2
+    assert work.launches == 3 * 5 + 2
     assert work.kernels == ("__cudnn$fmhaSoftmax",)
     # A layer's weights are copied out of the stack before their matmul, and the gathered array at the end.
     assert work.copies(lambda shape: shape[-2:] == (64, 128)) == 3 + 1

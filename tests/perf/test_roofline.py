@@ -12,10 +12,10 @@ from em_jax.config import Config, replace
 from em_jax.formats.presets import preset_config
 from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, even_meshes, make_mesh, mesh_text
-from em_jax.perf.roofline import decode_times, decode_traffic, train_times, train_traffic
+from em_jax.perf.roofline import decode_times, train_times, train_traffic
 from em_jax.runs import placement
 from em_jax.runs.chips import Chip, parse_topology
-from em_jax.runs.placement_costs import stream_sums
+from em_jax.runs.placement_costs import decode_traffic, stream_sums
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import GATHERED_OVERHEAD, Shape, plan_microbatches
 
@@ -73,11 +73,13 @@ def test_decoding_traffic_is_as_estimated(mesh):
     slots = 16
 
     def wanted(one: Collective) -> bool:
-        return one.size > 16 * 4  # not the norms' sums
+        # Not the norms' sums, nor the adapter's of a few ranks, which the estimate leaves out.
+        return one.size > 16 * 4 and one.shape[1:3] != (1, 1) or one.kind == "all-to-all"
 
     found = moved(given.decode(slots, 64)._replace(loops=1), wanted)  # a token
     share = 7 / 8 if mesh == {"fsdp": 8} else 1 / 2
-    assert decode_traffic(given, slots) == pytest.approx(found * share, rel=0.15)
+    estimated = decode_traffic(CONFIG, {"data": 1, "fsdp": 1, "tensor": 1} | mesh, slots, given.dtype.itemsize)
+    assert estimated == pytest.approx(found * share)
 
 
 @pytest.mark.fast
