@@ -10,7 +10,7 @@ import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"), "--xla_force_host_platform_device_count=8"]
+    [os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"), "--xla_force_host_platform_device_count=8"]
 )
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
