@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -49,7 +50,7 @@ def start(program, *arguments, devices=2, environment=None, **more):
         os.environ
         | (environment or {})
         | {
-            "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": re.sub(r"(?<=count=)\d+", str(devices), os.environ["XLA_FLAGS"]),
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
         }
