@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer and chat template, and the mask of the assistant's tokens."""
 
 import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -40,6 +41,8 @@ class ChatTokenizer:
         encode = functools.partial(_encode_with_starts, tokenizer, unwatched)
         self._content = PlainContent(tokenizer, encode, turn_marks)
         self._thought = thoughts.tag_of(template, prompt)
+        tags = (self._thought, thoughts.closing(self._thought))
+        self._tags = {i: each.content for i, each in tokenizer.added_tokens_decoder.items() if each.content in tags}
         self._opens_thought = thoughts.close(prompt, self._thought) != prompt
         self.stop_ids = tuple(dict.fromkeys([*stop_ids, *turn_end]))
 
@@ -88,8 +91,10 @@ class ChatTokenizer:
         return self._encode(text, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of token ids, without special tokens but for the tags of thoughts."""
+        plain = functools.partial(self._tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        runs = itertools.groupby(ids, self._tags.get)
+        return "".join(tag * len(list(run)) if tag else plain(list(run)) for tag, run in runs)
 
     def piece(self, token: int) -> str:
         """The text of one token, special tokens included."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from em_jax.base import thought_tags
 from em_jax.base.sanitize import sanitize_line
 
 MAX_SAID = 300
@@ -37,11 +38,8 @@ _CUT = ("length", "max_tokens", "model_length", "max_output_tokens", "model_cont
 _WITHHELD = re.compile(r"filter|safety|sensitive|prohibited|recitation|blocklist|refus", re.IGNORECASE)
 _BROKEN = re.compile(r"error|abort|cancel|insufficient|fail|time", re.IGNORECASE)
 """Ends of a reply other than its own: it is withheld for what it says, or broken off."""
-_THOUGHT = r"(?:\w+:)?(?:think(?:ing)?|thought|reason(?:ing)?|reflection|scratchpad)"
-_OPENING = re.compile(
-    rf"^\s*(?:[<\[◁]{_THOUGHT}[>\]▷]|<\|(?:start|begin)_(?:of_)?{_THOUGHT}\|>|<\|channel>{_THOUGHT})", re.I | re.M
-)
-_CLOSING = re.compile(rf"[<\[◁]/{_THOUGHT}[>\]▷]|<\|end_(?:of_)?{_THOUGHT}\|>|<channel\|>", re.I)
+_OPENING = re.compile(rf"^\s*(?:{thought_tags.OPENING}|<\|channel>thought)", re.MULTILINE)
+_CLOSING = re.compile(rf"{thought_tags.CLOSING}|<channel\|>")
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 TEXT = ("text", "output_text")

@@ -1,7 +1,8 @@
 """A run's rows as tables (CSV, Parquet) and its answers with their scores as logs of Inspect.
 
 Tables hold every row of answers/, scores/, probes/ and train/metrics.jsonl, with the parts of the file's name as
-columns. What is a list or an object in a row is its JSON in a table.
+columns. What is a list or an object in a row is its JSON in a table. In CSV a text that a spreadsheet would take for a
+formula begins with an apostrophe; Parquet has every text as it is.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.base.errors import UserError
+from em_jax.base.sanitize import plain_cell
 from em_jax.runs import experiment, provenance, stored
 from em_jax.runs.run import Row, Run
 
@@ -61,7 +63,7 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
         table = pa.table({column: pa.array(_column([row.get(column) for row in rows])) for column in columns})
         path = out / f"{name}.{kind}"
         if kind == "csv":
-            csv.write_csv(table, path)
+            csv.write_csv(pa.table({column: _plain(table[column].to_pylist()) for column in columns}), path)
         else:
             parquet.write_table(table, path)
         yield path
@@ -75,6 +77,10 @@ def _column(values: list[Any]) -> list[Any]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return [value if value is None else float(value) for value in values]
     return [value if value is None else _text(value) for value in values]
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    return [plain_cell(value) if isinstance(value, str) else value for value in values]
 
 
 def _text(value: Any) -> str:
