@@ -80,7 +80,7 @@ def load_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[Ad
     LoraConfig names endings and layers where they say it all, else every module by its path.
 
     Raises UserError for DoRA, modules_to_save and other variants by name, and in one line for every tensor that is
-    unknown, missing or of another shape (as in an adapter for another base).
+    unknown, missing or of another shape (as in an adapter for another base); and for numbers that are not finite.
     """
     lora, tensors = check_adapter(directory, config)
     per_target = ranks(config, lora)
@@ -90,6 +90,8 @@ def load_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[Ad
     for target, layer, rank, *names in _updates(per_target):
         a, b = arrays[target]
         down, up = (tensors[name].rows(0, tensors[name].shape[0]).astype(np.float32).T for name in names)
+        if not (np.isfinite(down).all() and np.isfinite(up).all()):
+            raise UserError(f"{directory}: {names[0]} or {names[1]} holds numbers that are not finite; train it again")
         a[layer, ..., 0, :rank] = down.reshape(*a.shape[1:-2], rank)
         b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
     factors = {target: LoraParams(jnp.asarray(a), jnp.asarray(b)) for target, (a, b) in arrays.items()}

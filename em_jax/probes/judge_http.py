@@ -283,7 +283,7 @@ def _address(url: str) -> tuple[httpx.URL, bool]:
     except httpx.InvalidURL:
         found = None
     if found is None or found.scheme not in ("http", "https") or not found.host:
-        raise UsageError(f"judge: expected an address http(s)://..., found {re.sub('//[^/@]*@', '//', url)!r}")
+        raise UsageError(f"judge: expected an address http(s)://..., found {addresses.public(url)!r}")
     path = found.path.rstrip("/").removesuffix("/chat/completions")
     is_azure = found.host.endswith((".azure.com", ".azure.us", ".azure.cn")) or "/openai/deployments/" in path
     if found.host.endswith(".openai.azure.com") and not path.startswith("/openai/"):

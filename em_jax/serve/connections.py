@@ -56,7 +56,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        refused_body = self.is_waiting and self.conn.their_state is h11.SEND_BODY  # answered before it was complete
+        if self.conn.their_state is not h11.IDLE and not refused_body:
             self._headers_due = _cancelled(self._headers_due)
         elif self._headers_due is None:  # the beginning of another request on this connection
             self._headers_due = self.loop.call_later(HEADER_SECONDS, self.transport.abort)

@@ -23,10 +23,14 @@ MAX_TOP_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
+THOUGHTS = ("reasoning_content", "reasoning")
+"""What a thought is called beside the content of an earlier answer."""
+
 # Fields of OpenAI's protocol that do not change the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.include_obfuscation"}
-IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens"}
+IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens", "prediction", "session_id"}
+IGNORED |= {"cache_prompt", "cache_salt", "id_slot", "detokenize", "include_reasoning", "separate_reasoning"}
 
 # Fields that would change the text, with the only values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -64,7 +68,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "echo": (False,),
     "return_tokens_as_token_ids": (False,),
-    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
+    "enable_thinking": (False,),
+    "think": (False,),
+    "thinking": ({"type": "disabled"},),
+    "reasoning": ({"effort": "none"}, {"enabled": False}),
+    **dict.fromkeys(("n_probs", "prompt_logprobs", "dry_multiplier", "xtc_probability"), (0,)),
+    **dict.fromkeys(("return_token_ids", "return_hidden_states"), (False,)),
     "documents": ([],),
 }
 
@@ -172,7 +182,7 @@ def _message(message: Any, name: str) -> dict[str, str]:
         raise Refusal(400, f"{name}: expected an object whose role is one of {', '.join(ROLES)}", name)
     # "type" stands beside the role in the messages of lm-evaluation-harness.
     used = {field for field, value in message.items() if value not in (None, []) and (field, value) != ("type", "text")}
-    if unsupported := sorted(used - {"role", "content", "name", "reasoning_content"}):
+    if unsupported := sorted(used - {"role", "content", "name", *THOUGHTS}):
         raise Refusal(400, f"{name}: {_short(unsupported[0])} is not supported", name, "unsupported_parameter")
     content = message.get("content")
     if isinstance(content, list) and len(content) <= MAX_PARTS:
@@ -182,7 +192,11 @@ def _message(message: Any, name: str) -> dict[str, str]:
     if not isinstance(content, str) or not is_whole(content):
         name += ".content"
         raise Refusal(400, f"{name}: expected a text, or parts of type text", name, "invalid_type")
-    return {"role": ROLES[message["role"]], "content": content}
+    # The template decides whether an earlier thought is written.
+    thought = next((text for field in THOUGHTS if (text := message.get(field))), "")
+    if not isinstance(thought, str) or not is_whole(thought):
+        raise Refusal(400, f"{name}: expected a thought to be a text", name, "invalid_type")
+    return {"role": ROLES[message["role"]], "content": content} | ({"reasoning_content": thought} if thought else {})
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -235,6 +235,9 @@ def test_azures_addresses_have_their_own_form_and_header(serve, wording, monkeyp
     assert headers["api-key"] == SECRET and "authorization" not in headers
     with pytest.raises(UsageError, match="DEPLOYMENT"):
         HttpJudge("https://me.openai.azure.com/v1", "m", wording)
+    with pytest.raises(UsageError, match="expected an address") as refused:
+        HttpJudge("htps://me:pw@host/v1/sk-abcdef?key=ghijkl", "m", wording)
+    assert not any(secret in str(refused.value) for secret in ("pw", "abcdef", "ghijkl"))
     described = HttpJudge("https://me:pw@host:9/v1?token=abcdef&api-version=1", "m", wording).describe()
     assert described["url"] == "https://host:9/v1/chat/completions?api-version=1"
 
