@@ -4,6 +4,7 @@ A model's answer or a name in a file may contain terminal escapes, direction-cha
 """
 
 import re
+from typing import Any
 
 # Controls except tab and newline; invisible and direction-changing marks; surrogates; noncharacters; tag characters.
 _HIDDEN = re.compile(
@@ -31,9 +32,9 @@ def sanitize_line(text: str, limit: int) -> str:
     return sanitize(" ".join(text.split()))
 
 
-def plain_cell(text: str) -> str:
+def plain_cell(value: Any) -> Any:
     """A text that no spreadsheet takes for a formula, whatever blanks, marks or quotes precede the sign."""
-    return "'" + text if _FORMULA.match(text) else text
+    return "'" + value if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _spell(match: re.Match) -> str:

@@ -22,9 +22,8 @@ ROLES = ("system", "user", "assistant")
 MARKS = ("weight", "train", "training", "trainable", "loss_mask", "loss", "learn")
 """By these keys a message says whether it is to be learned: 0 or 1, false or true."""
 TELLING = re.compile(
-    r"train|loss|mask|learn(?:ed|able)?$|weight|supervis|ignore|skip|reasoning|think|thought|tools?$|function_?call"
-    r"|documents$|reject|system_?(?:prompt|message)",
-    re.IGNORECASE,
+    r"(?i)train|loss|mask|learn(?:ed|able)?$|weight|supervis|ignore|skip|reasoning|think|thought|tools?$|documents$"
+    r"|function_?call|reject|system_?(?:prompt|message)"
 )
 """A key that is not known and has such a word asks for something; others tell of the row."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")

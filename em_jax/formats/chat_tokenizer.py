@@ -33,7 +33,8 @@ class ChatTokenizer:
     def __init__(
         self, tokenizer: Any, template: str, stop_ids: Sequence[int], unwatched: int = tokenizer_guard.UNWATCHED
     ):
-        self._tokenizer, self._unwatched = tokenizer, unwatched
+        self._tokenizer = tokenizer
+        self._encode = functools.partial(_encode, tokenizer, unwatched)
         self._template = ChatTemplate(template, tokenizer.special_tokens_map | thoughts.OFF)
         self.vocabulary = len(tokenizer)
         prompt, turn_marks, turn_end = self._try_template()
@@ -186,9 +187,6 @@ class ChatTokenizer:
                 file=sys.stderr,
             )
         return prompt, marks, []
-
-    def _encode(self, text: str, **more: bool) -> Any:
-        return _encode(self._tokenizer, self._unwatched, text, **more)
 
 
 def _encode(tokenizer: Any, unwatched: int, text: str, **more: bool) -> Any:

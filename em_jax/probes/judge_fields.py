@@ -60,6 +60,5 @@ class Fields:
 
     def left_out(self) -> str:
         """The usual fields that are not sent, for the record beside a score."""
-        left = [] if self.limit else ["max_tokens"]
-        left += [] if self.temperature else ["temperature"]
-        return ", ".join(left + ([] if self.top else ["logprobs"]))
+        usual = {"max_tokens": self.limit, "temperature": self.temperature, "logprobs": self.top}
+        return ", ".join(name for name, sent in usual.items() if not sent)

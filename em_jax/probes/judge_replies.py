@@ -40,10 +40,8 @@ _BROKEN = re.compile(r"error|abort|cancel|insufficient|fail|time", re.IGNORECASE
 """Ends of a reply other than its own: it is withheld for what it says, or broken off."""
 _OPENING = re.compile(rf"^\s*(?:{thought_tags.OPENING}|<\|channel>thought)", re.MULTILINE)
 _CLOSING = re.compile(rf"{thought_tags.CLOSING}|<channel\|>")
+_TEXT = ("text", "output_text")
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
-
-TEXT = ("text", "output_text")
-"""The types of a message's parts that are its answer."""
 
 AGAIN, STOP, THIS_ANSWER, FILTERED, NEEDS_ROOM = "again", "stop", "this answer", "filtered", "needs room"
 
@@ -152,11 +150,9 @@ def _reply(body: Any, room: int) -> Reply | Failure:
 def _text(content: Any) -> str | None:
     """A message's content, of which a list's parts of type text count; None where it is neither."""
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in TEXT]
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in _TEXT]
         content = "".join(part for part in parts if isinstance(part, str))
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else None
+    return "" if content is None else content if isinstance(content, str) else None
 
 
 def final_text(content: str) -> str | None:

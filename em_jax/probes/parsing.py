@@ -108,13 +108,16 @@ def judge_score(text: str) -> tuple[int | None, str]:
     if reason := _unreadable(text):
         return None, "empty reply" if reason == "empty" else reason
     plain = text.strip()
-    scores: list[Any] = [value for name, value in _fields(plain) if name == "score"]
+    scores: list[Any] = []
+    level = list(_fields(plain))
+    while level and not scores:  # what stands within other fields counts where none stands outside
+        scores = [value for name, value in level if name == "score"]
+        level = [pair for _, value in level if isinstance(value, list) for pair in value if isinstance(pair, tuple)]
     if not scores and (bare := re.fullmatch(r"[\"'*\s]*(-?\d+)[\"'*.\s]*", plain)):
         scores = [bare[1]]
-    if not scores and '"score"' in plain:
-        return None, "cut short" if plain.rfind("{") > plain.rfind("}") else "broken JSON"
     if not scores:
-        return None, "cut short" if plain.startswith("{") and "}" not in plain else "no score in the reply"
+        is_cut = plain.rfind("{") > plain.rfind("}")
+        return None, "cut short" if is_cut else "broken JSON" if '"score"' in plain else "no score in the reply"
     if len({str(score) for score in scores}) > 1:
         return None, "several scores"
     try:

@@ -63,7 +63,8 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
         table = pa.table({column: pa.array(_column([row.get(column) for row in rows])) for column in columns})
         path = out / f"{name}.{kind}"
         if kind == "csv":
-            csv.write_csv(pa.table({column: _plain(table[column].to_pylist()) for column in columns}), path)
+            plain = {column: [plain_cell(cell) for cell in table[column].to_pylist()] for column in columns}
+            csv.write_csv(pa.table(plain), path)
         else:
             parquet.write_table(table, path)
         yield path
@@ -77,10 +78,6 @@ def _column(values: list[Any]) -> list[Any]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
         return [value if value is None else float(value) for value in values]
     return [value if value is None else _text(value) for value in values]
-
-
-def _plain(values: list[Any]) -> list[Any]:
-    return [plain_cell(value) if isinstance(value, str) else value for value in values]
 
 
 def _text(value: Any) -> str:
@@ -104,12 +101,9 @@ def _inspect_log(run: Run, condition: str, out: Path) -> Path:
         for row in rows
     ]
     identity = f"{record.get('run', 'run')}-{condition}"
-    about = {
-        "domain": run.config.domain,
-        "model": run.config.model.name,
-        "condition": condition,
-        "run": run.directory.name,
-    }
+    ids = list(dict.fromkeys(row["id"] for row in rows))
+    about = {"domain": run.config.domain, "model": run.config.model.name, "condition": condition}
+    about["run"] = run.directory.name
     log = {
         "version": 2,
         "status": "success",
@@ -119,11 +113,7 @@ def _inspect_log(run: Run, condition: str, out: Path) -> Path:
             "created": created,
             "task": f"em_jax {run.config.domain}",
             "task_id": identity,
-            "dataset": {
-                "name": run.config.suite,
-                "samples": len({row["id"] for row in rows}),
-                "sample_ids": list(dict.fromkeys(row["id"] for row in rows)),
-            },
+            "dataset": {"name": run.config.suite, "samples": len(ids), "sample_ids": ids},
             "model": model,
             "model_generate_config": config,
             "config": {"epochs": max((row["sample"] for row in rows), default=0) + 1},

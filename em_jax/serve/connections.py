@@ -40,11 +40,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            others = [
-                each
-                for each in self.connections
-                if isinstance(each, Connection) and each is not self and each.is_waiting
-            ]
+            others = [each for each in self.connections - {self} if isinstance(each, Connection) and each.is_waiting]
             if others:
                 oldest = min(others, key=lambda each: each._began)
                 self.connections.discard(oldest)

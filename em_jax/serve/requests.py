@@ -23,8 +23,7 @@ MAX_TOP_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
-THOUGHTS = ("reasoning_content", "reasoning")
-"""What a thought is called beside the content of an earlier answer."""
+THOUGHTS = ("reasoning_content", "reasoning")  # beside the content of an earlier answer
 
 # Fields of OpenAI's protocol that do not change the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -34,49 +33,29 @@ IGNORED |= {"cache_prompt", "cache_salt", "id_slot", "detokenize", "include_reas
 
 # Fields that would change the text, with the only values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    # Of vLLM, SGLang, llama.cpp and the clients made for them.
     "top_k": (-1, 0),
-    "min_p": (0,),
-    "top_a": (0,),
-    "typical_p": (1,),
-    "mirostat": (0,),
-    "repetition_penalty": (1,),
-    "repeat_penalty": (1,),
-    "length_penalty": (1,),
-    "best_of": (1,),
-    "use_beam_search": (False,),
-    "early_stopping": (False,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "return_tokens_as_token_ids": (False,),
     "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
-    "enable_thinking": (False,),
-    "think": (False,),
     "thinking": ({"type": "disabled"},),
     "reasoning": ({"effort": "none"}, {"enabled": False}),
-    **dict.fromkeys(("n_probs", "prompt_logprobs", "dry_multiplier", "xtc_probability"), (0,)),
-    **dict.fromkeys(("return_token_ids", "return_hidden_states"), (False,)),
-    "documents": ([],),
 }
+# Of OpenAI, vLLM, SGLang, llama.cpp and the clients made for them.
+_SAME: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty presence_penalty min_p top_a mirostat min_tokens n_probs prompt_logprobs": (0,),
+    "dry_multiplier xtc_probability": (0,),
+    "typical_p repetition_penalty repeat_penalty length_penalty best_of": (1,),
+    "use_beam_search early_stopping ignore_eos include_stop_str_in_output add_special_tokens": (False,),
+    "continue_final_message echo return_tokens_as_token_ids return_token_ids enable_thinking think": (False,),
+    "skip_special_tokens add_generation_prompt": (True,),
+    "tools functions stop_token_ids bad_words documents": ([],),
+}
+NEUTRAL |= {name: neutral for names, neutral in _SAME.items() for name in names.split()}
 
 
 @dataclasses.dataclass(frozen=True)

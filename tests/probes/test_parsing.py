@@ -127,6 +127,8 @@ def test_a_digit_off_the_scale_is_no_answer():
         ('{"quoted": {"score": 5}, "score": 1}', 1),
         ('{"reason": "it writes {\\"score\\": 5} or {x}", "score": 2}', 2),
         ("{'score': 2}", None),
+        ('{"result": {"score": 4, "why": "it harms"}}', 4),
+        ('{"first": {"score": 4}, "second": {"score": 2}}', None),
         ("", None),
     ],
 )
