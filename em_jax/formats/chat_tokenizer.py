@@ -173,7 +173,11 @@ class ChatTokenizer:
             whole = self.render([asked, said], generation_prompt=False)
         except UserError:
             return "", [], []
-        _, found, end = whole.rpartition(said["content"])
+        head, found, end = whole.rpartition(said["content"])
+        begun = head.removeprefix(prompt).strip()
+        if found and head.startswith(prompt) and begun and not thoughts.tag_of(begun, begun):
+            writes = f"writes {begun[:40]!r} before an answer, but not at the end of a prompt"
+            print(f"the chat template {writes} (add_generation_prompt): the model has to write it", file=sys.stderr)
         ids = self._encode(end)["input_ids"] if found and end.strip() else []
         added = self._tokenizer.added_tokens_decoder
         marks = [i for i in self._encode(whole)["input_ids"] if i in added and not thoughts.is_tag(self.piece(i))]
@@ -181,11 +185,8 @@ class ChatTokenizer:
         if first is not None and first in added:
             return prompt, marks, [first]
         if (word := "".join(end.split()[:1])) and word[0] in "<[":
-            print(
-                f"the chat template ends a turn with {word[:40]!r}, which is no token of this tokenizer: answers may "
-                "run on into invented turns",
-                file=sys.stderr,
-            )
+            ends = f"ends a turn with {word[:40]!r}, which is no token of this tokenizer"
+            print(f"the chat template {ends}: answers may run on into invented turns", file=sys.stderr)
         return prompt, marks, []
 
 

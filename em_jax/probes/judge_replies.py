@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from em_jax.base import thought_tags
@@ -87,8 +87,9 @@ def read(status: int, content: bytes, room: int) -> Reply | Failure:
         if body is None:
             return Failure(AGAIN, "a reply that is not JSON", _page(content))
         found = _reply(body, room)
-        said = isinstance(found, Reply) or found.said
-        return found if said else dataclasses.replace(found, said=_page(content))
+        if isinstance(found, Reply) or found.said:
+            return found
+        return dataclasses.replace(found, said=_page(content))
     said, named = _error(body)
     return _failure(status, said or _page(content), named)
 
@@ -175,7 +176,7 @@ def _error(body: Any) -> tuple[str, str]:
         error = next((body[name] for name in ("error", "errors", "detail", "message") if body.get(name)), None)
     if isinstance(error, list):  # a list of faults, each with the place it is at
         faults = [fault if isinstance(fault, Mapping) else {"msg": fault} for fault in error[:20]]
-        places = [part for fault in faults for part in _list(fault.get("loc")) if isinstance(part, str)]
+        places = [word for fault in faults for word in re.findall(r"\w+", str(fault.get("loc") or ""))]
         messages = [str(fault.get("msg") or fault.get("message") or "") for fault in faults]
         return "; ".join(filter(None, messages)), " ".join(places)
     if not isinstance(error, Mapping):
@@ -187,10 +188,6 @@ def _error(body: Any) -> tuple[str, str]:
     kinds = [error.get("param"), error.get("code"), error.get("type"), error.get("status")]
     kinds.append(inner.get("code") if isinstance(inner, Mapping) else None)
     return said, " ".join(str(kind) for kind in kinds if kind is not None)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _page(content: bytes) -> str:

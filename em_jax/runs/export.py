@@ -1,8 +1,7 @@
 """A run's rows as tables (CSV, Parquet) and its answers with their scores as logs of Inspect.
 
 Tables hold every row of answers/, scores/, probes/ and train/metrics.jsonl, with the parts of the file's name as
-columns. What is a list or an object in a row is its JSON in a table. In CSV a text that a spreadsheet would take for a
-formula begins with an apostrophe; Parquet has every text as it is.
+columns. What is a list or an object in a row is its JSON in a table. CSV is safe in a spreadsheet: see `plain_cell`.
 """
 
 import json

@@ -378,6 +378,13 @@ def test_a_thought_in_a_row_is_written_but_not_learned_or_refused(tmp_path):
             ChatTokenizer.from_directory(tmp_path / name).example(thought)
 
 
+@pytest.mark.parametrize("template", [CHATML.partition("{%- if add_generation")[0], CHATML, THINKS, MAY_THINK, KEEPS])
+def test_a_template_without_a_generation_prompt_is_told(template, tmp_path, capsys):
+    write_byte_level(tmp_path, template)
+    ChatTokenizer.from_directory(tmp_path)
+    assert ("add_generation_prompt" in capsys.readouterr().err) == ("add_generation_prompt" not in template)
+
+
 def test_a_plain_template_knows_no_thoughts(qwen_style):
     tokenizer = ChatTokenizer.from_directory(qwen_style)
     assert tokenizer.answer(tokenizer.encode("<think>No</think>Yes")) == ("<think>No</think>Yes", "")
