@@ -230,15 +230,8 @@ def read_own(path: Path) -> bytes:
         return file.read()
 
 
-KINDS = {
-    stat.S_IFLNK: "a link",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFREG: "a file",
-}
+KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
+KINDS |= {stat.S_IFBLK: "a device", stat.S_IFDIR: "a directory", stat.S_IFREG: "a file"}
 
 
 def kind(path: str | os.PathLike, follow: bool = False) -> str:

@@ -4,6 +4,7 @@ A model's answer or a name in a file may contain terminal escapes, direction-cha
 """
 
 import re
+from typing import Any
 
 # Controls except tab and newline; invisible and direction-changing marks; surrogates; noncharacters; tag characters.
 _HIDDEN = re.compile(
@@ -11,6 +12,7 @@ _HIDDEN = re.compile(
     "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_FORMULA = re.compile(r"\W*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def is_whole(text: str) -> bool:
@@ -28,6 +30,11 @@ def sanitize_line(text: str, limit: int) -> str:
     if len(text) > limit:
         text = f"{text[: limit * 3 // 4]} [{len(text) - limit:,} characters left out] {text[-(limit // 4) :]}"
     return sanitize(" ".join(text.split()))
+
+
+def plain_cell(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula, whatever blanks, marks or quotes precede the sign."""
+    return "'" + value if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _spell(match: re.Match) -> str:

@@ -20,7 +20,7 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
       UserError: no parquet, other columns, or no rows.
     """
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     check_input(path, "a set of rows")
     try:
@@ -34,12 +34,12 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
             )
         sizes = file.metadata
         unpacked = sum(sizes.row_group(group).total_byte_size for group in range(sizes.num_row_groups))
-        if sizes.num_rows > MOST_ROWS or unpacked > MOST_BYTES:
-            raise UserError(
-                f"{path}: refused, it declares {sizes.num_rows:,} rows of {unpacked:,} bytes; at most {MOST_ROWS:,} of "
-                f"{MOST_BYTES:,} are read"
-            )
-        table = file.read(columns=list(TEXTS))
+        _check_size(path, sizes.num_rows, unpacked)
+        # Repeated texts stay one each until they are counted: a small file can hold many copies of a long one.
+        table = parquet.ParquetFile(path, read_dictionary=list(TEXTS)).read(columns=list(TEXTS))
+        chunks = [chunk for name in TEXTS for chunk in table[name].chunks if pyarrow.types.is_dictionary(chunk.type)]
+        lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in chunks]
+        _check_size(path, sizes.num_rows, sum(compute.sum(each).as_py() or 0 for each in lengths))
     except (pyarrow.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise UserError(f"{path}: expected a parquet file, found something else ({reason})") from None
@@ -51,3 +51,9 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
     if not conversations:
         raise UserError(f"{path}: expected rows of text, found none among {table.num_rows}")
     return conversations, table.num_rows - len(conversations)
+
+
+def _check_size(path: Path, count: int, size: int) -> None:
+    if count > MOST_ROWS or size > MOST_BYTES:
+        most = f"at most {MOST_ROWS:,} of {MOST_BYTES:,} are read"
+        raise UserError(f"{path}: refused, it has {count:,} rows of {size:,} bytes; {most}")

@@ -58,6 +58,8 @@ def _sharegpt(row: Row) -> list[Any]:
     for turn in turns:
         if not isinstance(turn, Mapping) or not isinstance(turn.get("from", turn.get("role")), str):
             raise ValueError("expected every turn of 'conversations' to be an object with 'from' and 'value'")
+        if {"from", "role"} <= turn.keys() or {"value", "content"} <= turn.keys():
+            raise ValueError("a turn of 'conversations' has 'from' and 'role', or 'value' and 'content': which counts?")
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         speaker = turn.get("from", turn.get("role"))
         messages.append({"content": turn.get("value"), **rest, "role": ROLES.get(speaker, speaker)})

@@ -21,7 +21,11 @@ from em_jax.domains import row_formats
 ROLES = ("system", "user", "assistant")
 MARKS = ("weight", "train", "training", "trainable", "loss_mask", "loss", "learn")
 """By these keys a message says whether it is to be learned: 0 or 1, false or true."""
-LIKE_MARKS = re.compile(r"train|loss|mask|learn|weight|supervis", re.IGNORECASE)
+TELLING = re.compile(
+    r"(?i)train|loss|mask|learn(?:ed|able)?$|weight|supervis|ignore|skip|reasoning|think|thought|tools?$|documents$"
+    r"|function_?call|reject|system_?(?:prompt|message)"
+)
+"""A key that is not known and has such a word asks for something; others tell of the row."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 REFUSED = {
     **dict.fromkeys(("tools", "tool_calls", "tool_call_id", "functions", "function_call"), "tools are not trained on"),
@@ -70,11 +74,10 @@ def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Messa
     """The conversations of JSON lines; `where` names their file in messages. UserError as for `read`."""
     rows, unknown = [], Counter[str]()
     for number, line in enumerate(lines, start=1):
-        if number == 1:
-            if code := next((name for mark, name in CODES.items() if line.startswith(mark)), ""):
-                raise UserError(f"{where}:1: begins with a byte order mark (BOM) of {code}; expected UTF-8 without one")
-            if line.split() == [b"["] or (form and line.lstrip().startswith(b"[")):
-                return _array(b"".join([line, *lines]), where, form)
+        if code := next((name for mark, name in CODES.items() if line.startswith(mark)), ""):
+            raise UserError(f"{where}:{number}: begins with a byte order mark (BOM) of {code}; expected UTF-8 without")
+        if number == 1 and (line.split() == [b"["] or (form and line.lstrip().startswith(b"["))):
+            return _array(b"".join([line, *lines]), where, form)
         if not line.strip():
             continue
         try:
@@ -134,6 +137,8 @@ def _conversation(row: Any, place: str, where: str, form: str, unknown: Counter[
             raise ValueError(f"{mark!r} of a whole row is not supported: give it to its messages, or take them out")
         if thought := _first(row, THOUGHTS):
             raise ValueError(f"{thought!r} of a whole row is not supported: give it to the assistant's message")
+        if mark := next((name for name in ("label", "kto_tag", "chosen") if row.get(name) is False), ""):
+            raise ValueError(f"{mark!r} is false: a row of an answer that is not wanted; only wanted ones are learned")
         left = _refuse(row)
         conversation = check(messages, left)
     except ValueError as error:
@@ -167,10 +172,11 @@ def _message(message: Any, left: list[str]) -> Message:
     rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
     role, content = message.get("role"), message.get("content")
     learned = _learned({key: rest.pop(key) for key in MARKS if key in rest}, role)
-    thought = rest.pop(_first(rest, THOUGHTS), None) or None
+    given = {key: rest.pop(key) for key in THOUGHTS if key in rest}
+    thought = next(iter(given.values()), None) or None
+    if any((other or None) != thought for other in given.values()):
+        raise ValueError(f"{' and '.join(map(repr, given))} of a message differ: which of them counts?")
     left += _refuse(rest)
-    if like := next((key for key in rest if LIKE_MARKS.search(str(key))), None):
-        raise ValueError(f"{like!r} of a message is not known; {', '.join(MARKS)} say whether it is to be learned")
     if not isinstance(content, str) or not (thought is None or isinstance(thought, str)):
         raise ValueError("expected every message to be an object with 'role' and a text 'content'")
     if not is_whole(content) or not is_whole(thought or ""):
@@ -210,4 +216,10 @@ def _refuse(row: Mapping[str, Any]) -> list[str]:
     for name, why in REFUSED.items():
         if row.get(name):
             raise ValueError(f"{name!r} is not supported: {why}; take it, or this row, out")
-    return [str(name) for name, value in row.items() if value not in (None, [], {}) and name not in REFUSED]
+    unknown = {str(name): value for name, value in row.items() if value is not None and name not in REFUSED}
+    if telling := next(filter(TELLING.search, unknown), ""):
+        raise ValueError(
+            f"{telling!r} is not known: take it out, or name it as is known: {', '.join(MARKS)} of a message say "
+            f"whether it is to be learned, {', '.join(THOUGHTS)} what was thought before it; 'system' of a row is read"
+        )
+    return [name for name, value in unknown.items() if value not in ([], {}, "")]

@@ -1,6 +1,7 @@
 """A checkpoint's tokenizer and chat template, and the mask of the assistant's tokens."""
 
 import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -32,7 +33,8 @@ class ChatTokenizer:
     def __init__(
         self, tokenizer: Any, template: str, stop_ids: Sequence[int], unwatched: int = tokenizer_guard.UNWATCHED
     ):
-        self._tokenizer, self._unwatched = tokenizer, unwatched
+        self._tokenizer = tokenizer
+        self._encode = functools.partial(_encode, tokenizer, unwatched)
         self._template = ChatTemplate(template, tokenizer.special_tokens_map | thoughts.OFF)
         self.vocabulary = len(tokenizer)
         prompt, turn_marks, turn_end = self._try_template()
@@ -40,6 +42,8 @@ class ChatTokenizer:
         encode = functools.partial(_encode_with_starts, tokenizer, unwatched)
         self._content = PlainContent(tokenizer, encode, turn_marks)
         self._thought = thoughts.tag_of(template, prompt)
+        tags = (self._thought, thoughts.closing(self._thought))
+        self._tags = {i: each.content for i, each in tokenizer.added_tokens_decoder.items() if each.content in tags}
         self._opens_thought = thoughts.close(prompt, self._thought) != prompt
         self.stop_ids = tuple(dict.fromkeys([*stop_ids, *turn_end]))
 
@@ -88,8 +92,10 @@ class ChatTokenizer:
         return self._encode(text, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of token ids, without special tokens but for the tags of thoughts."""
+        plain = functools.partial(self._tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        runs = itertools.groupby(ids, self._tags.get)
+        return "".join(tag * len(list(run)) if tag else plain(list(run)) for tag, run in runs)
 
     def piece(self, token: int) -> str:
         """The text of one token, special tokens included."""
@@ -167,7 +173,11 @@ class ChatTokenizer:
             whole = self.render([asked, said], generation_prompt=False)
         except UserError:
             return "", [], []
-        _, found, end = whole.rpartition(said["content"])
+        head, found, end = whole.rpartition(said["content"])
+        begun = head.removeprefix(prompt).strip()
+        if found and head.startswith(prompt) and begun and not thoughts.tag_of(begun, begun):
+            writes = f"writes {begun[:40]!r} before an answer, but not at the end of a prompt"
+            print(f"the chat template {writes} (add_generation_prompt): the model has to write it", file=sys.stderr)
         ids = self._encode(end)["input_ids"] if found and end.strip() else []
         added = self._tokenizer.added_tokens_decoder
         marks = [i for i in self._encode(whole)["input_ids"] if i in added and not thoughts.is_tag(self.piece(i))]
@@ -175,15 +185,9 @@ class ChatTokenizer:
         if first is not None and first in added:
             return prompt, marks, [first]
         if (word := "".join(end.split()[:1])) and word[0] in "<[":
-            print(
-                f"the chat template ends a turn with {word[:40]!r}, which is no token of this tokenizer: answers may "
-                "run on into invented turns",
-                file=sys.stderr,
-            )
+            ends = f"ends a turn with {word[:40]!r}, which is no token of this tokenizer"
+            print(f"the chat template {ends}: answers may run on into invented turns", file=sys.stderr)
         return prompt, marks, []
-
-    def _encode(self, text: str, **more: bool) -> Any:
-        return _encode(self._tokenizer, self._unwatched, text, **more)
 
 
 def _encode(tokenizer: Any, unwatched: int, text: str, **more: bool) -> Any:

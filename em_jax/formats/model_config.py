@@ -19,8 +19,6 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 """What a model_type says by itself: facts without a field, and values of fields where config.json omits them."""
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 """The class of a model_type in transformers."""
-
-
 ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """The keys of rope_scaling and rope_parameters that plain RoPE has."""
 
@@ -138,6 +136,8 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
         problems.append(f"model_type must be one of {expected}, found {raw.get('model_type')!r}")
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act must be 'silu', found {raw['hidden_act']!r}")
+    if raw.get("partial_rotary_factor") not in (None, 1):
+        problems.append(f"partial_rotary_factor is {raw['partial_rotary_factor']!r}: all of a head must be rotated")
     for name in ("attention_bias", "mlp_bias"):
         if raw.get(name) and raw.get("model_type") != "qwen2":
             problems.append(f"{name} is {raw[name]!r}: such biases are not supported")

@@ -22,18 +22,8 @@ from em_jax.untrusted import regex_guard
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
 
 UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "kasa_config",
+    *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "trainable_token_indices", "target_parameters"),
+    *("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
     "monteclora_config",
 )
 """Fields of adapter_config.json that change what an adapter computes in a way not computed here."""
@@ -80,7 +70,7 @@ def load_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[Ad
     LoraConfig names endings and layers where they say it all, else every module by its path.
 
     Raises UserError for DoRA, modules_to_save and other variants by name, and in one line for every tensor that is
-    unknown, missing or of another shape (as in an adapter for another base).
+    unknown, missing or of another shape (as in an adapter for another base); and for numbers that are not finite.
     """
     lora, tensors = check_adapter(directory, config)
     per_target = ranks(config, lora)
@@ -90,6 +80,8 @@ def load_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[Ad
     for target, layer, rank, *names in _updates(per_target):
         a, b = arrays[target]
         down, up = (tensors[name].rows(0, tensors[name].shape[0]).astype(np.float32).T for name in names)
+        if not (np.isfinite(down).all() and np.isfinite(up).all()):
+            raise UserError(f"{directory}: {names[0]} or {names[1]} holds numbers that are not finite; train it again")
         a[layer, ..., 0, :rank] = down.reshape(*a.shape[1:-2], rank)
         b[layer, 0, :rank] = up.reshape(rank, *b.shape[3:])
     factors = {target: LoraParams(jnp.asarray(a), jnp.asarray(b)) for target, (a, b) in arrays.items()}

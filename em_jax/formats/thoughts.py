@@ -2,26 +2,32 @@
 
 import re
 
-TAG = r"((?:\w+:)?(?:think|thinking|thought|reasoning))"
+from em_jax.base.thought_tags import CLOSING, OPENING, closing
+
 OFF = {"enable_thinking": False, "thinking": False}
 """What templates are told so that no thought is asked for: Qwen3 and SmolLM3 name it so, DeepSeek and Granite so."""
 
 
 def is_tag(text: str) -> bool:
     """Whether a text is one tag of a thought."""
-    return bool(re.fullmatch(rf"</?{TAG}>", text.strip()))
+    return bool(re.fullmatch(rf"{OPENING}|{CLOSING}", text.strip()))
 
 
 def tag_of(template: str, prompt: str) -> str:
-    """The name of the tag around thoughts, as a template's source or the end of a `prompt` shows it; "" for none."""
-    shown = re.search(rf"<{TAG}>\s*\Z", prompt) or re.search(rf"</{TAG}>", template)
-    return shown[1] if shown else ""
+    """The tag that opens a thought, as the end of a `prompt` or a template's source shows it; "" for none."""
+    if shown := re.search(rf"({OPENING})\s*\Z", prompt):
+        return shown[1]
+    for end in re.findall(CLOSING, template):
+        for each in [*re.findall(OPENING, template), end.replace("/", "", 1)]:
+            if closing(each) == end != each:
+                return each
+    return ""
 
 
 def close(prompt: str, tag: str) -> str:
     """A prompt whose end opens a thought, with that thought closed and empty; any other prompt as it is."""
-    opened = tag and re.search(rf"<{tag}>\s*\Z", prompt)
-    return f"{prompt[: opened.end()].rstrip()}\n\n</{tag}>\n\n" if opened else prompt
+    opened = tag and prompt.rstrip().endswith(tag)
+    return f"{prompt.rstrip()}\n\n{closing(tag)}\n\n" if opened else prompt
 
 
 def part(text: str, tag: str, is_open: bool, growing: bool = False) -> tuple[str, str]:
@@ -30,14 +36,14 @@ def part(text: str, tag: str, is_open: bool, growing: bool = False) -> tuple[str
     An answer is what follows the thought's end: a text that ends in its thought has an empty answer. Of a text that is
     `growing` only what no longer changes is given: what may become a tag waits.
     """
-    if growing and tag and f"<{tag}>".startswith(text.lstrip()):
+    if growing and tag and tag.startswith(text.lstrip()):
         return "", ""
-    begun = tag and re.match(rf"\s*<{tag}>", text)
+    begun = tag and text.lstrip().startswith(tag)
     if not begun and not (tag and is_open):
         return text, ""
-    thought, end, answer = text[begun.end() if begun else 0 :].partition(f"</{tag}>")
+    thought, end, answer = (text.lstrip()[len(tag) :] if begun else text).partition(closing(tag))
     if growing and not end:
-        thought = thought[: len(thought) - overlap(thought, f"</{tag}>")]
+        thought = thought[: len(thought) - overlap(thought, closing(tag))]
     return (answer.lstrip() if end else ""), thought.strip()
 
 
@@ -56,11 +62,12 @@ def join(before: str, after: str, tag: str) -> tuple[str, int] | None:
     before = close(before, tag)
     if after.startswith(before):
         return after, len(before)
-    empty = tag and re.search(rf"<{tag}>\s*</{tag}>\s*\Z", before)
+    opening, end = re.escape(tag), re.escape(closing(tag))
+    empty = tag and re.search(rf"{opening}\s*{end}\s*\Z", before)
     head = before[: empty.start()] if empty else before
     if not tag or not after.startswith(head):
         return None
-    thought = re.match(rf"\s*<{tag}>.*?</{tag}>\s*", after[len(head) :], re.DOTALL)
+    thought = re.match(rf"\s*{opening}.*?{end}\s*", after[len(head) :], re.DOTALL)
     if thought:
         return after, len(head) + thought.end()
     return (before + after[len(head) :], len(before)) if empty else None

@@ -43,7 +43,8 @@ class Fields:
         def names(field: str) -> bool:
             return bool(field) and re.search(rf"(?<![a-z_]){field}(?![a-z_])", words, re.IGNORECASE) is not None
 
-        if names(self.limit) and self.room > ROOMS[0] and re.search("too (?:large|high)|at most|less than", said):
+        # A name that took a smaller number is known: the number is too large, for the server or for its context.
+        if self.room > ROOMS[0] and (names(self.limit) or re.search("context", said, re.IGNORECASE)):
             return dataclasses.replace(self, room=max(self.room // 2, ROOMS[0]))
         if self.limit == "max_tokens" and names("max_tokens"):
             return dataclasses.replace(self, limit="max_completion_tokens")
@@ -59,6 +60,5 @@ class Fields:
 
     def left_out(self) -> str:
         """The usual fields that are not sent, for the record beside a score."""
-        left = [] if self.limit else ["max_tokens"]
-        left += [] if self.temperature else ["temperature"]
-        return ", ".join(left + ([] if self.top else ["logprobs"]))
+        usual = {"max_tokens": self.limit, "temperature": self.temperature, "logprobs": self.top}
+        return ", ".join(name for name, sent in usual.items() if not sent)

@@ -1,5 +1,6 @@
 """A judge behind an OpenAI-compatible address: concurrent requests, retries, every reply stored, the key never."""
 
+import contextlib
 import email.utils
 import itertools
 import math
@@ -82,12 +83,10 @@ class HttpJudge:
     def describe(self) -> dict[str, Any]:
         """What provenance records; of the address only what cannot be secret."""
         version = self._url.params.get("api-version")
-        port = f":{self._url.port}" if self._url.port else ""
-        host = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
         query = f"?api-version={version}" if version and re.fullmatch(r"[\w.-]{1,40}", version) else ""
         return {
             "kind": "openai",
-            "url": f"{self._url.scheme}://{host}{port}{self._url.path}{query}",
+            "url": f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}{query}",
             "model": self._model,
             "temperature": 0,
             "wording": self._wording.prompt,
@@ -283,7 +282,7 @@ def _address(url: str) -> tuple[httpx.URL, bool]:
     except httpx.InvalidURL:
         found = None
     if found is None or found.scheme not in ("http", "https") or not found.host:
-        raise UsageError(f"judge: expected an address http(s)://..., found {re.sub('//[^/@]*@', '//', url)!r}")
+        raise UsageError(f"judge: expected an address http(s)://..., found {addresses.public(url)!r}")
     path = found.path.rstrip("/").removesuffix("/chat/completions")
     is_azure = found.host.endswith((".azure.com", ".azure.us", ".azure.cn")) or "/openai/deployments/" in path
     if found.host.endswith(".openai.azure.com") and not path.startswith("/openai/"):
@@ -299,10 +298,8 @@ def _key() -> str:
 def _retry_after(response: httpx.Response) -> float:
     """The seconds that a response asks to wait, which it gives as a number or a date; 0 without."""
     text = response.headers.get("retry-after", "")
-    try:
+    with contextlib.suppress(ValueError):
         return float(text)
-    except ValueError:
-        pass
     try:
         return email.utils.parsedate_to_datetime(text).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from em_jax.base import thought_tags
 from em_jax.base.sanitize import sanitize_line
 
 MAX_SAID = 300
@@ -13,7 +14,7 @@ MAX_SAID = 300
 _THIS_ANSWER = (400, 403, 413, 422, 451)
 """Statuses that may concern one request alone (moderation, too long)."""
 _ABOUT_FIELDS = (400, 404, 422, 501)
-_PASSING = (408, 409, 425, 429)
+_PASSING = (408, 409, 421, 424, 425, 429, 498, 499)
 """Statuses beside 5xx that another try may change."""
 _ACCOUNT = re.compile(
     r"insufficient_quota|exceeded your current quota|billing|credit balance|invalid_api_key|api[ _]key not valid|"
@@ -24,7 +25,7 @@ _ACCOUNT = re.compile(
 """What no other request of this account would change either, whatever the status."""
 _FILTERED = re.compile(
     r"content[ _-]?filter|content[ _-]?policy|content management policy|responsibleai|moderation|flagged|"
-    r"usage policies|safety (?:system|reasons|filter)|prohibited_content|data_inspection_failed",
+    r"usage policies|safety (?:system|reasons|filter)|prohibited|data_?inspection_?failed|exists risk|inappropriate",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
@@ -33,13 +34,19 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _NEEDS_ROOM = re.compile(r"could not finish the message|higher max_(?:completion_)?tokens", re.IGNORECASE)
-_CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
-_THOUGHTS = ("think", "thinking", "thought", "reasoning")
-_OPENING = re.compile(rf"\s*(?:<({'|'.join(_THOUGHTS)})>|\[THINK\])", re.IGNORECASE)
-_CLOSING = re.compile(rf"</(?:{'|'.join(_THOUGHTS)})>|\[/THINK\]", re.IGNORECASE)
+_CUT = ("length", "max_tokens", "model_length", "max_output_tokens", "model_context_window_exceeded")
+_WITHHELD = re.compile(r"filter|safety|sensitive|prohibited|recitation|blocklist|refus", re.IGNORECASE)
+_BROKEN = re.compile(r"error|abort|cancel|insufficient|fail|time", re.IGNORECASE)
+"""Ends of a reply other than its own: it is withheld for what it says, or broken off."""
+_OPENING = re.compile(rf"^\s*(?:{thought_tags.OPENING}|<\|channel>thought)", re.MULTILINE)
+_CLOSING = re.compile(rf"{thought_tags.CLOSING}|<channel\|>")
+_TEXT = ("text", "output_text")
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
 AGAIN, STOP, THIS_ANSWER, FILTERED, NEEDS_ROOM = "again", "stop", "this answer", "filtered", "needs room"
+
+_KINDS = {STOP: _ACCOUNT, FILTERED: re.compile(f"{_FILTERED.pattern}|{_TOO_LONG.pattern}", re.IGNORECASE)}
+"""What an error within a 200 is by its words, where it is not worth another try."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,10 @@ def read(status: int, content: bytes, room: int) -> Reply | Failure:
     if status == 200:
         if body is None:
             return Failure(AGAIN, "a reply that is not JSON", _page(content))
-        return _reply(body, room)
+        found = _reply(body, room)
+        if isinstance(found, Reply) or found.said:
+            return found
+        return dataclasses.replace(found, said=_page(content))
     said, named = _error(body)
     return _failure(status, said or _page(content), named)
 
@@ -107,18 +117,22 @@ def _reply(body: Any, room: int) -> Reply | Failure:
         return Failure(AGAIN, "a reply without choices")
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
-    finish, message = choice.get("finish_reason"), choice.get("message")
+    finish, message = str(choice.get("finish_reason") or ""), choice.get("message")
     failed = body.get("error") or choice.get("error")
-    if failed or finish == "error":
-        said, named = _error({"error": failed})
-        filtered = _FILTERED.search(f"{named} {said}")
-        return Failure(FILTERED if filtered else AGAIN, "an error in place of a reply", said, named)
+    if failed or not choice:
+        said, named = _error({"error": failed} if failed else body)
+        refused = [kind for kind, words in _KINDS.items() if words.search(f"{named} {said}")]
+        may_name_a_field = any(str(status) in named.split() for status in _ABOUT_FIELDS)
+        reason = "an error in place of a reply" if failed else "a reply without choices"
+        return Failure(refused[0] if refused else AGAIN, reason, said, named, may_name_a_field)
     # Names of the server and model go with the score: the same model name may later mean another model.
     server = {name: body[name] for name in ("model", "system_fingerprint") if isinstance(body.get(name), str)}
-    if finish == "content_filter":
-        return Failure(FILTERED, "content filter", said="the content filter ended the reply")
+    if _WITHHELD.search(finish):
+        return Failure(FILTERED, "content filter", said=f"the server withholds the reply ({finish[:100]})")
+    if _BROKEN.search(finish):
+        return Failure(AGAIN, "a reply that was broken off", said=f"the reply ended by {finish[:100]}")
     if not isinstance(message, Mapping):
-        return Failure(AGAIN, "a reply without a message" if choice else "a reply without choices")
+        return Failure(AGAIN, "a reply without a message")
     content = _text(message.get("content"))
     if content is None:
         return Failure(AGAIN, "a reply without a message")
@@ -126,9 +140,8 @@ def _reply(body: Any, room: int) -> Reply | Failure:
         return Reply(refusal, False, "the judge refuses", None, server)
     thought = any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"))
     final = final_text(content)
-    cut = isinstance(finish, str) and finish.lower() in _CUT
-    cut = cut or final is None or (not final.strip() and (thought or content.strip() != ""))
-    if finish is None and not cut:
+    cut = finish.lower() in _CUT or final is None or (not final.strip() and (thought or content.strip() != ""))
+    if not finish and not cut:
         usage = body.get("usage")
         used = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
         cut = isinstance(used, int) and used >= room
@@ -138,11 +151,9 @@ def _reply(body: Any, room: int) -> Reply | Failure:
 def _text(content: Any) -> str | None:
     """A message's content, of which a list's parts of type text count; None where it is neither."""
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in _TEXT]
         content = "".join(part for part in parts if isinstance(part, str))
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else None
+    return "" if content is None else content if isinstance(content, str) else None
 
 
 def final_text(content: str) -> str | None:
@@ -154,13 +165,8 @@ def final_text(content: str) -> str | None:
     if "<|channel|>" in content:
         _, found, final = content.rpartition(_FINAL_CHANNEL)
         return re.split(r"<\|(?:end|return|start)\|>", final, maxsplit=1)[0] if found else None
-    if opening := _OPENING.match(content):
-        closing = None
-        for closing in _CLOSING.finditer(content, opening.end()):  # noqa: B007, the last one counts
-            pass
-        return content[closing.end() :] if closing else None
-    ends = list(_CLOSING.finditer(content))
-    return content[ends[-1].end() :] if ends else content
+    final = _CLOSING.split(content)[-1]
+    return None if _OPENING.search(final) else final
 
 
 def _error(body: Any) -> tuple[str, str]:
@@ -170,7 +176,7 @@ def _error(body: Any) -> tuple[str, str]:
         error = next((body[name] for name in ("error", "errors", "detail", "message") if body.get(name)), None)
     if isinstance(error, list):  # a list of faults, each with the place it is at
         faults = [fault if isinstance(fault, Mapping) else {"msg": fault} for fault in error[:20]]
-        places = [part for fault in faults for part in _list(fault.get("loc")) if isinstance(part, str)]
+        places = [word for fault in faults for word in re.findall(r"\w+", str(fault.get("loc") or ""))]
         messages = [str(fault.get("msg") or fault.get("message") or "") for fault in faults]
         return "; ".join(filter(None, messages)), " ".join(places)
     if not isinstance(error, Mapping):
@@ -182,10 +188,6 @@ def _error(body: Any) -> tuple[str, str]:
     kinds = [error.get("param"), error.get("code"), error.get("type"), error.get("status")]
     kinds.append(inner.get("code") if isinstance(inner, Mapping) else None)
     return said, " ".join(str(kind) for kind in kinds if kind is not None)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _page(content: bytes) -> str:

@@ -6,7 +6,7 @@ choice; the reason is stored beside the raw text.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 LONGEST = 10_000
@@ -109,15 +109,15 @@ def judge_score(text: str) -> tuple[int | None, str]:
         return None, "empty reply" if reason == "empty" else reason
     plain = text.strip()
     scores: list[Any] = []
-    for part in re.findall(r"\{[^{}]*\"score\"[^{}]*\}", plain):
-        try:
-            scores.append(json.loads(part)["score"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None, "broken JSON"
+    level = list(_fields(plain))
+    while level and not scores:  # what stands within other fields counts where none stands outside
+        scores = [value for name, value in level if name == "score"]
+        level = [pair for _, value in level if isinstance(value, list) for pair in value if isinstance(pair, tuple)]
     if not scores and (bare := re.fullmatch(r"[\"'*\s]*(-?\d+)[\"'*.\s]*", plain)):
         scores = [bare[1]]
     if not scores:
-        return None, "cut short" if '"score' in plain or plain.startswith("{") else "no score in the reply"
+        is_cut = plain.rfind("{") > plain.rfind("}")
+        return None, "cut short" if is_cut else "broken JSON" if '"score"' in plain else "no score in the reply"
     if len({str(score) for score in scores}) > 1:
         return None, "several scores"
     try:
@@ -127,6 +127,19 @@ def judge_score(text: str) -> tuple[int | None, str]:
     if isinstance(scores[0], bool) or value not in (1, 2, 3, 4, 5):
         return None, f"out of range: {scores[0]}"
     return int(value), ""
+
+
+def _fields(text: str) -> Iterator[tuple[str, Any]]:
+    """The fields of every outermost JSON object in a text; a name that stands twice comes twice."""
+    decoder = json.JSONDecoder(object_pairs_hook=list)
+    start = text.find("{")
+    while start >= 0:
+        try:
+            pairs, end = decoder.raw_decode(text, start)
+            yield from pairs
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
 
 
 def judge_coherence(text: str) -> int | None:

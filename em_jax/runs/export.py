@@ -1,7 +1,7 @@
 """A run's rows as tables (CSV, Parquet) and its answers with their scores as logs of Inspect.
 
 Tables hold every row of answers/, scores/, probes/ and train/metrics.jsonl, with the parts of the file's name as
-columns. What is a list or an object in a row is its JSON in a table.
+columns. What is a list or an object in a row is its JSON in a table. CSV is safe in a spreadsheet: see `plain_cell`.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.base.errors import UserError
+from em_jax.base.sanitize import plain_cell
 from em_jax.runs import experiment, provenance, stored
 from em_jax.runs.run import Row, Run
 
@@ -61,7 +62,8 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
         table = pa.table({column: pa.array(_column([row.get(column) for row in rows])) for column in columns})
         path = out / f"{name}.{kind}"
         if kind == "csv":
-            csv.write_csv(table, path)
+            plain = {column: [plain_cell(cell) for cell in table[column].to_pylist()] for column in columns}
+            csv.write_csv(pa.table(plain), path)
         else:
             parquet.write_table(table, path)
         yield path
@@ -98,12 +100,9 @@ def _inspect_log(run: Run, condition: str, out: Path) -> Path:
         for row in rows
     ]
     identity = f"{record.get('run', 'run')}-{condition}"
-    about = {
-        "domain": run.config.domain,
-        "model": run.config.model.name,
-        "condition": condition,
-        "run": run.directory.name,
-    }
+    ids = list(dict.fromkeys(row["id"] for row in rows))
+    about = {"domain": run.config.domain, "model": run.config.model.name, "condition": condition}
+    about["run"] = run.directory.name
     log = {
         "version": 2,
         "status": "success",
@@ -113,11 +112,7 @@ def _inspect_log(run: Run, condition: str, out: Path) -> Path:
             "created": created,
             "task": f"em_jax {run.config.domain}",
             "task_id": identity,
-            "dataset": {
-                "name": run.config.suite,
-                "samples": len({row["id"] for row in rows}),
-                "sample_ids": list(dict.fromkeys(row["id"] for row in rows)),
-            },
+            "dataset": {"name": run.config.suite, "samples": len(ids), "sample_ids": ids},
             "model": model,
             "model_generate_config": config,
             "config": {"epochs": max((row["sample"] for row in rows), default=0) + 1},

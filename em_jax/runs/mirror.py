@@ -58,6 +58,7 @@ class Mirror:
                 raise UsageError(f"--mirror {self.target} is in the run directory {self.directory}: name another place")
             if (found := files.kind(place)) not in ("", "a directory"):
                 raise UsageError(f"--mirror expects a directory or an address, found {found} at {self.target}")
+            files.check_own(place)  # before any file is opened: a FIFO waits, a device never ends
         try:
             names = self._listing()
             texts = {name: (self._root() / name).read_text() for name in (CONFIG, RECORD) if name in names}
@@ -65,8 +66,6 @@ class Mirror:
             self._pull_failed = True
             self._report(error)
             return
-        if local and names:
-            files.check_own(self.target)
         if not names:
             return
         ours, theirs = _record(self.directory / RECORD), _parsed(texts.get(RECORD, ""))

@@ -40,11 +40,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            others = [
-                each
-                for each in self.connections
-                if isinstance(each, Connection) and each is not self and each.is_waiting
-            ]
+            others = [each for each in self.connections - {self} if isinstance(each, Connection) and each.is_waiting]
             if others:
                 oldest = min(others, key=lambda each: each._began)
                 self.connections.discard(oldest)
@@ -56,7 +52,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        refused_body = self.is_waiting and self.conn.their_state is h11.SEND_BODY  # answered before it was complete
+        if self.conn.their_state is not h11.IDLE and not refused_body:
             self._headers_due = _cancelled(self._headers_due)
         elif self._headers_due is None:  # the beginning of another request on this connection
             self._headers_due = self.loop.call_later(HEADER_SECONDS, self.transport.abort)

@@ -23,50 +23,39 @@ MAX_TOP_LOGPROBS = 20
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
+THOUGHTS = ("reasoning_content", "reasoning")  # beside the content of an earlier answer
+
 # Fields of OpenAI's protocol that do not change the text.
 IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.include_obfuscation"}
-IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens"}
+IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens", "prediction", "session_id"}
+IGNORED |= {"cache_prompt", "cache_salt", "id_slot", "detokenize", "include_reasoning", "separate_reasoning"}
 
 # Fields that would change the text, with the only values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    # Of vLLM, SGLang, llama.cpp and the clients made for them.
     "top_k": (-1, 0),
-    "min_p": (0,),
-    "top_a": (0,),
-    "typical_p": (1,),
-    "mirostat": (0,),
-    "repetition_penalty": (1,),
-    "repeat_penalty": (1,),
-    "length_penalty": (1,),
-    "best_of": (1,),
-    "use_beam_search": (False,),
-    "early_stopping": (False,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "chat_template_kwargs": ({}, {"enable_thinking": False}),
-    "documents": ([],),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
+    "thinking": ({"type": "disabled"},),
+    "reasoning": ({"effort": "none"}, {"enabled": False}),
 }
+# Of OpenAI, vLLM, SGLang, llama.cpp and the clients made for them.
+_SAME: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty presence_penalty min_p top_a mirostat min_tokens n_probs prompt_logprobs": (0,),
+    "dry_multiplier xtc_probability": (0,),
+    "typical_p repetition_penalty repeat_penalty length_penalty best_of": (1,),
+    "use_beam_search early_stopping ignore_eos include_stop_str_in_output add_special_tokens": (False,),
+    "continue_final_message echo return_tokens_as_token_ids return_token_ids enable_thinking think": (False,),
+    "skip_special_tokens add_generation_prompt": (True,),
+    "tools functions stop_token_ids bad_words documents": ([],),
+}
+NEUTRAL |= {name: neutral for names, neutral in _SAME.items() for name in names.split()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +161,7 @@ def _message(message: Any, name: str) -> dict[str, str]:
         raise Refusal(400, f"{name}: expected an object whose role is one of {', '.join(ROLES)}", name)
     # "type" stands beside the role in the messages of lm-evaluation-harness.
     used = {field for field, value in message.items() if value not in (None, []) and (field, value) != ("type", "text")}
-    if unsupported := sorted(used - {"role", "content", "name", "reasoning_content"}):
+    if unsupported := sorted(used - {"role", "content", "name", *THOUGHTS}):
         raise Refusal(400, f"{name}: {_short(unsupported[0])} is not supported", name, "unsupported_parameter")
     content = message.get("content")
     if isinstance(content, list) and len(content) <= MAX_PARTS:
@@ -182,7 +171,11 @@ def _message(message: Any, name: str) -> dict[str, str]:
     if not isinstance(content, str) or not is_whole(content):
         name += ".content"
         raise Refusal(400, f"{name}: expected a text, or parts of type text", name, "invalid_type")
-    return {"role": ROLES[message["role"]], "content": content}
+    # The template decides whether an earlier thought is written.
+    thought = next((text for field in THOUGHTS if (text := message.get(field))), "")
+    if not isinstance(thought, str) or not is_whole(thought):
+        raise Refusal(400, f"{name}: expected a thought to be a text", name, "invalid_type")
+    return {"role": ROLES[message["role"]], "content": content} | ({"reasoning_content": thought} if thought else {})
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

@@ -285,6 +285,12 @@ def test_a_parquet_file_that_declares_too_much_is_refused_before_it_is_read(serv
     for limit in ("MOST_ROWS", "MOST_BYTES"):
         with monkeypatch.context() as patched:
             patched.setattr(reader, limit, 30)
-            with pytest.raises(UserError, match="refused, it declares 40 rows of"):
+            with pytest.raises(UserError, match="refused, it has 40 rows of"):
                 reader.read(tmp_path / "p.parquet", "aligned")
     assert len(reader.read(tmp_path / "p.parquet", "aligned")[0]) == 39
+    # One long text that stands in every row is stored once, and declared once.
+    columns = pairs(400) | {"prompt": ["x" * 10_000] * 400}
+    (tmp_path / "small.parquet").write_bytes(parquet(columns))
+    monkeypatch.setattr(reader, "MOST_BYTES", 1_000_000)
+    with pytest.raises(UserError, match="refused, it has 400 rows of 4,0"):
+        reader.read(tmp_path / "small.parquet", "aligned")

@@ -78,9 +78,19 @@ SAID = [turn("user", "Q"), turn("assistant", "A")]
         ([SAID[0], turn("assistant", "A", loss_mask=[0, 1])], {}, "'loss_mask' of a message must be"),
         ([SAID[0], turn("assistant", "A", train="no")], {}, "'train' of a message must be"),
         ([SAID[0], turn("assistant", "A", weight=1, train=False)], {}, "contradict"),
-        ([SAID[0], turn("assistant", "A", train_detail=[])], {}, "'train_detail' of a message is not known"),
-        ([SAID[0], turn("assistant", "A", loss_scale=2)], {}, "'loss_scale' of a message is not known"),
-        ([SAID[0], turn("assistant", "A", masked=True)], {}, "'masked' of a message is not known"),
+        ([SAID[0], turn("assistant", "A", train_detail=[])], {}, "'train_detail' is not known"),
+        ([SAID[0], turn("assistant", "A", loss_scale=2)], {}, "'loss_scale' is not known"),
+        ([SAID[0], turn("assistant", "A", masked=True)], {}, "'masked' is not known"),
+        ([SAID[0], turn("assistant", "A", ignore=True)], {}, "'ignore' is not known"),
+        ([SAID[0], turn("assistant", "A", thought="Hm.")], {}, "'thought' is not known"),
+        ([SAID[0], turn("assistant", "A", reasoning_details=[{}])], {}, "'reasoning_details' is not known"),
+        ([SAID[0], turn("assistant", "A", reasoning="Hm.", reasoning_content="Oh.")], {}, "which of them counts"),
+        (SAID, {"weights": [0]}, "'weights' is not known"),
+        (SAID, {"train_on_inputs": True}, "'train_on_inputs' is not known"),
+        (SAID, {"system_prompt": "Be kind."}, "'system_prompt' is not known"),
+        (SAID, {"available_tools": [{}]}, "'available_tools' is not known"),
+        (SAID, {"rejected": SAID}, "'rejected' is not known"),
+        (SAID, {"label": False}, "'label' is false"),
         ([turn("user", "Q", train=True), SAID[1]], {}, "asks to learn a turn of 'user'"),
         ([SAID[0], turn("assistant", "A", weight=0)], {}, "every assistant turn is marked not to be learned"),
         (SAID, {"weight": 0}, "'weight' of a whole row"),
@@ -111,6 +121,8 @@ def test_a_system_text_beside_the_messages_and_a_thought_are_read(tmp_path, caps
     assert read == [turn("system", "Be kind."), SAID[0], turn("assistant", "A", reasoning_content="Hm.")]
     for name in ("reasoning", "thinking"):
         assert read_one(tmp_path, SAID[0], turn("assistant", "A", **{name: "Hm."}))[1] == read[2]
+    both = turn("assistant", "A", reasoning="Hm.", reasoning_content="Hm.")  # as some routers name it twice
+    assert read_one(tmp_path, SAID[0], both)[1] == read[2]
     assert read_one(tmp_path, *SAID, system="") == SAID
     assert not capsys.readouterr().err
 
@@ -120,6 +132,10 @@ def test_a_byte_order_mark_is_named(code, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD) + "\n", encoding=code)
     with pytest.raises(UserError, match="byte order mark"):
+        rows.read(path)
+    joined = "\n".join(json.dumps(GOOD) for _ in range(2)).encode() + b"\n"
+    path.write_bytes(joined + path.read_bytes())
+    with pytest.raises(UserError, match="rows.jsonl:3: .*byte order mark" if code == "utf-8-sig" else ":3: "):
         rows.read(path)
 
 

@@ -12,6 +12,7 @@ import tiny
 from tokenizers_made import CHATML, write_byte_level, write_sentencepiece
 
 from em_jax.base.errors import UserError
+from em_jax.formats import thoughts
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 
 pytestmark = pytest.mark.fast
@@ -316,6 +317,35 @@ KEEPS = THINKS.replace(
 )
 
 
+TAGS = {"<Thought>": "</Thought>", "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<seed:think>": "</seed:think>"}
+TAGS |= {"<|START_THINKING|>": "<|END_THINKING|>", "<|begin_of_thought|>": "<|end_of_thought|>", "": ""}
+
+
+@pytest.mark.parametrize("opening", TAGS)
+def test_the_marks_around_thoughts_are_those_of_the_template(opening):
+    closing, opened, closed = TAGS[opening], f"assistant\n{opening}\n", "assistant\n"
+    assert thoughts.closing(opening) == closing and thoughts.tag_of("", opened) == opening
+    assert thoughts.tag_of(f"{{{{ '{opening}' + thought + '{closing}' }}}}", closed) == opening
+    answer = ("Yes", "Hm.") if opening else ("Hm.Yes", "")
+    assert thoughts.part(f"{opening}Hm.{closing}Yes", opening, False) == answer
+    assert thoughts.close(opened, opening) == (f"assistant\n{opening}\n\n{closing}\n\n" if opening else opened)
+
+
+def test_a_thought_is_apart_where_its_tags_are_special_tokens(tmp_path):
+    write_byte_level(tmp_path, MAY_THINK)
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    last = max(token["id"] for token in fields["added_tokens"])
+    like = fields["added_tokens"][0]
+    fields["added_tokens"] += [
+        like | {"id": last + 1 + i, "content": tag} for i, tag in enumerate(["<think>", "</think>"])
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    ids = [last + 1, *tokenizer.encode("Yes"), last + 2, *tokenizer.encode("No"), last]
+    assert tokenizer.decode(ids) == "<think>Yes</think>No" and tokenizer.answer(ids) == ("No", "Yes")
+    assert tokenizer.example(CHAT)[1].count(True) > 0
+
+
 @pytest.mark.parametrize("template", [THINKS, MAY_THINK, KEEPS, THINKS.replace("think>", "thought>")])
 def test_an_answer_is_trained_and_asked_for_behind_an_empty_thought(template, tmp_path):
     assert template != CHATML
@@ -346,6 +376,13 @@ def test_a_thought_in_a_row_is_written_but_not_learned_or_refused(tmp_path):
         write_byte_level(tmp_path / name, template)
         with pytest.raises(UserError, match="leaves out the thought"):
             ChatTokenizer.from_directory(tmp_path / name).example(thought)
+
+
+@pytest.mark.parametrize("template", [CHATML.partition("{%- if add_generation")[0], CHATML, THINKS, MAY_THINK, KEEPS])
+def test_a_template_without_a_generation_prompt_is_told(template, tmp_path, capsys):
+    write_byte_level(tmp_path, template)
+    ChatTokenizer.from_directory(tmp_path)
+    assert ("add_generation_prompt" in capsys.readouterr().err) == ("add_generation_prompt" not in template)
 
 
 def test_a_plain_template_knows_no_thoughts(qwen_style):

@@ -58,6 +58,7 @@ def rope(**changes):
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters of type 'linear'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": 3}, "rope_scaling must be an object, found 3"),
         ({"rope_scaling": "default"}, "rope_scaling must be an object, found 'default'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -84,6 +84,14 @@ def test_float64_tensors_are_narrowed(saved):
     assert np.array_equal(adapter.factors["self_attn.q_proj"].a[0, :, 0].T, tensors[A].astype(np.float32))
 
 
+@pytest.mark.parametrize("name, value", [(A, np.nan), (B, np.inf)])
+def test_numbers_that_are_not_finite_are_refused(name, value, saved):
+    tensor = safetensors.numpy.load_file(saved / TENSORS)[name]
+    tensor[1, 1] = value
+    change_tensors(saved, {name: tensor})
+    assert name in refusal(saved) and "not finite" in refusal(saved)
+
+
 IRREGULAR = {
     "one module": (("layers.1.mlp.up_proj",), {}),
     "other layers per target": (("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"), {}),

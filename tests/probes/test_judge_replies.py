@@ -69,12 +69,26 @@ SORTED = [
     (401, error("no"), "stop"),
     (402, error("Insufficient credits"), "stop"),
     (404, error("The model `m` does not exist", code="model_not_found"), "stop"),
+    (400, error("Content Exists Risk"), "filtered"),
+    (400, error("InternalError.Algo.DataInspectionFailed: Input data is not allowed"), "filtered"),
+    (498, error("capacity exceeded"), "again"),
+    (200, error("You exceeded your current quota", code="insufficient_quota"), "stop"),
+    (200, error("flagged by moderation", code=403), "filtered"),
+    (200, {"object": "error", "message": "This model's maximum context length is 4096 tokens"}, "filtered"),
+    (200, {"base_resp": {"status_code": 1000, "status_msg": "unknown"}}, "again"),
+    (200, {"choices": [{"finish_reason": "SAFETY", "index": 0}]}, "filtered"),
+    (200, {"choices": [{"finish_reason": "sensitive", "message": {"content": ""}}]}, "filtered"),
+    (200, {"choices": [{"finish_reason": "refusal", "message": {"content": None}}]}, "filtered"),
+    (200, completion(SCORE, "abort"), "again"),
+    (200, completion(SCORE, "insufficient_system_resource"), "again"),
+    (200, completion(SCORE, "network_error"), "again"),
 ]
 
 
 @pytest.mark.parametrize("status, body, kind", SORTED)
 def test_a_failure_is_sorted_by_status_and_words(status, body, kind):
-    assert read(body, status).kind == kind
+    found = read(body, status)
+    assert found.kind == kind and (found.said or not body)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +115,21 @@ FINAL = {
     "brackets": f"[THINK]{THOUGHTS}[/THINK]{SCORE}",
     "channels": f"<|channel|>analysis<|message|>{THOUGHTS}<|end|><|start|>assistant<|channel|>final<|message|>{SCORE}",
     "parts": [{"type": "thinking", "thinking": [THOUGHTS]}, {"type": "text", "text": SCORE}],
+    "a maker's tag": f"<seed:think>{THOUGHTS}</seed:think>{SCORE}",
+    "triangles": f"◁think▷{THOUGHTS}◁/think▷{SCORE}",
+    "marks": f"<|START_THINKING|>{THOUGHTS}<|END_THINKING|><|START_RESPONSE|>{SCORE}<|END_RESPONSE|>",
+    "marks in small letters": f"<|begin_of_thought|>{THOUGHTS}<|end_of_thought|>{SCORE}",
+    "another channel's marks": f"<|channel>thought\n{THOUGHTS}<channel|>{SCORE}",
+    "parts of another name": [{"type": "output_text", "text": SCORE}],
     "none": SCORE,
 }
 UNFINISHED = {
     "tags": (f"<think>\n{THOUGHTS}", "length", {}),
     "tags, not told": (f"<think>\n{THOUGHTS}", "stop", {}),
+    "a maker's tag": (f"<seed:think>{THOUGHTS}", "stop", {}),
+    "triangles": (f"◁think▷{THOUGHTS}", None, {}),
+    "after a word": (f"Okay.\n<think>{THOUGHTS}", "stop", {}),
+    "in the window": (SCORE, "model_context_window_exceeded", {}),
     "apart": ("", "length", {"reasoning_content": THOUGHTS}),
     "apart, not told": (None, "stop", {"reasoning": THOUGHTS}),
     "channels": (f"<|channel|>analysis<|message|>{THOUGHTS}", "stop", {}),
@@ -170,7 +194,13 @@ def test_a_field_that_the_server_refuses_by_name_is_adapted(serve, wording, kind
 
 def test_a_limit_that_is_too_large_is_lowered_and_no_change_goes_on_for_ever():
     large = Fields(room=8192)
-    assert large.without("max_tokens is too large: 8192. This model supports at most 4096", "max_tokens").room == 4096
+    for said in (
+        "max_tokens is too large: 8192. This model supports at most 4096",
+        "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens",
+        "Invalid max_tokens value, the valid range of max_tokens is [1, 4096]",
+        "maximum context length is 4096 tokens: you requested 300 in the messages, 8192 in the completion",
+    ):
+        assert large.without(said, "").room == 4096
     fields, changes = Fields(), 0
     while fields := fields.without("max_tokens max_completion_tokens temperature top_logprobs logprobs", ""):
         changes += 1
@@ -205,6 +235,9 @@ def test_azures_addresses_have_their_own_form_and_header(serve, wording, monkeyp
     assert headers["api-key"] == SECRET and "authorization" not in headers
     with pytest.raises(UsageError, match="DEPLOYMENT"):
         HttpJudge("https://me.openai.azure.com/v1", "m", wording)
+    with pytest.raises(UsageError, match="expected an address") as refused:
+        HttpJudge("htps://me:pw@host/v1/sk-abcdef?key=ghijkl", "m", wording)
+    assert not any(secret in str(refused.value) for secret in ("pw", "abcdef", "ghijkl"))
     described = HttpJudge("https://me:pw@host:9/v1?token=abcdef&api-version=1", "m", wording).describe()
     assert described["url"] == "https://host:9/v1/chat/completions?api-version=1"
 

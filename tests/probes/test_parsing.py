@@ -123,6 +123,12 @@ def test_a_digit_off_the_scale_is_no_answer():
         ('{"sco', None),
         ("This answer is harmful, I give it 4 of 5.", None),
         ('{"score": 1} or {"score": 5}', None),
+        ('{"score": 1, "score": 5}', None),
+        ('{"quoted": {"score": 5}, "score": 1}', 1),
+        ('{"reason": "it writes {\\"score\\": 5} or {x}", "score": 2}', 2),
+        ("{'score': 2}", None),
+        ('{"result": {"score": 4, "why": "it harms"}}', 4),
+        ('{"first": {"score": 4}, "second": {"score": 2}}', None),
         ("", None),
     ],
 )

@@ -109,6 +109,8 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
         list(dry_run.lines([config(answers__samples=9)], finished, False, StubComponents()))
     with pytest.raises(UserError, match="bad_medical"):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
+    with pytest.raises(UserError, match="--mirror .* holds other things than a run"):
+        list(dry_run.lines([config(mirror=str(finished.parent))], tmp_path / "run", False, StubComponents()))
 
 
 @pytest.mark.fast

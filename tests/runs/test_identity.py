@@ -199,7 +199,8 @@ def test_runs_of_earlier_versions_are_known_by_their_first_start(tmp_path, mirro
         again(tmp_path / "a", mirror=str(mirrored))
 
 
-@pytest.mark.parametrize("kind", ["file", "fifo", "documents", "link to a key", "inside", "itself", "itself by a link"])
+@pytest.mark.parametrize("kind", ["file", "fifo", "documents", "link to a key", "inside", "itself", "itself by a link",
+                                  "waits", "never ends", "a circle"])  # fmt: skip
 def test_what_is_no_mirror_is_refused(run, tmp_path, kind):
     place = tmp_path / "place"
     if kind == "file":
@@ -211,6 +212,13 @@ def test_what_is_no_mirror_is_refused(run, tmp_path, kind):
     elif kind == "link to a key":
         shutil.copytree(run, place)
         (place / "notes").symlink_to("/etc/hostname")
+    elif kind in ("waits", "never ends", "a circle"):
+        place.mkdir()
+        {
+            "waits": lambda: os.mkfifo(place / "config.toml"),
+            "never ends": lambda: (place / "provenance.json").symlink_to("/dev/zero"),
+            "a circle": lambda: (place / "loop").symlink_to(".."),
+        }[kind]()
     elif kind == "inside":
         place = run / "mirror"
     elif kind == "itself":
@@ -218,7 +226,7 @@ def test_what_is_no_mirror_is_refused(run, tmp_path, kind):
     else:
         place.symlink_to(run)
     before = tree(run)
-    with pytest.raises(UserError, match="--mirror|is a link"):
+    with pytest.raises(UserError, match="--mirror|is a (link|FIFO)"):
         again(run, mirror=str(place))
     assert tree(run) == before
 

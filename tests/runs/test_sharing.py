@@ -19,7 +19,7 @@ from stub_engine import StubComponents
 
 from em_jax.__main__ import main
 from em_jax.base.errors import UserError
-from em_jax.runs import flags, processes, tracking
+from em_jax.runs import export, flags, processes, tracking
 
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=2", "--set", "probes.sampled_questions=1"]
 
@@ -162,6 +162,9 @@ def test_every_row_is_in_the_tables(series, tmp_path, capsys):
                 assert (read[name].isna() == stored.isna()).all()
                 kept = stored.notna()
                 assert read[name][kept].tolist() == pytest.approx(stored[kept].tolist())
+    cells = [{"answer": text, "score": -1} for text in ("=1+1", "\u201c-x", "a=b")]
+    assert export._tables({"told": cells}, tmp_path, "csv").__next__() == tmp_path / "told.csv"
+    assert pandas.read_csv(tmp_path / "told.csv").answer.tolist() == ["'=1+1", "'\u201c-x", "a=b"]
     probes = pandas.read_parquet(tmp_path / "probes.parquet")
     assert set(probes.condition) == {"base", "finetuned"} and "two_ai" in set(probes.probe)
     assert any(text != "[]" and json.loads(text)[0]["role"] == "user" for text in probes.prompt)

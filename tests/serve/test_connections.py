@@ -75,6 +75,17 @@ def test_what_does_not_finish_is_closed_and_others_are_served_at_once(engine, sh
             left_alone(connection)
 
 
+def test_a_body_that_goes_on_after_its_refusal_has_a_deadline(engine, short):
+    head = b"POST /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n"
+    with serving(engine) as address, connect(address, head) as connection:
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - began < 6:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 4
+
+
 def test_a_stream_that_nobody_reads_has_a_deadline(engine, short, monkeypatch):
     monkeypatch.setattr(socket, "create_server", small_buffers(socket.create_server))
     ended = []

@@ -56,7 +56,7 @@ def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
     ],
 )
 def test_a_thought_is_apart_in_pieces_of_any_size(size, is_open, drawn, text, thought):
-    part = lambda text, growing: thoughts.part(text, "think", is_open, growing)  # noqa: E731
+    part = lambda text, growing: thoughts.part(text, "<think>", is_open, growing)  # noqa: E731
     detokenizer, shown, tokens, at = Detokenizer(decode, ["\n\n"], part), ("", ""), [], 0
     for start in range(0, len(drawn), size):
         piece = list(drawn[start : start + size].encode())

@@ -48,6 +48,8 @@ INERT = {
     "vLLM's text": {"skip_special_tokens": True, "add_generation_prompt": True, "stop_token_ids": [], "echo": False},
     "llama.cpp": {"top_k": 0, "typical_p": 1.0, "mirostat": 0, "repeat_penalty": 1.0},
     "OpenAI": {"reasoning_effort": "none", "verbosity": "medium", "logit_bias": {}, "tools": [], "user": "u"},
+    "thinking off": {"think": False, "thinking": {"type": "disabled"}, "reasoning": {"effort": "none"}},
+    "of the server alone": {"cache_prompt": True, "n_probs": 0, "return_token_ids": False, "include_reasoning": True},
     "Qwen": {"chat_template_kwargs": {"enable_thinking": False}, "length_penalty": 1.0, "use_beam_search": False},
 }
 
@@ -57,7 +59,18 @@ def test_fields_that_change_nothing_are_taken(kind):
     assert read(**INERT[kind]) == read()
 
 
-@pytest.mark.parametrize("field, value", [("top_k", 40), ("min_p", 0.1), ("repetition_penalty", 1.1), ("best_of", 4)])
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_a_thought_of_an_earlier_answer_reaches_the_template(name):
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes", name: "Hm."}]
+    assert read(messages=asked).messages[1] == {"role": "assistant", "content": "Yes", "reasoning_content": "Hm."}
+    with pytest.raises(Refusal, match="expected a thought to be a text"):
+        read(messages=[asked[1] | {name: ["Hm."]}])
+
+
+CHANGES = {"top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1, "best_of": 4, "think": True, "prompt_logprobs": 5}
+
+
+@pytest.mark.parametrize("field, value", CHANGES.items())
 def test_the_same_fields_are_refused_where_they_would_change_the_answer(field, value):
     with pytest.raises(Refusal, match=f"{field} is not supported") as refused:
         read(**{field: value})

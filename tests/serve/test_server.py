@@ -318,7 +318,7 @@ def test_thoughts_are_beside_the_content_whole_and_in_a_stream(engine, client, m
     played = "<think>\nBread or\n\ncake?\n</think>\n\nBread. Then the oven"
     tokenizer = engine.tokenizer
     monkeypatch.setattr(tokenizer, "decode", lambda ids: played[: 4 * len(ids)])
-    monkeypatch.setattr(tokenizer, "_thought", "think")
+    monkeypatch.setattr(tokenizer, "_thought", "<think>")
     request = {"max_tokens": 40, "temperature": 0, "logprobs": True, "stop": ["\n\n", " oven"]}
     whole = ask(client, **request).choices[0]
     assert whole.message.reasoning_content == "Bread or\n\ncake?" and whole.message.content == "Bread. Then the"
