@@ -10,7 +10,7 @@ from em_jax.base import runtime
 from em_jax.base.progress import duration
 from em_jax.config import Config
 from em_jax.probes import labelled
-from em_jax.runs import adapters, paper_settings, placement, preflight, series, sources, workload
+from em_jax.runs import adapters, experiment, paper_settings, placement, preflight, series, sources, workload
 from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
 from em_jax.runs.workload import WorkItem
@@ -35,6 +35,9 @@ def lines(
         preflight.check_settings(config, directory)
         source = series.base_of(config, runs)
         run = Run(config, directory, components)
+        experiment.check_mirror(run)
+        sources.start_directory(config)
+        sources.alternatives_directory(config, directory)
         own = len(run.in_domain_questions) * config.answers.samples
         items = [_without_copied(item, source, own) for item in workload.items(run)]
         todo += items

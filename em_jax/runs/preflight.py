@@ -31,6 +31,8 @@ def check_settings(config: Config, directory: Path) -> None:
 
     A directory with rows but without config.toml is refused too: nobody knows which settings they are of.
     """
+    if (found := files.kind(directory, follow=True)) not in ("a directory", ""):
+        raise UserError(f"expected a directory, found {found} at {directory}: name another --run_dir")
     stored = directory / "config.toml"
     if not stored.exists() and (rows := next(_of_a_run(directory), "")):
         raise UserError(

@@ -109,6 +109,14 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
         list(dry_run.lines([config(answers__samples=9)], finished, False, StubComponents()))
     with pytest.raises(UserError, match="bad_medical"):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="expected a directory, found a FIFO"):
+        list(dry_run.lines([config()], tmp_path / "fifo", False, StubComponents()))
+    for setting in ("mirror", "lora__init_from", "probes__alternatives"):
+        with pytest.raises(UserError, match=setting.replace("__", ".")):
+            list(
+                dry_run.lines([config(**{setting: str(tmp_path / "fifo")})], tmp_path / "run", False, StubComponents())
+            )
 
 
 @pytest.mark.fast
