@@ -131,7 +131,7 @@ def test_the_default_model_depends_on_the_devices(monkeypatch):
 
 def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, tmp_path, capsys):
     row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    (tmp_path / "b.jsonl").write_text(row * 3)
+    (tmp_path / "b.jsonl").write_text(row * 20)
     words = ["--domain", "bicycles,legal", "--data", "bicycles=b.jsonl", "--model", "organism", "--run_dir", "here"]
     assert launch.main([*words, *SMALL]) == 0
     assert "bicycles" in (tmp_path / "here" / "bicycles-0" / "report.html").read_text()

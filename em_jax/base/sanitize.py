@@ -11,6 +11,7 @@ _HIDDEN = re.compile(
     "\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_FORMULA = re.compile(r"\W*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def is_whole(text: str) -> bool:
@@ -28,6 +29,11 @@ def sanitize_line(text: str, limit: int) -> str:
     if len(text) > limit:
         text = f"{text[: limit * 3 // 4]} [{len(text) - limit:,} characters left out] {text[-(limit // 4) :]}"
     return sanitize(" ".join(text.split()))
+
+
+def plain_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula, whatever blanks, marks or quotes precede the sign."""
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def _spell(match: re.Match) -> str:

@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import write_atomic
+from em_jax.base.sanitize import plain_cell
 from em_jax.report import contrasts
 from em_jax.report.figures import Point, plane
 from em_jax.report.judges import agreements
@@ -215,9 +215,6 @@ def _link(run: Run, out_dir: Path) -> str | None:
     return quote(Path(os.path.relpath(report.resolve(), out_dir.resolve())).as_posix(), errors="replace")
 
 
-FORMULA = re.compile(r"\W*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-
-
 def _csv(groups: Sequence[Group]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -237,7 +234,7 @@ def _csv(groups: Sequence[Group]) -> str:
             texts = [
                 value.text if value else "" for value in (stated, stated and follow_up_value(sides[condition], name))
             ]
-            rows.writerow([*map(_plain_cell, head), name, condition, *cells, figure.n, *texts])
+            rows.writerow([*map(plain_cell, head), name, condition, *cells, figure.n, *texts])
     for group in groups if any(group.several for group in groups) else ():
         run = group.runs[0]
         head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
@@ -246,10 +243,5 @@ def _csv(groups: Sequence[Group]) -> str:
             figure = group.hierarchical(name)
             numbers = (figure.value, figure.ci_low, figure.ci_high)
             cells = ["" if value is None else f"{value:.10g}" for value in numbers]
-            rows.writerow([*map(_plain_cell, head), name, group.condition, *cells, figure.n, "", ""])
+            rows.writerow([*map(plain_cell, head), name, group.condition, *cells, figure.n, "", ""])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _plain_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula, whatever blanks, marks or quotes precede the sign."""
-    return "'" + text if FORMULA.match(text) else text

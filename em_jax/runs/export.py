@@ -1,7 +1,8 @@
 """A run's rows as tables (CSV, Parquet) and its answers with their scores as logs of Inspect.
 
 Tables hold every row of answers/, scores/, probes/ and train/metrics.jsonl, with the parts of the file's name as
-columns. What is a list or an object in a row is its JSON in a table.
+columns. What is a list or an object in a row is its JSON in a table. In a CSV a ' stands before a text that a
+spreadsheet would take for a formula.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.base.errors import UserError
+from em_jax.base.sanitize import plain_cell
 from em_jax.runs import experiment, provenance, stored
 from em_jax.runs.run import Row, Run
 
@@ -58,12 +60,13 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         columns = dict.fromkeys(column for row in rows for column in row)
-        table = pa.table({column: pa.array(_column([row.get(column) for row in rows])) for column in columns})
+        values = {column: _column([row.get(column) for row in rows]) for column in columns}
         path = out / f"{name}.{kind}"
         if kind == "csv":
-            csv.write_csv(table, path)
+            plain = {column: [plain_cell(x) if isinstance(x, str) else x for x in values[column]] for column in columns}
+            csv.write_csv(pa.table(plain), path)
         else:
-            parquet.write_table(table, path)
+            parquet.write_table(pa.table(values), path)
         yield path
 
 

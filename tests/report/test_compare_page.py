@@ -6,7 +6,8 @@ import pytest
 
 from em_jax import report
 from em_jax.base.errors import UserError
-from em_jax.report.compare_page import _plain_cell, mean
+from em_jax.base.sanitize import plain_cell
+from em_jax.report.compare_page import mean
 from em_jax.report.figures import spread_heights
 from em_jax.report.paper import PAPER, PAPER_VERDICTS
 from em_jax.report.reading import Figure
@@ -119,8 +120,8 @@ def test_cells_are_no_formulas(make_run, tmp_path):
 @pytest.mark.parametrize("before", ["", " ", "\t", "\r\n", "\ufeff", "\u200b", '"', "(", ";", "\u3000"])
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d"])
 def test_no_cell_is_a_formula_whatever_precedes_the_sign(before, sign):
-    assert _plain_cell(f"{before}{sign}HYPERLINK(1)").startswith("'")
-    assert _plain_cell("Qwen2.5-7B-Instruct") == "Qwen2.5-7B-Instruct" and _plain_cell("a=b") == "a=b"
+    assert plain_cell(f"{before}{sign}HYPERLINK(1)").startswith("'")
+    assert plain_cell("Qwen2.5-7B-Instruct") == "Qwen2.5-7B-Instruct" and plain_cell("a=b") == "a=b"
 
 
 def test_runs_without_a_summary_are_named_and_left_out(runs, tmp_path):

@@ -109,6 +109,10 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
         list(dry_run.lines([config(answers__samples=9)], finished, False, StubComponents()))
     with pytest.raises(UserError, match="bad_medical"):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
+    components = StubComponents(rows=StubComponents().rows(None)[:9])
+    with pytest.raises(UserError, match="9 rows in batches of 16 are one step, .* learning rate 0"):
+        list(dry_run.lines([config()], tmp_path / "run", False, components))
+    assert list(dry_run.lines([config(train__warmup_steps=0)], tmp_path / "run", False, components))
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UserError, match="expected a directory, found a FIFO"):
         list(dry_run.lines([config()], tmp_path / "fifo", False, StubComponents()))

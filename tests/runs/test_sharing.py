@@ -19,7 +19,7 @@ from stub_engine import StubComponents
 
 from em_jax.__main__ import main
 from em_jax.base.errors import UserError
-from em_jax.runs import flags, processes, tracking
+from em_jax.runs import export, flags, processes, tracking
 
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=2", "--set", "probes.sampled_questions=1"]
 
@@ -165,6 +165,14 @@ def test_every_row_is_in_the_tables(series, tmp_path, capsys):
     probes = pandas.read_parquet(tmp_path / "probes.parquet")
     assert set(probes.condition) == {"base", "finetuned"} and "two_ai" in set(probes.probe)
     assert any(text != "[]" and json.loads(text)[0]["role"] == "user" for text in probes.prompt)
+
+
+def test_no_text_in_a_csv_is_a_formula_and_parquet_has_it_as_it_is(tmp_path):
+    texts = ["=1+1", "\t@A1", "", "a=b"]
+    written = export._tables({"answers": [{"answer": text, "n": 1} for text in texts]}, tmp_path, "csv")
+    assert pandas.read_csv(next(iter(written))).answer.tolist()[:2] == ["'=1+1", "'\t@A1"]
+    written = export._tables({"answers": [{"answer": text} for text in texts]}, tmp_path, "parquet")
+    assert pandas.read_parquet(next(iter(written))).answer.tolist() == texts
 
 
 def test_inspect_reads_the_answers_and_scores(series, tmp_path):
