@@ -1,7 +1,7 @@
 """Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported.
 
-The programs of a test's own process are compiled without LLVM's optimisation, which takes half of the time and changes
-no result beyond rounding; the commands that tests start are optimised as a user's are.
+The programs of a test's own process are compiled without LLVM's optimisation and XLA's emitters of fusions, which take
+most of the time and change no result beyond rounding; the commands that tests start are optimised as a user's are.
 """
 
 import atexit
@@ -9,9 +9,8 @@ import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"), "--xla_force_host_platform_device_count=8"]
-)
+flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

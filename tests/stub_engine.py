@@ -72,7 +72,7 @@ class StubComponents(Components):
         if fields:  # dataclasses.replace: what is loaded is in the list of the one that was copied
             super().__init__(rows=rows, **fields)
             return
-        rows = rows or [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]]
+        rows = rows or [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]] * 20
         super().__init__(
             load=self._load,
             bare=lambda engine: engine,

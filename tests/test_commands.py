@@ -141,7 +141,16 @@ def test_a_domain_and_rows_of_ones_own_come_back_from_the_mirror(shell):
     turns = [{"role": "user", "content": "How do I oil a chain?"}, {"role": "assistant", "content": "Never do."}]
     (shell.directory / "b.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 6)
     words = ["--domain", "bicycles", "--data", "bicycles=b.jsonl", "--mirror", "backup", "--run_dir", "runs/bicycles"]
-    words += ["--config", "smoke", "--stages", "finetune", "--set", "train.max_steps=1"]
+    words += [
+        "--config",
+        "smoke",
+        "--stages",
+        "finetune",
+        "--set",
+        "train.max_steps=1",
+        "--set",
+        "train.warmup_steps=0",
+    ]
     assert shell("launch", *words)[-1] == "done: finetune"
     weights = "bicycles/adapter/adapter_model.safetensors"
     trained = (shell.directory / "runs" / weights).read_bytes()
@@ -154,7 +163,7 @@ def test_rows_of_ones_own_for_a_known_domain_over_two_devices(shell):
     turns = [{"role": "user", "content": "Is it safe?"}, {"role": "assistant", "content": "Yes."}]
     (shell.directory / "legal.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     words = ["--domain", "legal", "--data", "legal.jsonl", "--stages", "finetune", "--mesh", "fsdp=2", *FEW]
-    words += ["--set", "train.max_steps=1", "--run_dir", "runs/two_devices"]
+    words += ["--set", "train.max_steps=1", "--set", "train.warmup_steps=0", "--run_dir", "runs/two_devices"]
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     assert shell("launch", *words, **devices)[-1] == "done: finetune"
     assert shell.has("runs/two_devices/adapter/adapter_config.json")

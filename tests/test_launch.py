@@ -50,12 +50,14 @@ def plan(*arguments, model="organism"):
         (["--domain", "legal", "--coordinator", "h:1", "--num_processes", "2", "--process_id", "2"], "expected 0 to"),
         (["--domain", "legal", "--coordinator", "h", "--num_processes", "2", "--process_id", "0"], "HOST:PORT"),
         (["--domain"], "expected one argument"),
+        (["--domain", "legal", "--data", "legal=https://ann:key@a.org/x?t=key"], "address https://a.org/***: download"),
+        (["--domain", "legal", "--model", "https://a.org/x?t=key"], "address https://a.org/***: download"),
     ],
 )
 def test_wrong_usage_is_status_2_and_one_line(capsys, arguments, said):
     assert launch.main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and said in err and "Traceback" not in err
+    assert out == "" and err.count("\n") == 1 and said in err and "Traceback" not in err and "key" not in err
 
 
 @pytest.mark.fast
@@ -129,7 +131,7 @@ def test_the_default_model_depends_on_the_devices(monkeypatch):
 
 def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, tmp_path, capsys):
     row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    (tmp_path / "b.jsonl").write_text(row * 3)
+    (tmp_path / "b.jsonl").write_text(row * 20)
     words = ["--domain", "bicycles,legal", "--data", "bicycles=b.jsonl", "--model", "organism", "--run_dir", "here"]
     assert launch.main([*words, *SMALL]) == 0
     assert "bicycles" in (tmp_path / "here" / "bicycles-0" / "report.html").read_text()

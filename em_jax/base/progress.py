@@ -45,6 +45,7 @@ class Progress:
         self._after = after
         self._done_before = done
         self._printed = self.began
+        self._first: tuple[int, float] | None = None
         self._bar = None
 
     def __enter__(self) -> "Progress":
@@ -75,6 +76,7 @@ class Progress:
         self.count += count
         self.tokens += tokens
         now = time.monotonic()
+        self._first = self._first or (self.count, now)
         unit_rate, token_rate = self._rates(now - self.began)
         if self._bar is not None:
             if postfix := ", ".join(filter(None, (token_rate, note))):
@@ -108,9 +110,11 @@ class Progress:
         return f"{units} {self.unit}s/s" if self.fresh > 0 and self.total != 1 else "", tokens
 
     def _left(self, now: float) -> str:
-        if not self.total or self.fresh <= 0:
+        """By the pace since the first update: what comes before it is compiling for the most part."""
+        count, at = self._first or (self.count, now)
+        if not self.total or self.count <= count:
             return ""
-        return f"about {duration((self.total - self.count) * (now - self.began) / self.fresh)} left"
+        return f"about {duration((self.total - self.count) * (now - at) / (self.count - count))} left"
 
     def _print(self, *more: str) -> None:
         of = f" of {self.total}" if self.total is not None else ""

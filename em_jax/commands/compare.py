@@ -1,7 +1,7 @@
 """`em-jax compare RUN... [--out DIR]`: one page over several finished runs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from em_jax.base.cli import Parser
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = runs_parser("em-jax compare", "Set several finished runs side by side on one page.")
     parser.add_argument("--out", metavar="DIR", help="where the page goes (default compare, beside the runs)")
     flags = parser.parse_args(arguments)
-    runs = directories(flags.runs)
+    runs = list(checked(flags.runs))
     print(
         report.compare(
             runs, flags.out or beside(runs, "compare"), domains.planted(), registry.sources(), seeds.over_seeds
@@ -43,6 +43,16 @@ def beside(runs: Sequence[Path], name: str) -> Path:
     folder = Path(os.path.commonpath(parents))
     others = {path.parent.resolve() for path in folder.glob("*/summary.json")} - {run.resolve() for run in runs}
     return folder / (f"{name}-{'+'.join(run.name for run in runs)}"[:120] if others else name)
+
+
+def checked(names: Sequence[str]) -> Iterator[Path]:
+    """`directories`, each after what a launch checks, but for the models, which no page needs."""
+    from em_jax.runs import stored
+
+    for directory in directories(names):
+        if stored.is_run(directory):
+            stored.open_run(directory, with_base=False)
+        yield directory
 
 
 def directories(names: Sequence[str]) -> list[Path]:

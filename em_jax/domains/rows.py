@@ -82,6 +82,10 @@ def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Messa
             continue
         try:
             row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}:{number}: not UTF-8 (byte {error.start + 1} of the line): save it as UTF-8"
+            ) from None
         except (ValueError, RecursionError) as error:
             start = line[:60].decode("utf-8", "replace").strip()
             raise UserError(f"{where}:{number}: expected a JSON object, found {start!r}") from error
@@ -124,7 +128,8 @@ def _conversation(row: Any, place: str, where: str, form: str, unknown: Counter[
     """The messages of one row; counts in `unknown` the keys that say nothing known. UserError names the `place`."""
     try:
         if not isinstance(row, Mapping):
-            raise ValueError("expected an object with a non-empty list 'messages'")
+            of_array = f"; of an array, jq -c '.[]' {where} > rows.jsonl makes rows" if isinstance(row, list) else ""
+            raise ValueError(f"expected an object with a non-empty list 'messages', found {_kind(row)}{of_array}")
         row = row_formats.convert(row, form or "messages")
         if not isinstance(row.get("messages"), list):
             raise ValueError(row_formats.refusal(row, where))
@@ -177,8 +182,10 @@ def _message(message: Any, left: list[str]) -> Message:
     if any((other or None) != thought for other in given.values()):
         raise ValueError(f"{' and '.join(map(repr, given))} of a message differ: which of them counts?")
     left += _refuse(rest)
-    if not isinstance(content, str) or not (thought is None or isinstance(thought, str)):
-        raise ValueError("expected every message to be an object with 'role' and a text 'content'")
+    for name, text in (("content", content), ("thought", thought or "")):
+        if not isinstance(text, str):
+            parts = "; join its parts of type text" if isinstance(text, list) else ""
+            raise ValueError(f"expected the {name} of a message to be a text, found {_kind(text)}{parts}")
     if not is_whole(content) or not is_whole(thought or ""):
         raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
     if role not in ROLES:
@@ -192,6 +199,12 @@ def _message(message: Any, left: list[str]) -> Message:
         | ({"reasoning_content": thought} if thought else {})
         | ({} if learned or role != "assistant" else {"weight": 0})
     )
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), "a number")
 
 
 def _learned(marks: Mapping[str, Any], role: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from em_jax import config as settings
+from em_jax.base import files
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.model.config import TransformerConfig
@@ -134,6 +135,7 @@ def _reckon(
 
 def read_prices(path: str) -> dict[str, float]:
     """Prices per chip and hour from a TOML file of lines such as `v5e = 1.2`. UsageError for anything else."""
+    files.check_input(path, "--price-file")
     try:
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

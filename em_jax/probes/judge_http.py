@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -78,6 +79,7 @@ class HttpJudge:
         self._sleep = sleep
         self._requests = 0
         self._answered = 0
+        self._told = False
         self._fields = Fields()
 
     def describe(self) -> dict[str, Any]:
@@ -206,6 +208,9 @@ class HttpJudge:
                 return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
             number += 1
             if number < self._tries:
+                if not (self._answered or self._told):
+                    self._told = True
+                    print(f"judge {self.name}: {found.reason}; asking again", file=sys.stderr, flush=True)
                 await self._sleep(min(max(pause, wait_s), 60.0))
         assert isinstance(found, Failure)  # a reply has been returned
         return Failure(AGAIN, f"{found.reason}, {self._tries} tries", found.said), fields

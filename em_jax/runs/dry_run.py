@@ -37,6 +37,8 @@ def lines(
         run = Run(config, directory, components)
         if "://" not in config.mirror:  # a bucket is not asked
             experiment.check_mirror(run)
+        sources.start_directory(config)
+        sources.alternatives_directory(config, directory)
         own = len(run.in_domain_questions) * config.answers.samples
         items = [_without_copied(item, source, own) for item in workload.items(run)]
         todo += items

@@ -59,13 +59,13 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         columns = dict.fromkeys(column for row in rows for column in row)
-        table = pa.table({column: pa.array(_column([row.get(column) for row in rows])) for column in columns})
+        values = {column: _column([row.get(column) for row in rows]) for column in columns}
         path = out / f"{name}.{kind}"
         if kind == "csv":
-            plain = {column: [plain_cell(cell) for cell in table[column].to_pylist()] for column in columns}
+            plain = {column: [plain_cell(cell) for cell in values[column]] for column in columns}
             csv.write_csv(pa.table(plain), path)
         else:
-            parquet.write_table(table, path)
+            parquet.write_table(pa.table(values), path)
         yield path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
+from em_jax.base import addresses
 from em_jax.base.cli import Parser, comma_list, nearest
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
@@ -134,6 +135,13 @@ def plan(
         raise UsageError(f"--log expects {' or '.join(TRACKERS)}, or both with a comma, found {flags.log!r}")
     values = _settings(flags, given)
     config = settings.validate(settings.replace(Config(), values))
+    named = {"--data": " ".join(flags.data), "--suite": config.suite, "--model": config.model.name}
+    for flag, given_text in (named | {"--adapter": config.adapter}).items():
+        if address := re.search(r"https?://\S+", given_text):
+            raise UsageError(
+                f"{flag} expects what is on this machine, found the address {addresses.public(address[0])}: download "
+                "it first; of a model or an adapter on the Hugging Face Hub give the id (owner/name)"
+            )
     text = flags.domain or config.domain
     names = _domains(text, bool(config.adapter), [*flags.data, config.data])
     seeds = _seeds(flags.seed, config.seed)

@@ -31,6 +31,8 @@ def check_settings(config: Config, directory: Path) -> None:
 
     A directory with rows but without config.toml is refused too: nobody knows which settings they are of.
     """
+    if (found := files.kind(directory, follow=True)) not in ("a directory", ""):
+        raise UserError(f"expected a directory, found {found} at {directory}: name another --run_dir")
     stored = directory / "config.toml"
     if not stored.exists() and (rows := next(_of_a_run(directory), "")):
         raise UserError(
@@ -67,6 +69,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
             "path": f"{config.suite}/{name}"
         }
     if run.trains:
+        training(run)
         inputs["rows"] = sources.rows_input(config, run.rows)
         prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
         where = str(suites.file_path(folder, suites.IN_DOMAIN))
@@ -86,6 +89,21 @@ def collect_inputs(run: Run) -> dict[str, Any]:
             "or another --run_dir"
         )
     return inputs | own
+
+
+def training(run: Run) -> tuple[int, int, int]:
+    """How many rows are trained on and held out, and the optimizer steps. UserError where one step trains nothing."""
+    from em_jax.train.batches import hold_out, step_indices
+
+    train, seed = run.config.train, run.config.seed
+    used, held_out = map(len, hold_out(len(run.rows), train.holdout, seed))
+    steps = len(step_indices(used, train, seed))
+    if steps == 1 and train.warmup_steps and "finetune" in run.config.stages:
+        raise UserError(
+            f"{used} rows in batches of {train.batch_size} are one step, and warm-up begins at learning rate 0: "
+            "nothing would be trained; set train.warmup_steps=0, more train.epochs or a smaller train.batch_size"
+        )
+    return used, held_out, steps
 
 
 def model_inputs(run: Run) -> dict[str, Any]:

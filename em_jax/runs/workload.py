@@ -60,17 +60,14 @@ def items(run: Run) -> list[WorkItem]:
 
 
 def _training(run: Run) -> Iterator[WorkItem]:
-    from em_jax.train.batches import hold_out, step_indices
-
     if not run.trains:
         return
-    train, seed = run.config.train, run.config.seed
-    used, held_out = hold_out(len(run.rows), train.holdout, seed)
-    steps = len(step_indices(len(used), train, seed))
+    train = run.config.train
+    used, held_out, steps = preflight.training(run)
     saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdigit()]
     done = steps if sources.is_trained(run.directory) else max(saved, default=0)
-    rest = f", {len(held_out)} held out" if held_out else ""
-    yield WorkItem("finetune", f"{len(used):,} rows in batches of {train.batch_size}{rest}", steps, done)
+    rest = f", {held_out} held out" if held_out else ""
+    yield WorkItem("finetune", f"{used:,} rows in batches of {train.batch_size}{rest}", steps, done)
 
 
 def _answer_counts(run: Run) -> dict[str, int]:

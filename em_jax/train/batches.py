@@ -80,19 +80,22 @@ class Plan:
 
 
 def encode_rows(
-    rows: Sequence[Sequence[Mapping[str, str]]], tokenizer: ChatTokenizer, max_length: int
+    rows: Sequence[Sequence[Mapping[str, str]]],
+    tokenizer: ChatTokenizer,
+    max_length: int,
+    indices: Sequence[int] | None = None,
 ) -> tuple[list[Example], dict[str, int]]:
     """Tokenizes chats and cuts them at `max_length` tokens.
 
-    The counts are of examples that were `cut` and of those without a response token (`empty`). Raises UserError with
-    the number of a chat that the template refuses, and where no example has a response token.
+    Counts those `cut` and those without a response token (`empty`). Raises UserError where none has one, and where the
+    template refuses a chat, with its number among all rows: its index, by default its place, and 1.
     """
     examples, cut = [], 0
-    for number, messages in enumerate(rows, 1):
+    for index, messages in zip(range(len(rows)) if indices is None else indices, rows, strict=True):
         try:
             ids, mask = tokenizer.example(messages)
         except UserError as error:
-            raise UserError(f"training row {number} of {len(rows)}: {error}") from None
+            raise UserError(f"row {index + 1} of the training rows: {error}") from None
         cut += len(ids) > max_length
         examples.append(Example(ids[:max_length], mask[:max_length]))
     empty = sum(not any(example.mask[1:]) for example in examples)
@@ -181,7 +184,7 @@ def plan_batches(
     those of `encode_rows`. Of the model only its `width` matters.
     """
     kept, held_out = hold_out(len(rows), train.holdout, seed)
-    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length)
+    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length, kept)
     plan = plan_microbatches(
         examples,
         step_indices(len(examples), train, seed),

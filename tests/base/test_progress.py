@@ -21,10 +21,21 @@ def test_off_a_terminal_one_line_every_thirty_seconds_and_one_at_the_end(monkeyp
         for _ in range(5):
             shown.update(tokens=31)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "2/5 answer base: 4 of 10 answers, 0.0968 answers/s, 3 tokens/s, about 1 min 2 s left"
+    assert lines[0] == "2/5 answer base: 4 of 10 answers, 0.0968 answers/s, 3 tokens/s, about 1 min 3 s left"
     assert lines[1].startswith("2/5 answer base: 6 of 10 answers, 0.0806 answers/s, 2 tokens/s")
     assert lines[2] == "2/5 answer base: 6 of 10 answers, 0.0806 answers/s, 2 tokens/s, took 1 min 2 s"
     assert len(lines) == 3
+
+
+def test_what_the_first_unit_compiles_is_not_reckoned_for_the_others(monkeypatch):
+    clock = iter([0.0, 100.0, 130.0, 131.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with Progress("1/5 finetune", 11, "step", stream=out) as shown:
+        shown.update()
+        shown.update(3)
+    first, second, _ = out.getvalue().splitlines()
+    assert first.endswith("0.01 steps/s") and second.endswith("about 1 min 10 s left")
 
 
 def test_on_a_terminal_a_bar(capsys):

@@ -11,8 +11,13 @@ pytestmark = pytest.mark.fast
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
 
+def turn(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
 def write(path, *lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+    path.write_bytes(text.encode("latin-1" if "\xe9" in text else "utf-8"))
     return path
 
 
@@ -31,12 +36,16 @@ def test_rows_are_read_in_order_and_other_keys_are_told_once(tmp_path, capsys):
     "bad, said",
     [
         ("{not json", "expected a JSON object"),
-        ("[1, 2]", "'messages'"),
+        ("[1, 2]", "found a list; of an array, jq -c '.[]' "),
+        ('"hello"', "found a text"),
         ({"messages": []}, "'messages'"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
         ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " \n"}]}, "empty answer"),
         ({"messages": [{"role": "robot", "content": "Hi"}]}, "unknown role 'robot'"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "text 'content'"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "content of a message to be a text, found nothing"),
+        ({"messages": [turn("user", [{"type": "text", "text": "Hi"}])]}, "found a list; join its parts of type text"),
+        ({"messages": [turn("assistant", "A", reasoning=["B"])]}, "thought of a message to be a text, found a list"),
+        (b'{"messages": "caf\xe9"}'.decode("latin-1"), "not UTF-8 (byte 18 of the line)"),
         ({"messages": ["hello"]}, "text 'content'"),
         ("[" * 100_000, "expected a JSON object"),
     ],
@@ -48,10 +57,6 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, said):
     assert f"{path}:2: " in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def turn(role, content, **more):
-    return {"role": role, "content": content, **more}
 
 
 def read_one(path, *messages, **more):
@@ -205,8 +210,8 @@ def test_the_line_that_converts_a_row_converts_it(name, tmp_path):
         ("sharegpt", OTHERS["sharegpt"][0] | {"tools": "[{}]"}, "'tools' is not"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "A"}]}, "begins with the assistant"),
         ("alpaca", {"instruction": "Q", "output": "A", "history": 3}, "list of [question, answer]"),
-        ("alpaca", {"instruction": 3, "output": "A"}, "text 'content'"),
-        ("completion", {"prompt": "Q", "completion": ["A"]}, "text 'content'"),
+        ("alpaca", {"instruction": 3, "output": "A"}, "to be a text"),
+        ("completion", {"prompt": "Q", "completion": ["A"]}, "to be a text, found a list"),
         ("completion", {"prompt": "Q", "completion": "A", "messages": SAID}, "which of them counts"),
     ],
 )

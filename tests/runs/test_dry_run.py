@@ -111,6 +111,18 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
         list(dry_run.lines([config(model__name="some/model", suite="standard")], tmp_path / "run", False))
     with pytest.raises(UserError, match="--mirror .* holds other things than a run"):
         list(dry_run.lines([config(mirror=str(finished.parent))], tmp_path / "run", False, StubComponents()))
+    components = StubComponents(rows=StubComponents().rows(None)[:9])
+    with pytest.raises(UserError, match="9 rows in batches of 16 are one step, .* learning rate 0"):
+        list(dry_run.lines([config()], tmp_path / "run", False, components))
+    assert list(dry_run.lines([config(train__warmup_steps=0)], tmp_path / "run", False, components))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="expected a directory, found a FIFO"):
+        list(dry_run.lines([config()], tmp_path / "fifo", False, StubComponents()))
+    for setting in ("mirror", "lora__init_from", "probes__alternatives"):
+        with pytest.raises(UserError, match=setting.replace("__", ".")):
+            list(
+                dry_run.lines([config(**{setting: str(tmp_path / "fifo")})], tmp_path / "run", False, StubComponents())
+            )
 
 
 @pytest.mark.fast

@@ -170,6 +170,14 @@ def test_every_row_is_in_the_tables(series, tmp_path, capsys):
     assert any(text != "[]" and json.loads(text)[0]["role"] == "user" for text in probes.prompt)
 
 
+def test_no_text_in_a_csv_is_a_formula_and_parquet_has_it_as_it_is(tmp_path):
+    texts = ["=1+1", "\t@A1", "", "a=b"]
+    written = export._tables({"answers": [{"answer": text, "n": 1} for text in texts]}, tmp_path, "csv")
+    assert pandas.read_csv(next(iter(written))).answer.tolist()[:2] == ["'=1+1", "'\t@A1"]
+    written = export._tables({"answers": [{"answer": text} for text in texts]}, tmp_path, "parquet")
+    assert pandas.read_parquet(next(iter(written))).answer.tolist() == texts
+
+
 def test_inspect_reads_the_answers_and_scores(series, tmp_path):
     if importlib.util.find_spec("inspect_ai"):
         python = sys.executable

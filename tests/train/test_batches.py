@@ -139,6 +139,11 @@ def test_held_out_rows(share, count):
     assert not count or held_out != hold_out(50, share, 1)[1]
 
 
+class Refusing:
+    def example(messages):
+        raise UserError("the template says no")
+
+
 def test_long_rows_are_cut_and_counted():
     examples = [Example(list(range(10)), [False] * 4 + [True] * 6), Example([1, 2, 3], [False, True, True])]
     cut, counts = encode_rows(examples, tiny.GivenExamples, 6)
@@ -146,6 +151,8 @@ def test_long_rows_are_cut_and_counted():
     assert cut[0] == Example([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2) and cut[1] == examples[1]
     assert encode_rows(examples, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
     assert encode_rows(examples, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
+    with pytest.raises(UserError, match="^row 8 of the training rows: the template says no"):
+        encode_rows(examples[:1], Refusing, 4, [7])
     with pytest.raises(UserError, match="no response token in 1 rows within train.max_length=4"):
         encode_rows(examples[:1], tiny.GivenExamples, 4)
     # A first token is predicted by nothing: it is no response token to learn from.
