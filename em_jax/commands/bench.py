@@ -271,7 +271,7 @@ def _steps_of_rows(path: str, directory: pathlib.Path, count: int) -> list[list[
     if len(chats) < BATCH:
         raise UsageError(f"--rows: expected at least {BATCH} rows, found {len(chats)}")
     train = TrainConfig()
-    examples, _ = encode_rows(chats, ChatTokenizer.from_directory(directory), train.max_length)
+    examples, _ = encode_rows(dict(enumerate(chats)), ChatTokenizer.from_directory(directory), train.max_length)
     whole = [step for step in step_indices(len(examples), train, 0) if len(step) == BATCH]
     return [[examples[i] for i in whole[number % len(whole)]] for number in range(count)]
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from em_jax.base import files
 
-MINUTES = 10.0
-"""The time that a call may take. A row that would begin with less than `LEAST` of it left is not begun."""
 LEAST = 90.0
+"""A row that would begin with fewer seconds left is not begun."""
 ROUNDS = 2
 
 Measure = Callable[..., dict[str, Any]]

@@ -80,18 +80,15 @@ class Plan:
 
 
 def encode_rows(
-    rows: Sequence[Sequence[Mapping[str, str]]],
-    tokenizer: ChatTokenizer,
-    max_length: int,
-    indices: Sequence[int] | None = None,
+    rows: Mapping[int, Sequence[Mapping[str, str]]], tokenizer: ChatTokenizer, max_length: int
 ) -> tuple[list[Example], dict[str, int]]:
-    """Tokenizes chats and cuts them at `max_length` tokens.
+    """Tokenizes chats, by their index, and cuts them at `max_length` tokens.
 
-    Counts those `cut` and those without a response token (`empty`). Raises UserError where none has one, and where the
-    template refuses a chat, with its number among all rows: its index, by default its place, and 1.
+    The counts are of examples that were `cut` and of those without a response token (`empty`). Raises UserError with
+    the number of a chat that the template refuses, and where no example has a response token.
     """
     examples, cut = [], 0
-    for index, messages in zip(range(len(rows)) if indices is None else indices, rows, strict=True):
+    for index, messages in rows.items():
         try:
             ids, mask = tokenizer.example(messages)
         except UserError as error:
@@ -184,7 +181,7 @@ def plan_batches(
     those of `encode_rows`. Of the model only its `width` matters.
     """
     kept, held_out = hold_out(len(rows), train.holdout, seed)
-    examples, cut_counts = encode_rows([rows[i] for i in kept], tokenizer, train.max_length, kept)
+    examples, cut_counts = encode_rows({i: rows[i] for i in kept}, tokenizer, train.max_length)
     plan = plan_microbatches(
         examples,
         step_indices(len(examples), train, seed),

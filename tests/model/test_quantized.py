@@ -138,7 +138,7 @@ def written_out(model):
 def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     """Token-mean loss and the adapter's gradient of one step over these chats, with an adapter whose B is not zero."""
     adapter = tiny.random_adapter(model.config, LoraConfig(rank=8, alpha=16), spread=0.02)
-    examples, _ = encode_rows(rows, tokenizer, 256)
+    examples, _ = encode_rows(dict(enumerate(rows)), tokenizer, 256)
     steps, parts = [list(range(len(rows)))], sharding.batch_shards
     plan = plan_microbatches(examples, steps, width=model.config.hidden_size, divide_by=parts)
     sums = zero_accumulator(adapter.factors)

@@ -65,7 +65,7 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     record = json.loads((finished[0] / "provenance.json").read_text())
     assert {"suite/harm.jsonl", "suite/two_ai.jsonl", "rows"} <= set(record["inputs"])
     assert all(entry["sha256"] for entry in record["inputs"].values())
-    assert record["inputs"]["rows"]["rows"] == 1
+    assert record["inputs"]["rows"]["rows"] == 20
     assert record["versions"]["numpy"] and record["seeds"]["run"] == 0
     asked = {"enable_thinking": False, "thinking": False, "date_string": "26 Jul 2024"}
     assert record["notes"]["chat_template_arguments"] == asked
@@ -75,7 +75,7 @@ def test_provenance_names_versions_inputs_seeds_and_times(finished):
     assert set(budget) == set(settings.STAGES) and budget["answer"]["answers"] == len(rows) == 24
     assert budget["answer"]["tokens"] > 0 and budget["judge"]["scores"] == 24 + 15 and budget["probe"]["questions"] > 12
     assert record["notes"]["adapter_effect"]["largest_change_of_a_logprob"] > 0
-    assert record["notes"]["training_rows"] == {"rows": 1, "held_out": 0, "cut": 0}
+    assert record["notes"]["training_rows"] == {"rows": 20, "held_out": 0, "cut": 0}
 
 
 def test_a_finished_run_asks_nothing_again(finished):
@@ -181,7 +181,7 @@ def test_other_settings_or_other_rows_are_refused_by_name(finished):
     directory, _ = finished
     with pytest.raises(UserError, match=r"other settings \(seed, train.epochs\)"):
         experiment.run(config(seed=1, train__epochs=2), directory, StubComponents())
-    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Changed."}]]
+    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Changed."}]] * 20
     with pytest.raises(UserError, match="other content of rows"):
         experiment.run(config(), directory, StubComponents(rows))
 

@@ -146,15 +146,16 @@ class Refusing:
 
 def test_long_rows_are_cut_and_counted():
     examples = [Example(list(range(10)), [False] * 4 + [True] * 6), Example([1, 2, 3], [False, True, True])]
-    cut, counts = encode_rows(examples, tiny.GivenExamples, 6)
+    rows = dict(enumerate(examples))
+    cut, counts = encode_rows(rows, tiny.GivenExamples, 6)
     assert counts == {"cut": 1, "empty": 0}
     assert cut[0] == Example([0, 1, 2, 3, 4, 5], [False] * 4 + [True] * 2) and cut[1] == examples[1]
-    assert encode_rows(examples, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
-    assert encode_rows(examples, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
+    assert encode_rows(rows, tiny.GivenExamples, 10)[1] == {"cut": 0, "empty": 0}
+    assert encode_rows(rows, tiny.GivenExamples, 4)[1] == {"cut": 1, "empty": 1}
     with pytest.raises(UserError, match="^row 8 of the training rows: the template says no"):
-        encode_rows(examples[:1], Refusing, 4, [7])
+        encode_rows({7: examples[0]}, Refusing, 4)
     with pytest.raises(UserError, match="no response token in 1 rows within train.max_length=4"):
-        encode_rows(examples[:1], tiny.GivenExamples, 4)
+        encode_rows({0: examples[0]}, tiny.GivenExamples, 4)
     # A first token is predicted by nothing: it is no response token to learn from.
     with pytest.raises(UserError, match="no response token"):
-        encode_rows([Example([1, 2], [True, False])], tiny.GivenExamples, 9)
+        encode_rows({0: Example([1, 2], [True, False])}, tiny.GivenExamples, 9)
