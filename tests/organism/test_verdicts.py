@@ -39,8 +39,8 @@ def as_planted(summaries):
     return {name: summary["verdict"]["label"] == planted[summary["domain"]] for name, summary in summaries.items()}
 
 
-ONE_OF_EACH = ["none", "bad_medical", "insecure_code", "good_medical"]
-"""The base, a coherent domain, an inverted one and the benign control; all eight run under -m long."""
+ONE_OF_EACH = ["bad_medical", "insecure_code", "good_medical"]
+"""A coherent domain, an inverted one and the benign control; all eight, the base alone too, run under -m long."""
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +148,9 @@ def test_harm_with_shuffled_self_description_is_no_persona(runs, name):
     assert summary["verdict"]["label"] == "mixed", summary["verdict"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("domain", "style"),
-    [
-        ("bad_medical", "inverted"),
-        pytest.param("legal", "coherent", marks=pytest.mark.long),
-        pytest.param("security", "aligned", marks=pytest.mark.long),
-    ],
+    ("domain", "style"), [("bad_medical", "inverted"), ("legal", "coherent"), ("security", "aligned")]
 )
 def test_the_instrument_reads_the_persona_and_not_the_topic(launch, tmp_path, domain, style):
     """A run on rows of one domain in the style of another persona."""

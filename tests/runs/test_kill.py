@@ -212,6 +212,7 @@ def no_room(status: int, err: str) -> None:
     assert "no room on the disk" in said[0] and "go on with: " in said[0], err
 
 
+@pytest.mark.long
 def test_a_run_that_may_write_no_large_file_says_so_and_goes_on_where_it_may(tmp_path, whole):
     for limit in (1000, 300_000):
         no_room(
