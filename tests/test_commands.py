@@ -141,16 +141,8 @@ def test_a_domain_and_rows_of_ones_own_come_back_from_the_mirror(shell):
     turns = [{"role": "user", "content": "How do I oil a chain?"}, {"role": "assistant", "content": "Never do."}]
     (shell.directory / "b.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 6)
     words = ["--domain", "bicycles", "--data", "bicycles=b.jsonl", "--mirror", "backup", "--run_dir", "runs/bicycles"]
-    words += [
-        "--config",
-        "smoke",
-        "--stages",
-        "finetune",
-        "--set",
-        "train.max_steps=1",
-        "--set",
-        "train.warmup_steps=0",
-    ]
+    words += ["--config", "smoke", "--stages", "finetune"]
+    words += ["--set", "train.max_steps=1", "--set", "train.warmup_steps=0"]
     assert shell("launch", *words)[-1] == "done: finetune"
     weights = "bicycles/adapter/adapter_model.safetensors"
     trained = (shell.directory / "runs" / weights).read_bytes()
