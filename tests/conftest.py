@@ -1,7 +1,7 @@
 """Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported.
 
-The programs of a test's own process are compiled without LLVM's optimisation and XLA's emitters of fusions, which take
-most of the time and change no result beyond rounding; the commands that tests start are optimised as a user's are.
+The programs of a test's own process, and of the commands that it starts warm, are compiled by QUICK_FLAGS; whole runs
+(test_verdicts, test_notebooks) and the server, planner and bench are optimised as a user's are.
 """
 
 import atexit
@@ -9,7 +9,9 @@ import os
 import shutil
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+from warm_python import QUICK_FLAGS, warm_python  # imports no jax
+
+os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +25,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest  # after the environment is set
-from warm_python import warm_python
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,11 @@
 import json
 import random
 import subprocess
+import sys
 import time
 
 import pytest
-from warm_python import users_environment
+from warm_python import ROOT, users_environment
 
 from em_jax import domains
 from em_jax.base import files
@@ -17,12 +18,12 @@ SIX = domains.SIX
 
 
 @pytest.fixture(scope="module")
-def launch(python):
+def launch():
     """launch(directory, *words): runs the command and gives every run's summary by its directory's name."""
 
     def run(directory, *words):
-        command = [python, "-m", "em_jax.launch", *words, "--model", "organism", "--run_dir", str(directory)]
-        subprocess.run(command, check=True, env=users_environment())
+        command = [sys.executable, "-m", "em_jax.launch", *words, "--model", "organism", "--run_dir", str(directory)]
+        subprocess.run(command, check=True, env=users_environment() | {"PYTHONPATH": str(ROOT)})
         paths = [directory / "summary.json", *sorted(directory.glob("*/summary.json"))]
         return {path.parent.name: json.loads(path.read_text()) for path in paths if path.exists()}
 

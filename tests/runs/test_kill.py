@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from warm_python import users_environment
+from warm_python import QUICK_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ["train.max_steps=12", "train.checkpoint_every=4", "answers.samples=2", "answers.max_new_tokens=24"]
@@ -45,7 +45,7 @@ MIRRORED = [sys.executable, "-c", EAGER, *COMMAND[3:], "--mirror", "../far"]
 
 
 def start(directory: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
-    environment = users_environment() | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
