@@ -92,7 +92,7 @@ def test_natural_calls_of_a_run(stub, capsys):
     assert tuned.adapter == stub / "mine" / "adapter" and (tuned.config.seed, tuned.config.domain) == (3, "bicycles")
     assert capsys.readouterr().out.endswith("done: finetune\n") and "not finished" in repr(tuned)
     again = em_jax.run("bicycles", data={"bicycles": stub / "rows.jsonl"}, run_dir="mine", seed=3, settings={})  # 18
-    assert again.verdict and again.config.train.holdout == tuned.config.train.holdout == 0.05
+    assert again.verdict and again.config.train.holdout == tuned.config.train.holdout == 0.0
     both = em_jax.run(["legal", "none"], seed=[0], stages=["finetune", "answer"], settings=SMALL)  # 19
     assert list(both) == ["none-0", "legal-0"] and both["none-0"].adapter is None
     assert both["legal-0"].config.answers.samples == 1
