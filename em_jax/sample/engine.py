@@ -119,7 +119,7 @@ class Engine:
         return ["base", *self._adapters]
 
     def _names(self, adapter: str | Sequence[str], count: int) -> list[str]:
-        names = list(adapter) if isinstance(adapter, list | tuple | np.ndarray) else [adapter] * count
+        names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != count:
             raise UserError(f"expected one adapter per prompt ({count}), found {len(names)}")
         return names
