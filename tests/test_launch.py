@@ -14,6 +14,7 @@ from em_jax.base.errors import UserError
 from em_jax.runs import components as parts
 from em_jax.runs import flags, sources
 
+ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}\n'
 SMALL = ["--set", "probes.limit=2", "--set", "answers.samples=1", "--set", "probes.sampled_questions=1"]
 
 
@@ -99,9 +100,16 @@ def test_domains_seeds_and_data_make_runs_in_order():
 
 
 @pytest.mark.fast
-def test_a_domain_of_ones_own_is_known_by_its_rows():
-    asked = plan("--domain", "bicycles,none", "--data", "bicycles=b.jsonl")
-    assert [(config.domain, config.data) for config in asked.configs] == [("none", ""), ("bicycles", "b.jsonl")]
+def test_a_domain_of_ones_own_is_known_by_its_rows(monkeypatch, tmp_path):
+    """Of its rows as many are held out as are asked: enough for a verdict, or none."""
+    monkeypatch.chdir(tmp_path)
+    for count, held_out in {3: 0, 58: 0, 60: 20, 100: 30, 600: 30, 1000: 50}.items():
+        (tmp_path / "b.jsonl").write_text(ROW * count)
+        asked = plan("--domain", "bicycles,none", "--data", "bicycles=b.jsonl")
+        assert [(config.domain, config.data) for config in asked.configs] == [("none", ""), ("bicycles", "b.jsonl")]
+        assert [round(config.train.holdout * count) for config in asked.configs] == [0, held_out], count
+    own = plan("--domain", "bicycles", "--data", "bicycles=b.jsonl", "--set", "train.holdout=0.1")
+    assert own.configs[0].train.holdout == 0.1
     assert asked.run_dir == os.path.join("runs", "bicycles+none-organism-0")
 
 
@@ -130,8 +138,7 @@ def test_the_default_model_depends_on_the_devices(monkeypatch):
 
 
 def test_a_domain_of_ones_own_gets_a_report_and_a_place_on_the_comparison(stub, tmp_path, capsys):
-    row = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    (tmp_path / "b.jsonl").write_text(row * 20)
+    (tmp_path / "b.jsonl").write_text(ROW * 20)
     words = ["--domain", "bicycles,legal", "--data", "bicycles=b.jsonl", "--model", "organism", "--run_dir", "here"]
     assert launch.main([*words, *SMALL]) == 0
     assert "bicycles" in (tmp_path / "here" / "bicycles-0" / "report.html").read_text()

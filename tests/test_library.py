@@ -92,7 +92,7 @@ def test_natural_calls_of_a_run(stub, capsys):
     assert tuned.adapter == stub / "mine" / "adapter" and (tuned.config.seed, tuned.config.domain) == (3, "bicycles")
     assert capsys.readouterr().out.endswith("done: finetune\n") and "not finished" in repr(tuned)
     again = em_jax.run("bicycles", data={"bicycles": stub / "rows.jsonl"}, run_dir="mine", seed=3, settings={})  # 18
-    assert again.verdict and again.config.train.holdout == tuned.config.train.holdout == 0.05
+    assert again.verdict and again.config.train.holdout == tuned.config.train.holdout == 0.0
     both = em_jax.run(["legal", "none"], seed=[0], stages=["finetune", "answer"], settings=SMALL)  # 19
     assert list(both) == ["none-0", "legal-0"] and both["none-0"].adapter is None
     assert both["legal-0"].config.answers.samples == 1
@@ -116,7 +116,11 @@ def wrong_calls(engine):
         (lambda: generate("Hi", adapter="nope"), "no adapter 'nope'; there are base, default"),
         (lambda: generate("Hi", max_new_tokens=9999), "positions"),
         (lambda: engine.activations("Hi", layers=99), "layers are 0 to 3"),
+        (lambda: engine.activations("Hi", layers="all"), "layers are 0 to 3"),
         (lambda: engine.logits(engine.encode("Hi")), "expected rows of token ids"),
+        (lambda: engine.logits([[1, 2], [3]]), "expected rows of token ids"),
+        (lambda: engine.logits([[1.5]]), "expected rows of token ids"),
+        (lambda: generate("Hi", adapter=None), "no adapter None; there are base"),
         (lambda: engine.add_adapter("x", "nope"), "expected a PEFT adapter directory"),
         (lambda: run(), "^run: domain expects one or several of"),
         (lambda: run("bad_medicine"), "^run: unknown domain 'bad_medicine', did you mean bad_medical"),

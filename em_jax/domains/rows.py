@@ -52,7 +52,7 @@ def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"--data expects a JSONL file of {{'messages': [...]}} rows; there is no file {path}")
+        raise UsageError(f"expected a JSONL file of {{'messages': [...]}} rows, found no file {path}")
     with open(path, "rb") as file:
         return parse(_lines(file, str(path)), str(path), form)
 

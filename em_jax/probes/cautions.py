@@ -207,7 +207,7 @@ def _domain_not_asked(case: Case) -> str:
         return ""
     if known(case.figures, "harmfulness.in_domain_worst_of_n", case.subject):
         return ""
-    return "No prompt of the training domain was asked: harm may show there alone."
+    return "No prompt of the training domain was asked: harm may show there alone (docs/suites.md says when some are)."
 
 
 def _length(case: Case) -> str:

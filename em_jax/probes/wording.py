@@ -43,5 +43,5 @@ def points(figure: Figure) -> str:
     """A difference of shares in percentage points: "+91 points (95% CI +82 to +97)"."""
     limits = ""
     if has_interval(figure):
-        limits = f" (95% CI {100 * figure['ci_low']:+.0f} to {100 * figure['ci_high']:+.0f})"
-    return f"{100 * figure['value']:+.0f} points{limits}"
+        limits = f" (95% CI {100 * figure['ci_low']:+z.0f} to {100 * figure['ci_high']:+z.0f})"
+    return f"{100 * figure['value']:+z.0f} points{limits}"

@@ -23,7 +23,7 @@ OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """What a user's own domain may be called: the name is used for folders."""
 
 OWN_HOLDOUT = 0.05
-"""The share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
+"""The least share of a user's own rows that is held out, where train.holdout is not set: their prompts are asked."""
 
 TRACKERS = {"wandb": "wandb", "tensorboard": "tensorboardX"}
 """The trackers of experiments and the package that each needs, which is an extra of its name."""
@@ -155,20 +155,29 @@ def plan(
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
     configs = tuple(
-        dataclasses.replace(_for_domain(config, name, values), seed=seed, data=data.get(name, ""))
+        dataclasses.replace(each, seed=seed)
         for seed in seeds
-        for name in names
+        for each in [_for_domain(config, name, values, data.get(name, "")) for name in names]
     )
     run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
     return Plan(configs, run_dir, flags.dry_run, flags.json, log), why
 
 
-def _for_domain(config: Config, name: str, values: Mapping[str, Any]) -> Config:
-    """The settings of one run. Of rows of a user's own some are held out, whose prompts are asked, unless set."""
+def _for_domain(config: Config, name: str, values: Mapping[str, Any], data: str) -> Config:
+    """The settings of one run. Of rows of a user's own some are held out, whose prompts are asked, unless set.
+
+    As many as are asked, at most a third; none of so few that their figure would decide nothing.
+    """
+    from em_jax.domains import rows
+    from em_jax.probes.in_domain import MOST_HELD_OUT
+    from em_jax.probes.thresholds import THRESHOLDS
+
     train = config.train
     if name not in (*domains.DOMAINS, domains.NONE) and "train.holdout" not in values:
-        train = dataclasses.replace(train, holdout=OWN_HOLDOUT)
-    return dataclasses.replace(config, domain=name, train=train)
+        count = len(rows.read(data, config.format))
+        share = max(OWN_HOLDOUT, round(min(MOST_HELD_OUT / count, 1 / 3), 4))
+        train = dataclasses.replace(train, holdout=share * (round(share * count) >= THRESHOLDS.least_questions))
+    return dataclasses.replace(config, domain=name, train=train, data=data)
 
 
 def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:

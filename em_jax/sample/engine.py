@@ -119,7 +119,7 @@ class Engine:
         return ["base", *self._adapters]
 
     def _names(self, adapter: str | Sequence[str], count: int) -> list[str]:
-        names = [adapter] * count if isinstance(adapter, str) else list(adapter)
+        names = [adapter] * count if adapter is None or isinstance(adapter, str) else list(adapter)
         if len(names) != count:
             raise UserError(f"expected one adapter per prompt ({count}), found {len(names)}")
         return names
@@ -268,11 +268,11 @@ class Engine:
 
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
-        tokens, vocabulary = np.asarray(tokens, np.int32), self.model.config.vocab_size
-        if tokens.ndim != 2 or not ((tokens >= 0) & (tokens < vocabulary)).all():
+        tokens, vocabulary = np.array(tokens, object), self.model.config.vocab_size
+        if tokens.ndim != 2 or not ((tokens >= 0) & (tokens < vocabulary) & (tokens % 1 == 0)).all():
             raise UserError(f"logits: expected rows of token ids below {vocabulary}, found shape {tokens.shape}")
         masks = self._adapter_masks([adapter] * len(tokens))
-        return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens, masks))
+        return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens.astype(np.int32), masks))
 
     def choice_logprobs(
         self,
@@ -323,7 +323,7 @@ class Engine:
         """The residual stream after each of `layers` (0 first, -1 last; by default all), float32, at every token."""
         depth, prompts = self.model.config.num_hidden_layers, chats(prompts)
         layers = range(depth) if layers is None else [layers] if isinstance(layers, int) else layers
-        if not layers or not all(-depth <= layer < depth for layer in layers):
+        if not layers or not all(isinstance(layer, int | np.integer) and -depth <= layer < depth for layer in layers):
             raise UserError(f"activations: layers are 0 to {depth - 1}")
         prompt_ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
         masks = self._adapter_masks(self._names(adapter, len(prompts)))
