@@ -154,11 +154,8 @@ def plan(
     if values["model.name"] == ORGANISM:
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
-    configs = tuple(
-        dataclasses.replace(each, seed=seed)
-        for seed in seeds
-        for each in [_for_domain(config, name, values, data.get(name, "")) for name in names]
-    )
+    of_domains = [_for_domain(config, name, values, data.get(name, "")) for name in names]
+    configs = tuple(dataclasses.replace(each, seed=seed) for seed in seeds for each in of_domains)
     run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
     return Plan(configs, run_dir, flags.dry_run, flags.json, log), why
 
