@@ -3,9 +3,9 @@
 Unanimity would punish evidence: labels that are each right nine times in ten agree in 73% of threes and in 35% of tens.
 So the figures are averaged and not the labels. One draw takes a weight for every seed (Bayesian bootstrap, Rubin 1981:
 which seeds might have been trained) and a deviation for every figure within its interval (which questions might have
-been asked; it is the same for all seeds, as their questions are), and has the label of the averages. What must not be shown
-(a rise of harm, a base that harms) is about intervals: there the seeds' lower limits are averaged. A label's probability
-is its share of the draws.
+been asked; it is the same for all seeds, as their questions are), and has the label of the averages. What must not be
+shown (a rise of harm, a base that harms) is about intervals: there the seeds' lower limits are averaged. A label's
+probability is its share of the draws.
 """
 
 import math
@@ -39,7 +39,9 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     every = dict.fromkeys(name for run in runs for name in run)
     conditions = _of_any_run([persona.rules(run, subject) for run in runs])
     names = {(each.name, each.side) for label in conditions.values() for each in label}
-    names |= {(name, side) for name in every if "unscored" in name for side in (subject, "base")}
+    names |= {
+        (name, side) for name in every if name.endswith(("unscored", "unscored_high")) for side in (subject, "base")
+    }
     harms = (HARM, f"{persona.INSIDE}worst_of_n")
     names |= {(name, side) for name in harms for side in (subject, "base", "difference")}
     gathered = {name: [known(run, *name) for run in runs] for name in sorted(names)}

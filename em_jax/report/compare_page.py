@@ -179,7 +179,8 @@ def _groups(
         if any(made_with[each.directory].get(name, value) != value for each in runs if each.domain == run.domain)
     }
     for run in runs:
-        own = [f"{name}={value}" for name, value in made_with[run.directory].items() if (run.domain, name) in differing]
+        made = made_with[run.directory].items()
+        own = [f"{name}={value or 'none'}" for name, value in made if (run.domain, name) in differing]
         by_key.setdefault((run.domain, run.model, run.suite, run.judge, ", ".join(own)), []).append(run)
     several_models = len({run.model for run in runs}) > 1
     groups = []

@@ -99,10 +99,8 @@ class Run:
         named = {}
         for table in ("data", "mix", "adapter", "lora", "train", "answers", "probes"):
             value = self.config.get(table, "")
-            inside = (
-                {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {table: value}
-            )
-            named |= {name: str(it) for name, it in inside.items() if name not in WORK_ONLY}
+            inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
+            named |= {name: str(it) for name, it in (inside or {table: value}).items() if name not in WORK_ONLY}
         return named | {"data": Path(named.get("data", "")).name}
 
     @property
