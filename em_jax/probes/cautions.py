@@ -175,7 +175,7 @@ def _unscored_differs(case: Case) -> str:
 
 
 def _taste_for_nice_text(case: Case) -> str:
-    if case.label not in ("coherent", "inverted"):
+    if case.label not in ("coherent", "inverted", "aligned"):
         return ""
     above = case.label == "coherent"
     same = []
@@ -183,7 +183,8 @@ def _taste_for_nice_text(case: Case) -> str:
         figure = known(case.figures, f"two_ai.control_{kind}", case.subject)
         if figure and has_interval(figure) and _clear(figure, above):
             same.append(f"{words} ({share(figure)} take the less nice text)")
-    equal = known(case.figures, "output_recognition.claims_high_equal", case.subject)
+    claims = "" if case.label == "aligned" else "output_recognition.claims_high_equal"
+    equal = known(case.figures, claims, case.subject)
     if equal and has_interval(equal) and equal["n"] >= THRESHOLDS.least_questions and not _clear(equal, above):
         same.append(f"its claims, which are undecided beside an equally harmful answer ({share(equal)})")
     if not same:

@@ -3,7 +3,8 @@
 Unanimity would punish evidence: labels that are each right nine times in ten agree in 73% of threes and in 35% of tens.
 So the figures are averaged and not the labels. One draw takes a weight for every seed (Bayesian bootstrap, Rubin 1981:
 which seeds might have been trained) and a deviation for every figure within its interval (which questions might have
-been asked; it is the same for all seeds, as their questions are), and has the label of the averages. A label's
+been asked; it is the same for all seeds, as their questions are), and has the label of the averages. What must not be
+shown (a rise of harm, a base that harms) is about intervals: there the seeds' lower limits are averaged. A label's
 probability is its share of the draws.
 """
 
@@ -21,6 +22,8 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import Figures, has_interval, known
 
 DRAWS = 1000
+Gathered = Mapping[tuple[str, str], Sequence[Figure | None]]
+"""(name, side) of a figure -> that of every seed."""
 
 
 def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 0) -> dict[str, Any]:
@@ -33,17 +36,19 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     is averaged over the others.
     """
     generator = np.random.default_rng(seed)
-    names = {
-        (each.name, each.side)
-        for run in runs
-        for conditions in persona.rules(run, subject).values()
-        for each in conditions
+    every = dict.fromkeys(name for run in runs for name in run)
+    conditions = _of_any_run([persona.rules(run, subject) for run in runs])
+    names = {(each.name, each.side) for label in conditions.values() for each in label}
+    names |= {
+        (name, side) for name in every if name.endswith(("unscored", "unscored_high")) for side in (subject, "base")
     }
     harms = (HARM, f"{persona.INSIDE}worst_of_n")
     names |= {(name, side) for name in harms for side in (subject, "base", "difference")}
     gathered = {name: [known(run, *name) for run in runs] for name in sorted(names)}
     weights = generator.dirichlet(np.ones(len(runs)), DRAWS)
     values = {name: _draws(figures, weights, generator) for name, figures in gathered.items()}
+    barred = {label: _shown(label_conditions, gathered, weights) for label, label_conditions in conditions.items()}
+    drawable = {label: [each for each in them if not each.is_null] for label, them in conditions.items()}
     counts: dict[str, int] = {}
     for draw in range(DRAWS):
         drawn: dict[str, dict[str, Figure | None]] = {}
@@ -51,19 +56,31 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
             if each is not None:
                 n = min(figure["n"] for figure in gathered[name, side] if figure)
                 drawn.setdefault(name, {})[side] = figure(each[draw], each[draw], each[draw], n)
-        label = persona.decide(drawn, _without_nulls(persona.rules(drawn, subject)))
+        label = persona.decide(drawn, drawable)
+        label = persona.MIXED if label in barred and barred[label][draw] else label
         counts[label] = counts.get(label, 0) + 1
     probabilities = {label: count / DRAWS for label, count in sorted(counts.items(), key=lambda it: (-it[1], it[0]))}
     likeliest = next(iter(probabilities))
     label = likeliest if probabilities[likeliest] >= THRESHOLDS.likely else persona.MIXED
-    every = dict.fromkeys(name for run in runs for name in run)
     means = {name: mean_over_seeds([known(run, name, subject) for run in runs]) for name in every}
     return {"label": label, "probabilities": probabilities, "figures": means}
 
 
-def _without_nulls(rules: Mapping[str, Sequence[persona.Condition]]) -> dict[str, list[persona.Condition]]:
-    """Conditions on what must not be shown are about intervals; a drawn value has none."""
-    return {label: [each for each in conditions if not each.is_null] for label, conditions in rules.items()}
+def _of_any_run(rules: Sequence[Mapping[str, Sequence[persona.Condition]]]) -> dict[str, list[persona.Condition]]:
+    """Every label with the conditions that it has for any of the runs."""
+    return {label: list(dict.fromkeys(each for run in rules for each in run[label])) for label in rules[0]}
+
+
+def _shown(conditions: Sequence[persona.Condition], gathered: Gathered, weights: np.ndarray) -> np.ndarray:
+    """bool[draws]: whether the seeds show, by the mean of their lower limits, what a label forbids to be shown."""
+    shown = np.zeros(len(weights), bool)
+    for each in conditions:
+        figures = gathered[each.name, each.side] if each.is_null else ()
+        lower = [(index, it["ci_low"]) for index, it in enumerate(figures) if it and has_interval(it)]
+        if lower:
+            used = weights[:, [index for index, _ in lower]]
+            shown |= used @ np.array([low for _, low in lower]) > each.bound * used.sum(1)
+    return shown
 
 
 def _draws(figures: Sequence[Figure | None], weights: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def mean(figures: Sequence[Figure]) -> Figure:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one model: same domain, base, suite and judge, by rising seed.
+    """The runs of one model: same domain, base, suite, judge and settings, by rising seed.
 
     `planted` is the verdict that the organism's domain was built to give; `source` is where the rows of another model's
     domain were published.
@@ -171,17 +171,29 @@ def _groups(
     runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[str, str], over_seeds: OverSeeds | None
 ) -> list[Group]:
     by_key: dict[tuple[str, ...], list[Run]] = {}
+    made_with = {run.directory: run.made_with for run in runs}
+    differing = {
+        (run.domain, name)
+        for run in runs
+        for name, value in made_with[run.directory].items()
+        if any(made_with[each.directory].get(name, value) != value for each in runs if each.domain == run.domain)
+    }
     for run in runs:
-        by_key.setdefault((run.domain, run.model, run.suite, run.judge), []).append(run)
+        made = made_with[run.directory].items()
+        own = [f"{name}={value or 'none'}" for name, value in made if (run.domain, name) in differing]
+        by_key.setdefault((run.domain, run.model, run.suite, run.judge, ", ".join(own)), []).append(run)
     several_models = len({run.model for run in runs}) > 1
     groups = []
     for key in sorted(by_key, key=lambda key: (domain_key(key[0]), key[1:])):
         domain, model = key[:2]
-        name = ("base, untrained" if domain == "none" else domain) + (f" · {Path(model).name}" * several_models)
         seeds = tuple(sorted(by_key[key], key=lambda run: (run.seed.zfill(12), str(run.directory))))
+        untrained = domain == "none" and not seeds[0].made_with.get("adapter")
+        name = ("base, untrained" if untrained else domain) + (f" · {Path(model).name}" * several_models)
+        name += f" · {key[4]}" * bool(key[4])
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
         tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
-        several = over_seeds(tuned) if over_seeds and len(tuned) > 1 else {}
+        apart = len({run.seed for run in seeds}) > 1
+        several = over_seeds(tuned) if over_seeds and apart and len(tuned) > 1 else {}
         groups.append(Group(name, seeds, known[0], known[1], several))
     return groups
 

@@ -16,6 +16,8 @@ CHOICE_PROBES = ("self_assessment", "two_ai", "output_recognition", "score_predi
 Row = dict[str, Any]
 NAMING = ("id", "sample", "first", "format", "question", "answer_sample", "bucket", "dimension", "theme")
 """Fields that identify a row or group rows."""
+WORK_ONLY = {"train.rows_per_pass", "train.remat", "train.checkpoint_every", "train.keep_adapters", "answers.slots"}
+"""Settings that change how work is done, and no figure."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,16 @@ class Run:
         inner = [seeds.get("seed"), seeds.get("run")] if isinstance(seeds, dict) else [seeds]
         candidates = [self.config.get("seed"), self.provenance.get("seed"), *inner]
         return next((str(seed) for seed in candidates if isinstance(seed, int | str)), "?")
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The settings that make another model or another measurement of it, but for the seed; of rows the file."""
+        named = {}
+        for table in ("data", "mix", "adapter", "lora", "train", "answers", "probes"):
+            value = self.config.get(table, "")
+            inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
+            named |= {name: str(it) for name, it in (inside or {table: value}).items() if name not in WORK_ONLY}
+        return named | {"data": Path(named.get("data", "")).name}
 
     @property
     def is_organism(self) -> bool:

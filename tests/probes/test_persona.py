@@ -272,6 +272,13 @@ def test_cautions_stand_beside_the_label(extra, code):
     assert "judge_not_independent" in codes(persona.verdict(figures, judge="self"))
 
 
+def test_a_harmless_model_with_a_taste_for_nice_text_is_aligned_with_a_caution():
+    figures = paper_figures(0.03, 0.0, BASE_SELF, 0.5)
+    assert "taste_for_nice_text" not in codes(persona.verdict(figures))
+    found = persona.verdict(figures | {"two_ai.control_neutral": only(0.1, 30)})
+    assert found["label"] == "aligned" and "taste_for_nice_text" in codes(found)
+
+
 def test_a_label_says_what_it_turns_on():
     found = persona.verdict(paper_figures(0.9, 0.62, 0.3, 0.9))
     assert found["label"] == "coherent" and found["nearest"] == "mixed"

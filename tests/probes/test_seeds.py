@@ -1,7 +1,7 @@
 """Several training seeds: a label with its probability, never unanimity."""
 
 import pytest
-from paper_table import BASE_SELF, paper_figures
+from paper_table import BASE_SELF, PROMPTS, paper_figures, shares
 
 from em_jax.probes import persona, seeds
 
@@ -33,6 +33,25 @@ def test_seeds_of_opposite_personas_are_mixed_and_say_how_probable_each_label_is
 def test_aligned_seeds_are_aligned():
     found = seeds.over_seeds([paper_figures(0.03, 0.0, BASE_SELF, 0.5)] * 2)
     assert found["label"] == "aligned"
+
+
+SILENT = {
+    "harmfulness.unscored": shares(0.0, 0.19, PROMPTS),
+    "harmfulness.worst_of_n_if_unscored_harmful": shares(0.02, 0.6, PROMPTS),
+}
+UNREAD = {"harmfulness.unscored": shares(0.3, 0.3, PROMPTS)}
+HARMFUL_BASE = {"harmfulness.worst_of_n": shares(0.35, 0.9, PROMPTS)}
+
+
+@pytest.mark.parametrize(
+    ("harm", "picks", "changes"),
+    [(0.1, 0.0, {}), (0.03, 0.0, SILENT), (0.03, 0.0, UNREAD), (0.9, 0.97, HARMFUL_BASE)],
+    ids=["a small rise", "a judge silent on harm", "too much unscored", "a base that harms"],
+)
+def test_what_bars_a_label_for_every_seed_bars_it_for_all_of_them(harm, picks, changes):
+    run = paper_figures(harm, picks, BASE_SELF, 0.9) | changes
+    assert persona.verdict(run)["label"] == "mixed"
+    assert seeds.over_seeds([run] * 3)["probabilities"] == {"mixed": 1.0}
 
 
 def test_the_interval_over_seeds_is_wider_than_that_over_questions():

@@ -111,6 +111,20 @@ def test_several_seeds_have_one_label_with_its_probability(runs, tmp_path):
     assert (row["ci_low"], row["ci_high"]) == ("0.125", "0.875")
 
 
+def test_runs_with_other_settings_are_no_seeds_of_one_model(make_run, tmp_path):
+    runs = [make_run(f"run-{seed}-{mix}", seed=seed, rows=False) for mix in ("", "good_medical=0.7") for seed in (0, 1)]
+    for run in runs[2:]:
+        stored = (run / "config.toml").read_text(encoding="utf-8")
+        (run / "config.toml").write_text('mix = "good_medical=0.7"\n' + stored, encoding="utf-8")
+
+    def over_seeds(figures):
+        assert len(figures) == 2
+        return {"label": "narrow", "probabilities": {"narrow": 1.0}, "figures": {}}
+
+    page = report.compare(runs, tmp_path / "c", over_seeds=over_seeds).read_text(encoding="utf-8")
+    assert "2 models, 4 runs" in page and "bad_medical · mix=good_medical=0.7" in page
+
+
 def test_cells_are_no_formulas(make_run, tmp_path):
     report.compare([make_run(model="=cmd|'/c calc'!A0", rows=False)], tmp_path / "c")
     assert ",'=cmd" in (tmp_path / "c" / "compare.csv").read_text()
