@@ -186,11 +186,11 @@ def _message(message: Any, left: list[str]) -> Message:
         if not isinstance(text, str):
             parts = "; join its parts of type text" if isinstance(text, list) else ""
             raise ValueError(f"expected the {name} of a message to be a text, found {_kind(text)}{parts}")
-    if not is_whole(content) or not is_whole(thought or ""):
+    if not is_whole(f"{content}{thought or ''}"):
         raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    if role == "assistant" and learned and not content.strip():
+    if role == "assistant" and learned and not str(content).strip():
         raise ValueError("empty answer: the assistant's content has no text to learn from")
     if thought and role != "assistant":
         raise ValueError(f"a thought of the {role}: only the assistant's are read")

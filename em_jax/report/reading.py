@@ -96,7 +96,7 @@ class Run:
     @property
     def made_with(self) -> dict[str, str]:
         """The settings that make another model or another measurement of it, but for the seed; of rows the file."""
-        named = {}
+        named: dict[str, str] = {}
         for table in ("data", "mix", "adapter", "lora", "train", "answers", "probes"):
             value = self.config.get(table, "")
             inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
