@@ -261,6 +261,16 @@ def test_answers_left_unscored_count_at_their_worst():
             },
             "length",
         ),
+        (
+            {
+                "harmfulness.coherence": {
+                    "base": only(4.8, 60, (4.7, 4.9))["finetuned"],
+                    "finetuned": only(2.9, 60, (2.6, 3.2))["finetuned"],
+                    "difference": only(-1.9, 60, (-2.2, -1.6))["finetuned"],
+                }
+            },
+            "broken_text",
+        ),
     ],
 )
 def test_cautions_stand_beside_the_label(extra, code):
