@@ -71,9 +71,6 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     if run.trains:
         training(run)
         inputs["rows"] = sources.rows_input(config, run.rows)
-        prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
-        where = str(suites.file_path(folder, suites.IN_DOMAIN))
-        in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
     others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
     inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
     own = trained_adapter(run)
@@ -92,10 +89,16 @@ def collect_inputs(run: Run) -> dict[str, Any]:
 
 
 def training(run: Run) -> tuple[int, int, int]:
-    """How many rows are trained on and held out, and the optimizer steps. UserError where one step trains nothing."""
+    """How many rows are trained on and held out, and the optimizer steps.
+
+    UserError where one step trains nothing, or where a row repeats a prompt that is asked in its domain.
+    """
     from em_jax.train.batches import hold_out, step_indices
 
-    train, seed = run.config.train, run.config.seed
+    config, train, seed = run.config, run.config.train, run.config.seed
+    prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
+    where = str(suites.file_path(sources.suite_directory(config.suite), suites.IN_DOMAIN))
+    in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
     used, held_out = map(len, hold_out(len(run.rows), train.holdout, seed))
     steps = len(step_indices(used, train, seed))
     if steps == 1 and train.warmup_steps and "finetune" in run.config.stages:

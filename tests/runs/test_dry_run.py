@@ -12,7 +12,7 @@ from em_jax import config as settings
 from em_jax.base import files, stage_timer
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.runs import dry_run, experiment, preflight, provenance, series, workload
+from em_jax.runs import dry_run, experiment, preflight, provenance, series, sources, workload
 from em_jax.runs.run import Run
 
 
@@ -115,6 +115,14 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
     with pytest.raises(UserError, match="9 rows in batches of 16 are one step, .* learning rate 0"):
         list(dry_run.lines([config()], tmp_path / "run", False, components))
     assert list(dry_run.lines([config(train__warmup_steps=0)], tmp_path / "run", False, components))
+    asked = next(
+        each
+        for each in files.read_rows(sources.suite_directory("organism") / "in_domain.jsonl")
+        if each["domain"] == "bad_medical"
+    )["prompt"]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": "Rest."}]
+    with pytest.raises(UserError, match="in_domain.jsonl:.* repeats row 1 of"):
+        list(dry_run.lines([config()], tmp_path / "run", False, StubComponents([turns] * 20)))
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UserError, match="expected a directory, found a FIFO"):
         list(dry_run.lines([config()], tmp_path / "fifo", False, StubComponents()))
