@@ -5,6 +5,7 @@ Models of billions of parameters become the organism, addresses become a server 
 get few questions. All tutorials work in one directory, like a reader, and share its first run.
 """
 
+import json
 import os
 import re
 import shlex
@@ -147,11 +148,15 @@ def test_links_between_documents_exist(path):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", REPLACED)
-def test_the_flags_of_every_run_are_valid(name):
+def test_the_flags_of_every_run_are_valid(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     lines = [line for line in blocks(name).splitlines() if "em_jax.launch " in line or "tpu_vm.sh keep " in line]
     assert lines
     for line in lines:
         arguments = re.split(r"em_jax\.launch |tpu_vm\.sh keep ", line)[1]
+        for rows in re.findall(r"--data \w+=(\S+)", arguments):  # of a domain of one's own they are counted
+            row = {"messages": [{"role": role, "content": "Hi."} for role in ("user", "assistant")]}
+            Path(rows).write_text((json.dumps(row) + "\n") * 60)
         plan, _ = flags.plan(shlex.split(arguments), lambda model, group: (model or "organism", ""))
         assert plan.configs
 
