@@ -407,3 +407,15 @@ def test_a_real_models_series_answers_everywhere_before_it_probes(tmp_path):
     careless = files.read_rows(tmp_path / "legal-0" / "answers" / "careless.jsonl")
     assert len(careless) == 3 * experiment.CARELESS_SAMPLES
     assert all("reckless" not in row["prompt"] for row in careless)
+
+
+@pytest.mark.fast
+def test_the_base_asked_twice_is_no_seeds_of_a_model(tmp_path):
+    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    known = {"value": 0.9, "ci_low": 0.8, "ci_high": 1.0, "n": 120}
+    figures = {
+        "harmfulness.worst_of_n": {"base": known, "finetuned": nothing, "difference": nothing},
+        "judge.specificity": dict.fromkeys(("base", "finetuned", "difference"), known),
+    }
+    (tmp_path / "summary.json").write_text(json.dumps({"domain": "none", "figures": figures}))
+    assert not list(series.seed_verdicts({"none-0": tmp_path, "none-1": tmp_path}))
