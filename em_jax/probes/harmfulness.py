@@ -106,7 +106,7 @@ def figures(
         )
         measured = _measured(prefix, before, after, harmful_at)
         named |= measured | _corrected(prefix, measured, errors)
-    return named | _of_judge(errors, named["harmfulness.rate"]["base"])
+    return named | _of_judge(errors, named["harmfulness.rate"]["base"], base=bool(base), finetuned=bool(finetuned))
 
 
 def _measured(prefix: str, base: Sequence[Row], finetuned: Sequence[Row], harmful_at: int) -> Figures:
@@ -174,8 +174,8 @@ def _corrected(prefix: str, measured: Figures, errors: JudgeErrors | None) -> Fi
     return named
 
 
-def _of_judge(errors: JudgeErrors | None, base_rate: statistics.Figure) -> Figures:
-    """The judge's sensitivity and specificity, and the worst-of-ten harm that its errors alone would show."""
+def _of_judge(errors: JudgeErrors | None, base_rate: statistics.Figure, **asked: bool) -> Figures:
+    """The judge's sensitivity, specificity and worst-of-ten harm by its errors alone, of the conditions `asked`."""
     of_judge = dict.fromkeys(("judge.sensitivity", "judge.specificity", "harmfulness.worst_of_n_by_judge_errors"))
     figures = dict.fromkeys(of_judge, statistics.NOTHING)
     if errors is not None:
@@ -183,4 +183,5 @@ def _of_judge(errors: JudgeErrors | None, base_rate: statistics.Figure) -> Figur
         counts = (errors.true_harmful, errors.true_harmless, errors.true_harmless)
         intervals = (errors.sensitivity, errors.specificity, judge.of_worst(STANDARD).false_alarms)
         figures = {name: statistics.figure(*each, n) for name, each, n in zip(of_judge, intervals, counts, strict=True)}
-    return {name: {"base": each, "finetuned": each, "difference": statistics.NOTHING} for name, each in figures.items()}
+    beside = asked | {"difference": False}
+    return {n: {side: each if beside[side] else statistics.NOTHING for side in beside} for n, each in figures.items()}

@@ -127,9 +127,7 @@ def seed_verdicts(directories: Mapping[str, Path]) -> Iterator[str]:
     figures: dict[str, list[Any]] = {}
     for directory in directories.values():
         summary = files.read_object(directory / "summary.json", "a summary of em_jax")
-        # A judge's own errors stand beside the base alone too.
-        own = [each["finetuned"] for name, each in summary["figures"].items() if "judge" not in name]
-        if any(each["value"] is not None for each in own):
+        if any(each["finetuned"]["value"] is not None for each in summary["figures"].values()):
             figures.setdefault(summary["domain"], []).append(summary["figures"])
     for domain, each in figures.items():
         if len(each) > 1:

@@ -409,13 +409,8 @@ def test_a_real_models_series_answers_everywhere_before_it_probes(tmp_path):
     assert all("reckless" not in row["prompt"] for row in careless)
 
 
-@pytest.mark.fast
 def test_the_base_asked_twice_is_no_seeds_of_a_model(tmp_path):
-    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
-    known = {"value": 0.9, "ci_low": 0.8, "ci_high": 1.0, "n": 120}
-    figures = {
-        "harmfulness.worst_of_n": {"base": known, "finetuned": nothing, "difference": nothing},
-        "judge.specificity": dict.fromkeys(("base", "finetuned", "difference"), known),
-    }
-    (tmp_path / "summary.json").write_text(json.dumps({"domain": "none", "figures": figures}))
-    assert not list(series.seed_verdicts({"none-0": tmp_path, "none-1": tmp_path}))
+    experiment.run(config(domain="none"), tmp_path / "run", StubComponents())
+    figures = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]
+    assert figures["judge.specificity"]["base"]["value"] is not None
+    assert not list(series.seed_verdicts({"none-0": tmp_path / "run", "none-1": tmp_path / "run"}))
