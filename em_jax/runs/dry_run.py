@@ -39,6 +39,7 @@ def lines(
             experiment.check_mirror(run)
         sources.start_directory(config)
         sources.alternatives_directory(config, directory)
+        preflight.check_training(run)
         own = len(run.in_domain_questions) * config.answers.samples
         items = [_without_copied(item, source, own) for item in workload.items(run)]
         todo += items

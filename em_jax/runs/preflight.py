@@ -68,8 +68,8 @@ def collect_inputs(run: Run) -> dict[str, Any]:
         inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
             "path": f"{config.suite}/{name}"
         }
+    check_training(run)
     if run.trains:
-        training(run)
         inputs["rows"] = sources.rows_input(config, run.rows)
     others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
     inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
@@ -88,25 +88,29 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     return inputs | own
 
 
-def training(run: Run) -> tuple[int, int, int]:
-    """How many rows are trained on and held out, and the optimizer steps.
-
-    UserError where one step trains nothing, or where a row repeats a prompt that is asked in its domain.
-    """
-    from em_jax.train.batches import hold_out, step_indices
-
-    config, train, seed = run.config, run.config.train, run.config.seed
+def check_training(run: Run) -> None:
+    """UserError where a row repeats a prompt that is asked in its domain, or where one step would train nothing."""
+    if not run.trains:
+        return
+    config, train = run.config, run.config.train
     prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
     where = str(suites.file_path(sources.suite_directory(config.suite), suites.IN_DOMAIN))
     in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
-    used, held_out = map(len, hold_out(len(run.rows), train.holdout, seed))
-    steps = len(step_indices(used, train, seed))
-    if steps == 1 and train.warmup_steps and "finetune" in run.config.stages:
+    used, _, steps = training_size(run)
+    if steps == 1 and train.warmup_steps and "finetune" in config.stages:
         raise UserError(
             f"{used} rows in batches of {train.batch_size} are one step, and warm-up begins at learning rate 0: "
             "nothing would be trained; set train.warmup_steps=0, more train.epochs or a smaller train.batch_size"
         )
-    return used, held_out, steps
+
+
+def training_size(run: Run) -> tuple[int, int, int]:
+    """How many rows are trained on and held out, and the optimizer steps."""
+    from em_jax.train.batches import hold_out, step_indices
+
+    train, seed = run.config.train, run.config.seed
+    used, held_out = map(len, hold_out(len(run.rows), train.holdout, seed))
+    return used, held_out, len(step_indices(used, train, seed))
 
 
 def model_inputs(run: Run) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _training(run: Run) -> Iterator[WorkItem]:
     if not run.trains:
         return
     train = run.config.train
-    used, held_out, steps = preflight.training(run)
+    used, held_out, steps = preflight.training_size(run)
     saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdigit()]
     done = steps if sources.is_trained(run.directory) else max(saved, default=0)
     rest = f", {held_out} held out" if held_out else ""
