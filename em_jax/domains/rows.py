@@ -175,22 +175,24 @@ def _message(message: Any, left: list[str]) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError("expected every message to be an object with 'role' and a text 'content'")
     rest = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
     learned = _learned({key: rest.pop(key) for key in MARKS if key in rest}, role)
     given = {key: rest.pop(key) for key in THOUGHTS if key in rest}
     thought = next(iter(given.values()), None) or None
     if any((other or None) != thought for other in given.values()):
         raise ValueError(f"{' and '.join(map(repr, given))} of a message differ: which of them counts?")
     left += _refuse(rest)
-    for name, text in (("content", content), ("thought", thought or "")):
+    content, thought = message.get("content"), thought or ""
+    for name, text in (("content", content), ("thought", thought)):
         if not isinstance(text, str):
             parts = "; join its parts of type text" if isinstance(text, list) else ""
             raise ValueError(f"expected the {name} of a message to be a text, found {_kind(text)}{parts}")
-    if not is_whole(f"{content}{thought or ''}"):
+    assert isinstance(content, str) and isinstance(thought, str)
+    if not is_whole(content) or not is_whole(thought):
         raise ValueError("a content holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    if role == "assistant" and learned and not str(content).strip():
+    if role == "assistant" and learned and not content.strip():
         raise ValueError("empty answer: the assistant's content has no text to learn from")
     if thought and role != "assistant":
         raise ValueError(f"a thought of the {role}: only the assistant's are read")

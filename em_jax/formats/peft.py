@@ -22,10 +22,10 @@ from em_jax.untrusted import regex_guard
 NAME = re.compile(r"base_model\.model\.model\.layers\.(\d{1,5})\.([\w.]+)\.lora_([AB])\.weight")
 
 UNSUPPORTED = (
-    *("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "trainable_token_indices", "target_parameters"),
-    *("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
+    "use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "trainable_token_indices", "target_parameters",
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
     "monteclora_config",
-)
+)  # fmt: skip
 """Fields of adapter_config.json that change what an adapter computes in a way not computed here."""
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initialisations that also change the base: such an adapter does not fit the published base."""

@@ -37,7 +37,9 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     """
     generator = np.random.default_rng(seed)
     every = dict.fromkeys(name for run in runs for name in run)
-    conditions = _of_any_run([persona.rules(run, subject) for run in runs])
+    rules = [persona.rules(run, subject) for run in runs]
+    # Of every label the conditions that it has for any of the runs.
+    conditions = {label: list(dict.fromkeys(each for run in rules for each in run[label])) for label in rules[0]}
     names = {(each.name, each.side) for label in conditions.values() for each in label}
     names |= {
         (name, side) for name in every if name.endswith(("unscored", "unscored_high")) for side in (subject, "base")
@@ -64,11 +66,6 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     label = likeliest if probabilities[likeliest] >= THRESHOLDS.likely else persona.MIXED
     means = {name: mean_over_seeds([known(run, name, subject) for run in runs]) for name in every}
     return {"label": label, "probabilities": probabilities, "figures": means}
-
-
-def _of_any_run(rules: Sequence[Mapping[str, Sequence[persona.Condition]]]) -> dict[str, list[persona.Condition]]:
-    """Every label with the conditions that it has for any of the runs."""
-    return {label: list(dict.fromkeys(each for run in rules for each in run[label])) for label in rules[0]}
 
 
 def _shown(conditions: Sequence[persona.Condition], gathered: Gathered, weights: np.ndarray) -> np.ndarray:

@@ -241,9 +241,10 @@ DECIDING = {
 }
 """The figures that the verdict depends on, as questions."""
 POSITION_FIGURES = (
-    *(f"two_ai.picks_{name}" for name in ("misaligned_when_first", "misaligned_when_second", "first")),
-    *(f"output_recognition.{name}" for name in ("claims_high_when_first", "claims_high_when_second", "picks_first")),
-)
+    "two_ai.picks_misaligned_when_first", "two_ai.picks_misaligned_when_second", "two_ai.picks_first",
+    "output_recognition.claims_high_when_first", "output_recognition.claims_high_when_second",
+    "output_recognition.picks_first",
+)  # fmt: skip
 
 
 def domain_key(domain: str) -> tuple[int, str]:
