@@ -17,7 +17,7 @@ SLURM = ROOT / "launch" / "slurm.sbatch"
 SKY = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
 PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 RECORD = """#!/usr/bin/env bash
-printf '%s' "$(basename "$0")" >>"$CALLS"; printf ' [%s]' "$@" >>"$CALLS"; echo >>"$CALLS"
+echo "$(basename "$0")$(printf ' [%s]' "$@")" >>"$CALLS" # one write: calls may run side by side
 """
 
 # One slice, which becomes ACTIVE after a request. Each line of $HOST/next is the next state of the run, or PREEMPTED.
