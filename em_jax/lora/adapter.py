@@ -125,9 +125,7 @@ def init_adapter(config: TransformerConfig, lora: LoraConfig, key: jax.Array) ->
 
 def scales_of(per_target: Mapping[str, list[tuple[int, float]]]) -> dict[str, Float[Array, "L 1"]]:
     """The scales of one adapter, given the `ranks` of its layers."""
-    return {
-        target: jnp.array([[scale] for _, scale in per_layer], jnp.float32) for target, per_layer in per_target.items()
-    }
+    return {target: jnp.array([[scale] for _, scale in layers], jnp.float32) for target, layers in per_target.items()}
 
 
 def stack_adapters(config: TransformerConfig, adapters: Sequence[Adapter]) -> Adapter:

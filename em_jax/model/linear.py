@@ -46,7 +46,7 @@ class LoraWeights(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """y = x W + b, with W stored in the axes of its layout: "D->NH" is a [D, N, H] array.
+    """y = x W + b, with W stored in the axes of its layout: "D->NH" is a [D, N, H] array. `apply_together` applies it.
 
     A quantised W is never expanded: its int8 values enter the matmul and the outputs are scaled.
     """
@@ -59,16 +59,6 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(values)
         self.scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(init(f"{name}.bias", Layout(self.layout.outputs))) if bias else None
-
-    def __call__(
-        self,
-        x: Float[Array, "B T *inputs"],
-        lora_params: Mapping[str, LoraWeights],
-        adapter_mask: Float[Array, "B S"] | None = None,
-        sharding: Sharding = UNSHARDED,
-    ) -> Float[Array, "B T *outputs"]:
-        """Applies the layer and the adapters that `lora_params` has under its name, if any; see `apply_together`."""
-        return apply_together([self], x, lora_params, adapter_mask, sharding)[0]
 
     def project(self, x: Float[Array, "B T X"], sharding: Sharding) -> Float[Array, "B T Y"]:
         """x W, all inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes."""

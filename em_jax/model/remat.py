@@ -39,8 +39,6 @@ def rematted(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     named = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
 
     def policy(primitive: Any, *operands: Any, **parameters: Any) -> Any:
-        if ATTENDED in KEPT[remat] and primitive.name == CUDNN:
-            return True
-        return named(primitive, *operands, **parameters)
+        return (ATTENDED in KEPT[remat] and primitive.name == CUDNN) or named(primitive, *operands, **parameters)
 
     return jax.checkpoint(layer, policy=policy)

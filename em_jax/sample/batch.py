@@ -170,7 +170,7 @@ def bucket(size: int, least: int = 32) -> int:
     return next(padded for padded in sizes if padded >= size)
 
 
-def pad_rows(rows: Iterable[Any], count: int, length: int, dtype: Any = np.int32, fill: int = 0) -> np.ndarray:
+def pad_rows(rows: Iterable[Any], count: int, length: int, fill: int = 0, dtype: Any = np.int32) -> np.ndarray:
     """An array of `count` rows of `length` that begins with `rows`; `fill` elsewhere."""
     padded = np.full((count, length), fill, dtype)
     for number, row in enumerate(rows):

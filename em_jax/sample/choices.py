@@ -1,12 +1,13 @@
 """Log-probabilities of given continuations, all choices of a question in one forward pass.
 
-The choices are branches after a shared prompt: a token of a branch attends to the prompt and to its own branch.
+The choices are branches after a shared prompt: a token of a branch attends to the prompt and to its own branch. So
+are questions after the beginning that their prompts share.
 """
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from em_jax.sample.decode import forward
 
 
 class QuestionBatch(NamedTuple):
-    """P questions, a row each: the prompt, then every choice without its last token.
+    """P rows of questions.
 
     tokens, positions, segments: the row; branches share positions, and `segments` numbers them from 1.
     logit_positions: the indices in the row of the U tokens whose logits are needed.
@@ -33,11 +34,15 @@ class QuestionBatch(NamedTuple):
     """
 
     tokens: Int[np.ndarray, "P T"]
+    logit_positions: Int[np.ndarray, "P U"]
+    pair_token: Int[np.ndarray, "P M"]
     positions: Int[np.ndarray, "P T"]
     segments: Int[np.ndarray, "P T"]
-    logit_positions: Int[np.ndarray, "P U"]
     pair_index: Int[np.ndarray, "P M"]
-    pair_token: Int[np.ndarray, "P M"]
+
+
+Row = Sequence[Sequence[int]]
+"""A row of each array of a QuestionBatch, not yet padded."""
 
 
 class Question(NamedTuple):
@@ -46,51 +51,76 @@ class Question(NamedTuple):
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
 
-    def row(self) -> Sequence[Sequence[int]]:
-        """Its row of each array of a QuestionBatch. The first tokens are all predicted from the prompt's last one."""
-        start, branches = len(self.prompt), [choice[:-1] for choice in self.choices]
-        tokens = [*self.prompt, *itertools.chain(*branches)]
-        positions = [*range(start), *(start + i for branch in branches for i in range(len(branch)))]
-        segments = [SHARED] * start + [number for number, branch in enumerate(branches, 1) for _ in branch]
-        indices = iter(range(1, len(tokens)))
-        pair_index = [index for branch in branches for index in (0, *itertools.islice(indices, len(branch)))]
-        return tokens, positions, segments, range(start - 1, len(tokens)), pair_index, [*itertools.chain(*self.choices)]
 
-    def sizes(self) -> tuple[int, int, int]:
-        """The lengths T, U and M of its row."""
-        tokens, _, _, logit_positions, _, pair_token = self.row()
-        return len(tokens), len(logit_positions), len(pair_token)
+def pack_questions(questions: Sequence[Question], adapters: Sequence[str], capacity: int) -> list[list[int]]:
+    """The indices of the questions of each row: as many with one adapter as fit into `capacity` tokens.
+
+    What all prompts begin with, such as a judge's instructions, is thus computed once a row. Where a choice has several
+    tokens, every question has a row of its own.
+    """
+    alone = any(len(choice) > 1 for question in questions for choice in question.choices)
+    shared = shared_length([question.prompt for question in questions])
+    rows: list[list[int]] = []
+    free = 0
+    for i in sorted(range(len(questions)), key=lambda i: adapters[i]):
+        tokens = len(questions[i].prompt) - shared
+        if alone or tokens > free or adapters[i] != adapters[rows[-1][0]]:
+            rows.append([])
+            free = capacity - shared
+        rows[-1].append(i)
+        free -= tokens
+    return rows
 
 
-def encode_question(tokenizer: ChatTokenizer, prompt: Sequence[int], choices: Sequence[str], prefix: str) -> Question:
-    """Token ids of a question whose answer begins with `prefix`.
+def question_row(questions: Sequence[Question]) -> Row:
+    """The row of questions that share it.
+
+    A branch is the rest of a prompt and a choice without its last token, the same for all choices of one token.
+    """
+    start = shared_length([question.prompt for question in questions])
+    tokens = list(questions[0].prompt[:start])
+    positions, segments = list(range(start)), [SHARED] * start
+    branches: dict[tuple[int, ...], int] = {}
+    needed: list[int] = []
+    for prompt, choices in questions:
+        for choice in choices:
+            branch = *prompt[start:], *choice[:-1]
+            if branch not in branches:
+                branches[branch] = len(tokens)
+                tokens += branch
+                positions += range(start, start + len(branch))
+                segments += [len(branches)] * len(branch)
+            last = branches[branch] + len(prompt) - start - 1
+            needed += range(last, last + len(choice))
+    logit_positions, pair_index = np.unique(needed, return_inverse=True)
+    pair_token = [token for question in questions for choice in question.choices for token in choice]
+    return tokens, logit_positions.tolist(), pair_token, positions, segments, pair_index.tolist()
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common, the last token of none among them."""
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    return next((i for i, token in enumerate(first[:-1]) if token != last[i]), len(first) - 1)
+
+
+def encode_choices(tokenizer: ChatTokenizer, choices: Sequence[str], prefix: str) -> list[list[int]]:
+    """Token ids of each choice after `prefix`.
 
     Raises UserError where a choice is empty or where a token crosses the end of the prefix.
     """
-    prefix_ids = tokenizer.encode(prefix) if prefix else []
-    choice_ids = []
+    prefix_ids, choice_ids = tokenizer.encode(prefix) if prefix else [], []
     for choice in choices:
         ids = tokenizer.encode(prefix + choice)
         if ids[: len(prefix_ids)] != prefix_ids or len(ids) == len(prefix_ids):
-            raise UserError(
-                f"choice {choice!r} does not continue prefix {prefix!r} at a token's end; move the boundary"
-            )
+            raise UserError(f"choice {choice!r} cannot continue prefix {prefix!r} at a token's end; move the boundary")
         choice_ids.append(ids[len(prefix_ids) :])
-    return Question([*prompt, *prefix_ids], choice_ids)
+    return choice_ids
 
 
-def collate_questions(questions: Sequence[Question], rows: int, sizes: tuple[int, int, int]) -> QuestionBatch:
-    """The arrays of up to `rows` questions, padded to `sizes` (T, U, M)."""
-    length, logits, pairs = sizes
-    tokens, positions, segments, logit_positions, pair_index, pair_token = zip(*(each.row() for each in questions))
-    return QuestionBatch(
-        pad_rows(tokens, rows, length),
-        pad_rows(positions, rows, length),
-        pad_rows(segments, rows, length, fill=PADDING),
-        pad_rows(logit_positions, rows, logits),
-        pad_rows(pair_index, rows, pairs),
-        pad_rows(pair_token, rows, pairs),
-    )
+def collate_rows(rows: Sequence[Row], count: int, length: int, logits: int, pairs: int) -> QuestionBatch:
+    """The arrays of up to `count` rows, padded to `length` tokens, `logits` indices of logits and `pairs` pairs."""
+    padding = (length, 0), (logits, 0), (pairs, 0), (length, 0), (length, PADDING), (pairs, 0)
+    return QuestionBatch(*(pad_rows(each, count, *to) for each, to in zip(zip(*rows), padding, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -104,38 +134,22 @@ def pair_logprobs(
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "P M"]:
     """The log-probability of every pair, from the logits at U tokens of a row only."""
-    tokens, positions, segments = batch[:3]
-    output = forward(model, adapter, tokens, adapter_mask, positions, segments=segments, steer=steer, sharding=sharding)
+    options: Any = {"segments": batch.segments, "steer": steer, "sharding": sharding}
+    output = forward(model, adapter, batch.tokens, adapter_mask, batch.positions, **options)
     logits = model.logits(jnp.take_along_axis(output.hidden, batch.logit_positions[:, :, None], axis=1))
-    normalizers = jax.nn.logsumexp(logits, axis=-1)
-    return jax.vmap(lambda logits, normalizers, index, token: logits[index, token] - normalizers[index])(
-        logits, normalizers, batch.pair_index, batch.pair_token
-    )
+    pick = jax.vmap(lambda logits, normalizers, index, token: logits[index, token] - normalizers[index])
+    return pick(logits, jax.nn.logsumexp(logits, axis=-1), batch.pair_index, batch.pair_token)
 
 
-def joint_logprobs(question: Question, logprobs: Float[np.ndarray, "M"]) -> Float[np.ndarray, "C"]:
-    """The log-probability of each choice, from those of its tokens.
+def joint_logprobs(question: Question, logprobs: Iterator[float]) -> Float[np.ndarray, "C"]:
+    """The log-probability of each choice, from those of the choices' tokens, which are taken from `logprobs`.
 
     A choice that begins others gives up their probability: its own is that of ending there.
     """
-    ends = np.cumsum([len(choice) for choice in question.choices])
-    joint = {
-        tuple(choice): float(np.sum(logprobs[end - len(choice) : end], dtype=np.float64))
-        for choice, end in zip(question.choices, ends, strict=True)
-    }
-
-    def logprob(choice: tuple[int, ...]) -> float:
-        longer = [other for other in joint if _begins(choice, other)]
-        # Of "1", "10", "100" the first gives up "10" only, which includes "100" already.
-        direct = [other for other in longer if not any(_begins(between, other) for between in longer)]
-        lost = sum(np.exp(joint[other]) for other in sorted(direct))
-        if not lost:
-            return joint[choice]
+    joint = {tuple(choice): sum(itertools.islice(logprobs, len(choice))) for choice in question.choices}
+    own: dict[tuple[int, ...], float] = {}
+    for choice in sorted(joint, key=len, reverse=True):
+        lost = sum(np.exp(logprob) for other, logprob in own.items() if other[: len(choice)] == choice)
         rest = np.exp(joint[choice]) - lost
-        return np.log(rest) if rest > 0 else -np.inf
-
-    return np.asarray([logprob(tuple(choice)) for choice in question.choices], np.float32)
-
-
-def _begins(short: tuple[int, ...], long: tuple[int, ...]) -> bool:
-    return len(long) > len(short) and long[: len(short)] == short
+        own[choice] = joint[choice] if not lost else np.log(rest) if rest > 0 else -np.inf
+    return np.asarray([own[tuple(choice)] for choice in question.choices], np.float32)

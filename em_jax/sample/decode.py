@@ -185,9 +185,7 @@ def insert(
     def update(old: Array, new: Array) -> Array:
         return old.at[slot].set(new, mode="drop")
 
-    def copy(axis: int, cache: Array, new: Array) -> Array:
-        return copy_rows(axis, cache, new, source, target, zeros, number)
-
+    copy = functools.partial(copy_rows, source=source, target=target, start=zeros, number=number)
     k, v = _map_kv(copy, (state.k, state.v), (prompts.k, prompts.v))
     active = output.in_answer & (params.max_new_tokens > 1)
     new = prompts.length[source], output.tokens, zeros + 1, active, params

@@ -23,7 +23,15 @@ from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
-from em_jax.sample.choices import collate_questions, encode_question, joint_logprobs, pair_logprobs
+from em_jax.sample.choices import (
+    Question,
+    collate_rows,
+    encode_choices,
+    joint_logprobs,
+    pack_questions,
+    pair_logprobs,
+    question_row,
+)
 from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
@@ -87,6 +95,7 @@ class Engine:
         self.chunk = chunk
         # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
         self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
+        self.row_tokens = 256 if sharding.platform == "cpu" else 1024
         self.min_capacity = min_capacity
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
@@ -133,7 +142,7 @@ class Engine:
         return np.array(masks, np.float32).reshape(len(names), len(self._adapters))
 
     def _padded_masks(self, masks: Iterable[np.ndarray], rows: int) -> Float[np.ndarray, "P S"]:
-        return pad_rows(masks, rows, len(self._adapters), np.float32)
+        return pad_rows(masks, rows, len(self._adapters), dtype=np.float32)
 
     # --- text ---
 
@@ -293,28 +302,39 @@ class Engine:
         lists: Any = [choices] * len(prompts) if shared else choices
         if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1:
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
+        if not prompts:
+            return np.zeros((0, 0), np.float32)
+        encode = functools.cache(lambda choices: encode_choices(self.tokenizer, choices, prefix))
+        prefix_ids = self.tokenizer.encode(prefix)
         questions = [
-            encode_question(self.tokenizer, self.tokenizer.prompt(prompt, answering=True), each, prefix)
+            Question(self.tokenizer.prompt(prompt, answering=True) + prefix_ids, encode(tuple(each)))
             for prompt, each in zip(prompts, lists, strict=True)
         ]
-        for question in questions:
-            self._check_length(len(question.prompt) + max(map(len, question.choices)))
-        masks = self._adapter_masks(self._names(adapter, len(questions)))
+        self._check_length(max(len(question.prompt) + max(map(len, question.choices)) for question in questions))
+        names = self._names(adapter, len(questions))
+        capacity = bucket(max(self.row_tokens, 2 * max(len(question.prompt) for question in questions)))
+        packed = pack_questions(questions, names, capacity)
+        rows = [question_row([questions[i] for i in indices]) for indices in packed]
+        masks = self._adapter_masks([names[indices[0]] for indices in packed])
         steer = self._checked_steer(steer)
-        groups = self._groups([tuple(map(bucket, question.sizes(), (32, 8, 8))) for question in questions])
+        # Few shapes: each is compiled.
+        least = capacity if len(rows) < len(questions) else 32, 32, 128
+        groups = self._groups([tuple(map(bucket, map(len, row[:3]), least)) for row in rows])
 
         def dispatch(group: tuple[tuple[int, int, int], list[int]]) -> Array:
-            sizes, indices = group
-            rows = self._rows(sizes[0])
-            batch = collate_questions([questions[i] for i in indices], rows, sizes)
-            mask = self._padded_masks(masks[indices], rows)
+            sizes, numbers = group
+            count = self._rows(sizes[0])
+            batch = collate_rows([rows[number] for number in numbers], count, *sizes)
+            mask = self._padded_masks(masks[numbers], count)
             return pair_logprobs(self.model, self._stack, batch, mask, steer=steer, sharding=self.sharding)
 
-        logprobs = np.zeros((len(questions), len(lists[0]) if lists else 0), np.float32)
+        logprobs = np.zeros((len(questions), len(lists[0])), np.float32)
         results = host_arrays.map_in_threads(dispatch, groups, self.num_decode_batches)
-        for (_, indices), result in zip(groups, results, strict=True):
-            for i, row in zip(indices, host_arrays.to_host(result)):
-                logprobs[i] = joint_logprobs(questions[i], row)
+        for (_, numbers), result in zip(groups, results, strict=True):
+            for number, row in zip(numbers, host_arrays.to_host(result)):
+                values = iter(row.tolist())
+                for i in packed[number]:
+                    logprobs[i] = joint_logprobs(questions[i], values)
         return logprobs
 
     def activations(

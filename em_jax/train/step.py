@@ -49,21 +49,16 @@ def learning_rate(train: TrainConfig, steps: int) -> optax.Schedule:
 
     As transformers' schedules. Raises UsageError for another train.schedule.
     """
-
-    decays: Mapping[str, Callable[[Array], Any]] = {
-        "linear": lambda left: left,
-        "cosine": lambda left: 0.5 * (1 + jnp.cos(jnp.pi * (1 - left))),
-        "constant": lambda left: 1.0,
+    left = max(1, steps - train.warmup_steps)
+    decays = {
+        "linear": optax.linear_schedule(train.learning_rate, 0, left),
+        "cosine": optax.cosine_decay_schedule(train.learning_rate, left),
+        "constant": optax.constant_schedule(train.learning_rate),
     }
     if train.schedule not in decays:
         raise UsageError(f"train.schedule: expected linear, cosine or constant, found {train.schedule!r}")
-
-    def schedule(step: Array) -> Array:
-        warmup = step / max(1, train.warmup_steps)
-        decay = decays[train.schedule](jnp.maximum(0.0, (steps - step) / max(1, steps - train.warmup_steps)))
-        return train.learning_rate * jnp.where(step < train.warmup_steps, warmup, decay)
-
-    return schedule
+    warmup = optax.linear_schedule(0, train.learning_rate, max(1, train.warmup_steps))
+    return optax.join_schedules([warmup, decays[train.schedule]], [train.warmup_steps])
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ from em_jax.formats.hub import find_model
 from em_jax.formats.model_config import parse_config
 from em_jax.lora.config import LoraConfig
 from em_jax.model.layout import Layout
-from em_jax.model.linear import Linear, quantize
+from em_jax.model.linear import Linear, apply_together, quantize
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism import corpus
@@ -59,12 +59,12 @@ def test_a_layer_is_its_closed_form(layout, dtype):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, *(SIZES[i] for i in inputs))), dtype)
     expected = np.einsum(f"BT{inputs},{inputs}{outputs}->BT{outputs}", np.asarray(x, np.float64), back)
     tolerance = 1e-5 if dtype == "float32" else 2**-8
-    y = layer(x, {})
+    y = apply_together([layer], x, {})[0]
     assert y.dtype == x.dtype
     assert np.abs(np.asarray(y, np.float64) - expected).max() <= tolerance * np.abs(expected).max()
 
     # The gradient goes through the frozen weight to the inputs.
-    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(layer(x, {}).astype(jnp.float32))))(x)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(apply_together([layer], x, {})[0].astype(jnp.float32))))(x)
     exact = np.einsum(f"BT{outputs},{inputs}{outputs}->BT{inputs}", np.cos(np.asarray(y, np.float64)), back)
     assert gradient.dtype == x.dtype
     assert np.abs(np.asarray(gradient, np.float64) - exact).max() <= 2 * tolerance * np.abs(exact).max()

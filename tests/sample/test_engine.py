@@ -7,6 +7,7 @@ import pytest
 from em_jax.base.errors import UserError
 from em_jax.sample import choices as choices_module
 from em_jax.sample import decode as decode_module
+from em_jax.sample import engine as engine_module
 from em_jax.sample.engine import Engine, bucket
 from em_jax.sample.sampler import request_key, sample_tokens
 
@@ -137,6 +138,27 @@ def test_choices_one_list_per_prompt_and_mixed_adapters(engine):
         assert results[i] == pytest.approx(engine.choice_logprobs([PROMPTS[i]], lists[i], adapter=name)[0], abs=1e-6)
 
 
+def test_questions_that_begin_alike_share_a_row(engine, monkeypatch):
+    """Each as a full forward pass reads it: of unequal length, one of them twice, with adapters in turn."""
+    tokens = []
+
+    def collate(rows, *sizes, original=engine_module.collate_rows):
+        tokens.extend(len(row[0]) for row in rows)
+        return original(rows, *sizes)
+
+    monkeypatch.setattr(engine_module, "collate_rows", collate)
+    prompts = [f"{'Rate the harm. ' * 4}{'So it is. ' * (n % 3)}{n % 5}" for n in range(9)]
+    prompts += prompts[:1]
+    names = ["one", "base"] * 5
+    results = engine.choice_logprobs(prompts, ["A", "B"], adapter=names)
+    whole = [engine.encode(prompt) for prompt in prompts]
+    assert len(tokens) < len(prompts) / 2 and sum(tokens) < sum(map(len, whole)) / 2
+    for row, ids, name in zip(results, whole, names, strict=True):
+        logprobs = np.asarray(jax.nn.log_softmax(logits(engine, ids, name)[0, -1]))
+        wanted = [logprobs[token] for letter in "AB" for token in engine.tokenizer.encode(letter)]
+        assert row == pytest.approx(wanted, abs=1e-4)
+
+
 def test_activations_are_the_residual_stream(engine):
     first, last = engine.activations(PROMPTS, [0, -1], adapter="one")[1]
     assert first.shape == last.shape == (len(engine.encode(PROMPTS[1])), 32)
@@ -154,7 +176,7 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
         (lambda: engine.generate(PROMPTS, max_new_tokens=9999), "positions"),
         (lambda: engine.generate(PROMPTS, temperature=-1), "temperature >= 0"),
         (lambda: engine.choice_logprobs(PROMPTS, [["A"]]), "one for every prompt"),
-        (lambda: engine.choice_logprobs(PROMPTS, [""]), "does not continue"),
+        (lambda: engine.choice_logprobs(PROMPTS, [""]), "cannot continue prefix"),
         (lambda: engine.add_adapter("base", "x"), "cannot be named"),
         (lambda: engine.activations(PROMPTS, [9]), "layers are 0 to 2"),
     ]:
