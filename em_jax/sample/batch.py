@@ -164,7 +164,7 @@ class DecodeBatch:
         return chunks
 
 
-def bucket(size: int, least: int = 32) -> int:
+def bucket(size: int, least: int = 64) -> int:
     """The padded size for `size`: `least`, then powers of two and the halves between them."""
     sizes = (least * 2**power * halves // 2 for power in itertools.count() for halves in (2, 3))
     return next(padded for padded in sizes if padded >= size)

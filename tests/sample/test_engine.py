@@ -187,7 +187,7 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
 
 @pytest.mark.fast
 def test_bucket_sizes():
-    assert [bucket(size) for size in (1, 32, 33, 48, 49, 65, 97)] == [32, 32, 48, 48, 64, 96, 128]
+    assert [bucket(size) for size in (1, 64, 65, 96, 97, 129, 193)] == [64, 64, 96, 96, 128, 192, 256]
 
 
 def test_between_collect_and_dispatch_prompts_may_be_submitted_and_answers_cancelled(engine):
