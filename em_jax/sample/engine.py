@@ -95,7 +95,6 @@ class Engine:
         self.chunk = chunk
         # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
         self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
-        self.row_tokens = 256 if sharding.platform == "cpu" else 1024
         self.min_capacity = min_capacity
         self.sharding = sharding
         self._adapters: dict[str, Adapter] = {}
@@ -312,7 +311,9 @@ class Engine:
         ]
         self._check_length(max(len(question.prompt) + max(map(len, question.choices)) for question in questions))
         names = self._names(adapter, len(questions))
-        capacity = bucket(max(self.row_tokens, 2 * max(len(question.prompt) for question in questions)))
+        longest = max(len(question.prompt) for question in questions)
+        # Attention reads whole rows: long ones cost more than what they share saves.
+        capacity = bucket(max(256, longest, min(2 * longest, 2048)))
         packed = pack_questions(questions, names, capacity)
         rows = [question_row([questions[i] for i in indices]) for indices in packed]
         masks = self._adapter_masks([names[indices[0]] for indices in packed])
