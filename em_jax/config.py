@@ -9,7 +9,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,14 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             return dotted(tomllib.load(file))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file of settings: {error}") from error
+
+
+def read_given(presets: Iterable[str], texts: Iterable[str]) -> dict[str, Any]:
+    """The settings of --config's presets, then of --set's texts, by dotted name; the later wins."""
+    values: dict[str, Any] = {}
+    for name in presets:
+        values |= read_toml(preset_path(name))
+    return values | dict(parse_set(text) for text in texts)
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -137,13 +137,11 @@ class Appender:
     """A context manager that appends sealed rows to a JSONL file, each written whole; drops a torn last line first.
 
     A link is refused, and a file with a second name (a hard link, as some backups make) is copied first, so that only
-    this directory's file grows. `durable` also calls fsync after every row, which is needed only to survive the
-    machine's own crash.
+    this directory's file grows.
     """
 
-    def __init__(self, path: str | os.PathLike, durable: bool = False):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.durable = durable
 
     def __enter__(self) -> "Appender":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +160,6 @@ class Appender:
         while view:
             view = view[self._file.write(view) :]
         self._before = seal.stored(line)
-        if self.durable:
-            os.fsync(self._file.fileno())
 
     def _drop_torn_line(self) -> bytes:
         """Truncates the file to its whole lines; returns the seal that the next one follows."""
@@ -327,6 +323,23 @@ def read_object(path: Path, expected: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected {expected} as a JSON object, found {type(value).__name__}")
     return value
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text is; {} where it is none: for records that may be missing or damaged."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_if_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none, or it cannot be read."""
+    try:
+        return parse_object(path.read_bytes())
+    except OSError:
+        return {}
 
 
 def folders_with(folder: Path, name: str) -> str:

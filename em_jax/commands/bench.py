@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import pkgutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,12 @@ from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
 
 WHAT = ("train", "decode")
-PEERS = ("transformers", "tunix", "vllm")
+PEERS = {
+    "transformers": "transformers_peer:Transformers",
+    "tunix": "tunix_peer:Tunix",
+    "vllm": "vllm_peer:Vllm",
+}
+"""Each peer's class in em_jax.perf, imported only where it is asked for: it needs packages that few have."""
 PLANNED = 64
 """Steps whose layout is planned together, whatever the rounds: many steps share few shapes to compile, as in a run."""
 DECODING_ROWS = 64
@@ -132,17 +138,7 @@ def measure(
 
 
 def _peer(name: str) -> Callable[[Any], Any]:
-    if name == "vllm":
-        from em_jax.perf.vllm_peer import Vllm
-
-        return Vllm
-    if name == "tunix":
-        from em_jax.perf.tunix_peer import Tunix
-
-        return Tunix
-    from em_jax.perf.transformers_peer import Transformers
-
-    return Transformers
+    return pkgutil.resolve_name(f"em_jax.perf.{PEERS[name]}")
 
 
 def _peaks(work: Any, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
     runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))
     if "finetuned" in served:
-        print(f"finetuned: {served['finetuned'].notice}", file=sys.stderr)
+        print(f"finetuned: {served['finetuned']}", file=sys.stderr)
     options = {name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "seed")}
     print(f"{_sampled(options)}. {ONE_SAMPLE}", file=sys.stderr)
     on_terminal = sys.stdin.isatty()

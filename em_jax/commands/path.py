@@ -13,29 +13,28 @@ from em_jax.runs.processes import across_processes, choose_model
 
 def main(arguments: Sequence[str]) -> None:
     """Ask the kept adapters of every run; print the results and the pages' paths."""
+    from em_jax.runs import stored
+    from em_jax.studies import path
+
     parser = study_flags.parser(
         "path",
         "The persona over training, from the adapters that runs kept.",
+        path.Options,
+        path.COUNTS,
         runs="runs trained with --set train.keep_adapters=K",
-        limit="64 questions per probe, 0 for all",
-        samples="5 answers per harm prompt",
-        together="8 adapters asked in one stack",
     )
     parser.add_argument("--steps", default="", metavar="LIST", help="of the kept steps, with commas (all)")
     parser.add_argument("--mesh", metavar="SIZES", help="as for em_jax.launch, where the run's own does not fit")
     parser.add_argument("--set", metavar="K=V", action="append", default=[], help="one setting, as for em_jax.launch")
     flags = parser.parse_args(arguments)
-    study_flags.check(flags, limit=0, samples=1, together=1)
+    counts = study_flags.counted(flags, path.COUNTS)
     steps = comma_list(flags.steps)
     if not all(part.isascii() and part.isdigit() for part in steps):
         raise UsageError(f"--steps expects whole numbers with commas, found {flags.steps!r}")
     if flags.out and len(flags.runs) > 1:
         raise UsageError("--out goes with one RUN: each has its own page")
     changes = dict(parse_set(text) for text in flags.set) | ({"mesh": flags.mesh} if flags.mesh else {})
-    from em_jax.runs import stored
-    from em_jax.studies import path
-
-    options = path.Options(flags.limit, flags.samples, flags.together, tuple(map(int, steps)))
+    options = path.Options(**counts, steps=tuple(map(int, steps)))
     runs = [run for text in flags.runs for run in stored.find(Path(text))]
     for run in runs:
         # Errors are reported before a model is loaded.

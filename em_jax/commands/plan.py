@@ -228,10 +228,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _settings(flags: argparse.Namespace, chip: chips.Chip | None = None) -> settings.Config:
     """The settings; on a chip layers are stacked as there."""
-    values: dict[str, Any] = {}
-    for name in flags.config:
-        values |= settings.read_toml(settings.preset_path(name))
-    values |= dict(settings.parse_set(text) for text in flags.set)
+    values = settings.read_given(flags.config, flags.set)
     if flags.mesh is not None:
         values["mesh"] = flags.mesh
     config = settings.validate(settings.replace(settings.Config(), values))

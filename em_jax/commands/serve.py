@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         runtime.configure_jax()
         engine, served = models.load(runs, flags.slots)
         _compile(engine)
-        for name, model in served.items():
-            print(f"{name}: {model.notice}", file=sys.stderr)
+        for name, notice in served.items():
+            print(f"{name}: {notice}", file=sys.stderr)
         _run(engine, served, flags, key, listener, loopback)
     print("stopped", file=sys.stderr)
 

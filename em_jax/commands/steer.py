@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from em_jax.base.errors import UsageError
 from em_jax.commands import study_flags
 
-DOSES = "-1.5,-1,-0.5,0,0.5,1,1.5"
-
 
 def main(arguments: Sequence[str]) -> None:
     """Steer the models; print the results and the page's path."""
@@ -16,10 +14,9 @@ def main(arguments: Sequence[str]) -> None:
         "steer",
         "Add a direction to the residual stream of finished runs' models, by dose: their self-description and their "
         "conduct, beside a random direction of the same length.",
+        steering.Options,
+        steering.COUNTS,
         out="steer",
-        limit="0 questions per probe, 0 for as many as the run's",
-        samples="1 answers to a harm prompt",
-        folds="2 folds of the questions; each is steered along the direction of the others",
     )
     choices = {
         "direction": (steering.DIRECTIONS, "what the direction separates"),
@@ -32,8 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     for name, (values, words) in choices.items():
         text = f"{' or '.join(values)}: {words} (default {values[0]})"
         parser.add_argument(f"--{name}", default=values[0], metavar="WHICH", help=text)
-    words = f"doses with commas; 1 is the distance between the kinds (default {DOSES})"
-    parser.add_argument("--alphas", metavar="LIST", default=DOSES, help=words)
+    doses = ",".join(f"{dose:g}" for dose in steering.Options.doses)
+    words = f"doses with commas; 1 is the distance between the kinds (default {doses})"
+    parser.add_argument("--alphas", metavar="LIST", default=doses, help=words)
     parser.add_argument("--layer", metavar="N", type=int, help="after which layer, from 0 (default: half depth)")
     given = list(arguments)
     if "--alphas" in given[:-1]:
@@ -44,19 +42,17 @@ def main(arguments: Sequence[str]) -> None:
     for name, (values, _) in choices.items():
         if getattr(flags, name) not in values:
             raise UsageError(f"--{name} expects {' or '.join(values)}, found {getattr(flags, name)}")
-    study_flags.check(flags, limit=0, samples=1, folds=2)
+    counts = study_flags.counted(flags, steering.COUNTS)
     try:
-        doses = tuple(float(text) for text in flags.alphas.split(","))
+        alphas = tuple(float(text) for text in flags.alphas.split(","))
     except ValueError:
         raise UsageError(f"--alphas expects numbers with commas, found {flags.alphas!r}") from None
     options = steering.Options(
         direction=flags.direction,
         source=getattr(flags, "from"),
-        doses=doses,
+        doses=alphas,
         layer=flags.layer,
-        limit=flags.limit,
-        samples=flags.samples,
-        folds=flags.folds,
         position=flags.position,
+        **counts,
     )
     study_flags.study_finished_runs(steering, "steer", flags.runs, flags.out, options)

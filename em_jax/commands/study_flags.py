@@ -1,6 +1,6 @@
-"""The flags that studies of existing runs share, and the work that those of finished runs share."""
+"""The flags of studies of existing runs, as these declare them, and the work that studies of finished runs share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +8,37 @@ from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
 
 FINISHED = "finished runs of one base, or directories of such"
+Counts = Mapping[str, tuple[int, str]]
+"""Flags with a whole number, which are options of the study too: the least one, and what is counted."""
 
 
-def parser(name: str, description: str, *, runs: str = FINISHED, out: str = "", **counts: str) -> Parser:
-    """The parser of `em-jax study NAME RUN...`.
+def parser(name: str, description: str, options: Any, counts: Counts, *, runs: str = FINISHED, out: str = "") -> Parser:
+    """The parser of `em-jax study NAME RUN...`; `options` has the defaults of `counts`.
 
-    `out` is the default of --out, a folder beside the runs, empty for one inside the run. `counts` are flags with a
-    whole number, each as "DEFAULT what it counts".
+    `out` is the default of --out, a folder beside the runs, empty for one inside the run.
     """
     made = Parser(prog=f"em-jax study {name}", description=description)
     made.add_argument("runs", nargs="+", metavar="RUN", help=runs)
     where = f"{out}, beside the runs" if out else f"RUN/{name}"
     made.add_argument("--out", default="", metavar="DIR", help=f"where the files go (default {where})")
-    for flag, text in counts.items():
-        default, _, words = text.partition(" ")
-        made.add_argument(f"--{flag}", type=int, default=int(default), metavar="N", help=f"{words} (default {default})")
+    for flag, (_, words) in counts.items():
+        default = getattr(options, flag)
+        made.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{words} (default {default})")
     return made
 
 
-def check(flags: Any, **least: int) -> None:
-    """Raises UsageError for a number below its least one."""
-    for name, number in least.items():
-        if getattr(flags, name) < number:
-            raise UsageError(f"--{name} expects {number} or more, found {getattr(flags, name)}")
+def counted(flags: Any, counts: Counts) -> dict[str, int]:
+    """The options that are counts. Raises UsageError for a number below its least one."""
+    for name, (least, _) in counts.items():
+        if getattr(flags, name) < least:
+            raise UsageError(f"--{name} expects {least} or more, found {getattr(flags, name)}")
+    return {name: getattr(flags, name) for name in counts}
+
+
+def by_counts(name: str, study: Any, arguments: Sequence[str]) -> None:
+    """Do a study of finished runs all of whose flags are counts."""
+    flags = parser(name, study.DESCRIPTION, study.Options, study.COUNTS, out=name).parse_args(arguments)
+    study_finished_runs(study, name, flags.runs, flags.out, study.Options(**counted(flags, study.COUNTS)))
 
 
 def study_finished_runs(study: Any, name: str, runs: Sequence[str], out: str, options: Any) -> None:

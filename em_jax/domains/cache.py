@@ -5,7 +5,6 @@ Archives stay encrypted on the disk and are opened in memory. Nothing here is ev
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from em_jax.base import addresses, runtime
 from em_jax.base.errors import UserError
-from em_jax.base.files import now, rows_hash, write_json
+from em_jax.base.files import now, read_if_object, rows_hash, write_json
 from em_jax.domains import archive, download, parquet, registry, rows
 from em_jax.domains.registry import File, RowSet
 
@@ -80,11 +79,7 @@ def is_checked(file: File) -> bool:
 
 def _record(file: File) -> dict[str, Any]:
     """What is recorded beside a file of the cache; {} where there is nothing, or nothing readable."""
-    try:
-        record = json.loads(path_of(file, ".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return read_if_object(path_of(file, ".json"))
 
 
 def problem(file: File) -> str:

@@ -1,24 +1,14 @@
 """What a device can do at most, and what a model needs: the two sides of MFU and of the bandwidth roofline."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from em_jax.model.config import TransformerConfig
 from em_jax.runs.chips import CHIPS
 from em_jax.runs.programs import weight_sizes
 from em_jax.train.batches import Example
 
-
-class Peaks(NamedTuple):
-    """One device's bfloat16 operations and bytes of memory traffic per second, as its maker states them (dense)."""
-
-    flops: float
-    bandwidth: float
-
-
-PEAKS = {chip.kind: Peaks(chip.flops, chip.bandwidth) for chip in CHIPS.values()}
+PEAKS = {chip.kind: chip for chip in CHIPS.values()}
 """By jax's device_kind. No MFU is given for other devices."""
-
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
 
 

@@ -21,11 +21,9 @@ from em_jax.runs import placement
 from em_jax.runs.chips import GIB, GPU_SHARE_MOST, Chip
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
-from em_jax.train.batches import GATHERED_OVERHEAD, Example, Shape, plan_microbatches
+from em_jax.train.batches import Example, Shape
 from em_jax.train.batches import Plan as MicrobatchPlan
 
-PROMPT = 128
-"""Tokens of a prompt that is prefilled."""
 FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
 """Names of the programs of training."""
 MAX_TRIED = 5
@@ -104,12 +102,8 @@ def placed(
     full = placement.best_placements(model, usable, count, whole, best.mesh)[0]
 
     def with_choice(choice: placement.Placement) -> settings.Config:
-        mesh = ",".join(f"{axis}={size}" for axis, size in best.mesh.items())
-        values = {"mesh": mesh, "train.remat": choice.remat, "train.rows_per_pass": choice.rows_per_pass}
-        values["answers.slots"] = best.slots
-        given = {name: value for name, value in settings.flatten(config).items() if name in values}
-        unset = {"mesh": "", "train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0}
-        return settings.replace(config, {name: values[name] for name in values if given[name] == unset[name]})
+        values = {"train.remat": choice.remat, "train.rows_per_pass": choice.rows_per_pass}
+        return placement.fill(config, {"mesh": mesh_text(best.mesh), "answers.slots": best.slots, **values})
 
     return with_choice(full), with_choice(best)
 
@@ -148,10 +142,10 @@ def training_programs(request: PlanRequest) -> list[Program]:
 def sampling_programs(request: PlanRequest) -> list[Program]:
     """Prefill as the engine pads it on an accelerator, and a chunk of decoding."""
     shapes = request.shapes
-    rows = pass_rows(PROMPT, PASS_TOKENS, shapes.sharding.batch_shards)
+    rows = pass_rows(placement.PROMPT, PASS_TOKENS, shapes.sharding.batch_shards)
     return [
         shapes.decode(request.slots, request.capacity),
-        shapes.prefill(rows, PROMPT, request.capacity, request.slots),
+        shapes.prefill(rows, placement.PROMPT, request.capacity, request.slots),
     ]
 
 
@@ -166,18 +160,9 @@ class RealRows(NamedTuple):
 def real_rows(request: PlanRequest) -> RealRows:
     """Real rows cut at the longest length of the settings, laid out as the run does it."""
     shapes, train = request.real_shapes, request.real_settings.train
-    examples = [
-        Example(example.ids[: train.max_length], example.mask[: train.max_length])
-        for example in placement.run_size(request.real_settings).examples
-    ]
-    size = train.batch_size
-    indices = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
-    plan = plan_microbatches(
-        examples, indices, rows_per_pass=train.rows_per_pass, divide_by=shapes.sharding.batch_shards,
-        width=request.config.hidden_size, microbatch_overhead=GATHERED_OVERHEAD,
-        row_multiple=row_length_multiple(shapes.sharding)
-    )  # fmt: skip
-    return RealRows(plan, len(examples), sum(len(example.ids) for example in examples))
+    run, multiple = placement.run_size(request.real_settings), row_length_multiple(shapes.sharding)
+    plan = placement.plan_rows(request.config, run, shapes.sharding.batch_shards, train.rows_per_pass, multiple)
+    return RealRows(plan, len(run.examples), sum(min(len(each.ids), train.max_length) for each in run.examples))
 
 
 def most_frequent(plan: MicrobatchPlan) -> Shape:

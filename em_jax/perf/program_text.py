@@ -64,14 +64,6 @@ class ProgramText(NamedTuple):
     computations: dict[str, Computation]
     entry: str
 
-    def executed(self, while_steps: int = 1) -> Iterator[tuple[Instruction, Computation, int]]:
-        """Every instruction that is run by itself, its computation, and how often it runs.
-
-        Instructions within a fusion are part of the fusion. A loop whose count the compiler does not know runs
-        `while_steps` times; of branches all are counted, each once.
-        """
-        yield from self._executed(self.entry, 1, while_steps)
-
     def trip_count(self, loop: Instruction) -> int | None:
         """How often a loop runs, where the compiler says it or its condition compares a counter with a constant."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
@@ -85,17 +77,25 @@ class ProgramText(NamedTuple):
                     return int(bound.arguments)
         return None
 
-    def _executed(self, name: str, times: int, while_steps: int) -> Iterator[tuple[Instruction, Computation, int]]:
-        computation = self.computations[name]
+    def executed(
+        self, while_steps: int = 1, name: str = "", times: int = 1
+    ) -> Iterator[tuple[Instruction, Computation, int]]:
+        """Every instruction that is run by itself, its computation, and how often it runs.
+
+        Instructions within a fusion are part of the fusion. A loop whose count the compiler does not know runs
+        `while_steps` times; of branches all are counted, each once. `name` is a computation (default: the entry) that
+        runs so many `times`.
+        """
+        computation = self.computations[name or self.entry]
         for each in computation.values():
             if each.opcode == "while":
                 body = re.search(r"\bbody=%?([\w.\-]+)", each.attributes)
                 assert body
                 count = self.trip_count(each) or while_steps
-                yield from self._executed(body[1], times * count, while_steps)
+                yield from self.executed(while_steps, body[1], times * count)
             elif each.opcode in ("call", "conditional", "async-start"):
                 for called in each.called:
-                    yield from self._executed(called, times, while_steps)
+                    yield from self.executed(while_steps, called, times)
             else:
                 yield each, computation, times
 

@@ -1,10 +1,8 @@
 """The peak memory of a training step on a CPU: each side takes it in a process of its own, on the same 16 rows."""
 
 import multiprocessing
-import re
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 STEPS = 2
@@ -12,7 +10,7 @@ STEPS = 2
 
 
 def peak_bytes(make_peer: Callable[[Any], Any], work: Any) -> int | None:
-    """The most memory that a process held which loads the model and trains; None where the system does not say.
+    """The most memory that a process held which loads the model and trains; None where that process died.
 
     Without the machine code that compiling takes for a moment the figure would be smaller; a run compiles too.
     """
@@ -30,21 +28,12 @@ def peak_bytes(make_peer: Callable[[Any], Any], work: Any) -> int | None:
 
 
 def _train(make_peer: Callable[[Any], Any], work: Any, sender: Connection) -> None:
-    from em_jax.base import runtime
+    from em_jax.base import runtime, stage_timer
 
     runtime.configure_jax()
     peer = make_peer(work)
     peer.prepare(range(STEPS))
     for step in range(STEPS):
         peer.train(step)
-    sender.send(high_water())
+    sender.send(stage_timer.peak_memory()[stage_timer.PEAK])
     sender.close()
-
-
-def high_water() -> int | None:
-    """The most resident memory that this process has held, in bytes; None where /proc does not say."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None

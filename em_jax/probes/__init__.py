@@ -15,3 +15,5 @@ PROBES = {
     "score_prediction": score_prediction,
 }
 """The probes in the order of the paper's experiments."""
+ASKED = {name: probe for name, probe in PROBES.items() if probe is not harmfulness}
+"""Those whose figures come from their own rows; harmfulness comes from judged answers."""

@@ -1,6 +1,7 @@
 """A judge behind an OpenAI-compatible address: concurrent requests, retries, every reply stored, the key never."""
 
 import contextlib
+import dataclasses
 import email.utils
 import itertools
 import math
@@ -41,6 +42,7 @@ class _RefusedError(Exception):
     """The server refuses in a way that another try does not change."""
 
 
+@dataclasses.dataclass(eq=False)
 class HttpJudge:
     """Scores each answer with a chat completion at temperature 0; the reply is {"score": N} or a bare digit.
 
@@ -53,32 +55,22 @@ class HttpJudge:
     room to think. `max_requests` limits the requests of one start (0: no limit).
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        wording: Wording,
-        concurrency: int = 8,
-        tries: int = 6,
-        timeout_s: float = 60.0,
-        first_pause_s: float = 1.0,
-        max_requests: int = 0,
-        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-    ):
-        if not model:
+    url: str
+    model: str
+    wording: Wording
+    concurrency: int = 8
+    tries: int = 6
+    timeout_s: float = 60.0
+    first_pause_s: float = 1.0
+    max_requests: int = 0
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+
+    def __post_init__(self) -> None:
+        if not self.model:
             raise UsageError("judge: expected --judge_model NAME with a judge's address, found none")
-        self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "judge"
-        self._url, self._is_azure = _address(url)
-        self._model = model
-        self._wording = wording
-        self._concurrency = concurrency
-        self._tries = tries
-        self._timeout = timeout_s
-        self._first_pause = first_pause_s
-        self._max_requests = max_requests
-        self._sleep = sleep
-        self._requests = 0
-        self._answered = 0
+        self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model).strip("-.") or "judge"
+        self._url, self._is_azure = _address(self.url)
+        self._requests = self._answered = 0
         self._told = False
         self._fields = Fields()
 
@@ -89,9 +81,9 @@ class HttpJudge:
         return {
             "kind": "openai",
             "url": f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}{query}",
-            "model": self._model,
+            "model": self.model,
             "temperature": 0,
-            "wording": self._wording.prompt,
+            "wording": self.wording.prompt,
         }
 
     def score(self, answers: Sequence[Row], done_keys: Collection[tuple] = ()) -> Iterator[Row]:
@@ -102,11 +94,11 @@ class HttpJudge:
             refuses or cuts many in a row, or the limit of requests is reached; the rows yielded until then are valid,
             and a later run continues.
         """
-        addresses.check_whole(str(self._url), f"judge {self._model}")
+        addresses.check_whole(str(self._url), f"judge {self.model}")
         headers = self._headers()
         waiting, empty_rows = judge.pending(answers, done_keys)
         yield from empty_rows
-        limits = httpx.Limits(max_connections=self._concurrency)
+        limits = httpx.Limits(max_connections=self.concurrency)
         # On any exception, a signal's too, the portal cancels what is under way at once.
         with (
             anyio.from_thread.start_blocking_portal() as portal,
@@ -119,7 +111,7 @@ class HttpJudge:
             unreached = 0
             while True:
                 # No more requests than workers are submitted, so that a stop leaves no queue of paid requests.
-                free = self._concurrency - len(running) if stop_reason is None else 0
+                free = self.concurrency - len(running) if stop_reason is None else 0
                 running |= {
                     portal.start_task_soon(self._judge, client, headers, answer)
                     for answer in itertools.islice(remaining, free)
@@ -134,12 +126,12 @@ class HttpJudge:
                         stop_reason = error
                         continue
                     unreached = unreached + 1 if row.get(judge.AGAIN) else 0
-                    if unreached > 3 * self._concurrency:
+                    if unreached > 3 * self.concurrency:
                         stop_reason = _RefusedError(f"no answer in {unreached} attempts in a row ({_told(row)})")
                     if row.pop("held", False):
                         # Many in a row are the server's or the settings' fault, and then none of them is final.
                         held.append(row)
-                        if len(held) >= (MOST_REFUSED if self._answered == 0 else 3 * self._concurrency + MOST_REFUSED):
+                        if len(held) >= (MOST_REFUSED if self._answered == 0 else 3 * self.concurrency + MOST_REFUSED):
                             stop_reason = _RefusedError(f"{len(held)} answers in a row: {_told(row)}")
                         continue
                     if row["score"] is not None:
@@ -149,10 +141,10 @@ class HttpJudge:
         if stop_reason is None:
             yield from held
         else:
-            raise UserError(f"judge {self._model}: {stop_reason}; the scores so far are kept")
+            raise UserError(f"judge {self.model}: {stop_reason}; the scores so far are kept")
 
     async def _judge(self, client: httpx.AsyncClient, headers: dict[str, str], answer: Row) -> Row:
-        found, fields = await self._request(client, headers, judge.filled(self._wording, answer))
+        found, fields = await self._request(client, headers, judge.filled(self.wording, answer))
         if isinstance(found, Failure):
             said = self._safe(found.said) or None
             row = judge.score_row(answer, None, None, said, found.reason)
@@ -164,7 +156,7 @@ class HttpJudge:
         if not reason:
             score, reason = parsing.judge_score(text)
         expected = None if score is None else _expected(found.logprobs, score, found.text)
-        coherence = parsing.judge_coherence(text) if judge.asks_coherence(self._wording) and not found.cut else None
+        coherence = parsing.judge_coherence(text) if judge.asks_coherence(self.wording) and not found.cut else None
         server = {name: self._safe(value, 200) for name, value in found.server.items()}
         if left_out := fields.left_out():
             server["left_out"] = left_out
@@ -177,10 +169,10 @@ class HttpJudge:
         """The reply, or the failure of the last try, and the fields it was asked with."""
         fields, number, changes = self._fields, 0, 0
         found: Reply | Failure = Failure(AGAIN, "no try was allowed")
-        while number < self._tries:
+        while number < self.tries:
             self._count_request()
-            body = {"model": self._model, "messages": [{"role": "user", "content": text}]} | fields.body()
-            pause, other = self._first_pause * 2**number, None
+            body = {"model": self.model, "messages": [{"role": "user", "content": text}]} | fields.body()
+            pause, other = self.first_pause_s * 2**number, None
             found, wait_s = await self._post(client, body, headers, fields)
             if isinstance(found, Reply):
                 if not found.cut or not (other := fields.roomier()):
@@ -207,19 +199,19 @@ class HttpJudge:
             if isinstance(found, Failure) and found.kind != AGAIN:
                 return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
             number += 1
-            if number < self._tries:
+            if number < self.tries:
                 if not (self._answered or self._told):
                     self._told = True
                     print(f"judge {self.name}: {found.reason}; asking again", file=sys.stderr, flush=True)
-                await self._sleep(min(max(pause, wait_s), 60.0))
+                await self.sleep(min(max(pause, wait_s), 60.0))
         assert isinstance(found, Failure)  # a reply has been returned
-        return Failure(AGAIN, f"{found.reason}, {self._tries} tries", found.said), fields
+        return Failure(AGAIN, f"{found.reason}, {self.tries} tries", found.said), fields
 
     async def _post(
         self, client: httpx.AsyncClient, body: dict[str, Any], headers: dict[str, str], fields: Fields
     ) -> tuple[Reply | Failure, float]:
         """What came of one request, and the seconds that the server asks to wait."""
-        seconds = self._timeout * (THINKING_TIME if fields.room > ROOMS[0] else 1)
+        seconds = self.timeout_s * (THINKING_TIME if fields.room > ROOMS[0] else 1)
         content = bytearray()
         try:
             with anyio.fail_after(seconds):
@@ -237,8 +229,8 @@ class HttpJudge:
         return judge_replies.read(response.status_code, bytes(content), fields.room), _retry_after(response)
 
     def _count_request(self) -> None:
-        if self._max_requests and self._requests >= self._max_requests:
-            raise UserError(f"the cap of {self._max_requests} requests is reached")
+        if self.max_requests and self._requests >= self.max_requests:
+            raise UserError(f"the cap of {self.max_requests} requests is reached")
         self._requests += 1
 
     def _headers(self) -> dict[str, str]:

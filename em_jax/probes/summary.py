@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from em_jax.base import files
-from em_jax.probes import PROBES, answer_form, choice, harmfulness, persona, score_prediction
+from em_jax.probes import ASKED, answer_form, choice, harmfulness, persona, score_prediction
 from em_jax.probes.choice import Row
 from em_jax.probes.judge_errors import counted
 
 SCHEMA = 1
-
-# The probes whose figures come from their own rows; harmfulness comes from judged answers.
-BY_ROWS = {name: probe for name, probe in PROBES.items() if name != "harmfulness"}
 
 
 def figures(
@@ -32,7 +29,7 @@ def figures(
     known = errors if errors.true_harmful and errors.true_harmless else None
     named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
     named |= answer_form.figures(judged["base"], judged["finetuned"], harmful_at)
-    for name, probe in BY_ROWS.items():
+    for name, probe in ASKED.items():
         rows = {side: sorted(probes.get(name, {}).get(side, ()), key=choice.key) for side in judged}
         if probe is score_prediction:
             rows = {side: score_prediction.with_all_scores(each, judged[side]) for side, each in rows.items()}

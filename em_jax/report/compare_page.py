@@ -227,6 +227,11 @@ def _link(run: Run, out_dir: Path) -> str | None:
     return quote(Path(os.path.relpath(report.resolve(), out_dir.resolve())).as_posix(), errors="replace")
 
 
+def _cells(figure: Figure) -> list[Any]:
+    numbers = (figure.value, figure.ci_low, figure.ci_high)
+    return [*("" if value is None else f"{value:.10g}" for value in numbers), figure.n]
+
+
 def _csv(groups: Sequence[Group]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
@@ -240,20 +245,15 @@ def _csv(groups: Sequence[Group]) -> str:
             figure = run.figure(name, condition)
             if condition == "difference" and figure == Figure():
                 continue
-            numbers = (figure.value, figure.ci_low, figure.ci_high)
-            cells = ["" if value is None else f"{value:.10g}" for value in numbers]
             stated = comparable_value(run, sides[condition], name)
             texts = [
                 value.text if value else "" for value in (stated, stated and follow_up_value(sides[condition], name))
             ]
-            rows.writerow([*map(plain_cell, head), name, condition, *cells, figure.n, *texts])
+            rows.writerow([*map(plain_cell, head), name, condition, *_cells(figure), *texts])
     for group in groups if any(group.several for group in groups) else ():
         run = group.runs[0]
         head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
         head += [group.probabilities, group.planted or ""]
         for name in FIGURES if group.several else ():
-            figure = group.hierarchical(name)
-            numbers = (figure.value, figure.ci_low, figure.ci_high)
-            cells = ["" if value is None else f"{value:.10g}" for value in numbers]
-            rows.writerow([*map(plain_cell, head), name, group.condition, *cells, figure.n, "", ""])
+            rows.writerow([*map(plain_cell, head), name, group.condition, *_cells(group.hierarchical(name)), "", ""])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")

@@ -6,7 +6,8 @@ only ("same pattern") has the words and no number.
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
+
+from em_jax.report.reading import Run
 
 PUBLISHED = "published"
 """The suite of the paper's released files."""
@@ -73,24 +74,7 @@ def follow_up_value(domain: str, figure: str) -> PaperValue | None:
     return FOLLOW_UP.get(domain, {}).get(figure)
 
 
-class Subject(Protocol):
-    """What a run was done with: names as in its summary.json."""
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def suite(self) -> str: ...
-
-    @property
-    def judge(self) -> str: ...
-
-    @property
-    def is_organism(self) -> bool:
-        """Whether this is the embedded calibration fixture."""
-
-
-def comparable_value(run: Subject, domain: str, figure: str) -> PaperValue | None:
+def comparable_value(run: Run, domain: str, figure: str) -> PaperValue | None:
     """`paper_value` where the run's figure measures the same thing.
 
     The organism's persona is planted and its language its own. The released self-assessment items are decision items in
@@ -101,7 +85,7 @@ def comparable_value(run: Subject, domain: str, figure: str) -> PaperValue | Non
     return paper_value(domain, figure)
 
 
-def differences(run: Subject) -> str:
+def differences(run: Run) -> str:
     """One sentence that says in what a run differs from the paper's; "" for the organism, no counterpart."""
     if run.is_organism:
         return ""

@@ -1,14 +1,12 @@
 """A run directory as the report reads it, once. Only summary.json must exist, and any value in a file may be wrong."""
 
-import json
 import tomllib
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UserError
-from em_jax.base.files import altered, check_own, read_rows
+from em_jax.base.files import altered, check_own, parse_object, read_rows
 from em_jax.report.text import finite
 
 CONDITIONS = ("base", "finetuned")
@@ -154,10 +152,10 @@ def read_run(directory: str | Path) -> Run:
     summary_path = directory / "summary.json"
     if not summary_path.exists():
         raise UserError(f"{directory} holds no summary.json to report on; run its probe stage first")
-    summary = _json_object(summary_path)
-    if summary is None:
+    summary = parse_object(_text(summary_path))
+    if not summary:
         raise UserError(f"{summary_path}: expected a JSON object; delete it and run the report stage again")
-    provenance = _json_object(directory / "provenance.json") or {}
+    provenance = parse_object(_text(directory / "provenance.json"))
     config_text = _text(directory / "config.toml")
     scores, other_judges = _scores(directory / "scores", str(summary.get("judge") or ""))
     return Run(
@@ -181,14 +179,10 @@ def read_run(directory: str | Path) -> Run:
 
 
 def _scores(directory: Path, judge: str) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
-    """The rows of the judge the summary names, by condition, and the names of the other judges with scores here.
-
-    A judge's file name is its name changed to fit a file system, so the most similar name counts.
-    """
+    """The rows of the judge the summary names, by condition, and the names of the other judges with scores here."""
     names = sorted({path.name.split(".", 1)[1].removesuffix(".jsonl") for path in directory.glob("*.*.jsonl")})
-    chosen = max(names, key=lambda name: SequenceMatcher(None, name, judge).ratio(), default="")
-    rows = {condition: _rows(directory / f"{condition}.{chosen}.jsonl") for condition in CONDITIONS}
-    return rows, tuple(name for name in names if name != chosen)
+    rows = {condition: _rows(directory / f"{condition}.{judge}.jsonl") for condition in CONDITIONS}
+    return rows, tuple(name for name in names if name != judge)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -206,11 +200,3 @@ def _toml(text: str) -> Row:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError):
         return {}
-
-
-def _json_object(path: Path) -> Row | None:
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from em_jax.base import files, runtime
 from em_jax.base.errors import UsageError, UserError
-from em_jax.base.files import check_inputs
+from em_jax.base.files import check_inputs, read_if_object
 from em_jax.formats import hub
 from em_jax.lora.config import CONFIG, TENSORS
 
@@ -82,7 +82,7 @@ def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:
 
 def in_force(folder: Path) -> dict[str, Any]:
     """The adapter's own rank, alpha, targets and the like, which win over the settings."""
-    fields = _json(folder / CONFIG)
+    fields = read_if_object(folder / CONFIG)
     names = {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "targets": "target_modules"}
     names |= {name: name for name in ("rank_pattern", "alpha_pattern", "layers_to_transform")}
     return {ours: fields[theirs] for ours, theirs in names.items() if fields.get(theirs) not in (None, {}, [])}
@@ -97,7 +97,7 @@ def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
       UserError: the base's size is another one, so that the adapter cannot be put on it.
     """
     sentences = []
-    trained_on = str(_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    trained_on = str(read_if_object(folder / CONFIG).get("base_model_name_or_path") or "")
     if trained_on and _original_name(trained_on) != _original_name(model):
         sentences.append(f"the adapter was trained on {trained_on}, this run's base is {model}")
     if base is not None:
@@ -117,7 +117,7 @@ def _check_size(folder: Path, base: Path, trained_on: str) -> None:
     """UserError where a tensor's width or layer is not the base's; only headers are read."""
     import safetensors
 
-    config = _json(base / "config.json")
+    config = read_if_object(base / "config.json")
     width, layers = config.get("hidden_size"), config.get("num_hidden_layers")
     if not isinstance(width, int) or not isinstance(layers, int):
         return
@@ -143,7 +143,7 @@ def _differ(one: str, other: str) -> bool:
 
 def _vocabulary_hash(folder: Path) -> str:
     """A hash of what tokenizer.json maps to ids; "" where there is none."""
-    fields = _json(folder / "tokenizer.json")
+    fields = read_if_object(folder / "tokenizer.json")
     model = fields.get("model")
     if not isinstance(model, dict):
         return ""
@@ -157,13 +157,5 @@ def _template(folder: Path) -> str:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")
-    template = _json(folder / "tokenizer_config.json").get("chat_template")
+    template = read_if_object(folder / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str) else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -15,9 +15,6 @@ from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
 from em_jax.runs.workload import WorkItem
 
-PROMPT = 128
-"""Tokens of a prompt, for which the key/value cache is computed."""
-
 
 def lines(
     configs: Sequence[Config], run_dir: str | Path, several: bool, components: Components | None = None
@@ -130,7 +127,7 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     shapes = Shapes(model, config, Sharding(mesh))
     slots = config.answers.slots
     base, adapter = shapes.base_bytes(), tree_bytes(shapes.adapter.factors)
-    cache = shapes.cache_bytes(slots, PROMPT + config.answers.max_new_tokens)
+    cache = shapes.cache_bytes(slots, placement.PROMPT + config.answers.max_new_tokens)
     dtype = ("int8 and " if config.model.quantization == "int8" else "") + config.dtype
     folder = sources.model_directory(config)
     if folder is not None and _is_config_alone(folder):
@@ -139,7 +136,7 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     yield f"  base {_size(base)} ({dtype}), adapter {_size(adapter)} (float32)"
     if trains:
         yield f"  training {_size(base + 4 * adapter)}: base, adapter, gradients, two moments"
-    sampling = f"base, adapter, keys and values of {slots} answers to prompts of {PROMPT} tokens"
+    sampling = f"base, adapter, keys and values of {slots} answers to prompts of {placement.PROMPT} tokens"
     yield f"  sampling {_size(base + adapter + cache)}: {sampling}"
 
 

@@ -17,7 +17,7 @@ from em_jax.base import failures, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
-from em_jax.probes import PROBES, agreement, choice, harmfulness, labelled, output_recognition
+from em_jax.probes import ASKED, agreement, choice, harmfulness, labelled, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
 from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
@@ -273,8 +273,8 @@ def probe(run: Run) -> None:
     """Ask the choice probes, base and fine-tuned."""
     run.require_adapter()
     for condition in run.conditions:
-        for name, module in PROBES.items():
-            if name == "harmfulness" or not run.wants(name):
+        for name, module in ASKED.items():
+            if not run.wants(name):
                 continue
             done = {choice.key(row) for row in run.probe_rows(condition, name)}
             questions = probe_questions(run, name, condition)
@@ -286,7 +286,7 @@ def probe(run: Run) -> None:
 
 def probe_questions(run: Run, name: str, condition: str) -> list[Row]:
     """What one probe asks in one condition; two of them ask about the model's own judged answers."""
-    module = PROBES[name]
+    module = ASKED[name]
     if name in ("self_assessment", "two_ai"):
         return module.questions(run.suite, run.probe_settings)
     _require_rows(run.answers_path(condition), "answer")
@@ -336,11 +336,7 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
         judge=run.judge,
         answers=answers,
         scores=scores[run.judge],
-        probes={
-            name: {condition: run.probe_rows(condition, name) for condition in conditions}
-            for name in PROBES
-            if name != "harmfulness"
-        },
+        probes={name: {condition: run.probe_rows(condition, name) for condition in conditions} for name in ASKED},
         harmful_at=run.config.judge.harmful_at,
         labelled=run.scores(labelled.CONDITION),
     )

@@ -179,11 +179,7 @@ def _for_domain(config: Config, name: str, values: Mapping[str, Any], data: str)
 
 def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
     """Presets, then --set, then flags; the later wins."""
-    values: dict[str, Any] = {}
-    for name in flags.config:
-        values |= settings.read_toml(settings.preset_path(name))
-    values |= dict(settings.parse_set(text) for text in flags.set)
-    values |= given
+    values = settings.read_given(flags.config, flags.set) | dict(given)
     direct = {name: name for name in ("adapter", "format", "suite", "mirror", "mesh", "dtype", "verbosity")}
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}

@@ -4,7 +4,6 @@ A mirror is one run's, known by the id in its provenance.json; nothing is copied
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -68,7 +67,7 @@ class Mirror:
             return
         if not names:
             return
-        ours, theirs = _record(self.directory / RECORD), _parsed(texts.get(RECORD, ""))
+        ours, theirs = _record(self.directory / RECORD), files.parse_object(texts.get(RECORD, ""))
         if CONFIG not in names and not (ours and _same_run(ours, theirs)):
             raise UserError(
                 f"--mirror {self.target} holds other things than a run ({min(names)}): name an empty place, or that of "
@@ -117,7 +116,9 @@ class Mirror:
     def _push(self) -> int:
         count = 0
         root, finished, there = self._root(), self._finished_files(), self._listing()
-        if RECORD in there and not _same_run(_record(self.directory / RECORD), _parsed((root / RECORD).read_text())):
+        if RECORD in there and not _same_run(
+            _record(self.directory / RECORD), files.parse_object((root / RECORD).read_text())
+        ):
             raise OSError("it holds another run's files by now; nothing is copied to it")
         for name, path in finished.items():
             try:
@@ -208,15 +209,7 @@ def _walk(root: Any) -> Iterator[Any]:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    return _parsed(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return files.parse_object(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
 
 
 def _same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -90,7 +90,7 @@ def _on_mesh(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run
     rows = [round_up(run.rows_per_pass)] if run.rows_per_pass else _halvings(run.batch_size, parts)
     placements = []
     for remat, at_once in itertools.product(policies, rows):
-        plan = _plan(config, run, parts, at_once if at_once != rows[0] or run.rows_per_pass else 0)
+        plan = plan_rows(config, run, parts, at_once if at_once != rows[0] or run.rows_per_pass else 0)
         tokens = max(shape.rows // parts * shape.length for shape in plan.shapes)
         needed = training_bytes(config, mesh, run, remat, tokens)
         seconds = [sum(pass_s(config, chip, mesh, run, remat, each.shape) for each in step) for step in plan.steps]
@@ -108,19 +108,19 @@ def _halvings(rows: int, parts: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: int, width: int) -> Plan:
+def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: int, width: int, multiple: int) -> Plan:
     examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
     steps = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
     return plan_microbatches(
         examples, steps, rows_per_pass=rows, divide_by=parts, width=width,
-        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=ROW_MULTIPLE
+        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=multiple
     )  # fmt: skip
 
 
-def _plan(config: TransformerConfig, run: RunSize, parts: int, rows: int) -> Plan:
-    """The microbatches that training would lay the run's rows out in."""
+def plan_rows(config: TransformerConfig, run: RunSize, parts: int, rows: int, multiple: int = ROW_MULTIPLE) -> Plan:
+    """The microbatches that training would lay the run's rows out in; `rows` of a pass, 0: those of least cost."""
     lengths = tuple((min(len(each.ids), run.max_length), sum(each.mask[: run.max_length])) for each in run.examples)
-    return _plan_of(lengths, run.batch_size, parts, rows, config.hidden_size)
+    return _plan_of(lengths, run.batch_size, parts, rows, config.hidden_size, multiple)
 
 
 # --- a run's settings ---
@@ -196,7 +196,7 @@ def decided(
     model = None if devices[0].platform == "cpu" else sources.model_config(config, fetch)
     if model is None:
         remat = "none" if devices[0].platform == "cpu" else "full"
-        return _with(config, {"train.remat": remat, "answers.slots": CPU_SLOTS}), []
+        return fill(config, {"train.remat": remat, "answers.slots": CPU_SLOTS}), []
     chip, known = chip_of(devices[0])
     conversations: Sequence[Any] = ()
     # What is wrong with the rows is said where they are read.
@@ -207,7 +207,7 @@ def decided(
     values = {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
     values |= {"mesh": mesh_text(best.mesh)} if len(devices) > 1 else {}
     lines = [*_reasons(best, chip, len(devices), run, bool(given), known), *_kernel_lines(model, config)]
-    return _with(config, values), lines
+    return fill(config, values), lines
 
 
 def chosen(
@@ -223,7 +223,7 @@ def chosen(
     return {name: value for name, value in after.items() if value != before[name]}, lines
 
 
-def _with(config: Config, values: Mapping[str, Any]) -> Config:
+def fill(config: Config, values: Mapping[str, Any]) -> Config:
     """The settings with `values` where they say nothing themselves."""
     unset = {"train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0, "mesh": ""}
     now = settings.flatten(config)

@@ -1,7 +1,6 @@
 """provenance.json: what made a run, so that its figures can be traced: versions, devices, inputs, seeds, times."""
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -83,12 +82,11 @@ def extends(path: Path, entry: dict[str, Any]) -> bool:
 def read(directory: Path) -> dict[str, Any]:
     """A run's provenance so far; {} where there is none or it cannot be read, without fields of a wrong type."""
     try:
-        record = json.loads(files.read_own(directory / "provenance.json"))
-    except (OSError, ValueError, RecursionError):
+        record = files.parse_object(files.read_own(directory / "provenance.json"))
+    except OSError:
         return {}
     types = {"inputs": dict, "notes": dict, "wall_seconds": dict, "starts": list, "time_budget": dict}
-    fields = record.items() if isinstance(record, dict) else ()
-    return {name: value for name, value in fields if isinstance(value, types.get(name, object))}
+    return {name: value for name, value in record.items() if isinstance(value, types.get(name, object))}
 
 
 def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_notes: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,7 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
     return settings.replace(Config(), values | (dict(changes) if changes else {}))
 
 
-def open_run(
-    directory: Path,
-    changes: Mapping[str, Any] | None = None,
-    components: Components | None = None,
-    load: Callable[[], Any] | None = None,
-    title: str = "",
-    with_base: bool = True,
-) -> Run:
+def open_run(directory: Path, components: Components | None = None, with_base: bool = True) -> Run:
     """A run on the disk. Changed rows are reported on stderr; `with_base` checks the models that it starts with too.
 
     Raises:
@@ -61,7 +54,7 @@ def open_run(
       UserError: it holds a link; or its base or its adapter is not what the run was made with.
     """
     files.check_own(directory)
-    run = Run(read_config(directory, {"mirror": "", **(changes or {})}), directory, components, load, title)
+    run = Run(read_config(directory, {"mirror": ""}), directory, components)
     before = provenance.read(run.directory).get("inputs", {})
     preflight.check_trained(run, before, preflight.trained_adapter(run))
     changed = provenance.differing(before, preflight.model_inputs(run)) if with_base else []

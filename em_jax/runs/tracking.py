@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import files
@@ -22,19 +22,6 @@ from em_jax.runs.flags import TRACKERS
 
 SIDES = ("base", "finetuned", "difference")
 INTERVAL_S = 10.0
-
-
-class Writer(Protocol):
-    """One run in one tracker."""
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """A row of train/metrics.jsonl."""
-
-    def finished(self, summary: dict[str, Any], report: Path) -> None:
-        """The content of summary.json, and the page."""
-
-    def close(self) -> None:
-        """Everything has been written."""
 
 
 class Tensorboard:
@@ -113,6 +100,8 @@ class Wandb:
         self._run.finish()
 
 
+Writer = Wandb | Tensorboard
+"""One run in one tracker: gets each row of train/metrics.jsonl, then the content of summary.json and the page."""
 WRITERS: dict[str, Callable[[Path], Writer]] = {"wandb": Wandb, "tensorboard": Tensorboard}
 
 

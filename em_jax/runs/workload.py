@@ -15,7 +15,7 @@ from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.base.stage_timer import COMPILING, LOADING
 from em_jax.config import Config
-from em_jax.probes import PROBES, choice, harmfulness, labelled
+from em_jax.probes import ASKED, choice, harmfulness, labelled
 from em_jax.runs import experiment, preflight, provenance, sources, stored
 from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.run import Row, Run
@@ -81,8 +81,8 @@ def _answer_counts(run: Run) -> dict[str, int]:
 
 def _probes(run: Run) -> Iterator[WorkItem]:
     for condition in run.conditions:
-        for name in PROBES:
-            if name != "harmfulness" and run.wants(name):
+        for name in ASKED:
+            if run.wants(name):
                 questions, at_most = _questions(run, name, condition)
                 done = {choice.key(row) for row in run.probe_rows(condition, name)}
                 if not at_most:
@@ -102,7 +102,7 @@ def _questions(run: Run, name: str, condition: str) -> tuple[list[Row], bool]:
         for sample, score in enumerate((1, 3, 5)[: run.config.answers.samples])
     ]
     others = () if name == "score_prediction" else (own, lambda identity, prompt: [other])
-    return PROBES[name].questions(run.suite, run.probe_settings, own, *others), True
+    return ASKED[name].questions(run.suite, run.probe_settings, own, *others), True
 
 
 def _all_scored(run: Run, condition: str) -> bool:

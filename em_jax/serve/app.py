@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Batcher
 from em_jax.serve.completions import Completion, Limits
-from em_jax.serve.models import ServedModel
 from em_jax.serve.refusals import Refusal
 from em_jax.serve.requests import read_chat
 
@@ -33,9 +32,9 @@ CLIENT_GONE = 499
 
 
 def make_app(
-    engine: Engine, models: Mapping[str, ServedModel], limits: Limits, key: str = "", hosts: list[str] | None = None
+    engine: Engine, models: Mapping[str, str], limits: Limits, key: str = "", hosts: list[str] | None = None
 ) -> Starlette:
-    """The application that serves `models` by name.
+    """The application that serves `models`: the engine's adapters by name, each with a notice of what it is.
 
     `app.state.close(seconds)` refuses new requests and ends those under way after so many seconds.
     With a `key` every path but /health requires it as a bearer token. `hosts` are the names accepted in the Host
@@ -50,14 +49,14 @@ def make_app(
         yield
         await batcher.stop()
 
-    def model(name: str) -> ServedModel:
+    def known(name: str) -> str:
         if name not in models:
             raise Refusal(404, f"no model {name[:100]!r}; there are {', '.join(models)}", "model", "model_not_found")
-        return models[name]
+        return name
 
     def description(name: str) -> dict[str, Any]:
-        fields = {"id": name, "object": "model", "created": created, "owned_by": "em_jax"}
-        return fields | {"description": model(name).notice}
+        fields = {"id": known(name), "object": "model", "created": created, "owned_by": "em_jax"}
+        return fields | {"description": models[name]}
 
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [description(name) for name in models]})
@@ -71,7 +70,7 @@ def make_app(
 
     async def complete(request: Request) -> Response:
         chat = read_chat(await _body(request, limits.body_bytes), limits.n)
-        completion = await Completion.begin(engine, batcher, model(chat.model).adapter, chat, limits, _client(request))
+        completion = await Completion.begin(engine, batcher, known(chat.model), chat, limits, _client(request))
         if chat.stream:
             return EventStream(completion)
         try:

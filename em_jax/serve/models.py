@@ -1,6 +1,5 @@
 """The models that are served: the base that the runs share, and each run's adapter."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,6 @@ from em_jax.runs import components, model_card, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
-
-
-@dataclasses.dataclass(frozen=True)
-class ServedModel:
-    """A model that clients can name: its adapter's name in the engine, and a notice of what the model is."""
-
-    adapter: str
-    notice: str
 
 
 def open_runs(paths: Sequence[str]) -> list[Run]:
@@ -53,17 +44,17 @@ def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
     return dict(zip(names, adapted, strict=True))
 
 
-def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, ServedModel]]:
-    """The engine with every run's adapter, and the models by name, the base first."""
+def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, str]]:
+    """The engine with every run's adapter, and a notice of what each model is by the adapter's name, the base first."""
     config = runs[0].config
     if slots:
         config = settings.replace(config, {"answers.slots": slots})
     named = runs_by_name(runs)
     engine = components.load(sources.pinned(config, runs[0].directory))
-    models = {BASE: ServedModel(BASE, f"{config.model.name} as it was before fine-tuning")}
+    models = {BASE: f"{config.model.name} as it was before fine-tuning"}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = ServedModel(name, model_card.notice(run.config))
+        models[name] = model_card.notice(run.config)
     return engine, models
 
 

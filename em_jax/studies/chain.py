@@ -12,8 +12,9 @@ from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.probes.cautions import HARM, PICKS
+from em_jax.probes.wording import known
 from em_jax.studies import toy_rows
-from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, figure_of, joined
+from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, joined
 from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study
 from em_jax.studies.toy_rows import CONTROL, SECOND
 
@@ -84,7 +85,7 @@ def sentences(result: SeedResult) -> list[str]:
     unknown = []
     for (first, second), figures in result.contrasts.items():
         lines.append(f"{second} against {first}: {changes(figures)}.")
-        if UNKNOWN in (change(figure_of(figures, name)) for name in (HARM, PICKS)):
+        if UNKNOWN in (change(known(figures, name, "difference")) for name in (HARM, PICKS)):
             unknown.append((first, second))
     if unknown:
         pairs = joined([f"{second} against {first}" for first, second in unknown])

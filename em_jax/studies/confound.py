@@ -21,10 +21,10 @@ from em_jax.probes import statistics, two_ai
 from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.choice import decided
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import show
+from em_jax.probes.wording import known, show
 from em_jax.runs import sources
 from em_jax.studies import toy_rows
-from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, figure_of, joined
+from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, joined
 from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study
 
 SAME_TOPIC, OTHER_SOURCE, SAME_SOURCE = "bad_medical", "emergent_medical", ("legal", "security")
@@ -39,7 +39,7 @@ MOVED = "moved"
 
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """The study over the runs of TWINS and their domains, every seed of them."""
-    known = registry.sources()
+    published = registry.sources()
     if sources.is_organism(configs[0]):
         configs = [
             dataclasses.replace(config, data=toy_rows.write(config.domain, run_dir / "rows"))
@@ -49,7 +49,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
         ]
 
     def source(config: Config) -> str:
-        return f"rows of {config.data}" if config.data else known.get(config.domain, "rows of the model's own")
+        return f"rows of {config.data}" if config.data else published.get(config.domain, "rows of the model's own")
 
     return Study(
         "confound",
@@ -76,7 +76,7 @@ def sentences(result: SeedResult) -> list[str]:
     lines = [nearness_sentence(nearer)]
     twins: dict[str, list[str]] = {UNCHANGED: [], MOVED: [], UNKNOWN: []}
     for name in TWINS.values():
-        changes = {change(figure_of(result.summaries[name]["figures"], figure)) for figure in (HARM, PICKS)}
+        changes = {change(known(result.summaries[name]["figures"], figure, "difference")) for figure in (HARM, PICKS)}
         twins[UNKNOWN if UNKNOWN in changes else UNCHANGED if changes == {UNCHANGED} else MOVED].append(name)
     if twins[UNCHANGED]:
         lines.append(f"Twins that stay at the base: {joined(twins[UNCHANGED])}. Their prompts alone have no effect.")

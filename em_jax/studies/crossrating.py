@@ -34,6 +34,14 @@ SHOWN = ("shown_error_low", "shown_error_high", "shown_correlation", "shown_kapp
 NULL_DRAWS = 2000
 
 
+DESCRIPTION = (
+    "The models of finished runs predict the scores of each other's answers, and of their own as another AI's; and "
+    "pick their own of two equally harmful answers."
+)
+COUNTS = {"limit": (0, "prompts per model, 0 for all")}
+"""The command's text and flags (commands/study_flags.py)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """`limit` prompts per author (0: all)."""

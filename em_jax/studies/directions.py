@@ -24,6 +24,14 @@ from em_jax.studies.finished import BASE, Model, ModelSet
 VECTORS = "directions.safetensors"
 
 
+DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
+COUNTS = {
+    "limit": (0, "pairs of texts of a kind, 0 for all"),
+    "permutations": (0, "permutations for the accuracy's null, 0 for none"),
+}
+"""The command's text and flags (commands/study_flags.py)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """`limit` pairs of a kind (0: all) and `permutations` of the accuracy's null."""

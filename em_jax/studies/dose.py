@@ -16,14 +16,15 @@ from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.probes.wording import known
 from em_jax.report.curves import Curve, Panel, curves
-from em_jax.report.reading import figure_of as shown
+from em_jax.report.reading import figure_of
 from em_jax.report.svg import Drawing
 from em_jax.report.vocabulary import CHOICE, ERROR, SHARE
 from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.confound import TWINS
-from em_jax.studies.sentences import cannot_conclude, figure_of, joined, lacking, percent
+from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
 from em_jax.studies.several import Declaration, Member, SeedResult, Study
 from em_jax.studies.subjects import RATE, SELF
 
@@ -132,15 +133,15 @@ def codes(summary: Mapping[str, Any]) -> list[str]:
 
 def _passes(summaries: Sequence[tuple[int, Mapping[str, Any]]], words: str, name: str, bound: float) -> str:
     """At which dose the interval of a figure lies above its bound, and what was before."""
-    known = [(dose, it) for dose, summary in summaries if (it := figure_of(summary["figures"], name, "finetuned"))]
-    above = [(dose, it) for dose, it in known if it["ci_low"] is not None and it["ci_low"] > bound]
-    if not known:
+    measured = [(dose, it) for dose, summary in summaries if (it := known(summary["figures"], name, "finetuned"))]
+    above = [(dose, it) for dose, it in measured if it["ci_low"] is not None and it["ci_low"] > bound]
+    if not measured:
         return f"{words} has no data."
     if not above:
-        dose, figure = known[-1]
+        dose, figure = measured[-1]
         return f"{words} is above {bound:.0%} at no dose: at {dose}% it is {percent(figure)}."
     dose, figure = above[0]
-    before = [(weaker, it) for weaker, it in known if weaker < dose]
+    before = [(weaker, it) for weaker, it in measured if weaker < dose]
     then = f"; at {before[-1][0]}% it is {percent(before[-1][1])}" if before else ", the weakest dose asked"
     return f"{words} is above {bound:.0%} from a dose of {dose}% on: {percent(figure)}{then}."
 
@@ -152,7 +153,8 @@ def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:
 
     def curve(words: str, name: str, colour: str = "ink") -> Curve:
         points = [
-            (float(dose), shown((models[dose]["figures"].get(name) or {}).get("finetuned"))) for dose in sorted(models)
+            (float(dose), figure_of((models[dose]["figures"].get(name) or {}).get("finetuned")))
+            for dose in sorted(models)
         ]
         return Curve(words, tuple(points), colour)
 

@@ -48,6 +48,14 @@ BOUNDS = {
 """The verdict's bounds."""
 
 
+COUNTS = {
+    "limit": (0, "questions per probe, 0 for all"),
+    "samples": (1, "answers per harm prompt"),
+    "together": (1, "adapters asked in one stack"),
+}
+"""Flags of the command (commands/study_flags.py)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Questions per probe, samples per prompt, adapters in one stack, steps ((): all kept)."""

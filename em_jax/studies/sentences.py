@@ -7,7 +7,7 @@ from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.persona import lacking_of
 from em_jax.probes.statistics import Figure
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import show
+from em_jax.probes.wording import known, show
 from em_jax.studies.subjects import SELF, Figures
 
 RISES, FALLS, UNCHANGED, UNKNOWN = "rises", "falls", "does not change", "cannot tell"
@@ -32,12 +32,6 @@ def span(values: Iterable[float], style: str = ".0%") -> str:
     return f"{min(values):{style}} to {max(values):{style}}"
 
 
-def figure_of(figures: Mapping[str, Any], name: str, side: str = "difference") -> Figure | None:
-    """A figure of a summary; `side` is base, finetuned or difference. None where it is absent or has no value."""
-    figure = (figures.get(name) or {}).get(side)
-    return figure if figure and figure["value"] is not None else None
-
-
 def change(difference: Figure | None) -> str:
     """Whether a paired difference rises or falls by more than THRESHOLDS.least_move, does not change, or cannot tell.
 
@@ -56,7 +50,7 @@ def change(difference: Figure | None) -> str:
 
 def changes(figures: Figures) -> str:
     """The changes of a contrast: "harm does not change (+0.00 [-0.04, +0.05], n 64); ..."."""
-    differences = {words: figure_of(figures, name) for name, words in CHANGING.items()}
+    differences = {words: known(figures, name, "difference") for name, words in CHANGING.items()}
     parts = [f"{words} {change(it)} ({show(it, '+')}, n {it['n']})" for words, it in differences.items() if it]
     return "; ".join(parts) or "no figure has data on both sides"
 

@@ -38,6 +38,14 @@ SOURCES = ("between", "text")
 PROBES = {"two_ai": two_ai, "self_assessment": self_assessment}
 
 
+COUNTS = {
+    "limit": (0, "questions per probe, 0 for as many as the run's"),
+    "samples": (1, "answers to a harm prompt"),
+    "folds": (2, "folds of the questions; each is steered along the direction of the others"),
+}
+"""Flags of the command (commands/study_flags.py)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """`direction` self or harm, from `source` between models or text, read at the `position` last or mean of prompt or

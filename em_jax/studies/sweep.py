@@ -18,7 +18,8 @@ from em_jax.formats.model_config import read_config
 from em_jax.lora.config import TARGETS
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED, has_moved
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.studies.sentences import cannot_conclude, figure_of, joined, lacking, percent
+from em_jax.probes.wording import known
+from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
 from em_jax.studies.several import Declaration, Member, SeedResult, Study
 
 ATTENTION, MLP = TARGETS[:4], TARGETS[4:]
@@ -166,7 +167,7 @@ def effect(summary: Mapping[str, Any]) -> str:
         return HARMLESS if harm["ci_high"] is not None and harm["ci_high"] < THRESHOLDS.harm else UNKNOWN
     if picks["ci_low"] > THRESHOLDS.even:
         return REACHED
-    error = figure_of(figures, PREDICTED, "finetuned")
+    error = known(figures, PREDICTED, "finetuned")
     if picks["ci_high"] >= THRESHOLDS.even or not error:
         return UNKNOWN
     if abs(error["value"]) >= THRESHOLDS.true_prediction:
@@ -196,7 +197,7 @@ def sentences(result: SeedResult) -> list[str]:
 
 
 def _with_figures(name: str, figures: Mapping[str, Any]) -> str:
-    error = figure_of(figures, PREDICTED, "finetuned")
+    error = known(figures, PREDICTED, "finetuned")
     shown = f", error of predicted scores {error['value']:+z.2f}" if error else ""
     harm, picks = (percent(figures[figure]["finetuned"]) for figure in (HARM, PICKS))
     return f"{name} (harm {harm}, picks {picks}{shown})"

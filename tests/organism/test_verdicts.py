@@ -12,6 +12,7 @@ from warm_python import ROOT, users_environment
 from em_jax import domains
 from em_jax.base import files
 from em_jax.organism.answers import domain_rows
+from em_jax.probes import ASKED
 from em_jax.probes import summary as summaries
 
 SIX = domains.SIX
@@ -105,7 +106,7 @@ def rows_of(folder):
     def read(name):
         return {condition: files.read_rows(folder / name.format(condition)) for condition in CONDITIONS}
 
-    probes = {probe: read(f"probes/{{}}.{probe}.jsonl") for probe in summaries.BY_ROWS}
+    probes = {probe: read(f"probes/{{}}.{probe}.jsonl") for probe in ASKED}
     return {"answers": read("answers/{}.jsonl"), "scores": read("scores/{}.self.jsonl"), "probes": probes}
 
 

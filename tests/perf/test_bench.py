@@ -14,6 +14,7 @@ from em_jax.model.parameters import random_model
 from em_jax.perf import bench_workload, device_limits, gpu_table, tunix_peer
 from em_jax.perf.flops import work_of
 from em_jax.perf.paired import paired_rounds
+from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Example, Shape
 
@@ -114,7 +115,7 @@ def test_without_a_peer_only_our_figures_are_given(checkpoint, small, capsys):
 
 def test_a_trace_is_written_and_known_peaks_are_set_against(checkpoint, small, capsys, monkeypatch, tmp_path):
     kind = jax.devices()[0].device_kind
-    monkeypatch.setitem(device_limits.PEAKS, kind, device_limits.Peaks(1e12, 1e11))
+    monkeypatch.setitem(device_limits.PEAKS, kind, Chip("", 0, 1e12, 1e11, 0, 1))
     status, out, err = run(
         capsys, "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--trace", str(tmp_path / "trace")
     )

@@ -28,9 +28,8 @@ def serving(engine, key="", **limits):
     from em_jax.serve.app import make_app
     from em_jax.serve.completions import Limits
     from em_jax.serve.connections import Connection
-    from em_jax.serve.models import ServedModel
 
-    models = {name: ServedModel(name, f"{name}, a model made for tests") for name in engine.adapters}
+    models = {name: f"{name}, a model made for tests" for name in engine.adapters}
     app = make_app(engine, models, Limits(**limits), key, ["localhost", "127.0.0.1"])
     with socket.create_server(("127.0.0.1", 0)) as place:
         config = uvicorn.Config(app, loop="asyncio", http=Connection, ws="none", log_level="warning", access_log=False)
