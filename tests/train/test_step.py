@@ -89,7 +89,7 @@ def distance(one, other) -> float:
 
 
 def padded(mesh):
-    values = ("padded", mesh, {"remat": "full" if mesh["tensor"] == 1 else "none"})
+    values = ("padded", mesh, {"remat": "full" if 1 in (mesh["data"], mesh["tensor"]) else "none"})
     return values if mesh in tiny.ORDINARY_MESHES else tiny.long(*values)
 
 
