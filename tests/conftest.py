@@ -1,7 +1,7 @@
 """Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported.
 
-The programs of a test's own process, and of the commands that it starts warm, are compiled by QUICK_FLAGS; whole runs
-(test_verdicts, test_notebooks) and the server, planner and bench are optimised as a user's are.
+The programs of a test's own process, and of most commands that it starts, are compiled by QUICK_FLAGS; the runs of
+test_verdicts and what tests/serve and tests/perf start are optimised as a user's are.
 """
 
 import atexit

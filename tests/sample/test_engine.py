@@ -36,9 +36,7 @@ def naive(engine, prompt, sample, answer, *, adapter, limit, temperature, top_p=
     last = logits(engine, prompt + answer.tokens, adapter)[0, len(prompt) - 1 :][:count]
     keys = np.repeat(np.asarray(request_key(seed, prompt, sample))[None], count, axis=0)
     row = np.ones(count, np.float32)
-    drawn, logprobs = sample_tokens(
-        last, keys, np.arange(count), temperature * row, top_p * row, use_top_p=top_p < 1
-    )
+    drawn, logprobs = sample_tokens(last, keys, np.arange(count), temperature * row, top_p * row, use_top_p=top_p < 1)
     drawn, total = drawn.tolist(), float(logprobs.sum())
     if drawn[-1] in engine.tokenizer.stop_ids:
         return drawn[:-1], "stop", total
