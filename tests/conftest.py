@@ -1,7 +1,7 @@
 """Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported.
 
-The programs of a test's own process, and of most commands that it starts, are compiled by QUICK_FLAGS; the runs of
-test_verdicts and what tests/serve and tests/perf start are optimised as a user's are.
+The programs of a test's own process, and of most commands that it starts, are compiled by QUICK_FLAGS; test_verdicts has
+flags of its own, and what tests/serve and tests/perf start is optimised as a user's is.
 """
 
 import atexit

@@ -36,7 +36,6 @@ def matrix(layout: str, seed: int = 0) -> np.ndarray:
     return drawn
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("layout", ["D->NH", "NH->D", "D->F", "F->D"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_its_closed_form(layout, dtype):
