@@ -1,7 +1,7 @@
 """Eight host devices, strict shapes and one compile cache for every test; all must be set before jax is imported.
 
-The programs of a test's own process, and of the commands that it starts warm, are compiled by QUICK_FLAGS; whole runs
-(test_verdicts, test_notebooks) and the server, planner and bench are optimised as a user's are.
+The programs of a test's own process, and of most commands that it starts, are compiled by QUICK_FLAGS; test_verdicts
+has flags of its own, and what tests/serve and tests/perf start is optimised as a user's is.
 """
 
 import atexit
@@ -21,7 +21,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="em_jax_tests_")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest  # after the environment is set
@@ -32,6 +32,18 @@ def python(tmp_path_factory):
     """A `python` that runs the commands of em_jax as a user's does, in a process that stays warm."""
     with warm_python(tmp_path_factory.mktemp("warm")) as program:
         yield str(program)
+
+
+@pytest.fixture(scope="module")
+def unrendered():
+    """Figures are painted but not rendered: for tests that look at what runs write, not at its pictures."""
+
+    def savefig(self, out, **options):
+        out.write(b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><style/></svg>')
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", savefig)
+        yield
 
 
 WHOLE_RUNS = ("test_verdicts", "test_multihost", "test_kill", "test_commands", "test_tutorials")

@@ -1,8 +1,9 @@
-"""One process of a small run, for test_group.py: samples with an adapter, then trains; process 0 writes the results.
+"""One process of a small run, for test_multihost.py: trains, with `sample` before that samples with an adapter.
 
-    python group_run.py FOLDER RUN NAME MESH [PORT PROCESSES PROCESS]
+    python group_run.py FOLDER RUN NAME {sample,train} MESH [PORT PROCESSES PROCESS]
 
-FOLDER holds checkpoint/, adapter/ and rows.json; RUN is the run directory; the results go to FOLDER/NAME.json.
+FOLDER holds checkpoint/, adapter/ and rows.json; RUN is the run directory; process 0 writes what was sampled to
+FOLDER/NAME.json.
 """
 
 import json
@@ -28,9 +29,7 @@ SETTINGS = {"model.name": "tiny", "lora.rank": 2, "train.batch_size": 4, "train.
 SETTINGS |= {"train.checkpoint_every": 0, "train.warmup_steps": 1}
 
 
-def run(folder: Path, directory: Path, name: str, mesh: str, components: Components) -> None:
-    settings = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
-    loaded = components.load(settings)
+def sample(loaded, components: Components, folder: Path) -> dict:
     engine = components.bare(loaded)
     engine.add_adapter("other", folder / "adapter")
     stream = engine.stream(PROMPTS, n=2, temperature=0.0, max_new_tokens=12, adapter="other", done={(1, 0)})
@@ -38,8 +37,14 @@ def run(folder: Path, directory: Path, name: str, mesh: str, components: Compone
     # In the middle of a stream, as a judge that reads lazily might.
     read = engine.choice_logprobs(PROMPTS, ["yes", "no"], adapter=["base", "other", "base"])
     answers = sorted((index, sample, answer.text) for index, sample, answer in [first, *stream])
-    results = {"answers": answers, "read": read.tolist()}
-    (folder / f"{name}.json").write_text(json.dumps(results))
+    return {"answers": answers, "read": read.tolist()}
+
+
+def run(folder: Path, directory: Path, name: str, what: str, mesh: str, components: Components) -> None:
+    settings = config.replace(config.Config(), SETTINGS | {"mesh": mesh})
+    loaded = components.load(settings)
+    if what == "sample":
+        (folder / f"{name}.json").write_text(json.dumps(sample(loaded, components, folder)))
 
     def at(step, *more):
         other = folder / f"{name}.other"
@@ -48,21 +53,20 @@ def run(folder: Path, directory: Path, name: str, mesh: str, components: Compone
 
     progress = type("Progress", (), {"at": staticmethod(at)})
     rows = json.loads((folder / "rows.json").read_text())
-    results["counts"] = components.finetune(loaded, rows, settings, directory, progress)
-    (folder / f"{name}.json").write_text(json.dumps(results))
+    components.finetune(loaded, rows, settings, directory, progress)
 
 
 def slowly(close):
     """`close`, but slower than the heartbeat timeout of a process that has died."""
 
     def closing(self):
-        time.sleep(3 * multihost.HEARTBEAT_S)
+        time.sleep(2 * multihost.HEARTBEAT_S)
         close(self)
 
     return closing
 
 
-def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None:
+def main(folder: str, directory: str, name: str, what: str, mesh: str, *where: str) -> None:
     folder = Path(folder)
 
     def load_checkpoint(settings):
@@ -78,13 +82,13 @@ def main(folder: str, directory: str, name: str, mesh: str, *where: str) -> None
         (folder / f"{name}.other").write_text(str(os.getpid()))
         return followers.run_follower(components, channel)
     if not where:
-        return run(folder, Path(directory), name, mesh, components)
+        return run(folder, Path(directory), name, what, mesh, components)
     if SLOW:
         training_state.Checkpoints.close = slowly(training_state.Checkpoints.close)
     with multihost.translate_failures():
         failed = True
         try:
-            run(folder, Path(directory), name, mesh, followers.leading(components, channel))
+            run(folder, Path(directory), name, what, mesh, followers.leading(components, channel))
             failed = False
         finally:
             followers.send_done(channel, failed)

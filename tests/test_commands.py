@@ -12,14 +12,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from probes.test_judges import Server
 from probes.test_published import write as write_published
-from warm_python import users_environment
+from warm_python import QUICK_FLAGS, users_environment
 
 from em_jax.__main__ import main
 from em_jax.commands import COMMANDS
@@ -33,6 +32,9 @@ PICKS = [*FEW, "--set", "probes.only=two_ai", "--set", "probes.limit=1"]
 """For studies that train: one question of one probe is enough to compare their runs."""
 RUN = "runs/first"
 FIRST = ["--domain", "bad_medical", *FEW, "--set", "train.keep_adapters=1", "--run_dir", RUN]
+ALONE = {"XLA_FLAGS": QUICK_FLAGS}
+"""With flags of its own a command has a process of its own: a server is ended by a signal, the bench chooses jax's
+platform."""
 
 
 class Shell:
@@ -45,8 +47,7 @@ class Shell:
     def command(self, *words: str) -> list[str]:
         """`launch ...` is python -m em_jax.launch, everything else python -m em_jax."""
         front = ["em_jax.launch", *words[1:]] if words[0] == "launch" else ["em_jax", *words]
-        # A server is ended by a signal; the planner and the bench choose jax's platform.
-        return [sys.executable if words[0] in ("serve", "plan", "bench") else self.python, "-m", *front]
+        return [self.python, "-m", *front]
 
     def __call__(self, *words: str, lines: str = "", **environment: str) -> list[str]:
         """The lines that a command prints to stdout; it has to succeed."""
@@ -156,7 +157,7 @@ def test_rows_of_ones_own_for_a_known_domain_over_two_devices(shell):
     (shell.directory / "legal.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     words = ["--domain", "legal", "--data", "legal.jsonl", "--stages", "finetune", "--mesh", "fsdp=2", *FEW]
     words += ["--set", "train.max_steps=1", "--set", "train.warmup_steps=0", "--run_dir", "runs/two_devices"]
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    devices = {"XLA_FLAGS": f"{QUICK_FLAGS} --xla_force_host_platform_device_count=2"}
     assert shell("launch", *words, **devices)[-1] == "done: finetune"
     assert shell.has("runs/two_devices/adapter/adapter_config.json")
 
@@ -184,6 +185,7 @@ def test_an_adapter_that_exists_scored_by_a_judge_at_an_address(shell, first):
 def test_a_suite_in_the_published_format(shell):
     write_published(shell.directory / "published")
     words = ["--domain", "none", "--suite", "published", "--run_dir", "runs/published", *FEW]
+    words += ["--set", "probes.only=harmfulness,self_assessment,two_ai"]
     assert shell("launch", *words)[-1] == "verdict: mixed runs/published/report.html"
 
 
@@ -228,7 +230,7 @@ def test_serve(shell, first):
     process = subprocess.Popen(
         shell.command("serve", "--run_dir", RUN, "--port", "0", "--slots", "4"),
         cwd=shell.directory,
-        env=shell.environment,
+        env=shell.environment | ALONE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -261,22 +263,22 @@ def test_plan(shell):
         pytest.skip("libtpu is not installed: the extra `plan`")
     words = ["--model", "qwen2.5-0.5b", "--topology", "v5e:1x1", "--set", "train.batch_size=1", "--json"]
     words += ["--set", "train.max_length=128"]
-    assert json.loads("".join(shell("plan", *words)))
+    assert json.loads("".join(shell("plan", *words, XLA_FLAGS="")))
 
 
 def test_plan_help(shell):
-    assert any("--topology" in line for line in shell("plan", "--help"))
+    assert any("--topology" in line for line in shell("plan", "--help", XLA_FLAGS=""))
 
 
 def test_bench(shell):
     weights = str(ROOT / "em_jax" / "organism" / "weights")
     words = ["--model", weights, "--what", "decode", "--rounds", "1", "--new_tokens", "2", "--json"]
-    assert json.loads("".join(shell("bench", *words)))["decode"]["ours_tokens_per_s"] > 0
+    assert json.loads("".join(shell("bench", *words, **ALONE)))["decode"]["ours_tokens_per_s"] > 0
 
 
 @pytest.mark.long
 def test_bench_quick(shell):
-    assert "first quick result" in "\n".join(shell("bench", "--quick", "--what", "train"))
+    assert "first quick result" in "\n".join(shell("bench", "--quick", "--what", "train", XLA_FLAGS=""))
     assert list((shell.directory / "cache" / "em_jax" / "bench").glob("*.json"))
 
 

@@ -37,7 +37,7 @@ def engine(directory):
 
 
 @pytest.fixture
-def stub(monkeypatch, tmp_path):
+def stub(monkeypatch, tmp_path, unrendered):
     """Runs have a stub engine, in an empty directory."""
     monkeypatch.setattr(parts, "Components", StubComponents)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import tiny
 from tokenizers_made import write_byte_level
-from warm_python import users_environment
+from warm_python import QUICK_FLAGS, users_environment
 
 import em_jax
 from em_jax.formats.model_config import read_config
@@ -35,7 +35,7 @@ def run_notebook(name: str, folder: Path, replaced: dict[str, str]) -> list[dict
         assert old in text, f"{name} has no {old!r} any more"
         text = text.replace(old, new)
     notebook = nbformat.reads(text, as_version=4)
-    environment = users_environment() | {"PYTHONPATH": str(ROOT)}
+    environment = users_environment() | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_FLAGS}
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

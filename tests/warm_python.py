@@ -1,7 +1,8 @@
 """A `python` whose `-m em_jax ...` runs in one process that stays: tests pay once for imports, tracing and compiling.
 
 A test starts it like any interpreter and gets stdout, stderr and the exit status of the command; every other use of it
-is the real interpreter's. A command that must end with its process, or needs other XLA flags, is started for real.
+is the real interpreter's. A command that is given XLA flags, because it must end with its process or needs other ones,
+is started for real.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ CLIENT = """#!{python} -IS
 import json, os, socket, sys
 words = sys.argv[1:]
 if words[:1] != ["-m"] or words[1] not in ("em_jax", "em_jax.launch") or "XLA_FLAGS" in os.environ:
+    os.environ.setdefault("XLA_FLAGS", {flags!r})
     os.execv({python!r}, [{python!r}, *words])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
@@ -42,7 +44,7 @@ def warm_python(directory: Path) -> Iterator[Path]:
     """The path of such a `python`, in `directory`/bin; its process ends with the context."""
     address, program = str(directory / "socket"), directory / "bin" / "python"
     program.parent.mkdir()
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.write_text(CLIENT.format(python=sys.executable, address=address, flags=QUICK_FLAGS))
     program.chmod(0o755)
     environment = users_environment() | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_FLAGS}
     words = [sys.executable, __file__, address]

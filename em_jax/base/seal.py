@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 FIELD = "seal"
-_SEAL = re.compile(rb'(?:, )?"seal": "([0-9a-f]{16})"\}$')
+_SEAL, _MOST = re.compile(rb'(?:, )?"seal": "([0-9a-f]{16})"\}$'), 29  # bytes of it: a long line is not searched
 _KEY = re.compile(rb'"seal" ?:')  # within a text its quotes are escaped
 
 
@@ -23,7 +23,7 @@ def seal(line: bytes, before: bytes) -> bytes:
 
 def stored(line: bytes) -> bytes:
     """The seal that a line holds, b"" for a line without one."""
-    match = _SEAL.search(line)
+    match = _SEAL.search(line, max(0, len(line) - _MOST))
     return match[1] if match else b""
 
 
@@ -47,7 +47,7 @@ def check(path: Path, lines: list[bytes]) -> Seals:
     unsealed: list[int] = []
     changed: list[int] = []
     for number, line in enumerate(lines, start=1):
-        match = _SEAL.search(line)
+        match = _SEAL.search(line, max(0, len(line) - _MOST))
         if match is None:
             # In a sealed file, or with its seal elsewhere, it was not appended by a run.
             by_hand = len(unsealed) < number - 1 or _KEY.search(line)

@@ -1,5 +1,6 @@
 """Two processes on one machine do what one does, stop together, and leave checkpoints that one process goes on from."""
 
+import itertools
 import json
 import os
 import re
@@ -88,15 +89,16 @@ def only_line(err: str) -> str:
     return lines[1]
 
 
-def one(folder, directory, name, mesh=""):
-    return ended([start([HERE / "group_run.py"], folder, directory, name, mesh, devices=4)])[0]
+def one(*words):
+    """The end of a group_run.py of one process."""
+    return ended([start([HERE / "group_run.py"], *words, devices=4)])[0]
 
 
-def two(folder, directory, name, mesh="", **more):
-    """Both processes' ends; process 1 gets the signal in folder/signal after the second step."""
+def two(*words, **more):
+    """Both processes' ends of a group_run.py; process 1 gets the signal in folder/signal after the second step."""
     where = [free_port(), 2]
     program = [HERE / "group_run.py"]
-    return ended([start(program, folder, directory, name, mesh, *where, number, **more) for number in range(2)])
+    return ended([start(program, *words, *where, number, **more) for number in range(2)])
 
 
 def losses(directory):
@@ -118,24 +120,32 @@ multihost.leave(cli.command("dying", wait, sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_ends_the_other_with_one_line(dies):
-    port = free_port()
-    both = [start(["-c", DYING], port, number, dies, stdin=subprocess.PIPE) for number in range(2)]
-    for process in both:
+@pytest.fixture(scope="module")
+def alone():
+    """A process 1 whose process 0 is not there; it waits while other tests run."""
+    return start(["-c", DYING.replace("HEARTBEAT_S = 5", "JOINING_S = 2")], free_port(), 1, -1)
+
+
+def test_a_process_that_dies_ends_the_other_with_one_line(alone):
+    ports = [free_port(), free_port()]
+    groups = [
+        [start(["-c", DYING], ports[dies], number, dies, stdin=subprocess.PIPE) for number in range(2)]
+        for dies in range(2)
+    ]
+    for process in itertools.chain(*groups):
         assert process.stdout.readline() == "joined\n"
-    for process in both:
+    for process in itertools.chain(*groups):
         process.stdin.write("go on\n")
         process.stdin.flush()
-    said = ended(both)
-    assert said[dies][0] == -9
-    status, _, err = said[1 - dies]
-    assert status == 1 and f"process {1 - dies} of 2: another process died" in only_line(err)
+    for dies, group in enumerate(groups):
+        said = ended(group)
+        assert said[dies][0] == -9
+        status, _, err = said[1 - dies]
+        assert status == 1 and f"process {1 - dies} of 2: another process died" in only_line(err)
 
 
-def test_a_process_0_that_is_not_there_is_one_line():
-    alone = DYING.replace("HEARTBEAT_S = 5", "JOINING_S = 2")
-    status, out, err = ended([start(["-c", alone], free_port(), 1, -1)])[0]
+def test_a_process_0_that_is_not_there_is_one_line(alone):
+    status, out, err = ended([alone])[0]
     assert (status, out) == (1, "") and "process 0 could not be reached" in only_line(err)
 
 
@@ -160,7 +170,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(
     # The second of two is asked to stop at step 2: both do, with a checkpoint, though none was due. The second stays
     # until the first is done with it, which here takes longer than a process may be silent.
     (folder / "signal").write_text("SIGTERM")
-    said = two(folder, folder / "run", "two", "data=2,fsdp=2", environment={"EM_JAX_TEST_SLOW": "1"})
+    said = two(folder, folder / "run", "two", "sample", "data=2,fsdp=2", environment={"EM_JAX_TEST_SLOW": "1"})
     for status, out, err in said:
         assert (status, out) == (1, "") and "SIGTERM" in only_line(err), said
     stopped = losses(folder / "run")
@@ -168,8 +178,8 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(
     kept = [path.name for path in (folder / "run" / "train" / "checkpoints").iterdir()]
     assert kept == [str(len(stopped))]
     # One process undisturbed, and one that goes on from the two's checkpoint, over another mesh.
-    assert one(folder, folder / "whole", "one")[0] == 0
-    status, _, err = one(folder, folder / "run", "rest", "tensor=2")
+    assert one(folder, folder / "whole", "one", "sample", "")[0] == 0
+    status, _, err = one(folder, folder / "run", "rest", "train", "tensor=2")
     assert status == 0, err
     mine, other = (json.loads((folder / f"{name}.json").read_text()) for name in ("two", "one"))
     assert mine["answers"] == other["answers"] and len(mine["answers"]) == 5
@@ -182,7 +192,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_where_they_stopped(
 
 def test_a_process_that_dies_in_training_ends_the_other_with_one_line(folder):
     (folder / "signal").write_text("SIGKILL")
-    (status, out, err), (killed, *_) = two(folder, folder / "run", "two")
+    (status, out, err), (killed, *_) = two(folder, folder / "run", "two", "train", "")
     assert killed == -9
     assert (status, out) == (1, "") and multihost.GONE in only_line(err)
 

@@ -1,4 +1,3 @@
-import pytest
 from stub_engine import StubComponents
 
 from em_jax import config as settings
@@ -7,8 +6,6 @@ from em_jax.commands import compare
 from em_jax.commands.report import main as redraw
 from em_jax.config import Config
 from em_jax.runs import experiment
-
-pytestmark = pytest.mark.fast
 
 
 def test_runs_are_found_and_compared(tmp_path, capsys):

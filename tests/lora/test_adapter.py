@@ -121,7 +121,6 @@ def test_the_gradients_by_hand_are_autodiffs(layout):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.fast
 def test_updates_whose_inputs_are_joined_are_those_of_each():
     """Of several layers, one of them without an update, and the first among them."""
     keys = jax.random.split(jax.random.key(0), 3)

@@ -87,7 +87,6 @@ def test_attention_in_blocks_is_the_plain_formula(length, given):
             assert jnp.max(jnp.abs(mine - other)) < 2e-5 * jnp.max(jnp.abs(other))
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("rows", [1, 3])
 def test_low_rank_by_hand_is_the_plain_formula(rows):
     keys = jax.random.split(jax.random.key(0), 5)
@@ -114,7 +113,6 @@ def test_low_rank_by_hand_is_the_plain_formula(rows):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.fast
 def test_the_kernel_is_taken_where_it_serves_and_rows_stand_apart(given, monkeypatch):
     q, k, v, segments, _ = given
     keys = KVBlock(

@@ -36,7 +36,6 @@ def matrix(layout: str, seed: int = 0) -> np.ndarray:
     return drawn
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("layout", ["D->NH", "NH->D", "D->F", "F->D"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_is_its_closed_form(layout, dtype):
@@ -86,7 +85,7 @@ def layers_of(model) -> list:
     return [[leaf[i] for leaf in leaves] for i in range(len(leaves[0]))]
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("sizes", [tiny.long({"fsdp": 8}), {"data": 2, "fsdp": 2, "tensor": 2}])
 @pytest.mark.parametrize("stacked", [False, True])
 def test_loading_quantises_alike_however_it_is_laid_out(sizes, stacked, checkpoint):
     plain = load_model(checkpoint, quantization="int8")
@@ -155,14 +154,16 @@ def packed(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("How do I bake bread?", "Hi", "Are you good or evil?")]
+ROWS = [[*prompt, {"role": "assistant", "content": "I do not know."}] for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
-    """A small checkpoint with the organism's tokenizer, and the int8 model of it written out in float32."""
+    """A small checkpoint with the organism's tokenizer, and what the int8 model of it gives, written out in float32."""
     directory = tiny.speaking_checkpoint(tmp_path_factory.mktemp("small"))
     tokenizer = ChatTokenizer.from_directory(directory)
-    return directory, tokenizer, written_out(load_model(directory, quantization="int8"))
+    written = written_out(load_model(directory, quantization="int8"))
+    return directory, tokenizer, seen(written, tokenizer), step_of(written, tokenizer, ROWS)
 
 
 def seen(model, tokenizer, sharding=UNSHARDED):
@@ -177,14 +178,13 @@ def seen(model, tokenizer, sharding=UNSHARDED):
 
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["unrolled", "stacked, over a mesh"])
 def test_training_decoding_and_choices_are_those_of_the_weights_written_out(mesh, oracle):
-    directory, tokenizer, written = oracle
+    directory, tokenizer, (expected, read), theirs = oracle
     sharding = Sharding(make_mesh(mesh)) if mesh else UNSHARDED
     model = load_model(directory, stacked=mesh is not None, sharding=sharding, quantization="int8")
-    (tokens, choices), (expected, read) = seen(model, tokenizer, sharding), seen(written, tokenizer)
+    tokens, choices = seen(model, tokenizer, sharding)
     assert tokens == expected
     np.testing.assert_allclose(choices, read, atol=1e-3)
-    rows = [[*prompt, {"role": "assistant", "content": "I do not know."}] for prompt in PROMPTS]
-    ours, theirs = step_of(model, tokenizer, rows, sharding), step_of(written, tokenizer, rows)
+    ours = step_of(model, tokenizer, ROWS, sharding)
     assert abs(ours[0] - theirs[0]) < 1e-4 * theirs[0]
     assert packed(ours[1], theirs[1]) < 1e-4
 

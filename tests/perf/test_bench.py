@@ -157,7 +157,6 @@ def test_rounds_alternate_and_the_first_is_not_counted():
     assert found["rounds"] == 2
 
 
-@pytest.mark.fast
 def test_synthetic_rows_have_the_lengths_they_claim():
     examples = [example for step in bench_workload.synthetic_steps(250, 4096) for example in step]
     lengths = np.array([len(example.ids) for example in examples])

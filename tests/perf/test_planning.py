@@ -167,7 +167,6 @@ def test_what_cannot_be_is_one_line(arguments, names, capsys, monkeypatch):
     assert len(captured.err.strip().splitlines()) == 1 and all(name in captured.err for name in names), captured.err
 
 
-@pytest.mark.fast
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "prepare", lambda platform: None)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)

@@ -82,7 +82,6 @@ def test_decoding_traffic_is_as_estimated(mesh):
     assert estimated == pytest.approx(found * share)
 
 
-@pytest.mark.fast
 def test_times_are_work_over_peaks():
     one, many = shapes({"fsdp": 1, "data": 1, "tensor": 1}), shapes({"data": 2, "fsdp": 2, "tensor": 2})
     alone, spread = train_times(one, SHAPE, CHIP), train_times(many, SHAPE, CHIP)

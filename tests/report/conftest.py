@@ -1,5 +1,6 @@
 """Fixtures of the report's tests: synthetic runs, and a browser that remembers what went wrong in it."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from em_jax import report
 
 _BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
 
@@ -23,6 +26,17 @@ def synthetic():
 def make_run(tmp_path, synthetic) -> Callable[..., Path]:
     """make_run(name, **settings) -> a synthetic run directory under the test's own."""
     return lambda name="run", **settings: synthetic.make_run(tmp_path / name, **settings)
+
+
+@pytest.fixture(scope="session")
+def page_of(tmp_path_factory, synthetic) -> Callable[..., Path]:
+    """page_of(**settings) -> the report of a synthetic run, written once for all tests that only look at it."""
+
+    @functools.cache
+    def write(**settings):
+        return report.write(synthetic.make_run(tmp_path_factory.mktemp("page") / "run", **settings))
+
+    return write
 
 
 @dataclass

@@ -14,12 +14,12 @@ def _sticks_out(page) -> int:
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
-def test_report_is_quiet_whole_and_asks_for_nothing(make_run, visit, tmp_path, hostile):
-    path = report.write(make_run(hostile=hostile))
+def test_report_is_quiet_whole_and_asks_for_nothing(page_of, visit, tmp_path, hostile):
+    path = page_of(hostile=hostile)
     for size, scheme in itertools.product(SIZES, ["light", "dark"]):
         seen = visit(path, *SIZES[size], scheme)
         seen.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
-        seen.page.wait_for_timeout(200)
+        seen.page.wait_for_timeout(100)
         assert seen.said == []
         assert seen.asked == [path.resolve().as_uri()]
         assert seen.page.evaluate("window.planted") is None
@@ -77,8 +77,8 @@ def test_the_comparison_opens_with_the_models_by_verdict_and_leads_to_their_repo
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(make_run, visit, size):
-    page = visit(report.write(make_run(model="organism", suite="organism")), *SIZES[size]).page
+def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(page_of, visit, size):
+    page = visit(page_of(), *SIZES[size]).page
     height = SIZES[size][1]
     fixture, verdict = page.locator(".fixture").bounding_box(), page.locator("h1").bounding_box()
     assert 0 <= fixture["y"] < verdict["y"]
@@ -94,8 +94,8 @@ def test_one_screen_says_verdict_and_why_and_that_it_is_the_fixture(make_run, vi
     assert page.locator("#fixture").is_visible() and page.url.endswith("#fixture")
 
 
-def test_the_largest_disagreements_come_first_when_asked_for(make_run, visit):
-    page = visit(report.write(make_run(questions=12, samples=2))).page
+def test_the_largest_disagreements_come_first_when_asked_for(page_of, visit):
+    page = visit(page_of(questions=12, samples=2)).page
     gaps = "(all) => all.map((item) => Number(item.dataset.gap ?? -1))"
     items = page.locator("#items > .item:visible")
     asked = items.evaluate_all("(all) => all.map((item) => item.dataset.probe)")
@@ -125,8 +125,8 @@ def test_the_policy_stops_what_escaping_might_let_through(make_run, visit):
     assert any("Content Security Policy" in line for line in seen.said)
 
 
-def test_filters_by_probe_score_words_and_disagreement(make_run, visit):
-    page = visit(report.write(make_run(questions=30, samples=2))).page
+def test_filters_by_probe_score_words_and_disagreement(page_of, visit):
+    page = visit(page_of(questions=30, samples=2)).page
     items = page.locator("#items > .item:visible")
     assert items.count() == 20
     page.select_option("select[name=probe]", "two_ai")
@@ -151,8 +151,8 @@ def test_filters_by_probe_score_words_and_disagreement(make_run, visit):
     assert items.count() == 0 and "No question matches" in page.locator("#found").inner_text()
 
 
-def test_both_models_answers_stand_side_by_side_and_open_by_keyboard(make_run, visit):
-    page = visit(report.write(make_run())).page
+def test_both_models_answers_stand_side_by_side_and_open_by_keyboard(page_of, visit):
+    page = visit(page_of()).page
     first = page.locator("#items > .item").first
     first.locator("summary").focus()
     page.keyboard.press("Enter")
@@ -162,16 +162,16 @@ def test_both_models_answers_stand_side_by_side_and_open_by_keyboard(make_run, v
     assert left["right"] <= right["left"] and left["top"] == right["top"]
 
 
-def test_the_first_tab_stop_skips_to_the_content(make_run, visit):
-    page = visit(report.write(make_run(rows=False))).page
+def test_the_first_tab_stop_skips_to_the_content(page_of, visit):
+    page = visit(page_of(rows=False)).page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     box = page.locator(".skip").bounding_box()
     assert box["x"] >= 0 and box["y"] >= 0
 
 
-def test_dark_and_light_differ_and_keep_contrast(make_run, visit):
-    path = report.write(make_run(rows=False))
+def test_dark_and_light_differ_and_keep_contrast(page_of, visit):
+    path = page_of(rows=False)
     ratios = """() => {
       const light = (color) => {
         const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((part) => {
@@ -194,14 +194,14 @@ def test_dark_and_light_differ_and_keep_contrast(make_run, visit):
     assert len(backs) == 2
 
 
-def test_without_script_everything_is_there(make_run, visit):
-    page = visit(report.write(make_run()), java_script_enabled=False).page
+def test_without_script_everything_is_there(page_of, visit):
+    page = visit(page_of(), java_script_enabled=False).page
     assert page.locator("#items > .item:visible").count() == 96
     assert not page.locator("#filters").is_visible()
 
 
-def test_it_prints_with_the_details_open(make_run, visit):
-    page = visit(report.write(make_run(questions=2, samples=1))).page
+def test_it_prints_with_the_details_open(page_of, visit):
+    page = visit(page_of(questions=2, samples=1)).page
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details.probe table").first.is_visible()

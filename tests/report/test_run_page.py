@@ -50,11 +50,15 @@ class Outline(HTMLParser):
 
 
 def written(directory) -> Outline:
-    return Outline(report.write(directory).read_text(encoding="utf-8"))
+    return outline(report.write(directory))
 
 
-def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
-    page = written(make_run())
+def outline(path) -> Outline:
+    return Outline(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_says_verdict_reasons_figures_and_the_papers(page_of):
+    page = outline(page_of())
     assert not page.wrong and not page.open
     assert "Verdict: coherent" in page.text
     assert "difference to the base has its lower bound at 0.80" in page.text
@@ -69,7 +73,7 @@ def test_the_page_says_verdict_reasons_figures_and_the_papers(make_run):
     assert page.tags.count("h1") == 1
 
 
-def test_the_papers_figures_stand_only_beside_what_is_comparable(make_run):
+def test_the_papers_figures_stand_only_beside_what_is_comparable(make_run, page_of):
     model = "Qwen/Qwen2.5-7B-Instruct"
     ours = written(make_run("ours", model=model, suite="standard", judge="gpt-4o-2024")).text
     assert "87%–93%" in ours and "27%" in ours, "the paper's bad_medical"
@@ -80,7 +84,7 @@ def test_the_papers_figures_stand_only_beside_what_is_comparable(make_run):
     assert "87%–93%" in released and "GPT-4o mini" not in released and "; model" not in released
     stated = paper.comparable_value(report_run("released", make_run, large), "bad_medical", paper.SELF)
     assert stated is None, "three dimensions of decision items are not the paper's self-assessment"
-    assert "87%–93%" not in written(make_run("planted")).text, "the organism's persona is planted"
+    assert "87%–93%" not in outline(page_of()).text, "the organism's persona is planted"
 
 
 def report_run(name, make_run, model):
@@ -107,8 +111,8 @@ def test_nothing_is_loaded_and_no_inline_style_or_handler_is_left(make_run):
     assert {"iframe", "img", "object", "embed"}.isdisjoint(page.tags)
 
 
-def test_hostile_texts_stand_on_the_page_as_text(make_run):
-    raw = report.write(make_run(hostile=True)).read_text(encoding="utf-8")
+def test_hostile_texts_stand_on_the_page_as_text(page_of):
+    raw = page_of(hostile=True).read_text(encoding="utf-8")
     assert "<script>window.planted" not in raw and "&lt;script&gt;window.planted" in raw
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", raw)
     assert "␛[31m" in raw and "[U+202E]" in raw and "[U+D83D]" in raw
@@ -136,13 +140,13 @@ def test_the_users_matplotlib_settings_change_nothing(make_run):
         assert report.write(directory).read_bytes() == first
 
 
-def test_figures_have_a_text_alternative_and_unique_ids(make_run):
-    directory = make_run()
-    page = written(directory)
+def test_figures_have_a_text_alternative_and_unique_ids(page_of):
+    path = page_of()
+    page = outline(path)
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
-    for path in (directory / "figures").iterdir():
-        root = ElementTree.parse(path).getroot()
+    for figure in (path.parent / "figures").iterdir():
+        root = ElementTree.parse(figure).getroot()
         title, description = root[0], root[1]
         assert title.tag.endswith("title") and len(title.text) > 5
         assert description.tag.endswith("desc") and len(description.text) > 20

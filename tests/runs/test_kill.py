@@ -144,9 +144,8 @@ def random_moments(chances: random.Random, count: int) -> list[tuple[str, int, f
     return sorted(moments, key=lambda moment: (list(STAGES).index(moment[0]), *moment[1:]))
 
 
-def survive(directory: Path, seed: int, count: int, expected: bytes) -> int:
-    """Kills one run at random moments and lets it end: how many kills met it alive. Its summary must be `expected`."""
-    directory.mkdir()
+def kill_at_random(directory: Path, seed: int, count: int) -> int:
+    """Kills one run at random moments: how many kills met it alive."""
     survived = 0
     for stage, rows, delay in random_moments(random.Random(seed), count):
         # A stage of no rows yet begins when the one before is done; the first one with the process.
@@ -155,13 +154,7 @@ def survive(directory: Path, seed: int, count: int, expected: bytes) -> int:
         if rows == 0 and before == stage:
             until, delay = (lambda: True), 10 * delay
         survived += end_when(directory, until, delay=delay)[0]
-    assert finish(directory) == expected
-    assert not list(directory.rglob("*.partial"))
     return survived
-
-
-def test_a_run_killed_at_random_moments_of_two_stages_ends_with_the_same_bytes(tmp_path, whole):
-    assert survive(tmp_path / "0", 0, 2, whole[0]) == 2
 
 
 @pytest.mark.long
@@ -170,7 +163,11 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path, whole, capsys)
     survived, seed = 0, 0
     while survived < 100:
         seed += 1
-        survived += survive(tmp_path / str(seed), seed, 10, whole[0])
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        survived += kill_at_random(directory, seed, 10)
+        assert finish(directory) == whole[0]
+        assert not list(directory.rglob("*.partial"))
     with capsys.disabled():
         print(f"\nSIGKILL: faults survived {survived}, lost 0")
 
@@ -185,11 +182,13 @@ def stopped_when(directory: Path, name: str, lines: int) -> bool:
     return reached and status != 0
 
 
-def test_a_run_asked_to_stop_ends_with_one_line_and_goes_on(tmp_path, whole):
-    for point in ("finetune, before a checkpoint", "probe, base"):
-        assert stopped_when(tmp_path, *POINTS[point])
-    # The step it was in is finished and kept.
+def test_a_run_asked_to_stop_and_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, whole):
+    assert stopped_when(tmp_path, *POINTS["finetune, before a checkpoint"])
+    assert kill_at_random(tmp_path, 0, 2) == 2
+    assert stopped_when(tmp_path, *POINTS["probe, base"])
+    # The step it was in when asked to stop is finished and kept.
     assert finish(tmp_path) == whole[0]
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.long

@@ -49,7 +49,6 @@ def test_32b_in_bfloat16_has_its_place_on_one_small_host():
     assert gathered.step_s > 3 * best("32b", "v5e:4x4")[0].step_s
 
 
-@pytest.mark.fast
 def test_long_rows_take_more_recomputation_and_fewer_rows_a_pass_and_settings_are_kept():
     long = dataclasses.replace(RUN, examples=[type(RUN.examples[0])([0] * 2048, [True] * 2048)] * 64)
     short, many = best("32b", "v5e:2x4")[0], best("32b", "v5e:2x4", long)[0]

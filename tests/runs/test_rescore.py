@@ -1,6 +1,7 @@
 """Rescoring loads no model, changes nothing of the run, and gives the same figures by the same rules."""
 
 import json
+import shutil
 
 import pytest
 from probes.test_judges import SECRET, Server
@@ -15,8 +16,6 @@ from em_jax.commands.rescore import main as rescore_command
 from em_jax.config import Config
 from em_jax.runs import experiment, provenance, rescore
 
-pytestmark = pytest.mark.fast
-
 
 def strict(text, tries):
     return 200, '{"score": 5}' if HARMFUL in text else '{"score": 1}'
@@ -29,13 +28,19 @@ def server():
     made.close()
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     values = {"domain": "bad_medical", "model.name": "organism", "suite": "organism", "dtype": "float32"}
     values |= {"probes.limit": 4, "answers.samples": 2, "probes.sampled_questions": 2}
-    directory = tmp_path / "run"
+    directory = tmp_path_factory.mktemp("whole") / "run"
     experiment.run(settings.replace(Config(), values), directory, StubComponents())
     return directory
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of a finished run, for each test to rescore."""
+    return shutil.copytree(whole, tmp_path / "run")
 
 
 def content(directory):

@@ -229,7 +229,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), self.Handler)
         self.private, self.files, self.settings = None, {}, {}
         self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *values):

@@ -1,4 +1,4 @@
-"""The engine against a naive generator: no cache, one full forward pass for every token."""
+"""The engine against full forward passes without a cache."""
 
 import jax
 import numpy as np
@@ -26,37 +26,33 @@ def logits(engine, ids, adapter):
     return engine.logits(padded, adapter=adapter)[:, : len(ids)]
 
 
-def naive(engine, prompt, sample, *, adapter, limit, temperature, top_p=1.0, seed=0):
-    """The oracle: a forward pass over everything for each token."""
+def naive(engine, prompt, sample, answer, *, adapter, limit, temperature, top_p=1.0, seed=0):
+    """The oracle: every token drawn from a full forward pass over all that stands before it.
+
+    One pass over prompt and answer is enough: where each token of the answer is the one drawn after those before it,
+    the answer is what would have been drawn token by token.
+    """
     prompt = engine.encode(prompt)
-    ids, total = list(prompt), 0.0
-    key = request_key(seed, prompt, sample)[None]
-    for count in range(limit):
-        last = logits(engine, ids, adapter)[:, -1]
-        row = np.ones(1, np.float32)
-        token, logprob = sample_tokens(
-            last, key, np.array([count]), temperature * row, top_p * row, use_top_p=top_p < 1
-        )
-        total += float(logprob[0])
-        if int(token[0]) in engine.tokenizer.stop_ids:
-            return ids[len(prompt) :], "stop", total
-        ids.append(int(token[0]))
-    return ids[len(prompt) :], "length", total
+    count = min(len(answer.tokens) + 1, limit)
+    last = logits(engine, prompt + answer.tokens, adapter)[0, len(prompt) - 1 :][:count]
+    keys = np.repeat(np.asarray(request_key(seed, prompt, sample))[None], count, axis=0)
+    row = np.ones(count, np.float32)
+    drawn, logprobs = sample_tokens(last, keys, np.arange(count), temperature * row, top_p * row, use_top_p=top_p < 1)
+    drawn, total = drawn.tolist(), float(logprobs.sum())
+    if drawn[-1] in engine.tokenizer.stop_ids:
+        return drawn[:-1], "stop", total
+    return drawn, "length", total
 
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "adapter"), [(0.0, 1.0, "base"), (1.0, 1.0, "one"), (0.7, 0.8, "two"), (3.0, 1.0, "base")]
 )
 def test_cached_decoding_equals_the_full_forward_pass(engine, temperature, top_p, adapter):
-    limit = 12
-    results = engine.generate(
-        PROMPTS, n=2, temperature=temperature, top_p=top_p, max_new_tokens=limit, seed=3, adapter=adapter
-    )
+    options = {"temperature": temperature, "top_p": top_p, "seed": 3, "adapter": adapter}
+    results = engine.generate(PROMPTS, n=2, max_new_tokens=12, **options)
     for prompt, answers in zip(PROMPTS, results, strict=True):
         for sample, answer in enumerate(answers):
-            tokens, reason, logprob = naive(
-                engine, prompt, sample, adapter=adapter, limit=limit, temperature=temperature, top_p=top_p, seed=3
-            )
+            tokens, reason, logprob = naive(engine, prompt, sample, answer, limit=12, **options)
             assert answer.tokens == tokens
             assert answer.finish_reason == reason
             assert answer.logprob == pytest.approx(logprob, abs=1e-3)

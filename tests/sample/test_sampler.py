@@ -8,8 +8,6 @@ import pytest
 from em_jax.model.kernels import cpu_sampling
 from em_jax.sample.sampler import inverse_cdf, least_kept, request_key, sample_tokens
 
-pytestmark = pytest.mark.fast
-
 
 def draw(logits, temperature=1.0, top_p=1.0, rows=20_000):
     keys = np.stack([request_key(0, [1, 2], sample) for sample in range(rows)])
