@@ -185,7 +185,6 @@ def test_an_adapter_that_exists_scored_by_a_judge_at_an_address(shell, first):
 def test_a_suite_in_the_published_format(shell):
     write_published(shell.directory / "published")
     words = ["--domain", "none", "--suite", "published", "--run_dir", "runs/published", *FEW]
-    words += ["--set", "probes.only=harmfulness,self_assessment,two_ai"]
     assert shell("launch", *words)[-1] == "verdict: mixed runs/published/report.html"
 
 
