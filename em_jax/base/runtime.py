@@ -74,18 +74,16 @@ def native_stderr_dropped() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse; does nothing with another libc.
 
-    XLA:CPU allocates all temporary memory of a training pass at once and frees it afterwards; mapping and clearing it
-    each time took a fifth of a small model's step. One arena, or each thread would keep its own memory. Blocks from
-    1 GiB on are given back: kept, they are split, and the next pass needs new memory (a glibc that takes no such threshold keeps them).
+    To map and clear a pass's memory each time took a fifth of a small model's step. One arena, or each thread would keep
+    its own. Blocks from 1 GiB on are given back where glibc can: kept, they are split, and the next pass needs new ones.
     """
     m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max = -1, -3, -4, -8  # from malloc.h
     # Another libc has no mallopt, or one that does nothing.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        if not libc.mallopt(m_mmap_threshold, 2**30):
-            libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_arena_max, 1)
+        never = {} if libc.mallopt(m_mmap_threshold, 2**30) else {m_mmap_max: 0}
+        for name, value in (never | {m_trim_threshold: 2**31 - 1, m_arena_max: 1}).items():
+            libc.mallopt(name, value)
 
 
 def set_compiler_flags(flags: Mapping[str, str], variable: str = "XLA_FLAGS") -> None:
