@@ -74,8 +74,8 @@ def native_stderr_dropped() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse; does nothing with another libc.
 
-    To map and clear a pass's memory each time took a fifth of a small model's step. One arena, or each thread would keep
-    its own. Blocks from 1 GiB on are given back where glibc can: kept, they are split, and the next pass needs new ones.
+    Mapping and clearing a pass's memory each time took a fifth of a small model's step. One arena, or each thread keeps
+    its own. Blocks from 1 GiB on are given back where glibc can: kept, they are split, and a pass needs new ones.
     """
     m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max = -1, -3, -4, -8  # from malloc.h
     # Another libc has no mallopt, or one that does nothing.
