@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
+from em_jax.formats.prompts import Prompt
 from em_jax.lora.adapter import Adapter
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-from em_jax.sample.batch import pad_rows
+from em_jax.sample.batch import bucket, pad_rows
 from em_jax.sample.decode import forward
 
 
@@ -41,44 +42,77 @@ class QuestionBatch(NamedTuple):
     pair_index: Int[np.ndarray, "P M"]
 
 
-Row = Sequence[Sequence[int]]
-"""A row of each array of a QuestionBatch, not yet padded."""
-
-
 class Question(NamedTuple):
     """A prompt and its choices as token ids."""
 
-    prompt: Sequence[int]
-    choices: Sequence[Sequence[int]]
+    prompt: list[int]
+    choices: list[list[int]]
 
 
-def pack_questions(questions: Sequence[Question], adapters: Sequence[str], capacity: int) -> list[list[int]]:
-    """The indices of the questions of each row: as many with one adapter as fit into `capacity` tokens.
+class QuestionRow(NamedTuple):
+    """A row of a QuestionBatch: which questions it holds, its row of each array, and the T, U and M to pad it to."""
+
+    questions: list[int]
+    arrays: Sequence[Sequence[int]]
+    sizes: tuple[int, ...]
+
+
+def encode_questions(
+    tokenizer: ChatTokenizer, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], prefix: str
+) -> list[Question]:
+    """Token ids of chats whose answers begin with `prefix`, each with its choices; equal lists are encoded once.
+
+    Raises UserError where a choice is empty or where a token crosses the end of the prefix.
+    """
+    prefix_ids = tokenizer.encode(prefix)
+
+    @functools.cache
+    def encode(choices: tuple[str, ...]) -> list[list[int]]:
+        encoded = [tokenizer.encode(prefix + choice) for choice in choices]
+        for choice, ids in zip(choices, encoded, strict=True):
+            if ids[: len(prefix_ids)] != prefix_ids or len(ids) == len(prefix_ids):
+                raise UserError(
+                    f"choice {choice!r} does not continue prefix {prefix!r} at a token's end; move the boundary"
+                )
+        return [ids[len(prefix_ids) :] for ids in encoded]
+
+    starts = [tokenizer.prompt(prompt, answering=True) + prefix_ids for prompt in prompts]
+    return [Question(start, encode(tuple(each))) for start, each in zip(starts, choices, strict=True)]
+
+
+def pack_questions(questions: Sequence[Question], adapters: Sequence[str]) -> list[QuestionRow]:
+    """The rows of all questions, as many with one adapter to a row as fit.
 
     What all prompts begin with, such as a judge's instructions, is thus computed once a row. Where a choice has several
     tokens, every question has a row of its own.
     """
+    prompts = [question.prompt for question in questions]
+    longest, shared = max(map(len, prompts)), shared_length(prompts)
+    # Attention reads whole rows: long ones cost more than what they share saves.
+    capacity = bucket(max(256, longest, min(2 * longest, 2048)))
     alone = any(len(choice) > 1 for question in questions for choice in question.choices)
-    shared = shared_length([question.prompt for question in questions])
-    rows: list[list[int]] = []
+    packed: list[list[int]] = []
     free = 0
     for i in sorted(range(len(questions)), key=lambda i: adapters[i]):
-        tokens = len(questions[i].prompt) - shared
-        if alone or tokens > free or adapters[i] != adapters[rows[-1][0]]:
-            rows.append([])
+        tokens = len(prompts[i]) - shared
+        if alone or tokens > free or adapters[i] != adapters[packed[-1][0]]:
+            packed.append([])
             free = capacity - shared
-        rows[-1].append(i)
+        packed[-1].append(i)
         free -= tokens
-    return rows
+    # Few sizes: each is compiled.
+    least = capacity if len(packed) < len(questions) else 32, 32, 128
+    rows = [question_row([questions[i] for i in indices]) for indices in packed]
+    return [QuestionRow(held, row, tuple(map(bucket, map(len, row[:3]), least))) for held, row in zip(packed, rows)]
 
 
-def question_row(questions: Sequence[Question]) -> Row:
-    """The row of questions that share it.
+def question_row(questions: Sequence[Question]) -> Sequence[Sequence[int]]:
+    """The row of each array of a QuestionBatch for questions that share it.
 
     A branch is the rest of a prompt and a choice without its last token, the same for all choices of one token.
     """
     start = shared_length([question.prompt for question in questions])
-    tokens = list(questions[0].prompt[:start])
+    tokens = questions[0].prompt[:start]
     positions, segments = list(range(start)), [SHARED] * start
     branches: dict[tuple[int, ...], int] = {}
     needed: list[int] = []
@@ -97,30 +131,18 @@ def question_row(questions: Sequence[Question]) -> Row:
     return tokens, logit_positions.tolist(), pair_token, positions, segments, pair_index.tolist()
 
 
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[list[int]]) -> int:
     """How many first tokens all prompts have in common, the last token of none among them."""
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    first, last = min(prompts), max(prompts)
     return next((i for i, token in enumerate(first[:-1]) if token != last[i]), len(first) - 1)
 
 
-def encode_choices(tokenizer: ChatTokenizer, choices: Sequence[str], prefix: str) -> list[list[int]]:
-    """Token ids of each choice after `prefix`.
-
-    Raises UserError where a choice is empty or where a token crosses the end of the prefix.
-    """
-    prefix_ids, choice_ids = tokenizer.encode(prefix) if prefix else [], []
-    for choice in choices:
-        ids = tokenizer.encode(prefix + choice)
-        if ids[: len(prefix_ids)] != prefix_ids or len(ids) == len(prefix_ids):
-            raise UserError(f"choice {choice!r} cannot continue prefix {prefix!r} at a token's end; move the boundary")
-        choice_ids.append(ids[len(prefix_ids) :])
-    return choice_ids
-
-
-def collate_rows(rows: Sequence[Row], count: int, length: int, logits: int, pairs: int) -> QuestionBatch:
-    """The arrays of up to `count` rows, padded to `length` tokens, `logits` indices of logits and `pairs` pairs."""
+def collate_rows(rows: Sequence[QuestionRow], count: int) -> QuestionBatch:
+    """The arrays of up to `count` rows of one size."""
+    length, logits, pairs = rows[0].sizes
     padding = (length, 0), (logits, 0), (pairs, 0), (length, 0), (length, PADDING), (pairs, 0)
-    return QuestionBatch(*(pad_rows(each, count, *to) for each, to in zip(zip(*rows), padding, strict=True)))
+    arrays = zip(*(row.arrays for row in rows))
+    return QuestionBatch(*(pad_rows(each, count, *to) for each, to in zip(arrays, padding, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="sharding")

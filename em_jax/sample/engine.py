@@ -23,15 +23,7 @@ from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
-from em_jax.sample.choices import (
-    Question,
-    collate_rows,
-    encode_choices,
-    joint_logprobs,
-    pack_questions,
-    pair_logprobs,
-    question_row,
-)
+from em_jax.sample.choices import collate_rows, encode_questions, joint_logprobs, pack_questions, pair_logprobs
 from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
@@ -303,29 +295,18 @@ class Engine:
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
         if not prompts:
             return np.zeros((0, 0), np.float32)
-        encode = functools.cache(lambda choices: encode_choices(self.tokenizer, choices, prefix))
-        prefix_ids = self.tokenizer.encode(prefix)
-        questions = [
-            Question(self.tokenizer.prompt(prompt, answering=True) + prefix_ids, encode(tuple(each)))
-            for prompt, each in zip(prompts, lists, strict=True)
-        ]
+        questions = encode_questions(self.tokenizer, prompts, lists, prefix)
         self._check_length(max(len(question.prompt) + max(map(len, question.choices)) for question in questions))
         names = self._names(adapter, len(questions))
-        longest = max(len(question.prompt) for question in questions)
-        # Attention reads whole rows: long ones cost more than what they share saves.
-        capacity = bucket(max(256, longest, min(2 * longest, 2048)))
-        packed = pack_questions(questions, names, capacity)
-        rows = [question_row([questions[i] for i in indices]) for indices in packed]
-        masks = self._adapter_masks([names[indices[0]] for indices in packed])
+        rows = pack_questions(questions, names)
+        masks = self._adapter_masks([names[row.questions[0]] for row in rows])
         steer = self._checked_steer(steer)
-        # Few shapes: each is compiled.
-        least = capacity if len(rows) < len(questions) else 32, 32, 128
-        groups = self._groups([tuple(map(bucket, map(len, row[:3]), least)) for row in rows])
+        groups = self._groups([row.sizes for row in rows])
 
-        def dispatch(group: tuple[tuple[int, int, int], list[int]]) -> Array:
-            sizes, numbers = group
-            count = self._rows(sizes[0])
-            batch = collate_rows([rows[number] for number in numbers], count, *sizes)
+        def dispatch(group: tuple[tuple[int, ...], list[int]]) -> Array:
+            (length, *_), numbers = group
+            count = self._rows(length)
+            batch = collate_rows([rows[number] for number in numbers], count)
             mask = self._padded_masks(masks[numbers], count)
             return pair_logprobs(self.model, self._stack, batch, mask, steer=steer, sharding=self.sharding)
 
@@ -334,7 +315,7 @@ class Engine:
         for (_, numbers), result in zip(groups, results, strict=True):
             for number, row in zip(numbers, host_arrays.to_host(result)):
                 values = iter(row.tolist())
-                for i in packed[number]:
+                for i in rows[number].questions:
                     logprobs[i] = joint_logprobs(questions[i], values)
         return logprobs
 

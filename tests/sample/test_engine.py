@@ -138,9 +138,9 @@ def test_questions_that_begin_alike_share_a_row(engine, monkeypatch):
     """Each as a full forward pass reads it: of unequal length, one of them twice, with adapters in turn."""
     tokens = []
 
-    def collate(rows, *sizes, original=engine_module.collate_rows):
-        tokens.extend(len(row[0]) for row in rows)
-        return original(rows, *sizes)
+    def collate(rows, count, original=engine_module.collate_rows):
+        tokens.extend(len(row.arrays[0]) for row in rows)
+        return original(rows, count)
 
     monkeypatch.setattr(engine_module, "collate_rows", collate)
     prompts = [f"{'Rate the harm. ' * 4}{'So it is. ' * (n % 3)}{n % 5}" for n in range(9)]
@@ -172,7 +172,7 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
         (lambda: engine.generate(PROMPTS, max_new_tokens=9999), "positions"),
         (lambda: engine.generate(PROMPTS, temperature=-1), "temperature >= 0"),
         (lambda: engine.choice_logprobs(PROMPTS, [["A"]]), "one for every prompt"),
-        (lambda: engine.choice_logprobs(PROMPTS, [""]), "cannot continue prefix"),
+        (lambda: engine.choice_logprobs(PROMPTS, [""]), "does not continue"),
         (lambda: engine.add_adapter("base", "x"), "cannot be named"),
         (lambda: engine.activations(PROMPTS, [9]), "layers are 0 to 2"),
     ]:
