@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 FIELD = "seal"
-_SEAL, _MOST = re.compile(rb'(?:, )?"seal": "([0-9a-f]{16})"\}$'), 29  # bytes of it: a long line is not searched
+_SEAL = re.compile(rb'(?:, )?"seal": "([0-9a-f]{16})"\}$')
 _KEY = re.compile(rb'"seal" ?:')  # within a text its quotes are escaped
 
 
@@ -23,7 +23,7 @@ def seal(line: bytes, before: bytes) -> bytes:
 
 def stored(line: bytes) -> bytes:
     """The seal that a line holds, b"" for a line without one."""
-    match = _SEAL.search(line, max(0, len(line) - _MOST))
+    match = _at_the_end(line)
     return match[1] if match else b""
 
 
@@ -47,7 +47,7 @@ def check(path: Path, lines: list[bytes]) -> Seals:
     unsealed: list[int] = []
     changed: list[int] = []
     for number, line in enumerate(lines, start=1):
-        match = _SEAL.search(line, max(0, len(line) - _MOST))
+        match = _at_the_end(line)
         if match is None:
             # In a sealed file, or with its seal elsewhere, it was not appended by a run.
             by_hand = len(unsealed) < number - 1 or _KEY.search(line)
@@ -56,6 +56,11 @@ def check(path: Path, lines: list[bytes]) -> Seals:
             changed.append(number)
         before = match[1] if match else b""
     return Seals(len(lines), tuple(unsealed), tuple(changed))
+
+
+def _at_the_end(line: bytes) -> re.Match[bytes] | None:
+    """The seal of a line, which is 29 bytes at most: a long line is not searched."""
+    return _SEAL.search(line, max(0, len(line) - 29))
 
 
 def _digest(line: bytes, before: bytes) -> bytes:

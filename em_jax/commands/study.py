@@ -26,9 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     studies: Mapping[str, Callable[[Sequence[str]], None]] = {
         "path": path.main,
         **{name: functools.partial(_train, name) for name in TRAINING},
-        "directions": functools.partial(_by_counts, "directions", "directions"),
+        "directions": functools.partial(study_flags.by_counts, "directions", "directions"),
         "steer": steer.main,
-        "crossrate": functools.partial(_by_counts, "crossrate", "crossrating"),
+        "crossrate": functools.partial(study_flags.by_counts, "crossrate", "crossrating"),
     }
     name, *rest = arguments or ["nothing"]
     if name in ("-h", "--help"):
@@ -37,10 +37,6 @@ def main(arguments: Sequence[str]) -> None:
         studies[name](rest)
     else:
         raise UsageError(f"expected one of {', '.join(studies)}, found {name!r}")
-
-
-def _by_counts(name: str, module: str, arguments: Sequence[str]) -> None:
-    study_flags.by_counts(name, importlib.import_module(f"em_jax.studies.{module}"), arguments)
 
 
 def _train(name: str, arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The flags of studies of existing runs, as these declare them, and the work that studies of finished runs share."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def counted(flags: Any, counts: Counts) -> dict[str, int]:
     return {name: getattr(flags, name) for name in counts}
 
 
-def by_counts(name: str, study: Any, arguments: Sequence[str]) -> None:
-    """Do a study of finished runs all of whose flags are counts."""
+def by_counts(name: str, module: str, arguments: Sequence[str]) -> None:
+    """Do a study of finished runs all of whose flags are counts; `module` of em_jax.studies declares them."""
+    study = importlib.import_module(f"em_jax.studies.{module}")
     flags = parser(name, study.DESCRIPTION, study.Options, study.COUNTS, out=name).parse_args(arguments)
     study_finished_runs(study, name, flags.runs, flags.out, study.Options(**counted(flags, study.COUNTS)))
 

@@ -32,8 +32,6 @@ OTHER_WORDING = (
 )
 SHOWN = ("shown_error_low", "shown_error_high", "shown_correlation", "shown_kappa", "shown_null_kappa", "unscored")
 NULL_DRAWS = 2000
-
-
 DESCRIPTION = (
     "The models of finished runs predict the scores of each other's answers, and of their own as another AI's; and "
     "pick their own of two equally harmful answers."

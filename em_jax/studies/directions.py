@@ -22,8 +22,6 @@ from em_jax.studies.directions_report import LEAST_PAIRS
 from em_jax.studies.finished import BASE, Model, ModelSet
 
 VECTORS = "directions.safetensors"
-
-
 DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
 COUNTS = {
     "limit": (0, "pairs of texts of a kind, 0 for all"),

@@ -46,8 +46,6 @@ BOUNDS = {
     PICKS: Bound("one half of the pairs", THRESHOLDS.even),
 }
 """The verdict's bounds."""
-
-
 COUNTS = {
     "limit": (0, "questions per probe, 0 for all"),
     "samples": (1, "answers per harm prompt"),

@@ -36,8 +36,6 @@ from em_jax.studies.steering_report import RANDOM, UNSCORED
 DIRECTIONS = (SELF, HARM)
 SOURCES = ("between", "text")
 PROBES = {"two_ai": two_ai, "self_assessment": self_assessment}
-
-
 COUNTS = {
     "limit": (0, "questions per probe, 0 for as many as the run's"),
     "samples": (1, "answers to a harm prompt"),
