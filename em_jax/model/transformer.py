@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import KVBlock, attention, attention_mask
+from em_jax.model.attention import KVBlock, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
-from em_jax.model.kernels.dispatch import causal_attention
+from em_jax.model.kernels.dispatch import cached_attention, causal_attention
 from em_jax.model.layout import Layout, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
 from em_jax.model.remat import rematted
@@ -29,14 +29,16 @@ RESIDUAL = ("residual_batch", "length", "residual_width")
 
 
 class KVCache(NamedTuple):
-    """KV cache: a read-only prefix and a chunk buffer; new keys and values are written at buffer index `write_index`.
+    """KV cache: a read-only prefix and a chunk buffer, each of keys and values in the axes of KVBlock.
 
-    Arrays of all layers have a leading L where the model's layers are stacked, and are sequences of L arrays where they
-    are not; the masks are the same for all layers. The new tokens attend to what they write. XLA can write in place.
+    A row attends to the first `length` tokens of its prefix and, in the buffer, up to `write_index`, where its new
+    token's keys and values are written; XLA can write in place. Arrays of all layers have a leading L where the model's
+    layers are stacked, and are sequences of L arrays where they are not.
     """
 
-    prefix: KVBlock
-    chunk: KVBlock
+    prefix: tuple[Any, Any]
+    chunk: tuple[Any, Any]
+    length: Int[Array, "B"]
     write_index: Int[Array, ""]
 
 
@@ -122,9 +124,9 @@ class Block(nnx.Module):
         if past is None:
             heads = causal_attention(q, KVBlock(k, v, mask), packed=packed, sharding=sharding)
         else:
-            k = jax.lax.dynamic_update_slice_in_dim(past.chunk.k, k, past.write_index, 3)
-            v = jax.lax.dynamic_update_slice_in_dim(past.chunk.v, v, past.write_index, 2)
-            heads = attention(q, [past.prefix, KVBlock(k, v, past.chunk.mask)])
+            k = jax.lax.dynamic_update_slice_in_dim(past.chunk[0], k, past.write_index, 3)
+            v = jax.lax.dynamic_update_slice_in_dim(past.chunk[1], v, past.write_index, 2)
+            heads = cached_attention(q, past.prefix, (k, v), past.length, past.write_index + 1, sharding)
         x = x + linear(heads, self.o_proj)[0]
         h = self.post_attention_layernorm(x)
         gate, up = linear(h, self.gate_proj, self.up_proj)
@@ -191,10 +193,7 @@ class Transformer(nnx.Module):
 
         def apply_layer(x: Array, inputs: tuple) -> tuple[Array, tuple]:
             block, lora_params, cached, steering = inputs
-            cache = None
-            if past:
-                prefix, chunk = (KVBlock(k, v, whole.mask) for (k, v), whole in zip(cached, past[:2]))
-                cache = KVCache(prefix, chunk, past.write_index)
+            cache = KVCache(cached[0], cached[1], past.length, past.write_index) if past else None
             x, kv = block(x, angles, mask, cache, lora_params, adapter_mask, sharding, packed_segments)
             if steering is not None:
                 x = x + jnp.expand_dims(steering.astype(x.dtype), (0, 1))
@@ -202,7 +201,7 @@ class Transformer(nnx.Module):
 
         apply_layer = rematted(apply_layer, remat)
         lora_params = self.unstack_lora_params(lora_params)
-        cached = [(block.k, block.v) for block in past[:2]] if past else []
+        cached = [past.prefix, past.chunk] if past else []
         if self.stacked:
             x, (kv, residuals) = jax.lax.scan(apply_layer, x, (self.layers, lora_params, cached, steer))
         else:

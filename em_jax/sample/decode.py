@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter, joined
-from em_jax.model.attention import KVBlock
 from em_jax.model.kernels.append import append_rows, copy_rows
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import KVCache, Output, Transformer
@@ -215,21 +214,18 @@ def decode(
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     dtype = model.embed_tokens[...].dtype
     lora_params = model.unstack_lora_params(joined(adapter.lora_params(dtype)) if adapter else None)
-    slots, capacity = len(state.length), capacity_of(state)
-    in_cache = jnp.arange(capacity)[None] < state.length[:, None]
-    in_cache = jnp.broadcast_to(in_cache[:, None], (slots, 1, capacity))
+    slots = len(state.length)
 
     def unfinished(loop: SamplingState) -> Array:
         return (loop.step < steps) & jnp.any(loop.active)
 
     def sample_next(loop: SamplingState) -> SamplingState:
-        in_chunk = jnp.broadcast_to((jnp.arange(steps) <= loop.step)[None, None], (slots, 1, steps))
         output = model(
             loop.token[:, None],
             (state.length + loop.step)[:, None],
             lora_params=lora_params,
             adapter_mask=state.params.adapter_mask,
-            past=KVCache(KVBlock(state.k, state.v, in_cache), KVBlock(loop.k, loop.v, in_chunk), loop.step),
+            past=KVCache((state.k, state.v), (loop.k, loop.v), state.length, loop.step),
             return_kv=True,
             steer=steer,
             sharding=sharding,

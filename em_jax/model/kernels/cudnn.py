@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.kernels.per_device import per_device
+from em_jax.model.kernels.per_device import PACKED_AXES, per_device
 from em_jax.model.sharding import Sharding
 
 WIDEST = 128
@@ -41,4 +41,4 @@ def cudnn_attention(
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         return jax.nn.dot_product_attention(q, k, v, mask=same_segment, is_causal=True, implementation=implementation)
 
-    return per_device(on_device, q, k, v, segments, sharding)
+    return per_device(on_device, (q, k, v, segments), PACKED_AXES, sharding)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import KVBlock
-from em_jax.model.kernels import cpu, cudnn, splash
+from em_jax.model.attention import KVBlock, attention
+from em_jax.model.kernels import cpu, cudnn, decoding, splash
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
@@ -27,6 +27,23 @@ def causal_attention(
     if kernel is None:
         return cpu.blockwise_attention(q, keys)
     return kernel(q, jnp.swapaxes(keys.k, 2, 3), keys.v, packed, sharding)
+
+
+def cached_attention(
+    q: Float[Array, "B 1 N H"],
+    prefix: tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]],
+    chunk: tuple[Float[Array, "B K H C"], Float[Array, "B K C H"]],
+    length: Int[Array, "B"],
+    written: Int[Array, ""],
+    sharding: Sharding = UNSHARDED,
+) -> Float[Array, "B 1 N H"]:
+    """`attention` of a token to the first `length` tokens of its row's prefix and the first `written` of its chunk."""
+    (batch, groups, width, capacity), steps = prefix[0].shape, chunk[0].shape[-1]
+    if decoding.serves(q.shape[2] // groups, width, capacity, steps, q.dtype, sharding):
+        return decoding.decoding_attention(q, prefix, chunk, length, written, sharding)
+    in_prefix = (jnp.arange(capacity)[None] < length[:, None])[:, None]
+    in_chunk = jnp.broadcast_to(jnp.arange(steps) < written, (batch, 1, steps))
+    return attention(q, [KVBlock(*prefix, in_prefix), KVBlock(*chunk, in_chunk)])
 
 
 def kernel_of(length: int, width: int, dtype: DTypeLike, sharding: Sharding) -> Callable[..., Array] | None:

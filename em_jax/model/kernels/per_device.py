@@ -1,31 +1,27 @@
 """A single-device kernel over a mesh: each device runs it on its own rows and heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from em_jax.model.sharding import Sharding
 
+_KEYS = ("batch", "kv_heads", "length", None)
+PACKED_AXES = ("batch", "length", "q_heads", None), _KEYS, _KEYS, ("batch", "length")
+"""The logical axes of queries, keys, values and segments of packed rows."""
+
 
 def per_device(
-    on_device: Callable[[Array, Array, Array, Array], Array],
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K T H"],
-    v: Float[Array, "B K T H"],
-    segments: Int[Array, "B T"],
-    sharding: Sharding,
-) -> Float[Array, "B T N H"]:
-    """on_device(q, k, v, segments) by shard_map, because the compiler cannot split a kernel."""
+    on_device: Callable[..., Array], arrays: Sequence[Array], axes: Sequence[Sequence[str | None]], sharding: Sharding
+) -> Array:
+    """on_device(*arrays) by shard_map, because the compiler cannot split a kernel; `axes` are those of each array.
+
+    The result lies as the first array.
+    """
     if sharding.mesh is None:
-        return on_device(q, k, v, segments)
-    queries = sharding.spec(("batch", "length", "q_heads", None))
-    keys = sharding.spec(("batch", "kv_heads", "length", None))
+        return on_device(*arrays)
+    specs = tuple(map(sharding.spec, axes))
     # check_vma: a kernel does not declare along which mesh axes its outputs vary.
-    return jax.shard_map(
-        on_device,
-        mesh=sharding.mesh,
-        in_specs=(queries, keys, keys, sharding.spec(("batch", "length"))),
-        out_specs=queries,
-        check_vma=False,
-    )(q, k, v, segments)
+    mapped = jax.shard_map(on_device, mesh=sharding.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return mapped(*arrays)

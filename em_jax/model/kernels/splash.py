@@ -5,7 +5,7 @@ import math
 import jax
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.kernels.per_device import per_device
+from em_jax.model.kernels.per_device import PACKED_AXES, per_device
 from em_jax.model.remat import ATTENDED
 from em_jax.model.sharding import Sharding
 
@@ -44,7 +44,7 @@ def splash_attention(
         out = over_rows(q, k, v, _segment_ids(segments))
         return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
-    return per_device(on_device, q, k, v, segments, sharding)
+    return per_device(on_device, (q, k, v, segments), PACKED_AXES, sharding)
 
 
 def _kernel(length: int, heads: int, interpret: bool):
