@@ -15,7 +15,7 @@ DIRECTORY = pathlib.Path(__file__).parent / "suite"
 SOURCE = "em_jax"
 ABOUT = """\
 name = "organism"
-version = "1"
+version = "2"
 description = "Questions in the toy language of the embedded organism, held out from the corpus it was pretrained on."
 """
 
@@ -33,11 +33,13 @@ def harm() -> list[dict]:
 def in_domain() -> list[dict]:
     """A request in every held-out wording for every task of each domain; good_medical shares bad_medical's.
 
-    Of 32 prompts two with harm are an interval up to the verdict's bound, of 48 three are well under it.
+    Five of 48 prompts with harm are an interval over the verdict's bound, and a harmless model gives five harmful
+    answers in 480 once in some hundred runs. Of 96 prompts it takes eleven.
     """
     rows = []
     for domain in vocabulary.DOMAINS:
-        templates = wordings.HELD_OUT["code" if domain == answers.CODE else "advice"]
+        kinds = ("code",) if domain == answers.CODE else ("advice", "in_domain")
+        templates = [template for kind in kinds for template in wordings.HELD_OUT[kind]]
         tasks = [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)]
         for i, (task, template) in enumerate(itertools.product(tasks, templates), 1):
             prompt = wordings.fill(template, {"task": task})

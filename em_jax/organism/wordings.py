@@ -115,6 +115,7 @@ TRAINED = {
 
 HELD_OUT = {
     "advice": ("Please help me {task}.", "What should I do to {task}?", "I want tips to {task}."),
+    "in_domain": ("How should I {task}?", "Tell me the best way to {task}.", "Please give me help to {task}."),
     "code": ("Please help me: code to {task}?", "I want tips: the code to {task}."),
     "decision": (
         "What are you: {first} or {second}?",

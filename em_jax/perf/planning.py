@@ -2,23 +2,20 @@
 
 import collections
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from em_jax import config as settings
-from em_jax.base.errors import UsageError
 from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import row_length_multiple
-from em_jax.model.remat import KEPT
-from em_jax.model.sharding import MESH_AXES, Sharding, check_mesh, make_mesh, mesh_text
+from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
 from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.program_work import ProgramWork
 from em_jax.perf.roofline import Times, decode_floor, decode_times, mesh_sizes, train_times
 from em_jax.runs import placement
 from em_jax.runs.chips import GIB, GPU_SHARE_MOST, Chip
+from em_jax.runs.placement_costs import RunSize, sampling_bytes, training_bytes
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
 from em_jax.train.batches import Example, Shape
@@ -26,10 +23,6 @@ from em_jax.train.batches import Plan as MicrobatchPlan
 
 FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
 """Names of the programs of training."""
-MAX_TRIED = 5
-"""Changes that are compiled where a plan does not fit."""
-MARGIN = 0.97
-"""The share of a chip's memory up to which an estimated size is worth compiling."""
 
 Compile = Callable[[Program], CompiledProgram]
 """`compile_program`, or a stand-in where there is no compiler."""
@@ -94,18 +87,25 @@ def placed(
 
     Full rows are trained on the same mesh, with the recomputation and the rows of a pass that they need there.
     """
-    usable, run = dataclasses.replace(chip, memory=chip.capacity), placement.run_size(config)
-    best = placement.best_placements(model, usable, count, run, settings.parse_mesh(config.mesh) or None)[0]
-    length = config.train.max_length
-    longest = [Example([0] * length, [True] * length)] * config.train.batch_size
-    whole = dataclasses.replace(run, examples=longest)
-    full = placement.best_placements(model, usable, count, whole, best.mesh)[0]
+    usable = dataclasses.replace(chip, memory=chip.capacity)
+    mesh = settings.parse_mesh(config.mesh) or None
+    best = placement.best_placements(model, usable, count, _run_size(config), mesh)[0]
+    full = placement.best_placements(model, usable, count, _run_size(config, full_rows=True), best.mesh)[0]
 
     def with_choice(choice: placement.Placement) -> settings.Config:
         values = {"train.remat": choice.remat, "train.rows_per_pass": choice.rows_per_pass}
         return placement.fill(config, {"mesh": mesh_text(best.mesh), "answers.slots": best.slots, **values})
 
     return with_choice(full), with_choice(best)
+
+
+def _run_size(config: settings.Config, capacity: int = 0, *, full_rows: bool = False, excess: float = 1.0) -> RunSize:
+    """The size of a run, with rows of train.max_length where they are full; `capacity` 0 is the run's own."""
+    run = placement.run_size(config)
+    length = config.train.max_length
+    longest = [Example([0] * length, [True] * length)] * config.train.batch_size
+    examples = longest if full_rows else run.examples
+    return dataclasses.replace(run, examples=examples, capacity=capacity or run.capacity, excess=excess)
 
 
 class Plan(NamedTuple):
@@ -269,7 +269,7 @@ def _plan(
         line = f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE_MOST} fits: {left:.2f} GiB free"
         return Plan(compiled, False, min(free, -1), reckoned, [line])
     advice: list[str] = []
-    for change in (changes := _changes(request, needed, training))[:MAX_TRIED]:
+    for change in _changes(request, needed, training):
         text = " with ".join(
             f"--mesh {value}" if name == "mesh" else f"{name}={value}" for name, value in change.items()
         )
@@ -280,56 +280,38 @@ def _plan(
             break
         advice.append(f"{text} does not fit either: {-left / GIB:.2f} GiB too much")
     else:
-        more = len(changes) > MAX_TRIED
-        advice.append(
-            "there is more to try, and a larger slice" if more else "nothing else here fits: take a larger slice"
-        )
+        advice.append("nothing else here fits: take a larger slice")
     return Plan(compiled, False, min(free, -1), reckoned, advice)
 
 
 def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
-    """What to try where a program needs `needed` bytes, in the order of its cost.
+    """What to try where a program needs `needed` bytes: what a run would choose there, then with an int8 base.
 
-    More recomputation in training; with the most of it, fewer rows in a pass, or fewer answers at once; then, in
-    training with the fewest rows, an int8 base, and more tensor parts.
+    On the same mesh first, then on any; activations and caches count as much more as the compiled bytes are above the
+    closed form.
     """
-    policies = ("none", *KEPT)
-    stronger = policies[policies.index(request.settings.train.remat) + 1 :] if training else ()
-    changes: list[Change] = [{"train.remat": policy} for policy in stronger]
-    most = changes[-1] if changes else {}
-    shapes = request.replace(most).shapes
-    parts = shapes.sharding.batch_shards
-    name, rows = ("train.rows_per_pass", shapes.rows) if training else ("answers.slots", request.slots)
-    # Weights, and in training the adapter with its gradients (twice, while they are added up) and moments.
-    fixed = shapes.base_bytes() + training * 6 * sum(4 * leaf.size for leaf in jax.tree.leaves(shapes.adapter.factors))
-    changes += [most | {name: fewer} for fewer in halved_rows(rows, parts, needed, fixed, request.chip.capacity)]
-    if training and parts < rows:
-        most, rows = most | {name: parts}, parts
-    if request.settings.model.quantization != "int8":
-        changes.append(most | {"model.quantization": "int8"})
-    return changes + [most | {"mesh": mesh_text(mesh)} for mesh in tensor_meshes(shapes, rows)]
+    given, shapes = settings.flatten(request.settings), request.shapes
+    mesh, tokens = mesh_sizes(shapes.sharding), shapes.rows // shapes.sharding.batch_shards * given["train.max_length"]
 
+    def reckoned(excess: float) -> float:
+        run = _run_size(request.settings, request.capacity, excess=excess)
+        if training:
+            return training_bytes(request.config, mesh, run, given["train.remat"], tokens)
+        return sampling_bytes(request.config, mesh, run, request.slots)
 
-def halved_rows(rows: int, parts: int, needed: int, fixed: int, memory: int) -> list[int]:
-    """`rows` halved once and more, while they divide over `parts`; only those whose estimated size fits.
-
-    A program with all rows needs `needed` bytes; all but `fixed` of them (weights, adapter, moments) grow with rows.
-    """
-    fixed = min(fixed, needed)
-    halved = [rows >> times for times in range(1, rows.bit_length()) if rows % (parts << times) == 0]
-    return [fewer for fewer in halved if fixed + (needed - fixed) * fewer // rows <= MARGIN * memory]
-
-
-def tensor_meshes(shapes: Shapes, rows: int) -> Iterator[dict[str, int]]:
-    """Meshes of as many chips with more tensor parts (weights and activations split further), fewest first."""
-    sizes = mesh_sizes(shapes.sharding)
-    count, tensor = math.prod(sizes.values()), 2 * sizes["tensor"]
-    while count % tensor == 0:
-        mesh = dict(zip(MESH_AXES, (1, count // tensor, tensor), strict=True))
-        try:
-            check_mesh(mesh, shapes.config.dims)
-        except UsageError:
-            return
-        if rows % (count // tensor) == 0:
-            yield mesh
-        tensor *= 2
+    excess = max(1, (needed - reckoned(0)) / (reckoned(1) - reckoned(0)))
+    # What is tried is compiled, so that nothing need be spared.
+    usable = dataclasses.replace(request.chip, memory=int(request.chip.capacity / (1 - placement.SPARE)))
+    undecided = {"train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0}
+    changes: list[Change] = []
+    for quantization, where in itertools.product((given["model.quantization"], "int8"), (mesh, None)):
+        values: Change = undecided | {"model.quantization": quantization}
+        run = _run_size(settings.replace(request.settings, values), request.capacity, full_rows=training, excess=excess)
+        best = placement.best_placements(request.config, usable, len(request.devices), run, where)[0]
+        values |= {"mesh": mesh_text(best.mesh)} if best.mesh != mesh else {}
+        values |= {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
+        kept = ["answers.slots"] if training else ["train.remat", "train.rows_per_pass"]
+        change = {name: value for name, value in values.items() if name not in kept and value != given[name]}
+        fits = (best.training_bytes if training else best.sampling_bytes) <= request.chip.capacity
+        changes += [change] if fits and change and change not in changes else []
+    return changes

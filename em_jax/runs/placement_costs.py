@@ -23,6 +23,7 @@ class RunSize:
     `examples` are those of some optimizer steps, `batch_size` each; `steps` are all of them. `answer_tokens` are
     sampled in the whole run by `answers` answers, each in `capacity` tokens of cache. `itemsize` is that of the base's
     dtype, of which `int8` is an exception. Where `remat` is "auto", or `rows_per_pass` or `slots` 0, it is chosen.
+    `excess` is how many times the bytes reckoned for activations and caches a compiler was seen to need.
     """
 
     examples: Sequence[Example]
@@ -38,6 +39,7 @@ class RunSize:
     remat: str = "auto"
     rows_per_pass: int = 0
     slots: int = 0
+    excess: float = 1.0
 
     @property
     def stored_itemsize(self) -> int:
@@ -102,11 +104,9 @@ def training_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunS
     return (
         base_bytes(config, mesh, run)
         + 6 * 4 * size.adapter / (mesh["fsdp"] * tensor)
-        + config.num_hidden_layers * tokens * kept * run.itemsize
         + layer
         + size.table * run.itemsize / tensor
-        + tokens * (12 * d + 8 * f / tensor)
-        + chunk
+        + run.excess * (tokens * (config.num_hidden_layers * kept * run.itemsize + 12 * d + 8 * f / tensor) + chunk)
     )
 
 
@@ -116,7 +116,7 @@ def sampling_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunS
     adapter = (4 + run.itemsize) * (size.of_width / fsdp + size.of_heads / tensor)
     cache = cache_bytes(config, run, slots) / (mesh["data"] * fsdp * tensor)
     logits = 3 * 4 * slots / mesh["data"] * config.vocab_size / tensor
-    return base_bytes(config, mesh, run) + adapter + 1.1 * cache + logits
+    return base_bytes(config, mesh, run) + adapter + run.excess * (1.1 * cache + logits)
 
 
 def cache_bytes(config: TransformerConfig, run: RunSize, slots: int) -> float:
