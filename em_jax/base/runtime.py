@@ -75,13 +75,13 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse; does nothing with another libc.
 
     Mapping and clearing a pass's memory each time took a fifth of a small model's step. One arena, or each thread keeps
-    its own. Blocks from 1 GiB on are given back where glibc can: kept, they are split, and a pass needs new ones.
+    its own. Blocks from 512 MiB on are given back where glibc can: kept, they are split, and a pass needs new ones.
     """
     m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max = -1, -3, -4, -8  # from malloc.h
     # Another libc has no mallopt, or one that does nothing.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        never = {} if libc.mallopt(m_mmap_threshold, 2**30) else {m_mmap_max: 0}
+        never = {} if libc.mallopt(m_mmap_threshold, 2**29) else {m_mmap_max: 0}
         for name, value in (never | {m_trim_threshold: 2**31 - 1, m_arena_max: 1}).items():
             libc.mallopt(name, value)
 

@@ -15,7 +15,7 @@ from em_jax.model.parameters import random_model
 from em_jax.perf.bench_workload import BATCH, STEPS, IdTokenizer, Workload
 from em_jax.perf.peer import Peer
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import microbatch_overhead, plan_microbatches
+from em_jax.train.batches import microbatch_costs, plan_microbatches
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import TrainState, make_optimizer, optimizer_step
 
@@ -44,7 +44,7 @@ class Ours(Peer):
         """The microbatches of all the workload's steps."""
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
         width = self.model.config.hidden_size
-        return plan_microbatches(self.examples, indices, width=width, microbatch_overhead=microbatch_overhead())
+        return plan_microbatches(self.examples, indices, width=width, **microbatch_costs(width))
 
     @cached_property
     def state(self) -> TrainState:

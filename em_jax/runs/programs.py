@@ -109,7 +109,6 @@ class Shapes:
         batch = Batch(  # type: ignore[call-arg]  # of the three below the checker counts any number
             *(self._batch(by_position, jnp.int32) for _ in range(3)),
             self._batch(by_label, jnp.int32),
-            self._batch(by_position, jnp.int32),
             self._batch(by_label, jnp.int32),
             self._batch(by_label, jnp.float32),
         )

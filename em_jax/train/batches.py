@@ -22,6 +22,9 @@ from em_jax.train.config import TrainConfig
 
 GATHERED_OVERHEAD = 16384
 """The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
+CPU_OVERHEAD, CPU_WORK = 64, 2**19
+"""That cost on a CPU, and the most tokens there times the model's width: larger microbatches take memory and no less
+time, since two run at once."""
 
 
 class Example(NamedTuple):
@@ -38,7 +41,6 @@ class Batch(NamedTuple):
     positions: 0, 1, 2, ... within each example.
     segments: the examples of a row are numbered from 1; PADDING where there is none.
     loss_positions: the index in the row of the hidden state that predicts label m.
-    loss_inverse: the m of each index of the row, M where no label is predicted from it.
     labels: the token ids to predict.
     weights: 1 for a label, 0 for padding.
     """
@@ -47,7 +49,6 @@ class Batch(NamedTuple):
     positions: Int[np.ndarray, "B T"]
     segments: Int[np.ndarray, "B T"]
     loss_positions: Int[np.ndarray, "B M"]
-    loss_inverse: Int[np.ndarray, "B T"]
     labels: Int[np.ndarray, "B M"]
     weights: Float[np.ndarray, "B M"]
 
@@ -124,7 +125,8 @@ def plan_microbatches(
     rows_per_pass: int = 0,
     divide_by: int = 1,
     width: int = 1024,
-    microbatch_overhead: int = 64,
+    microbatch_overhead: int = CPU_OVERHEAD,
+    most_tokens: int = 2**31,
     row_multiple: int = 32,
     most_shapes: int = 4,
 ) -> Plan:
@@ -134,10 +136,10 @@ def plan_microbatches(
     the shortest of a few lengths that holds it. Capacity and lengths are those of least cost, found by trying them all
     on up to 32 of the steps.
 
-    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search; they are a multiple of `divide_by`, and
-    their length of `row_multiple`. The
-    cost is in tokens, see `_cheapest_rows`; `width` is the model's D. A large `microbatch_overhead` (weights gathered
-    over a mesh for each one) leads to one microbatch a step.
+    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search, as many as `most_tokens` hold, or one;
+    they are a multiple of `divide_by`, and their length of `row_multiple`. The cost is in tokens, see `_cheapest_rows`;
+    `width` is the model's D. A large `microbatch_overhead` (weights gathered over a mesh for each one) leads to one
+    microbatch a step.
     """
     sizes = [len(example.ids) for example in examples]
     labels = [sum(example.mask[1:]) for example in examples]
@@ -145,8 +147,9 @@ def plan_microbatches(
     lengths = row_lengths(longest, row_multiple)
     needed = next(j for j, length in enumerate(lengths) if length >= longest)
     cheapest_rows = functools.partial(
-        _cheapest_rows, rows_per_pass=rows_per_pass, divide_by=divide_by, width=width, overhead=microbatch_overhead
-    )
+        _cheapest_rows, rows_per_pass=rows_per_pass, divide_by=divide_by, width=width, overhead=microbatch_overhead,
+        most_tokens=most_tokens
+    )  # fmt: skip
     choices = []
     for j, capacity in enumerate(lengths):
         packed = [_pack(step, sizes, capacity) for step in steps[:: -(-len(steps) // 32)]]
@@ -188,15 +191,17 @@ def plan_batches(
         rows_per_pass=train.rows_per_pass,
         divide_by=sharding.batch_shards,
         width=width,
-        microbatch_overhead=microbatch_overhead(),
         row_multiple=row_length_multiple(sharding),
+        **microbatch_costs(width),
     )
     return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
 
 
-def microbatch_overhead() -> int:
-    """The cost of a microbatch besides its tokens, in tokens: small on a CPU; over a mesh it gathers the weights."""
-    return 64 if jax.default_backend() == "cpu" else GATHERED_OVERHEAD
+def microbatch_costs(width: int) -> dict[str, int]:
+    """What `plan_microbatches` is to know of the devices in use, for a model of this width."""
+    if jax.default_backend() == "cpu":
+        return {"microbatch_overhead": CPU_OVERHEAD, "most_tokens": CPU_WORK // width}
+    return {"microbatch_overhead": GATHERED_OVERHEAD}
 
 
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
@@ -207,7 +212,6 @@ def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
         positions=np.zeros((rows, length), np.int32),
         segments=np.full((rows, length), PADDING, np.int32),
         loss_positions=np.zeros((rows, most_labels), np.int32),
-        loss_inverse=np.full((rows, length), most_labels, np.int32),
         labels=np.zeros((rows, most_labels), np.int32),
         weights=np.zeros((rows, most_labels), np.float32),
     )
@@ -221,21 +225,22 @@ def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
         batch.positions[b, used] = np.concatenate([np.arange(size) for size in sizes])
         batch.segments[b, used] = np.repeat(np.arange(1, len(row) + 1), sizes)
         batch.loss_positions[b, labels] = loss_positions
-        batch.loss_inverse[b, loss_positions] = labels
         batch.labels[b, labels] = tokens[loss_positions + 1]
         batch.weights[b, labels] = 1
     return batch
 
 
 def _cheapest_rows(
-    counts: Int[np.ndarray, "steps"], length: int, *, rows_per_pass: int, divide_by: int, width: int, overhead: int
-) -> tuple[float, int]:
+    counts: Int[np.ndarray, "steps"], length: int, *, rows_per_pass: int, divide_by: int, width: int, overhead: int,
+    most_tokens: int
+) -> tuple[float, int]:  # fmt: skip
     """The least cost of `counts` rows of one length in each step, and the rows of a microbatch that it takes.
 
     A microbatch of B rows costs overhead + B T (1 + T / 6D), in tokens through the linear layers: attention reads whole
     rows, half of each is masked.
     """
-    most = _round_up(max(1, int(counts.max())), divide_by)
+    fitting = max(1, most_tokens // length // divide_by) * divide_by
+    most = min(fitting, _round_up(max(1, int(counts.max())), divide_by))
     options = sorted({_round_up(-(-most // parts), divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
     options = [_round_up(rows_per_pass, divide_by)] if rows_per_pass else options
     costs = [

@@ -13,13 +13,13 @@ from em_jax.model.transformer import Transformer
 def gather_hidden(
     hidden: Float[Array, "B T D"],
     loss_positions: Int[Array, "B M"],
-    loss_inverse: Int[Array, "B T"],
+    weights: Float[Array, "B M"],
     *,
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "B M D"]:
     """The hidden states that predict a label."""
     if sharding.platform == "cpu":
-        return cpu_gather.gather_positions(hidden, loss_positions, loss_inverse)
+        return cpu_gather.gather_positions(hidden, loss_positions, weights)
     return jnp.take_along_axis(hidden, loss_positions[:, :, None], axis=1)
 
 

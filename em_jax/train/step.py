@@ -113,7 +113,7 @@ def accumulate(
             packed=True,
             sharding=sharding,
         )
-        hidden = gather_hidden(output.hidden, batch.loss_positions, batch.loss_inverse, sharding=sharding)
+        hidden = gather_hidden(output.hidden, batch.loss_positions, batch.weights, sharding=sharding)
         return summed_loss(model, hidden, batch.labels, batch.weights, sharding=sharding)
 
     value, gradients = jax.value_and_grad(loss)(factors)

@@ -82,12 +82,6 @@ def test_a_microbatch_holds_its_examples_and_their_loss(given_plan):
                 assert batch.labels[b, labels].tolist() == [examples[i].ids[t] for t in predicted]
                 used += len(labels)
         assert batch.weights.sum() == used == sum(sum(examples[i].mask[1:]) for row in rows for i in row)
-        # The inverse index: position in the row -> number of its label, else one past the last.
-        for b in range(shape.rows):
-            labels = np.flatnonzero(batch.weights[b])
-            expected = np.full(shape.length, shape.labels)
-            expected[batch.loss_positions[b, labels]] = labels
-            assert batch.loss_inverse[b].tolist() == expected.tolist()
         filled = sum(len(examples[i].ids) for row in rows for i in row)
         assert (batch.segments != PADDING).sum() == filled
 
@@ -101,7 +95,16 @@ def test_a_batch_pinned():
     assert batch.loss_positions.tolist() == [[1, 2, 4, 0], [0] * 4]
     assert batch.labels.tolist() == [[7, 8, 4, 0], [0] * 4]
     assert batch.weights.tolist() == [[1, 1, 1, 0], [0] * 4]
-    assert batch.loss_inverse.tolist() == [[4, 0, 1, 4, 2, 4, 4, 4], [4] * 8]
+
+
+def test_a_microbatch_has_no_more_tokens_than_it_may():
+    examples = [Example([1] * 30, [True] * 30)] * 64
+    plan = plan_microbatches(examples, [list(range(64))], most_tokens=256)
+    assert len(plan.steps[0]) > 1 and all(shape.rows * shape.length <= 256 for shape in plan.shapes)
+    longer = plan_microbatches([Example([1] * 300, [True] * 300)] * 4, [list(range(4))], most_tokens=256)
+    assert {shape.rows for shape in longer.shapes} == {1}
+    fixed = plan_microbatches(examples, [list(range(64))], most_tokens=256, rows_per_pass=16)
+    assert {shape.rows for shape in fixed.shapes} == {16}
 
 
 def test_short_examples_share_rows():

@@ -178,7 +178,7 @@ def test_the_gather_of_a_cpu_is_the_plain_one_with_its_gradient():
     def value_and_gradient(gather):
         return jax.value_and_grad(lambda h: jnp.sum(gather(h) * towards))(hidden)
 
-    ours = value_and_gradient(lambda h: gather_positions(h, batch.loss_positions, batch.loss_inverse))
+    ours = value_and_gradient(lambda h: gather_positions(h, batch.loss_positions, batch.weights))
     theirs = value_and_gradient(lambda h: jnp.take_along_axis(h, batch.loss_positions[:, :, None], axis=1))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
