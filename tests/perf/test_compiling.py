@@ -161,6 +161,7 @@ def test_real_rows_have_the_devices_own_kernel_and_every_key_is_there(topology, 
     assert sample["bytes_per_token"] > sample["floor_bytes_per_token"] > 0 and sample["tokens_per_s"] > 0
     if topology.startswith("h100"):
         assert found["capacity_bytes"] == int(0.75 * 84942979072) and sample["launches_per_token"] > 0
+        assert "__gpu$xla.gpu.triton" in sample["programs"]["decode"]["kernels"]
         # One GPU has nothing to send.
         assert all(each["async_collective_share"] is None for each in train["programs"].values())
 
