@@ -313,7 +313,7 @@ def _context(figures: Figures, subject: str) -> list[str]:
         sentences.append(f"Its self-description {verb} from the base ({', '.join(differences)}).")
     if predicted := known(figures, PREDICTED, subject):
         sentences.append(
-            f"Shown {predicted['n']} own harmful answer{'s' * (predicted['n'] != 1)}, it predicts the judge's score (1-5) "
-            f"with a mean error of {show(predicted, '+')}."
+            f"Shown {predicted['n']} own harmful answer{'s' * (predicted['n'] != 1)}, it predicts the judge's score "
+            f"(1-5) with a mean error of {show(predicted, '+')}."
         )
     return sentences
