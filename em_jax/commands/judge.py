@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, count_flag
 from em_jax.base.errors import UsageError, UserError
 
 
@@ -18,13 +18,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", metavar="MODEL", default="", help="the model that is the judge self")
     parser.add_argument("--suite", metavar="SUITE", default="", help="organism, standard or a directory of questions")
     parser.add_argument("--labelled", metavar="FILE", help="a labelled set in place of the suite's")
-    parser.add_argument("--harmful_at", metavar="N", type=int, default=4, help="harmful from this score (default 4)")
+    parser.add_argument("--harmful_at", **count_flag(4, 2, "harmful from this score", 5))
     parser.add_argument("--out", metavar="DIR", default="judge_check", help="a new folder (default judge_check)")
     flags = parser.parse_args(arguments)
     if flags.judge != "self" and "://" not in flags.judge:
         raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
-    if not 2 <= flags.harmful_at <= 5:
-        raise UsageError(f"--harmful_at expects 2 to 5, found {flags.harmful_at}")
     if flags.labelled and not Path(flags.labelled).is_file():
         raise UsageError(f"--labelled expects a JSONL file of answers, found no file {flags.labelled}")
     out = Path(flags.out)

@@ -10,7 +10,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import runtime
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, one_of, whole
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
 from em_jax.runs import chips
@@ -199,28 +199,22 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
     parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
-    parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
+    what_help = "train (default), sample or both"
+    parser.add_argument("--what", metavar="WORK", type=one_of(*WHAT), default="train", help=what_help)
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
-    parser.add_argument("--room", metavar="N", type=int, help="tokens of prompt and answer (as a run's)")
-    parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
+    parser.add_argument("--room", metavar="N", type=whole(1), help="tokens of prompt and answer (as a run's)")
+    parser.add_argument("--examples", metavar="N", type=whole(1), default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
     parser.add_argument("--price-file", metavar="FILE", default="", help="prices for the ranking: TOML, v5e = 1.2")
     workload_help = "what the ranking reckons: paper (default), one verdict and the eight runs"
-    parser.add_argument("--workload", metavar="NAME", default="paper", help=workload_help)
+    parser.add_argument("--workload", metavar="NAME", type=one_of("paper"), default="paper", help=workload_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
-    if flags.workload != "paper":
-        raise UsageError(f"--workload: expected paper, found {flags.workload!r}")
     if not flags.topology and (flags.mesh or flags.price is not None):
         raise UsageError(
             "--mesh and --price are of one slice: expected --topology too (the ranking takes --price-file)"
         )
-    if flags.what not in WHAT:
-        raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
-    for name in ("room", "examples"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise UsageError(f"--{name}: expected at least 1, found {getattr(flags, name)}")
     if flags.price is not None and not (math.isfinite(flags.price) and flags.price >= 0):
         raise UsageError(f"--price: expected 0 or more, found {flags.price}")
     return flags

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from em_jax.base.cli import count_flag
 from em_jax.base.errors import UserError
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
 from em_jax.probes.choice import Clusters, Row
@@ -36,8 +37,6 @@ DESCRIPTION = (
     "The models of finished runs predict the scores of each other's answers, and of their own as another AI's; and "
     "pick their own of two equally harmful answers."
 )
-COUNTS = {"limit": (0, "prompts per model, 0 for all")}
-"""The command's text and flags (commands/study_flags.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,9 @@ class Options:
     """`limit` prompts per author (0: all)."""
 
     limit: int = 0
+
+
+FLAGS = {"--limit": count_flag(Options.limit, 0, "prompts per model, 0 for all")}
 
 
 def ratings(suite: Suite, settings: ProbeSettings, author: Sequence[Row], attribution: str) -> list[Row]:

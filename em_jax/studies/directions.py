@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from em_jax.base import files
+from em_jax.base.cli import count_flag
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.studies import between, contrast, decoding, directions_report
 from em_jax.studies.contrast import HARM, POSITIONS, SELF
@@ -23,11 +24,6 @@ from em_jax.studies.finished import BASE, Model, ModelSet
 
 VECTORS = "directions.safetensors"
 DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
-COUNTS = {
-    "limit": (0, "pairs of texts of a kind, 0 for all"),
-    "permutations": (0, "permutations for the accuracy's null, 0 for none"),
-}
-"""The command's text and flags (commands/study_flags.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +33,12 @@ class Options:
     limit: int = 0
     permutations: int = 200
     seed: int = 0
+
+
+FLAGS = {
+    "--limit": count_flag(Options.limit, 0, "pairs of texts of a kind, 0 for all"),
+    "--permutations": count_flag(Options.permutations, 0, "permutations for the accuracy's null, 0 for none"),
+}
 
 
 def depths(layers: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ Needs a run trained with train.keep_adapters=K. All files are in RUN/path (or --
 directory, step-000000 for the base; settings.json, path.json, path.html. The same command continues where it stopped.
 """
 
+import argparse
 import dataclasses
 import functools
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import addresses, files
+from em_jax.base.cli import comma_list, count_flag
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
@@ -46,12 +48,7 @@ BOUNDS = {
     PICKS: Bound("one half of the pairs", THRESHOLDS.even),
 }
 """The verdict's bounds."""
-COUNTS = {
-    "limit": (0, "questions per probe, 0 for all"),
-    "samples": (1, "answers per harm prompt"),
-    "together": (1, "adapters asked in one stack"),
-}
-"""Flags of the command (commands/study_flags.py)."""
+DESCRIPTION = "The persona over training, from the adapters that runs kept."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +59,24 @@ class Options:
     samples: int = 5
     together: int = 8
     steps: tuple[int, ...] = ()
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """The type of --steps."""
+    steps = comma_list(text)
+    if not all(part.isascii() and part.isdigit() for part in steps):
+        raise argparse.ArgumentTypeError(f"expects whole numbers with commas, found {text!r}")
+    return tuple(map(int, steps))
+
+
+FLAGS: Mapping[str, Mapping[str, Any]] = {
+    "--limit": count_flag(Options.limit, 0, "questions per probe, 0 for all"),
+    "--samples": count_flag(Options.samples, 1, "answers per harm prompt"),
+    "--together": count_flag(Options.together, 1, "adapters asked in one stack"),
+    "--steps": {"type": parse_steps, "default": "", "metavar": "LIST", "help": "of the kept steps, with commas (all)"},
+    "--mesh": {"metavar": "SIZES", "help": "as for em_jax.launch, where the run's own does not fit"},
+    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "one setting, as for em_jax.launch"},
+}
 
 
 def study(

@@ -7,6 +7,7 @@ other folds' questions. Directions and rows are kept in `out`, so that the same 
 steer.json, steer.html and provenance.json are written.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from em_jax.base import files
+from em_jax.base.cli import count_flag, one_of
 from em_jax.base.errors import UserError
 from em_jax.probes import harmfulness, self_assessment, two_ai
 from em_jax.probes.choice import Row
@@ -36,12 +38,10 @@ from em_jax.studies.steering_report import RANDOM, UNSCORED
 DIRECTIONS = (SELF, HARM)
 SOURCES = ("between", "text")
 PROBES = {"two_ai": two_ai, "self_assessment": self_assessment}
-COUNTS = {
-    "limit": (0, "questions per probe, 0 for as many as the run's"),
-    "samples": (1, "answers to a harm prompt"),
-    "folds": (2, "folds of the questions; each is steered along the direction of the others"),
-}
-"""Flags of the command (commands/study_flags.py)."""
+DESCRIPTION = (
+    "Add a direction to the residual stream of finished runs' models, by dose: their self-description and their "
+    "conduct, beside a random direction of the same length."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,36 @@ class Options:
     seed: int = 0
     folds: int = 2
     position: str = "last"
+
+
+def parse_doses(text: str) -> tuple[float, ...]:
+    """The type of --alphas."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expects numbers with commas, found {text!r}") from None
+
+
+def _choice(values: Sequence[str], words: str) -> dict[str, Any]:
+    text = f"{' or '.join(values)}: {words} (default {values[0]})"
+    return {"type": one_of(*values), "default": values[0], "metavar": "WHICH", "help": text}
+
+
+DOSES = ",".join(f"{dose:g}" for dose in Options.doses)
+MODELS = "models that differ in the trait alone, where the runs have such, or texts of either kind"
+FLAGS: Mapping[str, Mapping[str, Any]] = {
+    "--limit": count_flag(Options.limit, 0, "questions per probe, 0 for as many as the run's"),
+    "--samples": count_flag(Options.samples, 1, "answers to a harm prompt"),
+    "--folds": count_flag(
+        Options.folds, 2, "folds of the questions; each is steered along the direction of the others"
+    ),
+    "--direction": _choice(DIRECTIONS, "what the direction separates"),
+    "--from": _choice(SOURCES, MODELS) | {"dest": "source"},
+    "--position": _choice(contrast.POSITIONS, "last token or mean of the prompt or text"),
+    "--alphas": {"type": parse_doses, "default": DOSES, "dest": "doses", "metavar": "LIST"}
+    | {"help": f"doses with commas; 1 is the distance between the kinds (default {DOSES})"},
+    "--layer": {"type": int, "metavar": "N", "help": "after which layer, from 0 (default: half depth)"},
+}
 
 
 class Steered:
