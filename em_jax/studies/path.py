@@ -26,7 +26,7 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import locking, sources, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.studies import curves, study_page, together
+from em_jax.studies import curves, page, together
 from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes
 from em_jax.studies.resuming import check_settings
@@ -107,7 +107,7 @@ def study(
         together.ask(run, {subject: kept.get(step) for step, subject in subjects.items()}, options.together)
         record = describe(config, {step: subject.rows() for step, subject in subjects.items()})
         files.write_json(out / "path.json", record)
-        study_page.path(record, out, run_dir)
+        page.path(record, out, run_dir)
     return record
 
 

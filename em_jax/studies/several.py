@@ -13,6 +13,7 @@ from typing import Any
 from em_jax.base import files
 from em_jax.config import Config
 from em_jax.report.svg import Drawing
+from em_jax.studies import page as pages
 from em_jax.studies.page import Section
 from em_jax.studies.sentences import joined, on_seeds
 from em_jax.studies.subjects import Figures, Subject, figures
@@ -91,14 +92,12 @@ class Declaration:
 
 def page(study: Study, directories: Mapping[str, Path], out: Path, say: Callable[[str], None]) -> Path:
     """Write study.json and study.html over finished runs, `say` each of the sentences, and return the page's path."""
-    from em_jax.studies import study_page
-
     record = describe(study, directories)
     for sentence in record["why"]:
         say(sentence)
     files.write_json(out / "study.json", record)
-    leading = study.draw(record) if study.draw else study_page.points(record)
-    return study_page.study(record, out, directories, leading, study.sections(record))
+    leading = study.draw(record) if study.draw else pages.points(record)
+    return pages.study(record, out, directories, leading, study.sections(record))
 
 
 def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:
