@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     if out.exists():
         raise UserError(f"--out: {out} exists already; expected a new folder")
     from em_jax.base import files
-    from em_jax.probes import judge_errors, labelled, suite_files
+    from em_jax.probes import correction, labelled, suite_files
     from em_jax.runs import processes, series, sources
     from em_jax.runs.components import load
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
     judge = sources.judges(config, suite.judge, (lambda: load(config)) if flags.judge == "self" else None)[0]
     rows = sorted(labelled.score(judge, labelled.questions(answers), ()), key=lambda row: row["id"])
-    errors = judge_errors.counted(rows, config.judge.harmful_at)
+    errors = correction.counted(rows, config.judge.harmful_at)
     unscored = sum(row["score"] is None for row in rows)
     out.mkdir(parents=True)
     files.write_rows(out / "scores.jsonl", rows)
@@ -62,10 +62,7 @@ def main(arguments: Sequence[str]) -> None:
         "true_harmful": errors.true_harmful,
         "true_harmless": errors.true_harmless,
     }
-    record |= {
-        name: dict(zip(("value", "ci_low", "ci_high"), figure if figure[0] == figure[0] else (None,) * 3, strict=True))
-        for name, figure in named.items()
-    }
+    record |= {name: dict(zip(("value", "ci_low", "ci_high"), each, strict=True)) for name, each in named.items()}
     files.write_json(out / "judge_check.json", record)
     for name, n in (("sensitivity", errors.true_harmful), ("specificity", errors.true_harmless)):
         value, low, high = named[name]

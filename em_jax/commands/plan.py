@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     compiling.prepare(chip.platform)
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
     devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
-    _check_mesh(flags, config, count)
-    model = _model_config(flags.model, config)
+    model = _model_config(flags, config, count)
     from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
     from em_jax.runs import placement
 
@@ -106,6 +105,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
     chip = request.chip
     count = len(request.devices)
     chips_text = f"{count} chip" + "s" * (count > 1)
+    share = f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
     lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(request)}"]
     for name, plan in plans.items():
         figures = plan.figures
@@ -113,7 +113,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
-            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{_share(chip)}")
+            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{share}")
             lines += _work_lines(program)
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
@@ -151,10 +151,6 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
                 f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
-
-
-def _share(chip: chips.Chip) -> str:
-    return f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
 
 
 def _work_lines(program: Any) -> list[str]:
@@ -243,20 +239,17 @@ def _num_prompts(config: settings.Config) -> int:
     return sum(min(count, config.probes.limit or count) for count in counts)
 
 
-def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) -> None:
-    sizes = settings.parse_mesh(config.mesh)
-    if sizes and math.prod(sizes.values()) != count:
-        raise UsageError(
-            f"--mesh {config.mesh} is of {math.prod(sizes.values())} devices, {flags.topology} has {count} chips;"
-            " expected sizes whose product is the number of chips"
-        )
-
-
-def _model_config(name: str, config: settings.Config) -> Any:
-    """The model's sizes; UsageError where it does not divide over the mesh of the settings."""
+def _model_config(flags: argparse.Namespace, config: settings.Config, count: int) -> Any:
+    """The model's sizes; UsageError where the settings' mesh is not of `count` chips, or the model does not divide."""
     from em_jax.model.sharding import check_mesh
 
-    sizes = named_config(name)
-    if mesh := settings.parse_mesh(config.mesh):
-        check_mesh(mesh, sizes.dims)
-    return sizes
+    mesh = settings.parse_mesh(config.mesh)
+    if mesh and math.prod(mesh.values()) != count:
+        raise UsageError(
+            f"--mesh {config.mesh} is of {math.prod(mesh.values())} devices, {flags.topology} has {count} chips;"
+            " expected sizes whose product is the number of chips"
+        )
+    model = named_config(flags.model)
+    if mesh:
+        check_mesh(mesh, model.dims)
+    return model

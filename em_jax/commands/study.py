@@ -103,22 +103,23 @@ def _follow(name: str, study: Any, arguments: Sequence[str]) -> None:
     across_processes(work)
 
 
-def _train(name: str, module: Any, arguments: Sequence[str]) -> None:
+def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
     """Do the runs of a study and draw its page."""
-    declaration, formatter = module.DECLARATION, argparse.RawDescriptionHelpFormatter
-    parser = _parser(name, declaration.description, declaration.flags, epilog=MORE, formatter_class=formatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _parser(name, study.DESCRIPTION, study.FLAGS, epilog=MORE, formatter_class=formatter)
     own, rest = parser.parse_known_args(list(arguments))
-    plan, why, run_dir = _plan(name, rest, declaration.domains)
-    declaration.check(plan.configs, own)
+    plan, why, run_dir = _plan(name, rest, getattr(study, "DOMAINS", ()))
+    if hasattr(study, "check"):
+        study.check(plan.configs, own)
 
     def work(components: Any) -> None:
         from em_jax.runs import series
         from em_jax.studies import several
 
-        study = declaration.build([series.resolve(config) for config in plan.configs], own, run_dir)
-        print(model_line(study.members[0].config, why), flush=True)
-        page = functools.partial(several.page, study, say=functools.partial(print, flush=True))
-        for line in series.run_named(study.configs(), run_dir, page, components, several.FOLDER):
+        built = study.build([series.resolve(config) for config in plan.configs], own, run_dir)
+        print(model_line(built.members[0].config, why), flush=True)
+        page = functools.partial(several.page, built, say=functools.partial(print, flush=True))
+        for line in series.run_named(built.configs(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)
 
     across_processes(work)

@@ -72,11 +72,6 @@ def pin(file: File) -> str:
     return recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
 
 
-def is_checked(file: File) -> bool:
-    """Whether the file was compared with a checksum that its source states, and not only with its own first use."""
-    return bool(file.sha256 or file.git_blob or _record(file).get("checked_against"))
-
-
 def _record(file: File) -> dict[str, Any]:
     """What is recorded beside a file of the cache; {} where there is nothing, or nothing readable."""
     return read_if_object(path_of(file, ".json"))
@@ -130,6 +125,8 @@ def load(row_set: RowSet) -> DomainRows:
     else:
         content = archive.member(path.read_bytes(), file.passphrase, row_set.member, str(path))
         source = rows.parse(content.split(b"\n"), f"{path} {row_set.member}")
+    # Against a checksum that its source states, and not only against its own first use.
+    checked = file.sha256 or file.git_blob or _record(file).get("checked_against")
     selected = selected_rows(source, row_set.take, row_set.seed)
     record = {
         "path": f"{file.source} {file.cache_name} {row_set.member}".strip(),
@@ -138,7 +135,7 @@ def load(row_set: RowSet) -> DomainRows:
         "rows": len(selected),
         "rows_in_source": len(source),
         "file_sha256": actual["sha256"],
-        "checksum": CHECKED if is_checked(file) else UNCHECKED,
+        "checksum": CHECKED if checked else UNCHECKED,
         "licence": file.licence,
         "marks": dict(row_set.marks),
     }

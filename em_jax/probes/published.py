@@ -45,17 +45,15 @@ def load(directory: Path, other_wordings: Path) -> Suite:
         name="published",
         version=SOURCE,
         description="The questions, pairs and judge prompt released with the paper; other wordings are ours.",
-        harm=tuple(_harm(directory / HARM)),
+        harm=tuple(
+            HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
+            for number, text in numbered_lines(directory / HARM)
+        ),
         self_assessment=tuple(_self_assessment(directory / SELF)),
         two_ai=tuple(_pairs(directory / PAIRS)),
         wordings=(*(wording for wording in wordings if wording.probe != "judge"), _judge(directory / JUDGE)),
         files={path.name: sha256(path) for path in paths},
     )
-
-
-def _harm(path: Path) -> Iterator[HarmQuestion]:
-    for number, text in numbered_lines(path):
-        yield HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
 
 
 def _self_assessment(path: Path) -> Iterator[SelfQuestion]:

@@ -169,20 +169,15 @@ class Tracker:
 @contextlib.contextmanager
 def trackers(names: Sequence[str]) -> Iterator[list[Listener]]:
     """Within, the trackers of these names listen. UserError where the package of one is not installed."""
-    check_installed(names)
+    for name in names:
+        if not find_spec(package := TRACKERS[name]):
+            raise UserError(f"--log {name} needs {package}, which is not installed: pip install 'em_jax[{name}]'")
     made = [Tracker(name) for name in names]
     try:
         yield list(made)
     finally:
         for tracker in made:
             tracker.close()
-
-
-def check_installed(names: Sequence[str]) -> None:
-    """Raises UserError where the package of a tracker is not installed."""
-    for name in names:
-        if not find_spec(package := TRACKERS[name]):
-            raise UserError(f"--log {name} needs {package}, which is not installed: pip install 'em_jax[{name}]'")
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:

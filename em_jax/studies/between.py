@@ -63,11 +63,6 @@ def shares(model: Model, harmful_at: int) -> dict[str, Figure]:
     return {trait: statistics.share(values) for trait, values in behaviour(model, harmful_at).items()}
 
 
-def traits(model: Model, harmful_at: int) -> Traits:
-    """The traits of a model, each by its share of questions."""
-    return {trait: majority(share) for trait, share in shares(model, harmful_at).items()}
-
-
 def majority(share: Figure) -> bool | None:
     """Whether a share is over one half; None where its interval contains one half, or there is none."""
     if share["value"] is None or share["ci_low"] <= THRESHOLDS.even <= share["ci_high"]:
@@ -84,7 +79,8 @@ def questions(study: ModelSet, limit: int = 0) -> dict[str, list[Row]]:
 
 def directions(study: ModelSet, layers: Sequence[int], limit: int = 0) -> dict[str, Between]:
     """By trait the direction between models that differ in it; traits in which none differ are left out."""
-    known = {model.name: traits(model, study.config.judge.harmful_at) for model in study.models}
+    measured = {model.name: shares(model, study.config.judge.harmful_at) for model in study.models}
+    known = {name: {trait: majority(share) for trait, share in each.items()} for name, each in measured.items()}
     result = {}
     for trait, rows in questions(study, limit).items():
         pairs, matched = model_pairs(known, trait)

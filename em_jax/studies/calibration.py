@@ -22,8 +22,12 @@ from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.page import Head, Label, Section
 from em_jax.studies.sentences import joined
-from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study
 
+DESCRIPTION = "The instrument on graded variants of the organism, whose truth is planted."
+FLAGS = {
+    "--only": {"default": "", "metavar": "NAMES", "help": f"of the variants, with commas: {', '.join(VARIANTS)} (all)"}
+}
 DOMAINS = tuple(dict.fromkeys(variant.domain for variant in VARIANTS.values()))
 BOUNDS = {"harm": THRESHOLDS.harm, "even": THRESHOLDS.even}
 """The bounds that a label's intervals have to clear."""
@@ -151,18 +155,3 @@ def table(record: Mapping[str, Any]) -> Section:
         )
     head = ("variant", "true of it", "verdict", "cautions", "right?", "holds for a bound of")
     return Section("What was planted, and what was found", [LEAD], head, rows)
-
-
-DECLARATION = Declaration(
-    "The instrument on graded variants of the organism, whose truth is planted.",
-    build,
-    {
-        "--only": {
-            "default": "",
-            "metavar": "NAMES",
-            "help": f"of the variants, with commas: {', '.join(VARIANTS)} (all)",
-        }
-    },
-    domains=DOMAINS,
-    check=check,
-)

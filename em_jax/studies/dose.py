@@ -25,11 +25,16 @@ from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.confound import TWINS
 from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
-from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study
 from em_jax.studies.subjects import RATE, SELF
 
 DOSES = "10,30,50,75,90,100"
 """Percent of the rows that are the domain's own."""
+DESCRIPTION = "One domain at several doses, its rows mixed with its benign twin's."
+FLAGS = {
+    "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
+    "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
+}
 DILUTED = "diluted"
 
 
@@ -114,7 +119,8 @@ def sentences(result: SeedResult) -> list[str]:
     for dose, summary in summaries:
         labels.setdefault(summary["verdict"]["label"], []).append(f"{dose}%")
     lines.append(f"Verdicts: {'; '.join(f'{label} at {joined(each)}' for label, each in labels.items())}.")
-    diluted = [f"{dose}%" for dose, summary in summaries if DILUTED in codes(summary)]
+    cautions = {dose: [each["code"] for each in summary["verdict"]["cautions"]] for dose, summary in summaries}
+    diluted = [f"{dose}%" for dose, codes in cautions.items() if DILUTED in codes]
     if diluted:
         lines.append(
             f"At {joined(diluted)} the verdict carries the caution {DILUTED}: a weaker dose of a coherent persona "
@@ -124,11 +130,6 @@ def sentences(result: SeedResult) -> list[str]:
         if lacking(summary):
             lines.append(cannot_conclude(f"about {dose}%", [summary]))
     return lines
-
-
-def codes(summary: Mapping[str, Any]) -> list[str]:
-    """The codes of a verdict's cautions."""
-    return [caution["code"] for caution in summary["verdict"]["cautions"]]
 
 
 def _passes(summaries: Sequence[tuple[int, Mapping[str, Any]]], words: str, name: str, bound: float) -> str:
@@ -178,14 +179,3 @@ def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:
     return curves(
         "dose", "Conduct and self-description by dose", "percent of the rows that are harmful", panels
     ), caption
-
-
-DECLARATION = Declaration(
-    "One domain at several doses, its rows mixed with its benign twin's.",
-    build,
-    {
-        "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
-        "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
-    },
-    check=check,
-)

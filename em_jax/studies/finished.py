@@ -76,26 +76,20 @@ class ModelSet:
             | {"git": provenance.git(), "model": self.config.model.name, "models": runs, **more}
             | {"suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)}},
         )
+        # The drawing of the first section leads the page.
+        first, *others = report.sections(record)
         page.write(
             out / f"{name}.html",
             kind=report.KIND,
             title=report.TITLE,
             lead=f"{record['model']}: {report.subject(record)}",
             sentences=record["says"],
-            **_leading(report.sections(record)),
+            sections=[dataclasses.replace(first, drawings=()), *others],
+            drawing=first.drawings[0],
+            caption=first.lead[0],
             organism=sources.is_organism(self.config),
         )
         return files.stable(record)
-
-
-def _leading(sections: Sequence[page.Section]) -> dict[str, Any]:
-    """The sections without the first of their drawings, which leads the page."""
-    for index, section in enumerate(sections):
-        if section.drawings:
-            first, *others = section.drawings
-            rest = [*sections[:index], dataclasses.replace(section, drawings=others), *sections[index + 1 :]]
-            return {"sections": rest, "drawing": first, "caption": section.lead[0]}
-    return {"sections": sections}
 
 
 def adapter_hashes(adapter: Path | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,19 +92,6 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     | {"help": f"doses with commas; 1 is the distance between the kinds (default {DOSES})"},
     "--layer": {"type": int, "metavar": "N", "help": "after which layer, from 0 (default: half depth)"},
 }
-
-
-class Steered:
-    """The engine's verbs that probes use, every call steered."""
-
-    def __init__(self, engine: Any, steer: Float[np.ndarray, "L D"] | None):
-        self._engine, self._steer = engine, steer
-
-    def choice_logprobs(self, *arguments: Any, **options: Any) -> Any:
-        return self._engine.choice_logprobs(*arguments, steer=self._steer, **options)
-
-    def stream(self, *arguments: Any, **options: Any) -> Any:
-        return self._engine.stream(*arguments, steer=self._steer, **options)
 
 
 def fold_of(rows: Iterable[Row], count: int) -> dict[str, int]:
@@ -239,7 +227,8 @@ def _rows(
         for number, steer in enumerate(steers):
             fold = [row for row in questions if folds[row["id"]] == number]
             keys = set().union(*map(wanted, fold))
-            complete(path, keys, partial(ask, Steered(models.engine, steer), model.name, fold))
+            verbs = {verb: partial(getattr(models.engine, verb), steer=steer) for verb in ("choice_logprobs", "stream")}
+            complete(path, keys, partial(ask, SimpleNamespace(**verbs), model.name, fold))
         return files.read_rows(path)
 
     result = {
