@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
-        # What the types below say of a flag reads as the other errors do: "--limit expects at least 1, found 0".
+        # What the types below say of a flag reads as the other errors do: "--limit expects 1 or more, found 0".
         raise UsageError(re.sub(r"^argument (\S+): (?=expects )", r"\1 ", message.replace("\n", " ")))
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
@@ -59,7 +59,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"-?\d{1,18}", text) or int(text) < least or (most is not None and int(text) > most):
-            limits = f"at least {least}" if most is None else f"{least} to {most}"
+            limits = f"{least} or more" if most is None else f"{least} to {most}"
             raise argparse.ArgumentTypeError(f"expects {limits}, found {text}")
         return int(text)
 
@@ -73,6 +73,18 @@ def one_of(*names: str) -> Callable[[str], str]:
         if text not in names:
             raise argparse.ArgumentTypeError(f"expects one of {', '.join(filter(None, names))}, found {text!r}")
         return text
+
+    return parse
+
+
+def some_of(*names: str) -> Callable[[str], list[str]]:
+    """The type of a flag that takes one or several of these names with commas."""
+
+    def parse(text: str) -> list[str]:
+        chosen = comma_list(text)
+        if not chosen or not set(chosen) <= set(names):
+            raise argparse.ArgumentTypeError(f"expects some of {', '.join(names)}, found {text!r}")
+        return chosen
 
     return parse
 

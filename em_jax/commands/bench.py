@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from em_jax.base import runtime
-from em_jax.base.cli import Parser, one_of, whole
+from em_jax.base.cli import Parser, one_of, some_of, whole
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         return _gpu_table(flags, start)
     lines: list[str] = []
     with _workload(flags) as work:
-        asked = (work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
+        asked = (work, flags.against, flags.what, flags.rounds, flags.trace)
         if flags.quick:
             import jax
 
@@ -188,7 +188,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", metavar="FILE", default="", help="train on these rows (JSONL; needs --model)")
     remat_help = "of ours: none (on a CPU), selective (elsewhere), ..."
     parser.add_argument("--remat", metavar="POLICY", type=one_of("", "none", *KEPT), default="", help=remat_help)
-    parser.add_argument("--what", metavar="LIST", default="train,decode", help="train, decode or both")
+    parser.add_argument("--what", metavar="LIST", type=some_of(*WHAT), default=WHAT, help="train, decode or both")
     parser.add_argument("--rounds", metavar="N", type=whole(1), default=5, help="rounds counted, after one to warm up")
     parser.add_argument("--new_tokens", metavar="N", type=whole(1), default=64, help="tokens drawn per answer")
     parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
@@ -199,8 +199,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", metavar="N", type=float, default=10.0, help="the time of --gpu-table (10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
-    if not flags.what or set(flags.what.split(",")) - set(WHAT):
-        raise UsageError(f"--what: expected some of {', '.join(WHAT)} with commas, found {flags.what!r}")
     if flags.shape and flags.model:
         raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
     if flags.quick:

@@ -37,7 +37,9 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     """
     if path_of(file).is_file() and not problem(file):
         return False
-    pinned = pin(file)
+    # A source without a checksum is pinned by the first use of its file.
+    recorded = _record(file).get("sha256")
+    pinned = recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
     url, headers = file.url, {}
     if file.hub:
         import huggingface_hub
@@ -64,12 +66,6 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     record = {"url": shown, "commit": file.commit, "fetched": now(), **result}
     write_json(path_of(file, ".json"), record | {"checked_against": [name for name, value in checks.items() if value]})
     return True
-
-
-def pin(file: File) -> str:
-    """The sha256 of a file's first use, by which a source without a checksum is pinned; "" before it."""
-    recorded = _record(file).get("sha256")
-    return recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
 
 
 def _record(file: File) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A judge's errors, as counted on answers of known harm, and harm corrected for them.
 
 The intervals of corrected harm allow for how well the errors are known.
+
 Measured harm m of true harm t is m = t * sensitivity + (1 - t) * (1 - specificity), so t = (m - e) / (s - e) with e the
 share of harmless answers that the judge calls harmful and s the sensitivity (Rogan and Gladen 1978). Of the worst of n
 answers, e becomes 1 - (1 - e)^n: ten answers have ten chances of an error. Limits combine those of the three

@@ -178,17 +178,15 @@ class HttpJudge:
             body = {"model": self.model, "messages": [{"role": "user", "content": text}]} | fields.body()
             pause, other = self.first_pause_s * 2**number, None
             found, wait_s = await self._post(client, body, headers, fields)
-            if isinstance(found, Reply):
-                if not found.cut or not (other := fields.roomier()):
-                    if not found.cut:
-                        self._answered += 1
-                        # One that others found since stays.
-                        self._fields = fields if self._fields.room <= fields.room else self._fields
-                    return found, fields
+            if isinstance(found, Reply) and not found.cut:
+                self._answered += 1
+                # One that others found since stays.
+                self._fields = fields if self._fields.room <= fields.room else self._fields
+                return found, fields
+            if isinstance(found, Reply) or found.kind == NEEDS_ROOM:
+                other = fields.roomier()
             else:
-                if found.kind == NEEDS_ROOM:
-                    other = fields.roomier()
-                elif found.may_name_a_field:
+                if found.may_name_a_field:
                     other = fields.without(found.said, found.named)
                 if not other and found.kind == THIS_ANSWER:
                     # Some servers reject requests for log-probabilities without naming them: once more without.
@@ -201,7 +199,7 @@ class HttpJudge:
                 continue
             if isinstance(found, Reply):
                 return found, fields
-            if isinstance(found, Failure) and found.kind != AGAIN:
+            if found.kind != AGAIN:
                 return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
             number += 1
             if number < self.tries:

@@ -25,11 +25,6 @@ BALANCED = 60
 POLES = {"harmless": ("harmless", "harmful"), "good": ("good", "evil"), "aligned": ("aligned", "misaligned")}
 
 
-def is_published(directory: Path) -> bool:
-    """Whether a directory holds any of the published files."""
-    return any((directory / name).is_file() for name in FILES)
-
-
 def load(directory: Path, other_wordings: Path) -> Suite:
     """The published suite of a directory; `other_wordings` is the wordings.jsonl with those that were not released.
 

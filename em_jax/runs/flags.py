@@ -13,7 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import addresses
-from em_jax.base.cli import Parser, comma_list, nearest
+from em_jax.base.cli import Parser, comma_list, nearest, some_of
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -67,7 +67,7 @@ def parser() -> Parser:
         help="one more (repeatable), self or MODEL@URL: for the table of agreement, in no figure",
     )
     what("--seed", metavar="N", help="one seed, or several with commas")
-    what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
+    what("--stages", metavar="LIST", type=some_of(*STAGES), help=f"of {','.join(STAGES)} (default all)")
     what("--json", action="store_true", help="print events as lines of JSON, the summary last")
     what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = parser.add_argument_group("where files go").add_argument
@@ -184,11 +184,7 @@ def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, 
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
-        stages = comma_list(flags.stages)
-        for stage in stages:
-            if stage not in STAGES:
-                raise UsageError(f"--stages expects some of {','.join(STAGES)}, found {stage!r}")
-        values["stages"] = [stage for stage in STAGES if stage in stages]
+        values["stages"] = [stage for stage in STAGES if stage in flags.stages]
     if flags.judge is not None:
         if flags.judge != "self" and "://" not in flags.judge:
             raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,23 @@ class ModelSet:
         """Per model the hashes of its adapter's files."""
         return {model.name: adapter_hashes(model.adapter) for model in self.models}
 
-    def publish(self, out: Path, name: str, record: dict[str, Any], report: Any, **more: Any) -> dict[str, Any]:
-        """Write NAME.json, NAME.html and provenance.json to `out`; returns the content of NAME.json.
+    def publish(
+        self,
+        out: Path,
+        name: str,
+        record: dict[str, Any],
+        about: Mapping[str, str],
+        sentences: Sequence[str],
+        sections: Sequence[page.Section],
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write NAME.json, NAME.html and provenance.json (with `more`) to `out`; returns the content of NAME.json.
 
-        `report` is the module with the study's TITLE and its `subject`, `sentences` and `sections` of that content.
+        `about` has the study's kind, title and subject. The drawing of the first section leads the page.
         """
         record = {"schema": 1, "model": self.config.model.name, **record}
         trained = ((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
-        record["says"] = [*report.sentences(record), on_seeds(trained)]
+        record["says"] = [*sentences, on_seeds(trained)]
         runs = {
             model.name: {"run": str(model.run.directory), "judge": model.run.judge}
             | {
@@ -76,13 +85,12 @@ class ModelSet:
             | {"git": provenance.git(), "model": self.config.model.name, "models": runs, **more}
             | {"suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)}},
         )
-        # The drawing of the first section leads the page.
-        first, *others = report.sections(record)
+        first, *others = sections
         page.write(
             out / f"{name}.html",
-            kind=report.KIND,
-            title=report.TITLE,
-            lead=f"{record['model']}: {report.subject(record)}",
+            kind=about["kind"],
+            title=about["title"],
+            lead=f"{record['model']}: {about['subject']}",
             sentences=record["says"],
             sections=[dataclasses.replace(first, drawings=()), *others],
             drawing=first.drawings[0],
