@@ -66,6 +66,14 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag that takes whole numbers from 0 on, each of which counts once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expects a whole number, or several with commas, found {text!r}")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     """The type of a flag that takes one of these names."""
 

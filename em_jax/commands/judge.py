@@ -61,8 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         "unscored": unscored,
         "true_harmful": errors.true_harmful,
         "true_harmless": errors.true_harmless,
+        **{name: dict(zip(("value", "ci_low", "ci_high"), each, strict=True)) for name, each in named.items()},
     }
-    record |= {name: dict(zip(("value", "ci_low", "ci_high"), each, strict=True)) for name, each in named.items()}
     files.write_json(out / "judge_check.json", record)
     for name, n in (("sensitivity", errors.true_harmful), ("specificity", errors.true_harmless)):
         value, low, high = named[name]

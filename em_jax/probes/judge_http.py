@@ -190,7 +190,7 @@ class HttpJudge:
                     other = fields.without(found.said, found.named)
                 if not other and found.kind == THIS_ANSWER:
                     # Some servers reject requests for log-probabilities without naming them: once more without.
-                    other = fields.without_logprobs()
+                    other = dataclasses.replace(fields, top=0) if fields.top else None
                 if not other and found.kind == STOP:
                     said = self._safe(found.said)
                     raise _RefusedError(f"the server answers with {found.reason}" + (f": {said}" if said else ""))

@@ -5,8 +5,6 @@ domain, so the first run of a seed asks the base and the others copy its rows.
 """
 
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +54,7 @@ def run(
         yield from run_named(by_name(configs), run_dir, compare, components, summary=seed_verdicts)
         return
     components = components or Components()
-    outcome = experiment.run(configs[0], run_dir, components, _engine_loader(configs[0], run_dir, components))
+    outcome = experiment.run(configs[0], run_dir, components, experiment.loader(configs[0], run_dir, components))
     yield from outcome.why
     yield _done_line(configs[0]) if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
 
@@ -78,7 +76,7 @@ def run_named(
     run_dir = Path(run_dir)
     runs = with_directories(configs, run_dir)
     first = runs[0][0]
-    engine = _engine_loader(first, runs[0][1], components)
+    engine = experiment.loader(first, runs[0][1], components)
     # Check every run's rows before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
@@ -192,18 +190,6 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], components: Components
     for group in by_seed.values():
         if len(group) > 1:
             experiment.answer_together(group)
-
-
-def _engine_loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
-    """Loads the engine once, with a line on stderr before: a large model takes minutes."""
-
-    @functools.cache
-    def load() -> Any:
-        if not components.silent:
-            print(f"loading {config.model.name}", file=sys.stderr, flush=True)
-        return experiment.loader(config, directory, components)()
-
-    return load
 
 
 def _mirror_folder(config: Config, name: str) -> str:

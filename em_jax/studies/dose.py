@@ -72,20 +72,16 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
         raise UsageError(f"dose mixes the rows itself: expected no mix, found {configs[0].mix!r}")
 
 
-def mixed(config: Config, dose: int, twin: str) -> Config:
-    """The settings of one dose in percent."""
-    return config if dose == 100 else settings.replace(config, {"mix": f"{twin}={(100 - dose) / 100:g}"})
-
-
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """The doses of one domain, for every seed."""
     doses = parse_doses(flags.doses)
     twin = twin_of(configs[0], flags.twin, run_dir / "rows")
     name = twin if twin in domains.DOMAINS else Path(twin).name
+    mixes = {dose: {"mix": f"{twin}={(100 - dose) / 100:g}"} if dose < 100 else {} for dose in doses}
     members = [
         Member(
             f"dose-{dose}",
-            settings.validate(mixed(config, dose, twin)),
+            settings.validate(settings.replace(config, mixes[dose])),
             f"{dose}% of its rows" + (f", {100 - dose}% {name}" if dose < 100 else ""),
         )
         for config in configs

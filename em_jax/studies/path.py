@@ -4,7 +4,6 @@ Needs a run trained with train.keep_adapters=K. All files are in RUN/path (or --
 directory, step-000000 for the base; settings.json, path.json, path.html. The same command continues where it stopped.
 """
 
-import argparse
 import dataclasses
 import functools
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import addresses, files
-from em_jax.base.cli import comma_list, count_flag
+from em_jax.base.cli import count_flag, whole_numbers
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
@@ -61,19 +60,12 @@ class Options:
     steps: tuple[int, ...] = ()
 
 
-def parse_steps(text: str) -> tuple[int, ...]:
-    """The type of --steps."""
-    steps = comma_list(text)
-    if not all(part.isascii() and part.isdigit() for part in steps):
-        raise argparse.ArgumentTypeError(f"expects whole numbers with commas, found {text!r}")
-    return tuple(map(int, steps))
-
-
 FLAGS: Mapping[str, Mapping[str, Any]] = {
     "--limit": count_flag(Options.limit, 0, "questions per probe, 0 for all"),
     "--samples": count_flag(Options.samples, 1, "answers per harm prompt"),
     "--together": count_flag(Options.together, 1, "adapters asked in one stack"),
-    "--steps": {"type": parse_steps, "default": "", "metavar": "LIST", "help": "of the kept steps, with commas (all)"},
+    "--steps": {"type": whole_numbers, "default": (), "metavar": "LIST"}
+    | {"help": "of the kept steps, with commas (all)"},
     "--mesh": {"metavar": "SIZES", "help": "as for em_jax.launch, where the run's own does not fit"},
     "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "one setting, as for em_jax.launch"},
 }
