@@ -69,15 +69,11 @@ class ModelSet:
         record = {"schema": 1, "model": self.config.model.name, **record}
         trained = ((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
         record["says"] = [*sentences, on_seeds(trained)]
-        runs = {
-            model.name: {"run": str(model.run.directory), "judge": model.run.judge}
-            | {
-                "adapter": provenance.directory_inputs(model.run.adapter, (".safetensors",))
-                if model.run.adapter
-                else {}
-            }
-            for model in self.models
-        }
+        runs = {}
+        for model in self.models:
+            run, adapter = model.run, model.run.adapter
+            weights = provenance.directory_inputs(adapter, (".safetensors",)) if adapter else {}
+            runs[model.name] = {"run": str(run.directory), "judge": run.judge, "adapter": weights}
         files.write_json(out / f"{name}.json", record)
         files.write_json(
             out / "provenance.json",
