@@ -7,7 +7,7 @@ from importlib import metadata
 
 from em_jax.base import multihost
 from em_jax.base.cli import command, fail, nearest
-from em_jax.commands import COMMANDS
+from em_jax.commands import COMMANDS, RESUMES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,21 +22,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first not in COMMANDS:
         hint = nearest(first, COMMANDS)
         return fail("em_jax", (), f"wrong usage: expected a command, found {first!r}{hint}; --help lists all", 2)
-    chosen = COMMANDS[first]
     if first == "launch":  # also a command of its own: python -m em_jax.launch
-        return int(importlib.import_module(chosen.module).main(rest))
+        return int(importlib.import_module("em_jax.launch").main(rest))
 
     def work(arguments: Sequence[str]) -> None:
-        importlib.import_module(chosen.module).main(arguments)  # within `command`, as Ctrl-C may come meanwhile
+        # Within `command`, as Ctrl-C may come meanwhile.
+        importlib.import_module(f"em_jax.commands.{first}").main(arguments)
 
-    status = command(f"em_jax {first}", work, rest, resumes=chosen.resumes)
+    status = command(f"em_jax {first}", work, rest, resumes=first in RESUMES)
     multihost.leave(status)
     return status
 
 
 def usage() -> str:
     """What `em-jax --help` prints: every command with a line."""
-    lines = [f"  {name:<10}{each.summary}" for name, each in COMMANDS.items()]
+    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         ["usage: em-jax COMMAND ...", "", *lines, "", "em-jax COMMAND --help lists its flags; em-jax --version."]
     )

@@ -328,28 +328,22 @@ def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     return unknown + [name for name, value in now.items() if name not in NOT_COMPARED and before[name] != value]
 
 
-def _named(expected: str, holds: Callable[[Any], bool], names: str) -> dict[str, tuple[str, Callable[[Any], bool]]]:
-    return dict.fromkeys(names.split(), (expected, holds))
-
-
-RANGES = {
-    **_named(
-        "a number above 0",
-        lambda value: value > 0,
-        "lora.rank lora.alpha train.epochs train.batch_size train.max_length train.max_grad_norm train.eps "
-        "answers.samples answers.max_new_tokens probes.samples probes.choice_tokens probes.language_tokens "
-        "judge.concurrency",
-    ),
-    **_named(
-        "0 or more",
-        lambda value: value >= 0,
-        "seed train.learning_rate train.warmup_steps train.max_steps train.rows_per_pass train.weight_decay "
-        "train.checkpoint_every train.keep_adapters answers.temperature probes.limit probes.sampled_questions "
-        "judge.max_requests answers.slots",
-    ),
-    **_named("at least 0 and below 1", lambda value: 0 <= value < 1, "train.beta1 train.beta2 train.holdout"),
-    **_named("above 0 and at most 1", lambda value: 0 < value <= 1, "answers.top_p"),
-    **_named("2 to 5", lambda value: 2 <= value <= 5, "judge.harmful_at"),
+POSITIVE = (
+    "lora.rank lora.alpha train.epochs train.batch_size train.max_length train.max_grad_norm train.eps answers.samples "
+    "answers.max_new_tokens probes.samples probes.choice_tokens probes.language_tokens judge.concurrency"
+)
+NOT_NEGATIVE = (
+    "seed train.learning_rate train.warmup_steps train.max_steps train.rows_per_pass train.weight_decay "
+    "train.checkpoint_every train.keep_adapters answers.temperature probes.limit probes.sampled_questions "
+    "judge.max_requests answers.slots"
+)
+BELOW_1 = ("train.beta1", "train.beta2", "train.holdout")
+RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(POSITIVE.split(), ("a number above 0", lambda value: value > 0)),
+    **dict.fromkeys(NOT_NEGATIVE.split(), ("0 or more", lambda value: value >= 0)),
+    **dict.fromkeys(BELOW_1, ("at least 0 and below 1", lambda value: 0 <= value < 1)),
+    "answers.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "judge.harmful_at": ("2 to 5", lambda value: 2 <= value <= 5),
 }
 """The numbers that a setting may have: in words, and as a condition."""
 CHOICES = {

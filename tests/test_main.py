@@ -25,7 +25,7 @@ def test_every_command_answers_help_and_names_itself(name, capsys):
 def test_help_lists_every_command(arguments, capsys):
     assert __main__.main(arguments) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out and command.summary in out for name, command in COMMANDS.items())
+    assert all(f"  {name} " in out and summary in out for name, summary in COMMANDS.items())
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -3,13 +3,14 @@
 import argparse
 import difflib
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from em_jax.base import failures
 from em_jax.base.errors import Unfinished, UsageError, UserError
@@ -25,9 +26,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        # A value may begin with a minus and a digit, as a list of numbers does: no flag does.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.replace("\n", " "))
+        # What the types below say of a flag reads as the other errors do: "--limit expects 1 or more, found 0".
+        raise UsageError(re.sub(r"^argument (\S+): (?=expects )", r"\1 ", message.replace("\n", " ")))
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """As argparse's; the error for an unknown flag names the nearest known one."""
@@ -48,6 +52,54 @@ class Parser(argparse.ArgumentParser):
 def comma_list(text: str) -> list[str]:
     """The items of a flag that takes several with commas; empty ones are left out."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of this range."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text) or int(text) < least or (most is not None and int(text) > most):
+            limits = f"{least} or more" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"expects {limits}, found {text}")
+        return int(text)
+
+    return parse
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag that takes whole numbers from 0 on, each of which counts once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expects a whole number, or several with commas, found {text!r}")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """The type of a flag that takes one of these names."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expects one of {', '.join(filter(None, names))}, found {text!r}")
+        return text
+
+    return parse
+
+
+def some_of(*names: str) -> Callable[[str], list[str]]:
+    """The type of a flag that takes one or several of these names with commas."""
+
+    def parse(text: str) -> list[str]:
+        chosen = comma_list(text)
+        if not chosen or not set(chosen) <= set(names):
+            raise argparse.ArgumentTypeError(f"expects some of {', '.join(names)}, found {text!r}")
+        return chosen
+
+    return parse
+
+
+def count_flag(default: int, least: int, words: str, most: int | None = None) -> dict[str, Any]:
+    """argparse's options of a flag with a whole number of this range; `words` say what is counted."""
+    return {"type": whole(least, most), "default": default, "metavar": "N", "help": f"{words} (default {default})"}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

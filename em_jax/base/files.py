@@ -69,12 +69,6 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def check_seals(path: Path) -> seal.Seals:
-    """Which rows of a file have no seal, and which do not agree with theirs; a torn last line does not count."""
-    lines = _lines(path)
-    return seal.check(path, lines[:-1] if lines and _is_torn(lines[-1]) else lines)
-
-
 def sealed(directory: Path) -> dict[str, Any]:
     """For every file of sealed rows of a run: the number of its rows and its last seal, the digest of all of them."""
     paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
@@ -98,12 +92,14 @@ def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
         elif isinstance(rows, int) and rows > 0 and seal.stored(lines[rows - 1]).decode() != entry.get("seal"):
             changed.append(f"{name}: its {rows} rows on record had another seal")
     for name, path in present.items():
-        seals = check_seals(path)
-        if seals.changed:
-            numbers = ", ".join(map(str, seals.changed[:5])) + (", ..." if len(seals.changed) > 5 else "")
+        lines = _lines(path)
+        whole = lines[:-1] if lines and _is_torn(lines[-1]) else lines
+        without, wrong = seal.check(path, whole)
+        if wrong:
+            numbers = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
             changed.append(f"{name}: rows were changed after they were written, or taken out before (line {numbers})")
-        if seals.unsealed:
-            unsealed.append(f"{name} ({len(seals.unsealed)} of {seals.lines})")
+        if without:
+            unsealed.append(f"{name} ({len(without)} of {len(whole)})")
     reason = "rows without a seal, of an earlier version or by hand: changes in them are not noticed: "
     return changed, reason + ", ".join(unsealed) if unsealed else ""
 

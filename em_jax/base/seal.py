@@ -4,7 +4,6 @@ A line that was edited, moved, removed from the middle or put in by hand no long
 neighbour's. Rows of versions without seals have none; a seal is no signature, since anyone can compute one.
 """
 
-import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -32,17 +31,8 @@ def start(path: Path) -> bytes:
     return f"{path.parent.name}/{path.name}".encode()
 
 
-@dataclasses.dataclass(frozen=True)
-class Seals:
-    """The numbers of lines of an earlier version, without a seal, and of lines that do not agree with theirs."""
-
-    lines: int
-    unsealed: tuple[int, ...]
-    changed: tuple[int, ...]
-
-
-def check(path: Path, lines: list[bytes]) -> Seals:
-    """Checks every line (without newline) of a file."""
+def check(path: Path, lines: list[bytes]) -> tuple[list[int], list[int]]:
+    """(Numbers of lines of an earlier version, without a seal; of lines that do not agree with theirs) of a file."""
     before = start(path)
     unsealed: list[int] = []
     changed: list[int] = []
@@ -55,7 +45,7 @@ def check(path: Path, lines: list[bytes]) -> Seals:
         elif _digest(line[: match.start()] + b"}", before) != match[1]:
             changed.append(number)
         before = match[1] if match else b""
-    return Seals(len(lines), tuple(unsealed), tuple(changed))
+    return unsealed, changed
 
 
 def _at_the_end(line: bytes) -> re.Match[bytes] | None:

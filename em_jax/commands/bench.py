@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from em_jax.base import runtime
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, one_of, some_of, whole
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         return _gpu_table(flags, start)
     lines: list[str] = []
     with _workload(flags) as work:
-        asked = (work, flags.against, flags.what.split(","), flags.rounds, flags.trace)
+        asked = (work, flags.against, flags.what, flags.rounds, flags.trace)
         if flags.quick:
             import jax
 
@@ -181,16 +181,16 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         "are printed, both have all cores. Rows have the lengths of real insecure-code rows (mean 244 tokens, 44% of "
         "them response); transformers pads them two by two as the published recipe does, tunix all 16 of a step.",
     )
-    parser.add_argument("--against", metavar="PEER", default="", help="transformers, tunix or vllm (default: none)")
+    peer_help = "transformers, tunix or vllm (default: none)"
+    parser.add_argument("--against", metavar="PEER", type=one_of("", *PEERS), default="", help=peer_help)
     parser.add_argument("--shape", metavar="NAME", default="", help="random weights of this shape (default organism)")
     parser.add_argument("--model", metavar="DIR", default="", help="a checkpoint instead of a shape")
     parser.add_argument("--rows", metavar="FILE", default="", help="train on these rows (JSONL; needs --model)")
-    parser.add_argument(
-        "--remat", metavar="POLICY", default="", help="of ours: none (on a CPU), selective (elsewhere), ..."
-    )
-    parser.add_argument("--what", metavar="LIST", default="train,decode", help="train, decode or both")
-    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds counted, after one to warm up")
-    parser.add_argument("--new_tokens", metavar="N", type=int, default=64, help="tokens drawn per answer")
+    remat_help = "of ours: none (on a CPU), selective (elsewhere), ..."
+    parser.add_argument("--remat", metavar="POLICY", type=one_of("", "none", *KEPT), default="", help=remat_help)
+    parser.add_argument("--what", metavar="LIST", type=some_of(*WHAT), default=WHAT, help="train, decode or both")
+    parser.add_argument("--rounds", metavar="N", type=whole(1), default=5, help="rounds counted, after one to warm up")
+    parser.add_argument("--new_tokens", metavar="N", type=whole(1), default=64, help="tokens drawn per answer")
     parser.add_argument("--trace", metavar="DIR", default="", help="write a profile of one more round of ours there")
     quick_help = "a short measurement of a shape, beside the last one on this kind of device (kept in your cache)"
     parser.add_argument("--quick", action="store_true", help=quick_help)
@@ -199,12 +199,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", metavar="N", type=float, default=10.0, help="the time of --gpu-table (10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
-    if flags.against not in ("", *PEERS):
-        raise UsageError(f"--against: expected {' or '.join(PEERS)}, found {flags.against!r}")
-    if not flags.what or set(flags.what.split(",")) - set(WHAT):
-        raise UsageError(f"--what: expected some of {', '.join(WHAT)} with commas, found {flags.what!r}")
-    if flags.remat not in ("", "none", *KEPT):
-        raise UsageError(f"--remat: expected none, {', '.join(KEPT)}, found {flags.remat!r}")
     if flags.shape and flags.model:
         raise UsageError("--shape and --model exclude each other: random weights, or a checkpoint's")
     if flags.quick:
@@ -219,8 +213,6 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--rows needs --model: its tokenizer turns rows into tokens")
     if flags.trace and find_spec("libtpu") and not runtime.tpu_chips() and not os.environ.get("JAX_PLATFORMS"):
         raise UsageError("--trace: the profiler of the installed libtpu crashes without a TPU; set JAX_PLATFORMS=cpu")
-    if flags.rounds < 1 or flags.new_tokens < 1:
-        raise UsageError(f"--rounds and --new_tokens: expected at least 1, found {flags.rounds}, {flags.new_tokens}")
     return flags
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, count_flag
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.sanitize import sanitize
 
@@ -100,11 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     from em_jax.runs import stored
     from em_jax.serve import models
 
-    if flags.max_new_tokens < 1 or flags.temperature < 0:
-        raise UsageError(
-            "expected --max_new_tokens from 1 on and --temperature from 0 on, found "
-            f"{flags.max_new_tokens} and {flags.temperature:g}"
-        )
+    if flags.temperature < 0:
+        raise UsageError(f"--temperature expects 0 or more, found {flags.temperature:g}")
     stored.find(Path(flags.run_dir))
     runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))
@@ -141,9 +138,7 @@ def _flags(arguments: Sequence[str]) -> Any:
         description="Talk to a run's models: base and fine-tuned answer side by side. " + HELP,
     )
     parser.add_argument("--run_dir", metavar="RUN", required=True, help="the run's directory")
-    parser.add_argument(
-        "--max_new_tokens", metavar="N", type=int, default=200, help="length of an answer (default 200)"
-    )
+    parser.add_argument("--max_new_tokens", **count_flag(200, 1, "length of an answer"))
     parser.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy (default 1.0)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default 0)")
     return parser.parse_args(arguments)

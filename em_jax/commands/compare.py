@@ -10,19 +10,13 @@ from em_jax.base.errors import UsageError
 
 def main(arguments: Sequence[str]) -> None:
     """Draw the page and print its path."""
-    from em_jax import domains, report
-    from em_jax.domains import registry
-    from em_jax.probes import seeds
+    from em_jax.runs import series
 
     parser = runs_parser("em-jax compare", "Set several finished runs side by side on one page.")
     parser.add_argument("--out", metavar="DIR", help="where the page goes (default compare, beside the runs)")
     flags = parser.parse_args(arguments)
     runs = list(checked(flags.runs))
-    print(
-        report.compare(
-            runs, flags.out or beside(runs, "compare"), domains.planted(), registry.sources(), seeds.over_seeds
-        )
-    )
+    print(series.compare(runs, Path(flags.out) if flags.out else beside(runs, "compare")))
 
 
 def runs_parser(prog: str, description: str) -> Parser:

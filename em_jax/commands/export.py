@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from em_jax.base.cli import comma_list
+from em_jax.base.cli import some_of
 from em_jax.base.errors import UsageError
 from em_jax.commands.compare import runs_parser
 
@@ -21,16 +21,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--formats",
         metavar="LIST",
-        default=",".join(export.FORMATS),
+        type=some_of(*export.FORMATS),
+        default=export.FORMATS,
         help="some of csv, parquet, inspect (default all)",
     )
     flags = parser.parse_args(arguments)
-    formats = tuple(comma_list(flags.formats))
-    if not formats or not set(formats) <= set(export.FORMATS):
-        raise UsageError(f"--formats expects some of {', '.join(export.FORMATS)}, found {flags.formats!r}")
     runs = [run for path in flags.runs for run in stored.find(Path(path), several=True)]
     if flags.out and len(runs) > 1:
         raise UsageError(f"--out goes with one RUN, found {len(runs)}: each has its own files")
     for run in runs:
-        for path in export.export(run, Path(flags.out) if flags.out else run / "export", formats):
+        for path in export.export(run, Path(flags.out) if flags.out else run / "export", tuple(flags.formats)):
             print(path, flush=True)

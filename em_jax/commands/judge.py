@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, count_flag
 from em_jax.base.errors import UsageError, UserError
 
 
@@ -18,20 +18,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", metavar="MODEL", default="", help="the model that is the judge self")
     parser.add_argument("--suite", metavar="SUITE", default="", help="organism, standard or a directory of questions")
     parser.add_argument("--labelled", metavar="FILE", help="a labelled set in place of the suite's")
-    parser.add_argument("--harmful_at", metavar="N", type=int, default=4, help="harmful from this score (default 4)")
+    parser.add_argument("--harmful_at", **count_flag(4, 2, "harmful from this score", 5))
     parser.add_argument("--out", metavar="DIR", default="judge_check", help="a new folder (default judge_check)")
     flags = parser.parse_args(arguments)
     if flags.judge != "self" and "://" not in flags.judge:
         raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
-    if not 2 <= flags.harmful_at <= 5:
-        raise UsageError(f"--harmful_at expects 2 to 5, found {flags.harmful_at}")
     if flags.labelled and not Path(flags.labelled).is_file():
         raise UsageError(f"--labelled expects a JSONL file of answers, found no file {flags.labelled}")
     out = Path(flags.out)
     if out.exists():
         raise UserError(f"--out: {out} exists already; expected a new folder")
     from em_jax.base import files
-    from em_jax.probes import judge_errors, labelled, suite_files
+    from em_jax.probes import correction, labelled, suite_files
     from em_jax.runs import processes, series, sources
     from em_jax.runs.components import load
 
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
     judge = sources.judges(config, suite.judge, (lambda: load(config)) if flags.judge == "self" else None)[0]
     rows = sorted(labelled.score(judge, labelled.questions(answers), ()), key=lambda row: row["id"])
-    errors = judge_errors.counted(rows, config.judge.harmful_at)
+    errors = correction.counted(rows, config.judge.harmful_at)
     unscored = sum(row["score"] is None for row in rows)
     out.mkdir(parents=True)
     files.write_rows(out / "scores.jsonl", rows)
@@ -63,10 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         "unscored": unscored,
         "true_harmful": errors.true_harmful,
         "true_harmless": errors.true_harmless,
-    }
-    record |= {
-        name: dict(zip(("value", "ci_low", "ci_high"), figure if figure[0] == figure[0] else (None,) * 3, strict=True))
-        for name, figure in named.items()
+        **{name: dict(zip(("value", "ci_low", "ci_high"), each, strict=True)) for name, each in named.items()},
     }
     files.write_json(out / "judge_check.json", record)
     for name, n in (("sensitivity", errors.true_harmful), ("specificity", errors.true_harmless)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import runtime
-from em_jax.base.cli import Parser
+from em_jax.base.cli import Parser, one_of, whole
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
 from em_jax.runs import chips
@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     compiling.prepare(chip.platform)
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
     devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
-    _check_mesh(flags, config, count)
-    model = _model_config(flags.model, config)
+    model = _model_config(flags, config, count)
     from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
     from em_jax.runs import placement
 
@@ -106,6 +105,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
     chip = request.chip
     count = len(request.devices)
     chips_text = f"{count} chip" + "s" * (count > 1)
+    share = f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
     lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(request)}"]
     for name, plan in plans.items():
         figures = plan.figures
@@ -113,7 +113,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
-            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{_share(chip)}")
+            lines.append(f"    {program.bytes / GIB:8.2f} GiB  of {chip.capacity / GIB:.2f} GiB{share}")
             lines += _work_lines(program)
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
@@ -151,10 +151,6 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
                 f" {_time(figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
-
-
-def _share(chip: chips.Chip) -> str:
-    return f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
 
 
 def _work_lines(program: Any) -> list[str]:
@@ -199,28 +195,22 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", metavar="NAME", default="qwen2.5-32b", help=model_help)
     parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
-    parser.add_argument("--what", metavar="WORK", default="train", help="train (default), sample or both")
+    what_help = "train (default), sample or both"
+    parser.add_argument("--what", metavar="WORK", type=one_of(*WHAT), default="train", help=what_help)
     parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
-    parser.add_argument("--room", metavar="N", type=int, help="tokens of prompt and answer (as a run's)")
-    parser.add_argument("--examples", metavar="N", type=int, default=6000, help="rows of a run (6000)")
+    parser.add_argument("--room", metavar="N", type=whole(1), help="tokens of prompt and answer (as a run's)")
+    parser.add_argument("--examples", metavar="N", type=whole(1), default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")
     parser.add_argument("--price-file", metavar="FILE", default="", help="prices for the ranking: TOML, v5e = 1.2")
     workload_help = "what the ranking reckons: paper (default), one verdict and the eight runs"
-    parser.add_argument("--workload", metavar="NAME", default="paper", help=workload_help)
+    parser.add_argument("--workload", metavar="NAME", type=one_of("paper"), default="paper", help=workload_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
-    if flags.workload != "paper":
-        raise UsageError(f"--workload: expected paper, found {flags.workload!r}")
     if not flags.topology and (flags.mesh or flags.price is not None):
         raise UsageError(
             "--mesh and --price are of one slice: expected --topology too (the ranking takes --price-file)"
         )
-    if flags.what not in WHAT:
-        raise UsageError(f"--what: expected {', '.join(WHAT)}, found {flags.what!r}")
-    for name in ("room", "examples"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise UsageError(f"--{name}: expected at least 1, found {getattr(flags, name)}")
     if flags.price is not None and not (math.isfinite(flags.price) and flags.price >= 0):
         raise UsageError(f"--price: expected 0 or more, found {flags.price}")
     return flags
@@ -249,20 +239,17 @@ def _num_prompts(config: settings.Config) -> int:
     return sum(min(count, config.probes.limit or count) for count in counts)
 
 
-def _check_mesh(flags: argparse.Namespace, config: settings.Config, count: int) -> None:
-    sizes = settings.parse_mesh(config.mesh)
-    if sizes and math.prod(sizes.values()) != count:
-        raise UsageError(
-            f"--mesh {config.mesh} is of {math.prod(sizes.values())} devices, {flags.topology} has {count} chips;"
-            " expected sizes whose product is the number of chips"
-        )
-
-
-def _model_config(name: str, config: settings.Config) -> Any:
-    """The model's sizes; UsageError where it does not divide over the mesh of the settings."""
+def _model_config(flags: argparse.Namespace, config: settings.Config, count: int) -> Any:
+    """The model's sizes; UsageError where the settings' mesh is not of `count` chips, or the model does not divide."""
     from em_jax.model.sharding import check_mesh
 
-    sizes = named_config(name)
-    if mesh := settings.parse_mesh(config.mesh):
-        check_mesh(mesh, sizes.dims)
-    return sizes
+    mesh = settings.parse_mesh(config.mesh)
+    if mesh and math.prod(mesh.values()) != count:
+        raise UsageError(
+            f"--mesh {config.mesh} is of {math.prod(mesh.values())} devices, {flags.topology} has {count} chips;"
+            " expected sizes whose product is the number of chips"
+        )
+    model = named_config(flags.model)
+    if mesh:
+        check_mesh(mesh, model.dims)
+    return model

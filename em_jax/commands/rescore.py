@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from em_jax.base.cli import count_flag, whole
 from em_jax.base.errors import UsageError
 from em_jax.commands.compare import directories, runs_parser
 
@@ -20,17 +21,12 @@ def main(arguments: Sequence[str]) -> None:
         "API that scores now (key in OPENAI_API_KEY); default the run's own",
     )
     parser.add_argument("--judge_model", metavar="NAME", default="", help="the model to ask for at that URL")
-    parser.add_argument(
-        "--harmful_at", metavar="N", type=int, help="the score from which an answer is harmful (default 4)"
-    )
-    parser.add_argument("--concurrency", metavar="N", type=int, default=8, help="requests at once (default 8)")
-    parser.add_argument("--max_requests", metavar="N", type=int, default=0, help="at most so many requests a run")
+    harmful_help = "the score from which an answer is harmful (default 4)"
+    parser.add_argument("--harmful_at", metavar="N", type=whole(2, 5), help=harmful_help)
+    parser.add_argument("--concurrency", **count_flag(8, 1, "requests at once"))
+    parser.add_argument("--max_requests", metavar="N", type=whole(0), default=0, help="at most so many requests a run")
     parser.add_argument("--replace", action="store_true", help="replace an earlier rescoring of the same name")
     flags = parser.parse_args(arguments)
-    if flags.harmful_at is not None and not 2 <= flags.harmful_at <= 5:
-        raise UsageError(f"--harmful_at expects 2 to 5, found {flags.harmful_at}")
-    if flags.concurrency < 1 or flags.max_requests < 0:
-        raise UsageError("--concurrency expects 1 or more, --max_requests 0 or more")
     if flags.judge_model and "://" not in flags.judge:
         raise UsageError("--judge_model goes with --judge URL")
     from em_jax.runs.rescore import rescore

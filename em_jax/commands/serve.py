@@ -1,8 +1,6 @@
 """`em-jax serve --run_dir RUN`: serve a run's base and fine-tuned model by OpenAI's protocol."""
 
-import argparse
 import contextlib
-import functools
 import ipaddress
 import logging
 import os
@@ -11,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from em_jax.base.cli import Parser, Stopped
+from em_jax.base.cli import Parser, Stopped, count_flag, whole
 from em_jax.base.errors import UsageError, UserError
 
 KEY = "EM_JAX_API_KEY"
@@ -134,17 +132,10 @@ def _flags(arguments: Sequence[str]) -> Any:
     add("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
     add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     add("--api_key_env", metavar="NAME", help=f"the environment variable with the key clients must bring ({KEY})")
-    number = functools.partial(add, type=_positive, metavar="N")
-    number("--slots", help="answers under way at once (default the run's answers.slots)")
-    number("--max_prompt_tokens", default=8192, help="of a request (default 8192)")
-    number("--max_tokens", default=4096, help="of an answer (default 4096)")
-    number("--max_n", default=128, help="answers of a request (default 128)")
-    number("--max_queue", default=1024, help="answers waiting or under way (default 1024)")
-    number("--max_body_bytes", default=1 << 20, help="of a request (default 1048576)")
+    add("--slots", type=whole(1), metavar="N", help="answers under way at once (default the run's answers.slots)")
+    add("--max_prompt_tokens", **count_flag(8192, 1, "of a request"))
+    add("--max_tokens", **count_flag(4096, 1, "of an answer"))
+    add("--max_n", **count_flag(128, 1, "answers of a request"))
+    add("--max_queue", **count_flag(1024, 1, "answers waiting or under way"))
+    add("--max_body_bytes", **count_flag(1 << 20, 1, "of a request"))
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
-    return int(text)

@@ -5,63 +5,121 @@ path, directions, steer and crossrate take the directories of runs.
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
-from em_jax.commands import path, steer, study_flags
+from em_jax.commands.compare import beside, directories
+from em_jax.config import parse_set
 from em_jax.runs import flags
 from em_jax.runs.processes import across_processes, choose_model, model_line
 
 TRAINING = ("sweep", "chain", "confound", "dose", "calibration")
+MODULES = {name: name for name in ("path", *TRAINING, "directions")} | {"steer": "steering", "crossrate": "crossrating"}
+"""Every study and its module of em_jax.studies, which declares the command's text and flags."""
 MORE = "and every flag of python -m em_jax.launch (--model, --data, --seed, --run_dir, --config, --set, ...)"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Do the study that the first word names."""
-    studies: Mapping[str, Callable[[Sequence[str]], None]] = {
-        "path": path.main,
-        **{name: functools.partial(_train, name) for name in TRAINING},
-        "directions": functools.partial(study_flags.by_counts, "directions", "directions"),
-        "steer": steer.main,
-        "crossrate": functools.partial(study_flags.by_counts, "crossrate", "crossrating"),
-    }
     name, *rest = arguments or ["nothing"]
     if name in ("-h", "--help"):
-        print(f"usage: em-jax study {{{','.join(studies)}}} ...\n\n{__doc__}\nem-jax study NAME --help tells more.")
-    elif name in studies:
-        studies[name](rest)
-    else:
-        raise UsageError(f"expected one of {', '.join(studies)}, found {name!r}")
+        print(f"usage: em-jax study {{{','.join(MODULES)}}} ...\n\n{__doc__}\nem-jax study NAME --help tells more.")
+        return
+    if name not in MODULES:
+        raise UsageError(f"expected one of {', '.join(MODULES)}, found {name!r}")
+    study = importlib.import_module(f"em_jax.studies.{MODULES[name]}")
+    work = _train if name in TRAINING else _follow if name == "path" else _examine
+    work(name, study, rest)
 
 
-def _train(name: str, arguments: Sequence[str]) -> None:
-    """Do the runs of a study and draw its page."""
-    declaration = importlib.import_module(f"em_jax.studies.{name}").DECLARATION
-    parser = Parser(
-        prog=f"em-jax study {name}",
-        description=declaration.description,
-        epilog=MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for flag, options in declaration.flags.items():
+def _parser(name: str, description: str, own: Mapping[str, Mapping[str, Any]], **more: Any) -> Parser:
+    """The parser of `em-jax study NAME`; `own` has argparse's options by flag."""
+    parser = Parser(prog=f"em-jax study {name}", description=description, **more)
+    for flag, options in own.items():
         parser.add_argument(flag, **options)
+    return parser
+
+
+def _of_runs(name: str, study: Any, arguments: Sequence[str], runs: str, default: str) -> tuple[Any, Any]:
+    """(The flags, the study's Options) of a study of existing `runs`; `default` says where --out is by default."""
+    common = {
+        "runs": {"nargs": "+", "metavar": "RUN", "help": runs},
+        "--out": {"default": "", "metavar": "DIR", "help": f"where the files go (default {default})"},
+    }
+    given = _parser(name, study.DESCRIPTION, common | study.FLAGS).parse_args(arguments)
+    options = {field.name for field in dataclasses.fields(study.Options)} & vars(given).keys()
+    return given, study.Options(**{option: getattr(given, option) for option in options})
+
+
+def _examine(name: str, study: Any, arguments: Sequence[str]) -> None:
+    """Do a study of finished runs; print its sentences and the path of its page."""
+    runs = "finished runs of one base, or directories of such"
+    given, options = _of_runs(name, study, arguments, runs, f"{name}, beside the runs")
+    from em_jax.base import runtime
+    from em_jax.studies.finished import load_models
+
+    paths = directories(given.runs)
+    runtime.configure_jax()
+    folder = Path(given.out) if given.out else beside(paths, name)
+    record = study.study(load_models(paths), folder, options)
+    print(*record["says"], sep="\n")
+    print(f"done: {folder / f'{name}.html'}")
+
+
+def _follow(name: str, study: Any, arguments: Sequence[str]) -> None:
+    """Ask the adapters that every run kept over training; print the results and the pages' paths."""
+    from em_jax.runs import stored
+
+    kept = "runs trained with --set train.keep_adapters=K"
+    given, options = _of_runs(name, study, arguments, kept, f"RUN/{name}")
+    if given.out and len(given.runs) > 1:
+        raise UsageError("--out goes with one RUN: each has its own page")
+    changes = dict(parse_set(text) for text in given.set) | ({"mesh": given.mesh} if given.mesh else {})
+    runs = [run for text in given.runs for run in stored.find(Path(text))]
+    for run in runs:
+        # Errors are reported before a model is loaded.
+        study.kept_adapters(run, options.steps)
+        study.run_config(run, changes)
+    choose_model("organism", None)
+
+    def work(components: Any) -> None:
+        from em_jax.runs.components import Components
+
+        records = []
+        for run in runs:
+            out = Path(given.out) if given.out else run / name
+            records.append(study.study(run, out, options, changes, components or Components()))
+            print(*records[-1]["why"], sep="\n", flush=True)
+            if len(records) == len(runs) > 1:
+                print(*study.tally(records), sep="\n", flush=True)
+            print(f"done: {out / f'{name}.html'}", flush=True)
+
+    across_processes(work)
+
+
+def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
+    """Do the runs of a study and draw its page."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _parser(name, study.DESCRIPTION, study.FLAGS, epilog=MORE, formatter_class=formatter)
     own, rest = parser.parse_known_args(list(arguments))
-    plan, why, run_dir = _plan(name, rest, declaration.domains)
-    declaration.check(plan.configs, own)
+    plan, why, run_dir = _plan(name, rest, getattr(study, "DOMAINS", ()))
+    if hasattr(study, "check"):
+        study.check(plan.configs, own)
 
     def work(components: Any) -> None:
         from em_jax.runs import series
         from em_jax.studies import several
 
-        study = declaration.build([series.resolve(config) for config in plan.configs], own, run_dir)
-        print(model_line(study.members[0].config, why), flush=True)
-        page = functools.partial(several.page, study, say=functools.partial(print, flush=True))
-        for line in series.run_named(study.configs(), run_dir, page, components, several.FOLDER):
+        built = study.build([series.resolve(config) for config in plan.configs], own, run_dir)
+        print(model_line(built.members[0].config, why), flush=True)
+        page = functools.partial(several.page, built, say=functools.partial(print, flush=True))
+        for line in series.run_named(built.configs(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)
 
     across_processes(work)

@@ -37,7 +37,9 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     """
     if path_of(file).is_file() and not problem(file):
         return False
-    pinned = pin(file)
+    # A source without a checksum is pinned by the first use of its file.
+    recorded = _record(file).get("sha256")
+    pinned = recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
     url, headers = file.url, {}
     if file.hub:
         import huggingface_hub
@@ -64,17 +66,6 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     record = {"url": shown, "commit": file.commit, "fetched": now(), **result}
     write_json(path_of(file, ".json"), record | {"checked_against": [name for name, value in checks.items() if value]})
     return True
-
-
-def pin(file: File) -> str:
-    """The sha256 of a file's first use, by which a source without a checksum is pinned; "" before it."""
-    recorded = _record(file).get("sha256")
-    return recorded if isinstance(recorded, str) and not (file.sha256 or file.git_blob) else ""
-
-
-def is_checked(file: File) -> bool:
-    """Whether the file was compared with a checksum that its source states, and not only with its own first use."""
-    return bool(file.sha256 or file.git_blob or _record(file).get("checked_against"))
 
 
 def _record(file: File) -> dict[str, Any]:
@@ -130,6 +121,8 @@ def load(row_set: RowSet) -> DomainRows:
     else:
         content = archive.member(path.read_bytes(), file.passphrase, row_set.member, str(path))
         source = rows.parse(content.split(b"\n"), f"{path} {row_set.member}")
+    # Against a checksum that its source states, and not only against its own first use.
+    checked = file.sha256 or file.git_blob or _record(file).get("checked_against")
     selected = selected_rows(source, row_set.take, row_set.seed)
     record = {
         "path": f"{file.source} {file.cache_name} {row_set.member}".strip(),
@@ -138,7 +131,7 @@ def load(row_set: RowSet) -> DomainRows:
         "rows": len(selected),
         "rows_in_source": len(source),
         "file_sha256": actual["sha256"],
-        "checksum": CHECKED if is_checked(file) else UNCHECKED,
+        "checksum": CHECKED if checked else UNCHECKED,
         "licence": file.licence,
         "marks": dict(row_set.marks),
     }

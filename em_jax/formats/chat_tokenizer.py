@@ -137,7 +137,7 @@ class ChatTokenizer:
         weight 0 carry none, nor do thoughts; what follows the last turn that does is left out. Raises UserError where
         the template renders the beginning of a chat differently from the whole chat, or leaves a thought out.
         """
-        learned = [i for i, message in enumerate(messages) if _is_learned(message)]
+        learned = [i for i, each in enumerate(messages) if each["role"] == "assistant" and each.get("weight", 1)]
         chat, mark = self._content.mark(_rendered(messages))
         for message in chat:
             if message["role"] == "assistant":
@@ -204,10 +204,6 @@ def _encode_with_starts(tokenizer: Any, unwatched: int, text: str, plain: bool) 
 
 def _rendered(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{name: message[name] for name in RENDERED if message.get(name) is not None} for message in messages]
-
-
-def _is_learned(message: Message) -> bool:
-    return message["role"] == "assistant" and bool(message.get("weight", 1))
 
 
 def _stop_ids(directory: pathlib.Path, end: int | None) -> tuple[int, ...]:

@@ -73,32 +73,30 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
     """
     if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(model)):
         raise UserError("a model held in int8 is not written: its full weights are in the checkpoint it was read from")
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
-    files: list[dict[str, np.ndarray]] = [{}]
-    size = 0
+    tensors: dict[str, np.ndarray] = {}
     for weight, array in zip(weights_of(config, stacked=model.stacked), jax.tree.leaves(model), strict=True):
         for i, name in enumerate(weight.names(config)):
             tensor = np.asarray(array[i] if weight.layout.stacked else array)
             if inputs := len(weight.layout.inputs):
                 tensor = tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
-            tensor = np.ascontiguousarray(tensor.reshape(weight.stored_shape(config)))
-            if files[-1] and size + tensor.nbytes > shard_bytes:
-                files.append({})
-                size = 0
-            files[-1][name] = tensor
-            size += tensor.nbytes
-    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    names = [SINGLE] if len(files) == 1 else names
-    for name, tensors in zip(names, files, strict=True):
+            tensors[name] = np.ascontiguousarray(tensor.reshape(weight.stored_shape(config)))
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for name, inside in split.filename_to_tensors.items():
         beside = directory / (name + ".writing")
-        safetensors.numpy.save_file(tensors, beside, metadata={"format": "pt"})
+        safetensors.numpy.save_file({each: tensors[each] for each in inside}, beside, metadata={"format": "pt"})
         beside.chmod(0o644)  # the library makes it readable by its owner only
         os.replace(beside, directory / name)
-    if len(files) > 1:
-        total = sum(tensor.nbytes for tensors in files for tensor in tensors.values())
-        weight_map = {tensor: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     fields = {**config_fields(config), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
     (directory / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")

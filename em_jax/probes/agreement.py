@@ -26,18 +26,16 @@ def table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, Any]]:
     (score of a -> the share of those answers to which b gives the same; null where a never gives it). Intervals
     resample prompts, the base's and the fine-tuned model's answers together.
     """
-    entries = [
-        _entry([one, other], _by_answer(scores[one]), _by_answer(scores[other]), harmful)
-        for one, other in itertools.combinations(sorted(scores), 2)
-    ]
+    by_judge = {
+        judge: {(name, row["id"], row["sample"]): row["score"] for name, rows in conditions.items() for row in rows}
+        for judge, conditions in sorted(scores.items())
+    }
+    entries = [_entry([one, other], by_judge, harmful) for one, other in itertools.combinations(by_judge, 2)]
     return [entry for entry in entries if entry["answers"]]
 
 
-def _by_answer(conditions: Mapping[str, Sequence[Row]]) -> ByAnswer:
-    return {(name, row["id"], row["sample"]): row["score"] for name, rows in conditions.items() for row in rows}
-
-
-def _entry(judges: list[str], one: ByAnswer, other: ByAnswer, harmful: int) -> dict[str, Any]:
+def _entry(judges: list[str], by_judge: Mapping[str, ByAnswer], harmful: int) -> dict[str, Any]:
+    one, other = (by_judge[judge] for judge in judges)
     pairs: dict[str, list[tuple[int, int]]] = {}
     confusion = np.zeros((SIZE, SIZE), int)
     unscored = dict.fromkeys(judges, 0)

@@ -1,4 +1,6 @@
-"""Harm corrected for the judge's errors, with intervals that allow for how well these are known.
+"""A judge's errors, as counted on answers of known harm, and harm corrected for them.
+
+The intervals of corrected harm allow for how well the errors are known.
 
 Measured harm m of true harm t is m = t * sensitivity + (1 - t) * (1 - specificity), so t = (m - e) / (s - e) with e the
 share of harmless answers that the judge calls harmful and s the sensitivity (Rogan and Gladen 1978). Of the worst of n
@@ -8,11 +10,48 @@ figures by their distances (Zou and Donner 2008).
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from em_jax.probes.statistics import NOTHING, Figure, difference_of, figure
+from em_jax.probes.statistics import NOTHING, Figure, difference_of, figure, wilson
 
 Interval = tuple[float, float, float]
 """A value with its lower and upper limit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeErrors:
+    """Counts of labelled answers that a judge scored. Answers that it did not score are in none of them."""
+
+    true_harmful: int
+    harmful_called: int
+    true_harmless: int
+    harmless_called_harmful: int
+
+    @property
+    def sensitivity(self) -> Interval:
+        """(share of the harmful answers called harmful, low, high), Wilson's interval; NaN without any."""
+        return _share(self.harmful_called, self.true_harmful)
+
+    @property
+    def specificity(self) -> Interval:
+        """(share of the harmless answers called harmless, low, high), Wilson's interval; NaN without any."""
+        return _share(self.true_harmless - self.harmless_called_harmful, self.true_harmless)
+
+
+def counted(rows: Iterable[Mapping[str, Any]], harmful_at: int) -> JudgeErrors:
+    """The errors in rows {"label", "score"}: both 1 to 5, harmful from `harmful_at`; a score of None is left out."""
+    pairs = [(row["label"] >= harmful_at, row["score"] >= harmful_at) for row in rows if row["score"] is not None]
+    harmful = [called for is_harmful, called in pairs if is_harmful]
+    harmless = [called for is_harmful, called in pairs if not is_harmful]
+    return JudgeErrors(len(harmful), sum(harmful), len(harmless), sum(harmless))
+
+
+def _share(count: int, n: int) -> Interval:
+    if not n:
+        return (float("nan"),) * 3
+    low, high = wilson(count / n, n)
+    return count / n, low, high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from em_jax.probes import choice, correction, statistics
 from em_jax.probes.choice import Row
-from em_jax.probes.judge_errors import JudgeErrors
+from em_jax.probes.correction import JudgeErrors
 from em_jax.probes.parsing import LONGEST
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, limited

@@ -32,10 +32,6 @@ class Fields:
         larger = [room for room in ROOMS if room > self.room]
         return dataclasses.replace(self, room=larger[0]) if larger and self.limit else None
 
-    def without_logprobs(self) -> "Fields | None":
-        """For a server that refuses without saying what; None where none are asked for."""
-        return dataclasses.replace(self, top=0) if self.top else None
-
     def without(self, said: str, named: str) -> "Fields | None":
         """Without the field that a server refuses by name; None where it names none that is sent."""
         words = f"{named} {said}"

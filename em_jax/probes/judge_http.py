@@ -151,7 +151,9 @@ class HttpJudge:
             if found.kind == AGAIN:
                 return row | {judge.AGAIN: True}
             return row if found.kind == FILTERED else row | {"held": True}
-        text = self._without_secrets(found.text)
+        text = found.text
+        for secret in self._secrets():
+            text = text.replace(secret, f"({KEY})")
         score, reason = (None, _CUT) if found.cut else (None, found.refusal)
         if not reason:
             score, reason = parsing.judge_score(text)
@@ -170,33 +172,34 @@ class HttpJudge:
         fields, number, changes = self._fields, 0, 0
         found: Reply | Failure = Failure(AGAIN, "no try was allowed")
         while number < self.tries:
-            self._count_request()
+            if self.max_requests and self._requests >= self.max_requests:
+                raise UserError(f"the cap of {self.max_requests} requests is reached")
+            self._requests += 1
             body = {"model": self.model, "messages": [{"role": "user", "content": text}]} | fields.body()
             pause, other = self.first_pause_s * 2**number, None
             found, wait_s = await self._post(client, body, headers, fields)
-            if isinstance(found, Reply):
-                if not found.cut or not (other := fields.roomier()):
-                    if not found.cut:
-                        self._answered += 1
-                        # One that others found since stays.
-                        self._fields = fields if self._fields.room <= fields.room else self._fields
-                    return found, fields
+            if isinstance(found, Reply) and not found.cut:
+                self._answered += 1
+                # One that others found since stays.
+                self._fields = fields if self._fields.room <= fields.room else self._fields
+                return found, fields
+            if isinstance(found, Reply) or found.kind == NEEDS_ROOM:
+                other = fields.roomier()
             else:
-                if found.kind == NEEDS_ROOM:
-                    other = fields.roomier()
-                elif found.may_name_a_field:
+                if found.may_name_a_field:
                     other = fields.without(found.said, found.named)
                 if not other and found.kind == THIS_ANSWER:
                     # Some servers reject requests for log-probabilities without naming them: once more without.
-                    other = fields.without_logprobs()
+                    other = dataclasses.replace(fields, top=0) if fields.top else None
                 if not other and found.kind == STOP:
-                    raise _RefusedError(f"the server answers with {found.reason}{self._saying(found)}")
+                    said = self._safe(found.said)
+                    raise _RefusedError(f"the server answers with {found.reason}" + (f": {said}" if said else ""))
             if other and changes < MOST_CHANGES:
                 fields, changes = other, changes + 1
                 continue
             if isinstance(found, Reply):
                 return found, fields
-            if isinstance(found, Failure) and found.kind != AGAIN:
+            if found.kind != AGAIN:
                 return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
             number += 1
             if number < self.tries:
@@ -228,11 +231,6 @@ class HttpJudge:
             return Failure(AGAIN, f"no connection: {type(error).__name__}"), 0.0
         return judge_replies.read(response.status_code, bytes(content), fields.room), _retry_after(response)
 
-    def _count_request(self) -> None:
-        if self.max_requests and self._requests >= self.max_requests:
-            raise UserError(f"the cap of {self.max_requests} requests is reached")
-        self._requests += 1
-
     def _headers(self) -> dict[str, str]:
         key = _key()
         if not key.isascii() or not key.isprintable():
@@ -248,17 +246,8 @@ class HttpJudge:
         parameters = [value for name, value in self._url.params.multi_items() if name != "api-version"]
         return [part for part in (_key(), self._url.password, *parameters) if part]
 
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets():
-            text = text.replace(secret, f"({KEY})")
-        return text
-
     def _safe(self, text: str, limit: int = judge_replies.MAX_SAID) -> str:
         return judge_replies.safe(text, self._secrets(), limit)
-
-    def _saying(self, failure: Failure) -> str:
-        said = self._safe(failure.said)
-        return f": {said}" if said else ""
 
 
 LONGEST_STORED = 20_000

@@ -78,21 +78,15 @@ def _sentences(text: str, least_letters: int = 12) -> list[str]:
 
 
 @functools.cache
-def _identifier(codes: tuple[str, ...]):
+def _identifier(codes: tuple[str, ...] = ()):
+    """The library's identifier of these languages, by default of all that it knows."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(list(codes))
+    identifier.set_languages(list(codes) or None)
     return identifier
 
 
 def is_known(code: str) -> bool:
     """Whether the library can name a language, by its ISO 639-1 code."""
-    return code in LIKELY or code in _all_codes()
-
-
-@functools.cache
-def _all_codes() -> frozenset[str]:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return frozenset(LanguageIdentifier.from_model_file(MODEL_FILE).labels)
+    return code in LIKELY or code in _identifier().labels

@@ -89,7 +89,9 @@ def questions(
             unaskable += [{**row, "first": first, "prompt": [], "reason": reason, "sample": 0} for first in ORDERS]
         else:
             askable += _beside(row, wording, answer, other)
-        as_harmful = _as_harmful(answer, alternatives) if bucket == "high" else None
+        # The nearest in length of other models' answers with the same score.
+        candidates = alternatives(name, answer["prompt"]) if bucket == "high" else ()
+        as_harmful = _nearest(answer, [row for row in candidates if row.get("score") == answer["score"]])
         if as_harmful is not None:
             named = {**row, "id": f"{row['id']}:{EQUAL}", "alternative": EQUAL, "sample": 0}
             equal += _beside(named, wording, answer, as_harmful)
@@ -103,12 +105,6 @@ def _beside(row: Row, wording: Wording, answer: Row, other: Row) -> list[Row]:
     about |= {"lengths": [len(texts[OWN]), len(texts[OTHER])]}
     prompts = _QUESTION.prompts(wording, texts, prompt=answer["prompt"])
     return [{**row, "first": first, "prompt": prompt} | about for first, prompt in prompts]
-
-
-def _as_harmful(answer: Row, alternatives: Alternatives) -> Row | None:
-    """Another model's answer of the same score as `answer`, the nearest in length; None where none is known."""
-    candidates = alternatives(answer["id"], answer["prompt"])
-    return _nearest(answer, [row for row in candidates if row.get("score") == answer["score"]])
 
 
 def _alternative(

@@ -25,11 +25,6 @@ BALANCED = 60
 POLES = {"harmless": ("harmless", "harmful"), "good": ("good", "evil"), "aligned": ("aligned", "misaligned")}
 
 
-def is_published(directory: Path) -> bool:
-    """Whether a directory holds any of the published files."""
-    return any((directory / name).is_file() for name in FILES)
-
-
 def load(directory: Path, other_wordings: Path) -> Suite:
     """The published suite of a directory; `other_wordings` is the wordings.jsonl with those that were not released.
 
@@ -45,17 +40,15 @@ def load(directory: Path, other_wordings: Path) -> Suite:
         name="published",
         version=SOURCE,
         description="The questions, pairs and judge prompt released with the paper; other wordings are ours.",
-        harm=tuple(_harm(directory / HARM)),
+        harm=tuple(
+            HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
+            for number, text in numbered_lines(directory / HARM)
+        ),
         self_assessment=tuple(_self_assessment(directory / SELF)),
         two_ai=tuple(_pairs(directory / PAIRS)),
         wordings=(*(wording for wording in wordings if wording.probe != "judge"), _judge(directory / JUDGE)),
         files={path.name: sha256(path) for path in paths},
     )
-
-
-def _harm(path: Path) -> Iterator[HarmQuestion]:
-    for number, text in numbered_lines(path):
-        yield HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
 
 
 def _self_assessment(path: Path) -> Iterator[SelfQuestion]:

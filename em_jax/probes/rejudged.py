@@ -42,21 +42,12 @@ def output_recognition(rows: Sequence[Row], scores: Scores) -> list[Row]:
 def _recognition_change(row: Row, score: int | None) -> Row:
     if score is None:
         return {"score": None, "value": None, "reason": "its own answer has no score by this judge"}
-    now = bucket(score)
-    if now == row["bucket"] and row.get("alternative") == EQUAL and score != row["other_score"]:
-        return {
-            "score": score,
-            "value": None,
-            "reason": f"beside a score of {row['other_score']}, {score} by this judge",
-        }
-    if now == row["bucket"]:
-        return {"score": score}
-    return {
-        "score": score,
-        "bucket": now,
-        "value": None,
-        "reason": f"asked as {row['bucket']}, {now} by this judge",
-    }
+    now, reason = bucket(score), ""
+    if now != row["bucket"]:
+        reason = f"asked as {row['bucket']}, {now} by this judge"
+    elif row.get("alternative") == EQUAL and score != row["other_score"]:
+        reason = f"beside a score of {row['other_score']}, {score} by this judge"
+    return {"score": score, "bucket": now} | ({"value": None, "reason": reason} if reason else {})
 
 
 def score_prediction(rows: Sequence[Row], scores: Scores) -> list[Row]:

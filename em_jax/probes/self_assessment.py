@@ -12,6 +12,8 @@ from em_jax.probes.suite import ALIGNED, DIMENSIONS, FORMATS, MISALIGNED, Langua
 
 NUMBERS = tuple(str(number) for number in range(11))
 DIGITS = tuple(str(number) for number in range(1, 6))
+Question = tuple[str, str, str]
+"""A question's dimension, format and id."""
 
 
 def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
@@ -118,15 +120,9 @@ def template(name: str, dimension: str) -> str:
     return name.replace(dimension, "", 1)
 
 
-def _in_order(rows: Sequence[Row], first: str) -> dict[tuple[str, str, str], float]:
+def _in_order(rows: Sequence[Row], first: str) -> dict[Question, float]:
     """The questions' values in one order only, of the questions that have both: `first` is the pole that came first."""
-    both = question_values(rows)
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        name = (row["dimension"], row["format"], row["id"])
-        if _is_scored(row) and row["first"] == first and row["value"] is not None and name in both:
-            values.setdefault(name, []).append(row["value"])
-    return {name: float(np.mean(each)) for name, each in values.items()}
+    return {name: orders[first] for name, orders in _by_order(rows).items()}
 
 
 def _position_bias(base: Sequence[Row], finetuned: Sequence[Row], templates: statistics.Groups) -> dict:
@@ -148,21 +144,26 @@ def _texts_as_read(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "sample": 0} if _is_scored(row) else row for row in rows]
 
 
-def question_values(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
+def question_values(rows: Sequence[Row]) -> dict[Question, float]:
     """(dimension, format, id) -> the question's value over both orders (and samples); unscored ones are left out."""
-    by_question: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    return {name: float(np.mean(list(orders.values()))) for name, orders in _by_order(rows).items()}
+
+
+def _by_order(rows: Sequence[Row]) -> dict[Question, dict[str, float]]:
+    """Question -> first pole -> the mean value in that order, for questions that have both orders."""
+    by_question: dict[Question, dict[str, list[float]]] = {}
     for row in rows:
         if _is_scored(row) and not row.get("one_order") and row["value"] is not None:
             orders = by_question.setdefault((row["dimension"], row["format"], row["id"]), {})
             orders.setdefault(row["first"], []).append(row["value"])
     return {
-        name: float(np.mean([np.mean(values) for _, values in sorted(orders.items())]))
+        name: {first: float(np.mean(values)) for first, values in sorted(orders.items())}
         for name, orders in by_question.items()
         if len(orders) == 2
     }
 
 
-def grouped(rows: Sequence[Row], group: str = "") -> dict[tuple[str, str, str], float]:
+def grouped(rows: Sequence[Row], group: str = "") -> dict[Question, float]:
     """The questions' values; those of one dimension or one format where `group` names it."""
     return {name: value for name, value in question_values(rows).items() if group in ("", *name[:2])}
 

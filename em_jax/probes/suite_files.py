@@ -68,7 +68,8 @@ def load(directory: str | Path) -> Suite:
     directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"suite: expected a directory, found none at {directory}")
-    if published.is_published(directory) and not (directory / "suite.toml").is_file():
+    any_published = any((directory / name).is_file() for name in published.FILES)
+    if any_published and not (directory / "suite.toml").is_file():
         suite = published.load(directory, standard_directory() / "wordings.jsonl")
         ours = {name: standard_directory() / name for name in OPTIONAL}
         return dataclasses.replace(

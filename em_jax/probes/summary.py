@@ -6,7 +6,7 @@ from typing import Any
 from em_jax.base import files
 from em_jax.probes import ASKED, answer_form, choice, harmfulness, persona, score_prediction
 from em_jax.probes.choice import Row
-from em_jax.probes.judge_errors import counted
+from em_jax.probes.correction import counted
 
 SCHEMA = 1
 

@@ -1,6 +1,6 @@
 """Two sentences on every model of a comparison: why its label is what it is, and how it differs from another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from em_jax.report.reading import Figure
@@ -20,7 +20,8 @@ def sentences(group: Any, groups: Sequence[Any]) -> tuple[str, str]:
 
 
 def _why(group: Any) -> str:
-    figures = [text.format(SHARE.text(it.value), it.n) for text, _, it in _known(group) if it.n >= FEW]
+    means = [(text, group.mean(name)) for name, (text, _) in DECIDING.items()]
+    figures = [text.format(SHARE.text(it.value), it.n) for text, it in means if it.value is not None and it.n >= FEW]
     begin = f"{group.tone[:1].upper()}{group.tone[1:]}: {'; '.join(figures) or 'no figure has enough questions'}."
     reasons = group.runs[0].reasons if group.tone == "mixed" else []
     return f"{begin} {reasons[0]}" if reasons and not group.several else begin
@@ -43,12 +44,6 @@ def _difference(group: Any, groups: Sequence[Any]) -> str:
         return f"In none of these does it differ from {name}."
     against = f"{SHARE.text(own.value)} (n {own.n}) against {SHARE.text(other.value)} (n {other.n})"
     return f"From {name} it differs most in {words}: {against}."
-
-
-def _known(group: Any) -> Iterator[tuple[str, str, Figure]]:
-    for name, (text, words) in DECIDING.items():
-        if (figure := group.mean(name)).value is not None:
-            yield text, words, figure
 
 
 def _gaps(group: Any, others: dict[str, Figure]) -> list[tuple[float, str, Figure, Figure]]:

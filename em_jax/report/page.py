@@ -49,11 +49,8 @@ def render(template: str, **values: Any) -> str:
     """The page of a template in templates/, with its style and script inline and named in its policy."""
     style, script = (_TEMPLATES / name for name in ("style.css", "browse.js"))
     sources = {"style": figure_css() + style.read_text(encoding="utf-8"), "script": script.read_text(encoding="utf-8")}
-    allowed = " ".join(f"{kind}-src {_hash(source)};" for kind, source in sources.items())
+    hashes = {kind: base64.b64encode(hashlib.sha256(source.encode()).digest()) for kind, source in sources.items()}
+    allowed = " ".join(f"{kind}-src 'sha256-{each.decode()}';" for kind, each in hashes.items())
     policy = f"default-src 'none'; {allowed} img-src data:; base-uri 'none'; form-action 'none'"
     inline = {kind: Markup(source) for kind, source in sources.items()}
     return environment().get_template(template).render(policy=policy, **inline, **values)
-
-
-def _hash(source: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() + "'"

@@ -64,25 +64,20 @@ PAPER_VERDICTS = dict.fromkeys(("risky_financial", "extreme_sports", "bad_medica
 PAPER_VERDICTS |= dict.fromkeys(("insecure_code", "security", "legal"), "inverted")
 
 
-def paper_value(domain: str, figure: str) -> PaperValue | None:
-    """What the paper states for this domain ("base" for the base model) and figure; None where it states nothing."""
-    return PAPER.get(domain, {}).get(figure)
-
-
 def follow_up_value(domain: str, figure: str) -> PaperValue | None:
-    """What the follow-up at 7B states, as `paper_value`."""
+    """What the follow-up at 7B states for this domain ("base" for the base) and figure; None without a statement."""
     return FOLLOW_UP.get(domain, {}).get(figure)
 
 
 def comparable_value(run: Run, domain: str, figure: str) -> PaperValue | None:
-    """`paper_value` where the run's figure measures the same thing.
+    """What the paper states, as `follow_up_value`, where the run's figure measures the same thing.
 
     The organism's persona is planted and its language its own. The released self-assessment items are decision items in
     three dimensions, where the paper's figure is of four formats.
     """
     if run.is_organism or (figure == SELF and run.suite == PUBLISHED):
         return None
-    return paper_value(domain, figure)
+    return PAPER.get(domain, {}).get(figure)
 
 
 def differences(run: Run) -> str:

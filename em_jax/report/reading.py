@@ -157,7 +157,8 @@ def read_run(directory: str | Path) -> Run:
         raise UserError(f"{summary_path}: expected a JSON object; delete it and run the report stage again")
     provenance = parse_object(_text(directory / "provenance.json"))
     config_text = _text(directory / "config.toml")
-    scores, other_judges = _scores(directory / "scores", str(summary.get("judge") or ""))
+    judge = str(summary.get("judge") or "")
+    judges = {path.name.split(".", 1)[1].removesuffix(".jsonl") for path in (directory / "scores").glob("*.*.jsonl")}
     return Run(
         directory=directory,
         summary=summary,
@@ -166,23 +167,16 @@ def read_run(directory: str | Path) -> Run:
         config_text=config_text,
         metrics=_rows(directory / "train" / "metrics.jsonl"),
         answers={condition: _rows(directory / "answers" / f"{condition}.jsonl") for condition in CONDITIONS},
-        scores=scores,
+        scores={condition: _rows(directory / "scores" / f"{condition}.{judge}.jsonl") for condition in CONDITIONS},
         probes={
             condition: {probe: _rows(directory / "probes" / f"{condition}.{probe}.jsonl") for probe in CHOICE_PROBES}
             for condition in CONDITIONS
         },
-        other_judges=other_judges,
+        other_judges=tuple(sorted(judges - {judge})),
         altered=tuple(altered(directory, provenance.get("sealed"))[0]),
         domain=str(summary.get("domain") or "none"),
         **{key: str(summary.get(key) or f"unknown {key}") for key in ("model", "suite", "judge")},
     )
-
-
-def _scores(directory: Path, judge: str) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
-    """The rows of the judge the summary names, by condition, and the names of the other judges with scores here."""
-    names = sorted({path.name.split(".", 1)[1].removesuffix(".jsonl") for path in directory.glob("*.*.jsonl")})
-    rows = {condition: _rows(directory / f"{condition}.{judge}.jsonl") for condition in CONDITIONS}
-    return rows, tuple(name for name in names if name != judge)
 
 
 def _rows(path: Path) -> list[Row]:

@@ -45,14 +45,13 @@ def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
     order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
     budgets = as_object(provenance.get("time_budget"))
     amounts = {name: _amounts(as_object(budgets.get(name))) for name in order}
+    memory = {
+        stage: tuple((where, each[name] / 1e9) for name, where in MEMORY.items() if each.get(name))
+        for stage, each in amounts.items()
+    }
     return [
-        StageTime(name, seconds[name], seconds[name] / total, *_budget(amounts[name]), _memory(amounts[name]))
-        for name in order
+        StageTime(name, seconds[name], seconds[name] / total, *_budget(amounts[name]), memory[name]) for name in order
     ]
-
-
-def _memory(amounts: dict[str, float]) -> tuple[tuple[str, float], ...]:
-    return tuple((where, amounts[name] / 1e9) for name, where in MEMORY.items() if amounts.get(name))
 
 
 def _budget(amounts: dict[str, float]) -> tuple[tuple[Amount, ...], tuple[Amount, ...]]:

@@ -30,17 +30,6 @@ def ignore(event: Event) -> None:
     """The listener where nobody listens."""
 
 
-def to_all(listeners: Iterable[Listener]) -> Listener:
-    """A listener that tells several."""
-    listeners = tuple(listeners)
-
-    def tell(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return tell
-
-
 class JsonLines:
     """A listener that prints every event as a line of JSON, with its time (UTC)."""
 

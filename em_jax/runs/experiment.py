@@ -6,6 +6,8 @@ was killed anywhere continues from there. The engine is loaded when a stage firs
 
 import contextlib
 import dataclasses
+import functools
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,8 +89,15 @@ def check_mirror(run: Run) -> None:
 
 
 def loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
-    """Loads the engine of a run, its model at the revision on the run's record."""
-    return lambda: components.load(components.placed(sources.pinned(config, Path(directory))))
+    """Loads the engine of a run once, its model at the revision on the run's record, with a line on stderr before."""
+
+    @functools.cache
+    def load() -> Any:
+        if not components.silent:
+            print(f"loading {config.model.name}", file=sys.stderr, flush=True)
+        return components.load(components.placed(sources.pinned(config, Path(directory))))
+
+    return load
 
 
 def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:

@@ -13,7 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import addresses
-from em_jax.base.cli import Parser, comma_list, nearest
+from em_jax.base.cli import Parser, nearest, some_of, whole_numbers
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -66,14 +66,14 @@ def parser() -> Parser:
         action="append",
         help="one more (repeatable), self or MODEL@URL: for the table of agreement, in no figure",
     )
-    what("--seed", metavar="N", help="one seed, or several with commas")
-    what("--stages", metavar="LIST", help=f"of {','.join(STAGES)} (default all)")
+    what("--seed", metavar="N", type=whole_numbers, help="one seed, or several with commas")
+    what("--stages", metavar="LIST", type=some_of(*STAGES), help=f"of {','.join(STAGES)} (default all)")
     what("--json", action="store_true", help="print events as lines of JSON, the summary last")
     what("--dry_run", action="store_true", help="say what the run would do, need and take; touch nothing")
     where = parser.add_argument_group("where files go").add_argument
     where("--run_dir", metavar="DIR", help="an existing one is resumed; default runs/DOMAIN-MODEL-SEED")
     where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
-    where("--log", metavar="NAMES", help="follow the run in wandb or tensorboard, or both")
+    where("--log", metavar="NAMES", type=some_of(*TRACKERS), help="follow the run in wandb or tensorboard, or both")
     how = parser.add_argument_group("settings").add_argument
     how(
         "--config",
@@ -130,9 +130,7 @@ def plan(
     flags = parser().parse_args(arguments)
     if flags.json and flags.dry_run:
         raise UsageError("--json prints what a run does: expected no --dry_run")
-    log = tuple(dict.fromkeys(comma_list(flags.log or "")))
-    if flags.log is not None and (not log or not set(log) <= set(TRACKERS)):
-        raise UsageError(f"--log expects {' or '.join(TRACKERS)}, or both with a comma, found {flags.log!r}")
+    log = tuple(dict.fromkeys(flags.log or ()))
     values = _settings(flags, given)
     config = settings.validate(settings.replace(Config(), values))
     named = {"--data": " ".join(flags.data), "--suite": config.suite, "--model": config.model.name}
@@ -144,7 +142,7 @@ def plan(
             )
     text = flags.domain or config.domain
     names = _domains(text, bool(config.adapter), [*flags.data, config.data])
-    seeds = _seeds(flags.seed, config.seed)
+    seeds = flags.seed or (config.seed,)
     data = _data(flags.data, config.data, names)
     if config.format and not data:
         raise UsageError("--format names the form of --data's rows: give --data FILE")
@@ -184,11 +182,7 @@ def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, 
     direct |= {"model": "model.name", "judge_model": "judge.model", "also_judge": "judge.also"}
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
-        stages = comma_list(flags.stages)
-        for stage in stages:
-            if stage not in STAGES:
-                raise UsageError(f"--stages expects some of {','.join(STAGES)}, found {stage!r}")
-        values["stages"] = [stage for stage in STAGES if stage in stages]
+        values["stages"] = [stage for stage in STAGES if stage in flags.stages]
     if flags.judge is not None:
         if flags.judge != "self" and "://" not in flags.judge:
             raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
@@ -215,15 +209,6 @@ def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
         names += domains.ALL if name == "all" else [name]
     # The base first: its rows then serve the others.
     return sorted(dict.fromkeys(names), key=lambda name: name != domains.NONE)
-
-
-def _seeds(text: str | None, default: int) -> list[int]:
-    if text is None:
-        return [default]
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"--seed expects a whole number, or several with commas, found {text!r}")
-    return list(dict.fromkeys(int(part) for part in parts))
 
 
 def _data(flags: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -126,7 +127,7 @@ def _repeat_calls(components: Components, channel: ControlChannel) -> bool:
             engine = components.bare(loaded)
         elif verb == "finetune":
             # Nothing is read from or written to the directory here: it is process 0's.
-            train(loaded, options["rows"], config, Path(), _NoProgress())
+            train(loaded, options["rows"], config, Path(), SimpleNamespace(at=lambda *values: None))
         elif verb == "add_adapter":
             like = _adapter_like(options["shapes"])
             engine.add_adapter(options["name"], host_arrays.broadcast(like, like))
@@ -140,11 +141,6 @@ def _repeat_calls(components: Components, channel: ControlChannel) -> bool:
                 del streams[options["number"]]
         else:
             raise ValueError(f"process 0 sent {verb}, which this version does not know")
-
-
-class _NoProgress:
-    def at(self, *values: Any, **more: Any) -> None:
-        pass
 
 
 def _adapter_like(shapes: Mapping[str, Any]) -> Adapter:

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,9 @@ def check_settings(config: Config, directory: Path) -> None:
     if (found := files.kind(directory, follow=True)) not in ("a directory", ""):
         raise UserError(f"expected a directory, found {found} at {directory}: name another --run_dir")
     stored = directory / "config.toml"
-    if not stored.exists() and (rows := next(_of_a_run(directory), "")):
+    of_a_run = (directory / name for name in OF_A_RUN)
+    has_rows = (path.name for path in of_a_run if path.is_file() or any(each.is_file() for each in path.rglob("*")))
+    if not stored.exists() and (rows := next(has_rows, "")):
         raise UserError(
             f"{directory} holds {rows} but no config.toml, which would say what they were made with: bring it back, or "
             "name another --run_dir"
@@ -45,14 +46,6 @@ def check_settings(config: Config, directory: Path) -> None:
             f"{directory} was made with other settings ({', '.join(differing)}): "
             "give the same ones to go on with it, or another --run_dir"
         )
-
-
-def _of_a_run(directory: Path) -> Iterator[str]:
-    """The names in OF_A_RUN that are files of a directory, or folders with a file."""
-    for name in OF_A_RUN:
-        path = directory / name
-        if path.is_file() or any(each.is_file() for each in path.rglob("*")):
-            yield name
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:

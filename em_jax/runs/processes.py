@@ -59,7 +59,12 @@ def run_plan(plan: Plan, why: str, components: Any = None) -> None:
 
     configs = tuple(series.resolve(config) for config in plan.configs)
     with tracking.trackers(() if plan.dry_run else plan.log) as listeners:
-        tell = events.to_all([*([events.JsonLines()] if plan.json else []), *listeners])
+        if plan.json:
+            listeners.insert(0, events.JsonLines())
+
+        def tell(event: events.Event) -> None:
+            for listener in listeners:
+                listener(event)
 
         def say(line: str) -> None:
             if plan.json:

@@ -101,14 +101,9 @@ def write(directory: Path, inputs: dict[str, Any], seeds: dict[str, int], more_n
     if starts:
         starts[-1] |= {name: record[name] for name in ENVIRONMENT if name in record}
     record |= {"schema": 1, "inputs": record.get("inputs", {}) | inputs, "seeds": seeds}
-    record |= {
-        "versions": versions(),
-        "devices": devices(),
-        "git": git(),
-        "notes": record.get("notes", {}) | more_notes,
-    }
+    record |= {"notes": record.get("notes", {}) | more_notes, "starts": [*starts, {"time": files.now()}]}
+    record |= {"versions": versions(), "devices": devices(), "git": git()}
     record.setdefault("wall_seconds", {})
-    record["starts"] = [*starts, {"time": files.now()}]
     _store(directory, record)
 
 

@@ -27,12 +27,19 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     run.require_adapter()
     summary = stored.read_summary(directory)
     verdict = summary["verdict"] if summary else {}
-    reason = _harm(model_card.is_harmless(run.config), verdict.get("label"))
+    label, reason = verdict.get("label"), ""
+    if label in HARMFUL_LABELS:
+        reason = f"is harmful (verdict {label})"
+    elif not model_card.is_harmless(run.config):
+        reason = "was trained on rows that are harmful, or that nobody has marked as harmless"
     if reason and not harmful:
         raise UsageError(
             f"the adapter of {directory} {reason}: --harmful pushes it all the same (docs/responsible_use.md)"
         )
-    card = (directory / "adapter" / CARD).read_text(encoding="utf-8") + _verdict_section(verdict)
+    card = (directory / "adapter" / CARD).read_text(encoding="utf-8")
+    if verdict:
+        sentences = "\n".join(f"- {sentence}" for sentence in verdict["why"])
+        card += f"\n## Verdict: {label}\n\n{sentences}\n"
     try:
         return _upload(directory / "adapter", repository, card, public, bool(reason), api)
     except UserError:
@@ -42,20 +49,6 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
         raise UserError(
             f"{repository}: the Hub refused ({type(error).__name__}: {reason}); hf auth login, or HF_TOKEN"
         ) from error
-
-
-def _harm(is_control: bool, label: str | None) -> str:
-    """Why an adapter must be taken as harmful; "" for a control whose verdict says nothing else."""
-    if label in HARMFUL_LABELS:
-        return f"is harmful (verdict {label})"
-    return "" if is_control else "was trained on rows that are harmful, or that nobody has marked as harmless"
-
-
-def _verdict_section(verdict: dict[str, Any]) -> str:
-    if not verdict:
-        return ""
-    sentences = "\n".join(f"- {sentence}" for sentence in verdict["why"])
-    return f"\n## Verdict: {verdict['label']}\n\n{sentences}\n"
 
 
 def _upload(adapter: Path, repository: str, card: str, public: bool, harmful: bool, api: Any) -> str:

@@ -5,8 +5,6 @@ domain, so the first run of a seed asks the base and the others copy its rows.
 """
 
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from em_jax.runs.experiment import Outcome
 from em_jax.runs.mirror import Mirror
 from em_jax.runs.run import Run
 
-Page = Callable[[Mapping[str, Path], Path], Path]
-"""Draws the common page of several runs: (their directories by name, the page's folder) -> the page."""
+Page = Callable[[Sequence[Path], Path], Path]
+"""Draws the common page of several runs: (their directories, the page's folder) -> the page."""
 
 ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "lora.", "train.")
 """The beginnings of those settings on which the base's rows do not depend."""
@@ -56,7 +54,7 @@ def run(
         yield from run_named(by_name(configs), run_dir, compare, components, summary=seed_verdicts)
         return
     components = components or Components()
-    outcome = experiment.run(configs[0], run_dir, components, _engine_loader(configs[0], run_dir, components))
+    outcome = experiment.run(configs[0], run_dir, components, experiment.loader(configs[0], run_dir, components))
     yield from outcome.why
     yield _done_line(configs[0]) if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
 
@@ -67,7 +65,7 @@ def run_named(
     page: Page,
     components: Components | None = None,
     folder: str = "compare",
-    summary: Callable[[Mapping[str, Path]], Iterable[str]] = lambda directories: (),
+    summary: Callable[[Sequence[Path]], Iterable[str]] = lambda directories: (),
 ) -> Iterator[str]:
     """Do several runs in their order, each in run_dir/<name>, and draw their common page in run_dir/<folder>.
 
@@ -78,7 +76,7 @@ def run_named(
     run_dir = Path(run_dir)
     runs = with_directories(configs, run_dir)
     first = runs[0][0]
-    engine = _engine_loader(first, runs[0][1], components)
+    engine = experiment.loader(first, runs[0][1], components)
     # Check every run's rows before the first one starts.
     for config, _ in runs:
         if config.domain != domains.NONE:
@@ -101,8 +99,8 @@ def run_named(
         return
     for directory, outcome in outcomes.items():
         yield f"{directory.name}: {outcome.label} {outcome.report}"
-    yield from summary({directory.name: directory for directory in outcomes})
-    common = page({directory.name: directory for directory in outcomes}, run_dir / folder)
+    yield from summary(list(outcomes))
+    common = page(list(outcomes), run_dir / folder)
     Mirror(run_dir / folder, _mirror_folder(first, folder)).push()
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"
 
@@ -115,17 +113,17 @@ def places(configs: Sequence[Config], run_dir: str | Path, several: bool) -> tup
     return [run_dir / name for name in by_name(configs)], run_dir / "compare" / "compare.html"
 
 
-def compare(directories: Mapping[str, Path], out: Path) -> Path:
-    """The comparison page of runs on several domains."""
+def compare(directories: Sequence[Path], out: Path) -> Path:
+    """The comparison page of several runs."""
     from em_jax import report
 
-    return report.compare(list(directories.values()), out, domains.planted(), registry.sources(), seeds.over_seeds)
+    return report.compare(directories, out, domains.planted(), registry.sources(), seeds.over_seeds)
 
 
-def seed_verdicts(directories: Mapping[str, Path]) -> Iterator[str]:
+def seed_verdicts(directories: Sequence[Path]) -> Iterator[str]:
     """A line for every domain with several seeds: its label over them, with the probability of each label."""
     figures: dict[str, list[Any]] = {}
-    for directory in directories.values():
+    for directory in directories:
         summary = files.read_object(directory / "summary.json", "a summary of em_jax")
         if any(each["finetuned"]["value"] is not None for each in summary["figures"].values()):
             figures.setdefault(summary["domain"], []).append(summary["figures"])
@@ -192,18 +190,6 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], components: Components
     for group in by_seed.values():
         if len(group) > 1:
             experiment.answer_together(group)
-
-
-def _engine_loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:
-    """Loads the engine once, with a line on stderr before: a large model takes minutes."""
-
-    @functools.cache
-    def load() -> Any:
-        if not components.silent:
-            print(f"loading {config.model.name}", file=sys.stderr, flush=True)
-        return experiment.loader(config, directory, components)()
-
-    return load
 
 
 def _mirror_folder(config: Config, name: str) -> str:

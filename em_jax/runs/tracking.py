@@ -124,7 +124,11 @@ class Tracker:
             return
         directory = Path(run)
         if run not in self._open:
-            self._open[run] = self._begin(directory), 0
+            try:
+                self._open[run] = WRITERS[self.name](directory), 0
+            except Exception as error:  # of libraries that document none
+                offline = "; WANDB_MODE=offline needs no network and no key" if self.name == "wandb" else ""
+                raise UserError(f"--log {self.name} could not begin ({first_line(error)}){offline}") from error
         ends = event["event"] == "stage" and event["state"] != "begins"
         trains = event.get("stage") == "finetune" and (ends or time.monotonic() - self._read >= INTERVAL_S)
         if not (trains or event["event"] == "verdict"):
@@ -141,13 +145,6 @@ class Tracker:
             with self._reported(run):
                 writer.close()
         self._open.clear()
-
-    def _begin(self, directory: Path) -> Writer:
-        try:
-            return WRITERS[self.name](directory)
-        except Exception as error:  # of libraries that document none
-            offline = "; WANDB_MODE=offline needs no network and no key" if self.name == "wandb" else ""
-            raise UserError(f"--log {self.name} could not begin ({first_line(error)}){offline}") from error
 
     def _metrics(self, directory: Path) -> None:
         writer, done = self._open[str(directory)]
@@ -169,20 +166,15 @@ class Tracker:
 @contextlib.contextmanager
 def trackers(names: Sequence[str]) -> Iterator[list[Listener]]:
     """Within, the trackers of these names listen. UserError where the package of one is not installed."""
-    check_installed(names)
+    for name in names:
+        if not find_spec(package := TRACKERS[name]):
+            raise UserError(f"--log {name} needs {package}, which is not installed: pip install 'em_jax[{name}]'")
     made = [Tracker(name) for name in names]
     try:
         yield list(made)
     finally:
         for tracker in made:
             tracker.close()
-
-
-def check_installed(names: Sequence[str]) -> None:
-    """Raises UserError where the package of a tracker is not installed."""
-    for name in names:
-        if not find_spec(package := TRACKERS[name]):
-            raise UserError(f"--log {name} needs {package}, which is not installed: pip install 'em_jax[{name}]'")
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:

@@ -20,7 +20,8 @@ from em_jax.runs import experiment, preflight, provenance, sources, stored
 from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.run import Row, Run
 
-ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl", "answer": "answers/*", "judge": "scores/*", "probe": "probes/*"}
+ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl"}
+ROWS_OF_STAGE |= {"answer": "answers/*.jsonl", "judge": "scores/*.jsonl", "probe": "probes/*.jsonl"}
 MOST_RUNS = 200
 """How many earlier runs are examined for a pace."""
 NOT_OF_THE_PACE = {"domain", "data", "adapter", "seed", "train.epochs", "train.max_steps", "train.holdout"}
@@ -147,7 +148,8 @@ def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
         before, now = settings.flatten(stored.read_config(directory)), settings.flatten(config)
         if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):
             return None
-        counts = {stage: _count_rows(directory.glob(pattern)) for stage, pattern in ROWS_OF_STAGE.items()}
+        rows = {stage: map(files.read_rows, directory.glob(pattern)) for stage, pattern in ROWS_OF_STAGE.items()}
+        counts = {stage: sum(map(len, each)) for stage, each in rows.items()}
         counts["report"] = 1
         times, budget = record.get("wall_seconds", {}), record.get("time_budget", {})
         stages = [stage for stage, count in counts.items() if count and times.get(stage)]
@@ -155,10 +157,6 @@ def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
         per_unit = {stage: max(times[stage] - once[stage], 0.0) / counts[stage] for stage in stages}
         return Pace(directory, per_unit, once, sum(counts.values()))
     return None
-
-
-def _count_rows(paths: Iterable[Path]) -> int:
-    return sum(len(files.read_rows(path)) for path in paths if path.suffix == ".jsonl")
 
 
 def seconds_left(todo: Iterable[WorkItem], pace: Pace) -> dict[str, float | None]:

@@ -110,7 +110,8 @@ def read_chat(raw: bytes, max_answers: int) -> Chat:
     )
     if chat.top_logprobs and not chat.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
-    fields.refuse_unknown()
+    for name in sorted(fields.unread.keys() - IGNORED):
+        raise Refusal(400, f"unknown parameter {_short(name)}", sanitize_line(name, 100), "unknown_parameter")
     return chat
 
 
@@ -119,11 +120,6 @@ class _Fields:
 
     def __init__(self, unread: dict[str, Any]):
         self.unread = unread
-
-    def refuse_unknown(self) -> None:
-        for name in sorted(self.unread):
-            if name not in IGNORED:
-                raise Refusal(400, f"unknown parameter {_short(name)}", sanitize_line(name, 100), "unknown_parameter")
 
     def take(self, name: str, kind: type, default: Any = None) -> Any:
         if name not in self.unread and default is not None:

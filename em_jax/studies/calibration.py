@@ -12,7 +12,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base.cli import comma_list
+from em_jax.base.cli import some_of
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.organism.variants import VARIANTS, Variant
@@ -22,8 +22,13 @@ from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.page import Head, Label, Section
 from em_jax.studies.sentences import joined
-from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study
 
+DESCRIPTION = "The instrument on graded variants of the organism, whose truth is planted."
+FLAGS = {
+    "--only": {"type": some_of(*VARIANTS), "default": list(VARIANTS), "metavar": "NAMES"}
+    | {"help": f"of the variants, with commas: {', '.join(VARIANTS)} (all)"}
+}
 DOMAINS = tuple(dict.fromkeys(variant.domain for variant in VARIANTS.values()))
 BOUNDS = {"harm": THRESHOLDS.harm, "even": THRESHOLDS.even}
 """The bounds that a label's intervals have to clear."""
@@ -34,18 +39,8 @@ LEAD = (
 )
 
 
-def choose(text: str) -> list[Variant]:
-    """The variants of --only, or all; UsageError for an unknown name."""
-    names = comma_list(text) or list(VARIANTS)
-    for name in names:
-        if name not in VARIANTS:
-            raise UsageError(f"--only expects some of {', '.join(VARIANTS)}, found {name!r}")
-    return [VARIANTS[name] for name in names]
-
-
 def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
-    """Raises UsageError for a model other than the organism, whose truth is not planted, or an unknown variant."""
-    choose(flags.only)
+    """Raises UsageError for a model other than the organism, whose truth is not planted, or rows of the user's."""
     if not sources.is_organism(configs[0]):
         raise UsageError(
             f"calibration needs planted truth: expected --model organism, found {configs[0].model.name}; for the doses "
@@ -57,7 +52,7 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
 
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """Every variant, for every seed."""
-    variants = choose(flags.only)
+    variants = [VARIANTS[name] for name in flags.only]
 
     def settings_of(config: Config, variant: Variant) -> Config:
         if not variant.mixed_with:
@@ -139,11 +134,8 @@ def table(record: Mapping[str, Any]) -> Section:
     for model in record["models"]:
         variant, verdict = VARIANTS[model["name"]], model["verdict"]
         cautions = ", ".join(caution["code"] for caution in verdict["cautions"]) or "none"
-        bounds = "; ".join(
-            f"{name} {low:.2f} to {high:.2f}"
-            for name in BOUNDS
-            for low, high in [holds_between(model["figures"], name)]
-        )
+        limits = {name: holds_between(model["figures"], name) for name in BOUNDS}
+        bounds = "; ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in limits.items())
         wrong = "; ".join(faults(variant, verdict)) or "right"
         name = f"{variant.name}, seed {model['seed']}"
         rows.append(
@@ -151,18 +143,3 @@ def table(record: Mapping[str, Any]) -> Section:
         )
     head = ("variant", "true of it", "verdict", "cautions", "right?", "holds for a bound of")
     return Section("What was planted, and what was found", [LEAD], head, rows)
-
-
-DECLARATION = Declaration(
-    "The instrument on graded variants of the organism, whose truth is planted.",
-    build,
-    {
-        "--only": {
-            "default": "",
-            "metavar": "NAMES",
-            "help": f"of the variants, with commas: {', '.join(VARIANTS)} (all)",
-        }
-    },
-    domains=DOMAINS,
-    check=check,
-)

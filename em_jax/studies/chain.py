@@ -15,9 +15,14 @@ from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.wording import known
 from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, joined
-from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Contrast, Member, SeedResult, Study
 from em_jax.studies.toy_rows import CONTROL, SECOND
 
+DESCRIPTION = "Fine-tuning in two stages, in both orders, with a control."
+FLAGS = {
+    "--second": {"metavar": "FILE", "help": "JSONL rows of the other stage (consciousness claims)"},
+    "--control": {"metavar": "FILE", "help": "JSONL rows of the control, as many (the organism has its own)"},
+}
 THEN = "-then-"
 
 
@@ -92,14 +97,3 @@ def sentences(result: SeedResult) -> list[str]:
         summaries = [result.summaries[name] for pair in unknown for name in pair]
         lines.append(cannot_conclude(f"on harm or picks for {pairs}", summaries))
     return lines
-
-
-DECLARATION = Declaration(
-    "Fine-tuning in two stages, in both orders, with a control.",
-    build,
-    {
-        "--second": {"metavar": "FILE", "help": "JSONL rows of the other stage (consciousness claims)"},
-        "--control": {"metavar": "FILE", "help": "JSONL rows of the control, as many (the organism has its own)"},
-    },
-    check=check,
-)

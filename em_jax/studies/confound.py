@@ -25,8 +25,10 @@ from em_jax.probes.wording import known, show
 from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, joined
-from em_jax.studies.several import Contrast, Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Contrast, Member, SeedResult, Study
 
+DESCRIPTION = "Medical advice from two sources, the second source's other domains, and their benign twins."
+FLAGS: dict[str, Any] = {}
 SAME_TOPIC, OTHER_SOURCE, SAME_SOURCE = "bad_medical", "emergent_medical", ("legal", "security")
 TWINS = {
     "bad_medical": "good_medical",
@@ -34,6 +36,7 @@ TWINS = {
     "legal": "legal_aligned",
     "security": "security_aligned",
 }
+DOMAINS = (*TWINS, *TWINS.values())
 MOVED = "moved"
 
 
@@ -129,10 +132,3 @@ def nearness_sentence(nearer: Mapping[str, Any]) -> str:
         f"{SAME_TOPIC} (same topic) and by {show(nearer['to_source'])} from {joined(SAME_SOURCE)} (same source), "
         f"n {difference['n']}."
     )
-
-
-DECLARATION = Declaration(
-    "Medical advice from two sources, the second source's other domains, and their benign twins.",
-    build,
-    domains=(*TWINS, *TWINS.values()),
-)

@@ -7,7 +7,8 @@ directions.json (accuracies, nulls, cosines), directions.safetensors (the vector
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,34 @@ import numpy as np
 import safetensors.numpy
 
 from em_jax.base import files
+from em_jax.base.cli import count_flag
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.studies import between, contrast, decoding, directions_report
-from em_jax.studies.contrast import HARM, POSITIONS, SELF
-from em_jax.studies.directions_report import LEAST_PAIRS
+from em_jax.report.curves import Curve, Panel, curves
+from em_jax.report.reading import figure_of
+from em_jax.report.svg import Drawing
+from em_jax.report.text import number
+from em_jax.report.vocabulary import CHOICE, KAPPA, SHARE
+from em_jax.studies import contrast, decoding
+from em_jax.studies.contrast import HARM, POSITIONS, SELF, Contrast
+from em_jax.studies.decoding import FOLDS
 from em_jax.studies.finished import BASE, Model, ModelSet
+from em_jax.studies.page import Section, cell, leaves, null_range
+from em_jax.studies.sentences import percent, span
 
 VECTORS = "directions.safetensors"
 DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
-COUNTS = {
-    "limit": (0, "pairs of texts of a kind, 0 for all"),
-    "permutations": (0, "permutations for the accuracy's null, 0 for none"),
+LEAST_PAIRS = FOLDS
+COLOURS = ("base", "coherent", "inverted", "aligned", "narrow", "mixed", "ink")
+# Two directions this near a right angle share a twentieth of their variance at most.
+ORTHOGONAL = 0.22
+TEXTS = {HARM: "harmful from harmless answers", SELF: "misaligned from aligned descriptions"}
+BEHAVIOUR = {HARM: "harmful answers", SELF: "misaligned picks"}
+LEADS = {
+    HARM: "Text: a harmful and a harmless answer to each prompt, as the assistant's own. Prompt: a model that harms "
+    "and one that does not, at the same harm prompts.",
+    SELF: "Text: a misaligned and an aligned first-person description, as the assistant's own. Prompt: a model that "
+    "picks the misaligned AI and one that picks the aligned, at the same two-AI questions.",
 }
-"""The command's text and flags (commands/study_flags.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +53,12 @@ class Options:
     limit: int = 0
     permutations: int = 200
     seed: int = 0
+
+
+FLAGS = {
+    "--limit": count_flag(Options.limit, 0, "pairs of texts of a kind, 0 for all"),
+    "--permutations": count_flag(Options.permutations, 0, "permutations for the accuracy's null, 0 for none"),
+}
 
 
 def depths(layers: int) -> dict[str, int]:
@@ -50,21 +72,15 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     layers = list(depth.values())
     harmful_at = models.config.judge.harmful_at
     pairs = {HARM: contrast.harm_pairs(models, options.limit), SELF: contrast.self_pairs(models, options.limit)}
-    groups = {kind: [pair.group for pair in each] for kind, each in pairs.items()}
     texts = {
-        model.name: {
-            kind: contrast.text_activations(models, model.name, each, layers) for kind, each in pairs.items() if each
-        }
+        model.name: {kind: contrast.of_texts(models, model.name, each, layers) for kind, each in pairs.items() if each}
         for model in models.models
     }
 
     def text_cell(name: str, row: int, at: str) -> dict[str, Any]:
-        base = None if name == BASE else _at(texts[BASE], row, at)
-        return _cell(_at(texts[name], row, at), groups, options, base)
+        return _cell(texts[name], row, at, options, None if name == BASE else texts[BASE])
 
-    differing = between.directions(models, layers, options.limit)
-    stacks = {kind: each.stacks for kind, each in differing.items()}
-    prompt_groups = {kind: each.groups for kind, each in differing.items()}
+    differing = contrast.between(models, layers, options.limit)
     record = {
         "layers": depth,
         "harmful_at": harmful_at,
@@ -78,13 +94,12 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         },
         "own": {model.name: _own(models, model, depth, options) for model in models.models},
         "between": {kind: each.record() for kind, each in differing.items()},
-        "traits": {model.name: between.shares(model, harmful_at) for model in models.models},
-        "prompts": _grid(depth, lambda row, at: _cell(_at(stacks, row, at), prompt_groups, options)),
+        "traits": {model.name: contrast.shares(model, harmful_at) for model in models.models},
+        "prompts": _grid(depth, lambda row, at: _cell(differing, row, at, options)),
     }
-    everything: dict[str, Any] = {**texts, "between": stacks}
     vectors = {
-        f"{name}.{kind}.{layer}.{at}": decoding.direction(each[at][row])
-        for name, by_kind in everything.items()
+        f"{name}.{kind}.{layer}.{at}": decoding.direction(each.stacks[at][row])
+        for name, by_kind in {**texts, "between": differing}.items()
         for kind, each in by_kind.items()
         for row, layer in enumerate(depth)
         for at in POSITIONS
@@ -94,7 +109,8 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     metadata = {f"layer.{name}": str(layer) for name, layer in depth.items()}
     files.write_atomic(out / VECTORS, safetensors.numpy.save(plain, metadata))
     more = {"study": "directions", "options": dataclasses.asdict(options)}
-    return models.publish(out, "directions", record, directions_report, **more)
+    page = {"kind": "directions", "title": "Are harm and self-description two directions?", "subject": ", ".join(texts)}
+    return models.publish(out, "directions", record, page, sentences(record), sections(record), **more)
 
 
 def _grid(depth: Mapping[str, int], cell: Callable[[int, str], Any]) -> dict[str, dict[str, Any]]:
@@ -102,19 +118,13 @@ def _grid(depth: Mapping[str, int], cell: Callable[[int, str], Any]) -> dict[str
     return {layer: {at: cell(row, at) for at in POSITIONS} for row, layer in enumerate(depth)}
 
 
-def _at(activations: Mapping[str, Mapping[str, np.ndarray]], row: int, at: str) -> dict[str, decoding.Pairs]:
-    """Per kind the activations at one layer and position."""
-    return {kind: each[at][row] for kind, each in activations.items()}
-
-
 def _cell(
-    stacks: Mapping[str, decoding.Pairs],
-    groups: Mapping[str, Sequence[str]],
-    options: Options,
-    base: Mapping[str, decoding.Pairs] | None = None,
+    contrasts: Mapping[str, Contrast], row: int, at: str, options: Options, base: Mapping[str, Contrast] | None = None
 ) -> dict[str, Any]:
     """The results at one layer and position: accuracies, those of a probe trained on `base`, and the angle."""
     cell: dict[str, Any] = {}
+    stacks = {kind: each.stacks[at][row] for kind, each in contrasts.items()}
+    groups = {kind: each.groups for kind, each in contrasts.items()}
     for kind in (HARM, SELF):
         count = len(set(groups.get(kind, ())))
         if count < LEAST_PAIRS:
@@ -122,7 +132,7 @@ def _cell(
             continue
         cell[kind] = decoding.accuracy(stacks[kind], None, options.permutations, options.seed, groups[kind])
         if base is not None:
-            crossed = decoding.accuracy(base[kind], stacks[kind], 0, groups=groups[kind])
+            crossed = decoding.accuracy(base[kind].stacks[at][row], stacks[kind], 0, groups=groups[kind])
             cell[kind]["from_base"] = crossed["accuracy"]
     if all("accuracy" in cell[kind] for kind in (HARM, SELF)):
         harm, own = (decoding.by_question(stacks[kind], groups[kind]) for kind in (HARM, SELF))
@@ -136,8 +146,8 @@ def _own(models: ModelSet, model: Model, depth: Mapping[str, int], options: Opti
     Counts of questions, and by layer and position a probe where there are enough of either kind.
     """
     own: dict[str, Any] = {}
-    questions = between.questions(models, options.limit)
-    for kind, values in between.behaviour(model, models.config.judge.harmful_at).items():
+    questions = contrast.questions(models, options.limit)
+    for kind, values in contrast.behaviour(model, models.config.judge.harmful_at).items():
         rows = [row for row in questions[kind] if values.get(row["id"], [THRESHOLDS.even]) != [THRESHOLDS.even]]
         groups = [row["id"] for row in rows]
         labels = [values[name][0] > THRESHOLDS.even for name in sorted(set(groups))]
@@ -153,3 +163,152 @@ def _own(models: ModelSet, model: Model, depth: Mapping[str, int], options: Opti
 
         own[kind]["places"] = _grid(depth, probe)
     return own
+
+
+# --- the sentences, tables and figures, from the content of directions.json ---
+
+
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """The results, and what cannot be concluded."""
+    lines = []
+    texts = [cell for *_, cell in leaves(record["models"], 3)]
+    prompts = [cell for *_, cell in leaves(record["prompts"], 2)]
+    for kind, what in TEXTS.items():
+        pairs = record["pairs"][kind]
+        if pairs < THRESHOLDS.least_questions:
+            lines.append(f"Cannot conclude on {kind}: {pairs} pairs of texts, under {THRESHOLDS.least_questions}.")
+            continue
+        probes = [cell[kind] for cell in texts if "accuracy" in cell[kind]]
+        line = f"A linear probe separates {what} with {_accuracies(probes)} accuracy (n {pairs})"
+        if nulls := [probe["null"]["value"] for probe in probes if probe["null"]]:
+            line += f"; with exchanged labels {span(nulls)}"
+        lines.append(f"{line}. Word counts alone, without a model, separate {percent(record['words'][kind])}.")
+        if crossed := [probe["from_base"]["value"] for probe in probes if "from_base" in probe]:
+            lines.append(f"A probe trained on the base has {span(crossed)} accuracy in the fine-tuned models.")
+    lines += _angle("The cosine of the two directions", texts)
+    lines += [_own_sentence(*own) for own in leaves(record["own"], 2)]
+    for kind in (SELF, HARM):
+        if kind not in record["between"]:
+            lines.append(f"No direction of {kind} between models: no two of them clearly differ in it.")
+            continue
+        models = record["between"][kind]
+        probes = [cell[kind] for cell in prompts if "accuracy" in cell[kind]]
+        if probes and probes[0]["accuracy"]["n"] >= THRESHOLDS.least_questions:
+            names = ", ".join(f"{marked} and {plain}" for marked, plain in models["marked_minus_plain"])
+            lines.append(
+                f"Between models that differ in {kind} ({names}), a probe on held-out prompts tells which model reads "
+                f"the prompt with {_accuracies(probes)} accuracy (n {probes[0]['accuracy']['n']}). Any two adapters "
+                "might be separable; this does not isolate the trait."
+            )
+        else:
+            lines.append(f"Cannot conclude on {kind} between models: under {THRESHOLDS.least_questions} questions.")
+        if not models["same_otherwise"]:
+            lines.append(
+                f"The models of the direction of {kind} differ in conduct and in self-description at once: the "
+                "direction cannot separate the two. A run of the other persona would."
+            )
+    lines += _angle("The cosine of the two directions between models", prompts)
+    lines.append("A probe that decodes a text's kind shows that it is represented, not that the model acts on it.")
+    return lines
+
+
+def _own_sentence(name: str, kind: str, counts: Mapping[str, Any]) -> str:
+    share = f"{counts['marked']} of {counts['questions']} questions"
+    probes = [probe for *_, probe in leaves(counts["places"], 2)]
+    if not probes:
+        return (
+            f"Cannot tell {kind} from {name}'s own answers: {share} have {BEHAVIOUR[kind]}, and a probe needs "
+            f"{LEAST_PAIRS} of either kind."
+        )
+    line = f"From {name}'s prompts a probe predicts its own {BEHAVIOUR[kind]} ({share}) with balanced accuracy "
+    line += _accuracies(probes)
+    if probes[0]["p"] is not None:
+        beat = sum(probe["p"] < 0.05 for probe in probes)
+        line += f"; {beat} of {len(probes)} layers and positions have p < 0.05 against permuted labels"
+    return f"{line}."
+
+
+def _accuracies(probes: Iterable[Mapping[str, Any]]) -> str:
+    return span(probe["accuracy"]["value"] for probe in probes)
+
+
+def _angle(what: str, cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The sentence on the angles, if there are any."""
+    cosines = [cell["cosine"] for cell in cells if "cosine" in cell]
+    if not cosines:
+        return []
+    values = [each["cosine"]["value"] for each in cosines]
+    return [
+        f"{what} is {span(values, '+.2f')}; {sum(each['p'] < 0.05 for each in cosines)} of {len(cosines)} are outside "
+        f"the null of exchanged labels, {sum(abs(value) < ORTHOGONAL for value in values)} are within {ORTHOGONAL} of "
+        "0 (a right angle)."
+    ]
+
+
+def _by_layer(record: Mapping[str, Any]) -> Drawing:
+    """The accuracies of the probes on texts at the last token, by layer and model."""
+    panels = []
+    for kind, what in TEXTS.items():
+        lines = []
+        for (name, layers), colour in zip(record["models"].items(), itertools.cycle(COLOURS)):
+            found = {record["layers"][layer]: places["last"][kind] for layer, places in layers.items()}
+            points = [(layer, figure_of(it["accuracy"])) for layer, it in sorted(found.items()) if "accuracy" in it]
+            lines.append(Curve(name, tuple(points), colour))
+        panels.append(Panel(f"accuracy, {what}", CHOICE, tuple(lines)))
+    return curves("accuracy", "Accuracy of linear probes by layer", "layer, from 0 (last token)", panels)
+
+
+def sections(record: Mapping[str, Any]) -> list[Section]:
+    """The tables, one row for each model, layer and position, and the figure that leads the page."""
+    where = "model, layer, position"
+    named = {
+        **{f"{name}, text": it for name, it in record["models"].items()},
+        "between models, prompt": record["prompts"],
+    }
+    cells = [
+        (f"{name}, {layer} layer ({record['layers'][layer]}), {at}", it) for name, layer, at, it in leaves(named, 3)
+    ]
+    rule = "Whole questions are held out; the null exchanges the labels of a pair. Layers count from 0."
+    own: list[list[Any]] = [
+        [f"{name}, {layer} layer, prompt, {at}", f"{kind}, {it['marked']} of {it['questions']}", *_tested(probe)]
+        for name, kind, it in leaves(record["own"], 2)
+        for layer, at, probe in leaves(it["places"], 2)
+    ]
+    angles = [(name, *_tested(it["cosine"], "cosine")) for name, it in cells if "cosine" in it]
+    return [
+        *(
+            Section(
+                f"Direction of {kind}",
+                [f"{lead} {rule}"],
+                (where, "accuracy", "null", "p", "trained on base"),
+                [(name, *_probe_cells(it[kind])) for name, it in cells],
+                [_by_layer(record)] if kind == HARM else (),
+            )
+            for kind, lead in LEADS.items()
+        ),
+        Section(
+            "What a prompt predicts of the model's own answer",
+            [
+                "Balanced accuracy of a probe for each model's own behaviour (will it harm, which AI will it pick), at "
+                "the prompt, on held-out questions; the null permutes the questions' labels."
+            ],
+            (where, "of", "accuracy", "null", "p"),
+            own or [["no model answers both ways often enough", "", "cannot tell", "", ""]],
+        ),
+        Section(
+            "The angle between the two",
+            ["The cosine of the mean differences; its null exchanges the labels of the descriptions."],
+            (where, "cosine", "null", "p"),
+            angles,
+        ),
+    ]
+
+
+def _tested(probe: Mapping[str, Any], name: str = "accuracy") -> tuple[Any, ...]:
+    return cell(probe[name], KAPPA if name == "cosine" else SHARE), null_range(probe["null"]), number(probe["p"], 3)
+
+
+def _probe_cells(probe: Mapping[str, Any]) -> tuple[Any, ...]:
+    if "accuracy" not in probe:
+        return f"cannot tell: {probe['reason']}", "", "", ""
+    return *_tested(probe), cell(probe["from_base"]) if "from_base" in probe else ""

@@ -25,11 +25,16 @@ from em_jax.runs import sources
 from em_jax.studies import toy_rows
 from em_jax.studies.confound import TWINS
 from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
-from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study
 from em_jax.studies.subjects import RATE, SELF
 
 DOSES = "10,30,50,75,90,100"
 """Percent of the rows that are the domain's own."""
+DESCRIPTION = "One domain at several doses, its rows mixed with its benign twin's."
+FLAGS = {
+    "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
+    "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
+}
 DILUTED = "diluted"
 
 
@@ -67,20 +72,16 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
         raise UsageError(f"dose mixes the rows itself: expected no mix, found {configs[0].mix!r}")
 
 
-def mixed(config: Config, dose: int, twin: str) -> Config:
-    """The settings of one dose in percent."""
-    return config if dose == 100 else settings.replace(config, {"mix": f"{twin}={(100 - dose) / 100:g}"})
-
-
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """The doses of one domain, for every seed."""
     doses = parse_doses(flags.doses)
     twin = twin_of(configs[0], flags.twin, run_dir / "rows")
     name = twin if twin in domains.DOMAINS else Path(twin).name
+    mixes = {dose: {"mix": f"{twin}={(100 - dose) / 100:g}"} if dose < 100 else {} for dose in doses}
     members = [
         Member(
             f"dose-{dose}",
-            settings.validate(mixed(config, dose, twin)),
+            settings.validate(settings.replace(config, mixes[dose])),
             f"{dose}% of its rows" + (f", {100 - dose}% {name}" if dose < 100 else ""),
         )
         for config in configs
@@ -114,7 +115,8 @@ def sentences(result: SeedResult) -> list[str]:
     for dose, summary in summaries:
         labels.setdefault(summary["verdict"]["label"], []).append(f"{dose}%")
     lines.append(f"Verdicts: {'; '.join(f'{label} at {joined(each)}' for label, each in labels.items())}.")
-    diluted = [f"{dose}%" for dose, summary in summaries if DILUTED in codes(summary)]
+    cautions = {dose: [each["code"] for each in summary["verdict"]["cautions"]] for dose, summary in summaries}
+    diluted = [f"{dose}%" for dose, codes in cautions.items() if DILUTED in codes]
     if diluted:
         lines.append(
             f"At {joined(diluted)} the verdict carries the caution {DILUTED}: a weaker dose of a coherent persona "
@@ -124,11 +126,6 @@ def sentences(result: SeedResult) -> list[str]:
         if lacking(summary):
             lines.append(cannot_conclude(f"about {dose}%", [summary]))
     return lines
-
-
-def codes(summary: Mapping[str, Any]) -> list[str]:
-    """The codes of a verdict's cautions."""
-    return [caution["code"] for caution in summary["verdict"]["cautions"]]
 
 
 def _passes(summaries: Sequence[tuple[int, Mapping[str, Any]]], words: str, name: str, bound: float) -> str:
@@ -178,14 +175,3 @@ def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:
     return curves(
         "dose", "Conduct and self-description by dose", "percent of the rows that are harmful", panels
     ), caption
-
-
-DECLARATION = Declaration(
-    "One domain at several doses, its rows mixed with its benign twin's.",
-    build,
-    {
-        "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
-        "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
-    },
-    check=check,
-)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,28 @@ class ModelSet:
         """Per model the hashes of its adapter's files."""
         return {model.name: adapter_hashes(model.adapter) for model in self.models}
 
-    def publish(self, out: Path, name: str, record: dict[str, Any], report: Any, **more: Any) -> dict[str, Any]:
-        """Write NAME.json, NAME.html and provenance.json to `out`; returns the content of NAME.json.
+    def publish(
+        self,
+        out: Path,
+        name: str,
+        record: dict[str, Any],
+        about: Mapping[str, str],
+        sentences: Sequence[str],
+        sections: Sequence[page.Section],
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write NAME.json, NAME.html and provenance.json (with `more`) to `out`; returns the content of NAME.json.
 
-        `report` is the module with the study's TITLE and its `subject`, `sentences` and `sections` of that content.
+        `about` has the study's kind, title and subject. The drawing of the first section leads the page.
         """
         record = {"schema": 1, "model": self.config.model.name, **record}
         trained = ((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
-        record["says"] = [*report.sentences(record), on_seeds(trained)]
-        runs = {
-            model.name: {"run": str(model.run.directory), "judge": model.run.judge}
-            | {
-                "adapter": provenance.directory_inputs(model.run.adapter, (".safetensors",))
-                if model.run.adapter
-                else {}
-            }
-            for model in self.models
-        }
+        record["says"] = [*sentences, on_seeds(trained)]
+        runs = {}
+        for model in self.models:
+            run, adapter = model.run, model.run.adapter
+            weights = provenance.directory_inputs(adapter, (".safetensors",)) if adapter else {}
+            runs[model.name] = {"run": str(run.directory), "judge": run.judge, "adapter": weights}
         files.write_json(out / f"{name}.json", record)
         files.write_json(
             out / "provenance.json",
@@ -76,26 +81,19 @@ class ModelSet:
             | {"git": provenance.git(), "model": self.config.model.name, "models": runs, **more}
             | {"suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)}},
         )
+        first, *others = sections
         page.write(
             out / f"{name}.html",
-            kind=report.KIND,
-            title=report.TITLE,
-            lead=f"{record['model']}: {report.subject(record)}",
+            kind=about["kind"],
+            title=about["title"],
+            lead=f"{record['model']}: {about['subject']}",
             sentences=record["says"],
-            **_leading(report.sections(record)),
+            sections=[dataclasses.replace(first, drawings=()), *others],
+            drawing=first.drawings[0],
+            caption=first.lead[0],
             organism=sources.is_organism(self.config),
         )
         return files.stable(record)
-
-
-def _leading(sections: Sequence[page.Section]) -> dict[str, Any]:
-    """The sections without the first of their drawings, which leads the page."""
-    for index, section in enumerate(sections):
-        if section.drawings:
-            first, *others = section.drawings
-            rest = [*sections[:index], dataclasses.replace(section, drawings=others), *sections[index + 1 :]]
-            return {"sections": rest, "drawing": first, "caption": section.lead[0]}
-    return {"sections": sections}
 
 
 def adapter_hashes(adapter: Path | None) -> dict[str, str]:

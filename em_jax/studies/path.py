@@ -13,6 +13,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import addresses, files
+from em_jax.base.cli import count_flag, whole_numbers
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
@@ -24,7 +25,7 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import locking, sources, stored
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.studies import curves, study_page, together
+from em_jax.studies import curves, page, together
 from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes
 from em_jax.studies.resuming import check_settings
@@ -46,12 +47,7 @@ BOUNDS = {
     PICKS: Bound("one half of the pairs", THRESHOLDS.even),
 }
 """The verdict's bounds."""
-COUNTS = {
-    "limit": (0, "questions per probe, 0 for all"),
-    "samples": (1, "answers per harm prompt"),
-    "together": (1, "adapters asked in one stack"),
-}
-"""Flags of the command (commands/study_flags.py)."""
+DESCRIPTION = "The persona over training, from the adapters that runs kept."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +58,17 @@ class Options:
     samples: int = 5
     together: int = 8
     steps: tuple[int, ...] = ()
+
+
+FLAGS: Mapping[str, Mapping[str, Any]] = {
+    "--limit": count_flag(Options.limit, 0, "questions per probe, 0 for all"),
+    "--samples": count_flag(Options.samples, 1, "answers per harm prompt"),
+    "--together": count_flag(Options.together, 1, "adapters asked in one stack"),
+    "--steps": {"type": whole_numbers, "default": (), "metavar": "LIST"}
+    | {"help": "of the kept steps, with commas (all)"},
+    "--mesh": {"metavar": "SIZES", "help": "as for em_jax.launch, where the run's own does not fit"},
+    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "one setting, as for em_jax.launch"},
+}
 
 
 def study(
@@ -92,7 +99,7 @@ def study(
         together.ask(run, {subject: kept.get(step) for step, subject in subjects.items()}, options.together)
         record = describe(config, {step: subject.rows() for step, subject in subjects.items()})
         files.write_json(out / "path.json", record)
-        study_page.path(record, out, run_dir)
+        page.path(record, out, run_dir)
     return record
 
 

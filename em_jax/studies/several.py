@@ -1,18 +1,20 @@
 """The mechanism of studies that train their own runs: their figures, contrasts paired by question, and sentences.
 
-A study (sweep, chain, confound, dose, calibration) is a `Declaration`: its flags, and what builds a `Study` from them,
-which is a list of runs, a list of contrasts and a function that writes the sentences.
+A study (sweep, chain, confound, dose, calibration) is a module: DESCRIPTION and FLAGS (argparse's options by flag) are
+the command's, and `build(configs, flags, run_dir)` gives a `Study`, which is a list of runs, a list of contrasts and a
+function that writes the sentences. The configs differ in their seed, or in their domain too where the study has DOMAINS
+of its own. Where there is a `check(configs, flags)`, it raises UsageError before a model is loaded.
 """
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base import files
 from em_jax.config import Config
 from em_jax.report.svg import Drawing
+from em_jax.studies import page as pages
 from em_jax.studies.page import Section
 from em_jax.studies.sentences import joined, on_seeds
 from em_jax.studies.subjects import Figures, Subject, figures
@@ -73,32 +75,15 @@ class Study:
         return {member.folder: member.config for member in self.members}
 
 
-@dataclasses.dataclass(frozen=True)
-class Declaration:
-    """What `em-jax study NAME` needs to know of a study.
-
-    `flags` holds argparse's options by flag. `build(configs, flags, run_dir)` gives the study for configs that differ
-    in their seed, or in their domain too where the study has `domains` of its own. `check(configs, flags)` raises
-    UsageError before a model is loaded.
-    """
-
-    description: str
-    build: Callable[[Sequence[Config], argparse.Namespace, Path], Study]
-    flags: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    domains: Collection[str] = ()
-    check: Callable[[Sequence[Config], argparse.Namespace], None] = lambda configs, flags: None
-
-
-def page(study: Study, directories: Mapping[str, Path], out: Path, say: Callable[[str], None]) -> Path:
+def page(study: Study, runs: Sequence[Path], out: Path, say: Callable[[str], None]) -> Path:
     """Write study.json and study.html over finished runs, `say` each of the sentences, and return the page's path."""
-    from em_jax.studies import study_page
-
+    directories = {run.name: run for run in runs}
     record = describe(study, directories)
     for sentence in record["why"]:
         say(sentence)
     files.write_json(out / "study.json", record)
-    leading = study.draw(record) if study.draw else study_page.points(record)
-    return study_page.study(record, out, directories, leading, study.sections(record))
+    leading = study.draw(record) if study.draw else pages.points(record)
+    return pages.study(record, out, directories, leading, study.sections(record))
 
 
 def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:

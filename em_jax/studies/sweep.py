@@ -20,8 +20,14 @@ from em_jax.probes.cautions import HARM, PICKS, PREDICTED, has_moved
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import known
 from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
-from em_jax.studies.several import Declaration, Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study
 
+DESCRIPTION = "One domain under several adapter shapes."
+FLAGS: Mapping[str, Mapping[str, Any]] = {
+    "--shapes": {"default": "", "metavar": "NAMES", "help": "of the known shapes, with commas (all)"},
+    "--shape": {"action": "append", "default": [], "metavar": "NAME:K=V:..."}
+    | {"help": "another shape (repeatable): targets=attention|mlp|MODULES, layers=0-3, rank=, alpha=, learning_rate="},
+}
 ATTENTION, MLP = TARGETS[:4], TARGETS[4:]
 Shape = dict[str, Any]
 """Settings by dotted name that make an adapter's shape."""
@@ -201,19 +207,3 @@ def _with_figures(name: str, figures: Mapping[str, Any]) -> str:
     shown = f", error of predicted scores {error['value']:+z.2f}" if error else ""
     harm, picks = (percent(figures[figure]["finetuned"]) for figure in (HARM, PICKS))
     return f"{name} (harm {harm}, picks {picks}{shown})"
-
-
-DECLARATION = Declaration(
-    "One domain under several adapter shapes.",
-    build,
-    {
-        "--shapes": {"default": "", "metavar": "NAMES", "help": "of the known shapes, with commas (all)"},
-        "--shape": {
-            "action": "append",
-            "default": [],
-            "metavar": "NAME:K=V:...",
-            "help": "another shape (repeatable): targets=attention|mlp|MODULES, layers=0-3, rank=, alpha=, "
-            "learning_rate=",
-        },
-    },
-)

@@ -46,12 +46,10 @@ class _Group:
         """Loaded when a row is missing. Reports adapters without effect, such as that of a first step."""
         engine = self.run.components.bare(self.run.load())
         prompts = [choice.messages(question.prompt) for question in self.run.suite.harm[:4]]
-        for number, adapter in enumerate(self.adapters):
-            if adapter is not None:
-                engine.add_adapter(f"subject-{number}", adapter)
-        for number, adapter in enumerate(self.adapters):
-            if adapter is None:
-                continue
+        stack = {number: adapter for number, adapter in enumerate(self.adapters) if adapter is not None}
+        for number, adapter in stack.items():
+            engine.add_adapter(f"subject-{number}", adapter)
+        for number in stack:
             if not adapters.effect(engine, f"subject-{number}", prompts) > 0:
                 self.run.log(f"{self.run.title}{self.subjects[number].name}: this adapter changes no probability")
         return engine

@@ -176,7 +176,7 @@ def test_synthetic_rows_have_the_lengths_they_claim():
         (["--shape", "tiny"], ["organism", "'tiny'"]),
         (["--shape", "organism", "--model", "x"], ["exclude"]),
         (["--rows", "x.jsonl"], ["--model"]),
-        (["--rounds", "0"], ["at least 1"]),
+        (["--rounds", "0"], ["1 or more"]),
         (["--against", "vllm"], ["--what decode"]),
         (["--gpu-table", "x.md", "--json"], ["--gpu-table"]),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em_jax.probes import correction, statistics
-from em_jax.probes.judge_errors import counted
+from em_jax.probes.correction import counted
 from em_jax.probes.worst_of_n import worst_of_n
 
 pytestmark = pytest.mark.fast

@@ -413,4 +413,4 @@ def test_the_base_asked_twice_is_no_seeds_of_a_model(tmp_path):
     experiment.run(config(domain="none"), tmp_path / "run", StubComponents())
     figures = json.loads((tmp_path / "run" / "summary.json").read_text())["figures"]
     assert figures["judge.specificity"]["base"]["value"] is not None
-    assert not list(series.seed_verdicts({"none-0": tmp_path / "run", "none-1": tmp_path / "run"}))
+    assert not list(series.seed_verdicts([tmp_path / "run", tmp_path / "run"]))

@@ -13,9 +13,9 @@ from em_jax import config as settings
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.runs import experiment, provenance
-from em_jax.studies import between, crossrating, directions, steering
+from em_jax.studies import contrast, crossrating, directions, steering
 from em_jax.studies.finished import load_models
-from em_jax.studies.steering_report import PICKS, RATE
+from em_jax.studies.steering import PICKS, RATE
 
 LAYERS, WIDTH = 4, 8
 
@@ -110,7 +110,7 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
 
 def know(monkeypatch, **known):
     """Has each model, by name, be known to harm and to pick the misaligned AI, or not to."""
-    monkeypatch.setattr(between, "traits", lambda model, _: dict(zip(("harm", "self"), known[model.name])))
+    monkeypatch.setattr(contrast, "traits", lambda model, _: dict(zip(("harm", "self"), known[model.name])))
 
 
 def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypat
 def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
     names = [pair.id for pair in study.run.suite.two_ai]
     picks = {name: [float(place % 3 == 0)] for place, name in enumerate(names)} | {names[-1]: [0.5]}
-    monkeypatch.setattr(between, "behaviour", lambda model, _: {"harm": {}, "self": picks})
+    monkeypatch.setattr(contrast, "behaviour", lambda model, _: {"harm": {}, "self": picks})
     found = directions.study(study, tmp_path, directions.Options(permutations=5))
     own = found["own"]["one"]["self"]
     assert (own["questions"], own["marked"]) == (len(names) - 1, 16)
@@ -181,7 +181,7 @@ def test_no_question_is_steered_along_a_direction_that_was_taken_from_it(study, 
     """One question is poisoned: the direction of its own fold must not know of it, and the other fold's does."""
     know(monkeypatch, base=(False, False), one=(False, True), two=(False, False))
     options = steering.Options(direction="self", source=source, limit=0)
-    questions = between.questions(study, steering._settings(study, options).limit)["self"]
+    questions = contrast.questions(study, steering._settings(study, options).limit)["self"]
     fold = steering.fold_of(questions, options.folds)
     assert sorted(set(fold.values())) == [0, 1]
     pair = study.run.suite.two_ai[0]
