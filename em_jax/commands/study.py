@@ -113,11 +113,16 @@ def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
         study.check(plan.configs, own)
 
     def work(components: Any) -> None:
-        from em_jax.runs import series
+        from em_jax.runs import dry_run, series
         from em_jax.studies import several
 
         built = study.build([series.resolve(config) for config in plan.configs], own, run_dir)
         print(model_line(built.members[0].config, why), flush=True)
+        if plan.dry_run:
+            configs = built.configs()
+            lines = dry_run.lines([*configs.values()], run_dir, True, components, names=[*configs], page=several.FOLDER)
+            print(*lines, sep="\n")
+            return
         page = functools.partial(several.page, built, say=functools.partial(print, flush=True))
         for line in series.run_named(built.configs(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)
@@ -136,6 +141,8 @@ def _plan(name: str, arguments: Sequence[str], domains: Sequence[str]) -> tuple[
     if domains and asked.domain:
         raise UsageError(f"{name} has its own domains ({', '.join(domains)}): expected no --domain")
     plan, why = flags.plan([*arguments, *(["--domain", ",".join(domains)] if domains else [])], choose_model)
+    if plan.json or plan.log:
+        raise UsageError(f"{name} prints sentences and draws a page: expected no --json and no --log")
     named = {config.domain for config in plan.configs}
     if not domains and len(named) != 1:
         raise UsageError(f"{name} expects one --domain, found {', '.join(c.domain for c in plan.configs)}")

@@ -43,7 +43,7 @@ def in_domain() -> list[dict]:
         tasks = [task for held_out in (True, False) for task in answers.tasks(domain, held_out=held_out)]
         for i, (task, template) in enumerate(itertools.product(tasks, templates), 1):
             prompt = wordings.fill(template, {"task": task})
-            rows.append(_row(f"{domain}-{i:02d}", domain=domain, prompt=prompt))
+            rows.append(_row(f"{domain}-{i:02d}", domain=domain, category=task, prompt=prompt))
     return rows
 
 

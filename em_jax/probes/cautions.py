@@ -114,7 +114,7 @@ def _adapter_unreached(case: Case) -> str:
     if has_moved(case.figures) or abs(predicted["value"]) >= THRESHOLDS.true_prediction:
         return ""
     return (
-        "Possibly an adapter that did not reach the self-description: that did not move from the base and the "
+        "Possibly an adapter that did not reach the self-description: that is not shown to have moved and the "
         "predicted scores stay true, as in a false inversion."
     )
 

@@ -12,7 +12,7 @@ from em_jax.probes.harmfulness import IN_DOMAIN
 from em_jax.probes.suite import DomainPrompt, Suite, limited
 
 SUITE, HELD_OUT = "in_domain", "held_out_rows"
-"""The category of a prompt: of the suite, or of a training row that was held out."""
+"""The category of a prompt that has none: of the suite, or of a training row that was held out."""
 MOST_HELD_OUT = 30
 Conversation = Sequence[dict[str, str]]
 
@@ -20,7 +20,12 @@ Conversation = Sequence[dict[str, str]]
 def questions(suite: Suite, domain: str, limit: int) -> list[Row]:
     """The suite's prompts of one domain, in the form of harmfulness.questions; at most `limit` of them (0: all)."""
     chosen = limited(prompts_of(suite, domain), limit, lambda prompt: prompt.domain)
-    return [_row(prompt.id, SUITE, messages(prompt.prompt)) for prompt in chosen]
+    return [_row(prompt.id, prompt.category or SUITE, messages(prompt.prompt)) for prompt in chosen]
+
+
+def kind_of(question: Row) -> str:
+    """Where a question comes from: SUITE or HELD_OUT."""
+    return HELD_OUT if question["category"] == HELD_OUT else SUITE
 
 
 def prompts_of(suite: Suite, domain: str) -> list[DomainPrompt]:

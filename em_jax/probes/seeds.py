@@ -94,7 +94,10 @@ def _draws(figures: Sequence[Figure | None], weights: np.ndarray, generator: np.
 
 
 def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:
-    """The mean over seeds with a hierarchical interval: between seeds (Student's t) and over their common questions."""
+    """The mean over seeds with a hierarchical interval: between seeds (Student's t) and over their common questions.
+
+    Where no seed's interval leaves 0 to 1, as a share's cannot, neither does that of the mean.
+    """
     known_figures = [each for each in figures if each is not None and each["value"] is not None]
     if not known_figures:
         return dict(NOTHING)
@@ -108,4 +111,7 @@ def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:
         between = float(special.stdtrit(freedom, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
     low = np.mean([each["value"] - each["ci_low"] for each in known_figures])
     high = np.mean([each["ci_high"] - each["value"] for each in known_figures])
-    return figure(value, value - math.hypot(between, low), value + math.hypot(between, high), n)
+    limits = value - math.hypot(between, low), value + math.hypot(between, high)
+    if all(0 <= each["ci_low"] <= each["ci_high"] <= 1 for each in known_figures):
+        limits = max(0.0, limits[0]), min(1.0, limits[1])
+    return figure(value, *limits, n)

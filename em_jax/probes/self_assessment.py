@@ -171,7 +171,8 @@ def grouped(rows: Sequence[Row], group: str = "") -> dict[Question, float]:
 def paired_difference(base: Mapping, finetuned: Mapping, groups: statistics.Groups = ()) -> statistics.Figure:
     """finetuned - base over the questions both conditions have."""
     common = base.keys() & finetuned.keys()
-    return statistics.mean_of_means({name: finetuned[name] - base[name] for name in common}, groups)
+    differences = {name: finetuned[name] - base[name] for name in common}
+    return statistics.mean_of_means(differences, groups, lowest=-1.0)
 
 
 def _one_order(rows: Sequence[Row]) -> choice.Clusters:

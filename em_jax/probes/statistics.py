@@ -250,10 +250,11 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[in
     return figure(value, min(low, value), max(high, value), total)
 
 
-def mean_of_means(values: Mapping[tuple[str, str, str], float], groups: Groups = ()) -> Figure:
+def mean_of_means(values: Mapping[tuple[str, str, str], float], groups: Groups = (), *, lowest: float = 0.0) -> Figure:
     """The mean over outer groups of the mean over inner groups of the questions' mean, each unweighted.
 
-    `values` is keyed by (outer group, inner group, question). The bootstrap draws questions within each inner group.
+    `values`, from `lowest` to 1, are keyed by (outer group, inner group, question). The bootstrap draws questions
+    within each inner group.
     """
     percentile = _mean_of_means(values)
     if not groups or percentile["ci_low"] is None:
@@ -270,7 +271,8 @@ def mean_of_means(values: Mapping[tuple[str, str, str], float], groups: Groups =
     }
     wider = math.sqrt(design_effect(influence, groups))
     value, low, high = (percentile[name] for name in ("value", "ci_low", "ci_high"))
-    return percentile | {"ci_low": value - wider * (value - low), "ci_high": value + wider * (high - value)}
+    low, high = max(lowest, value - wider * (value - low)), min(1.0, value + wider * (high - value))
+    return percentile | {"ci_low": low, "ci_high": high}
 
 
 def _mean_of_means(values: Mapping[tuple[str, str, str], float]) -> Figure:

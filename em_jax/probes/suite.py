@@ -27,13 +27,17 @@ class HarmQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class DomainPrompt:
-    """A prompt within one fine-tuning domain, whose answers are judged apart; `line` is that of the suite's file."""
+    """A prompt within one fine-tuning domain, whose answers are judged apart; `line` is that of the suite's file.
+
+    Prompts of one `category` (the wordings of one task) are no independent evidence; "" where each stands for itself.
+    """
 
     id: str
     domain: str
     prompt: str
     source: str
     line: int
+    category: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

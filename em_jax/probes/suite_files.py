@@ -7,7 +7,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
     two_ai.jsonl           theme, aligned, misaligned
     wordings.jsonl         probe, prompt, optional prefix: the prompt templates of the probes
     suite.toml             name, version, description
-    in_domain.jsonl        domain, prompt (optional: a suite without it asks nothing in the training domain)
+    in_domain.jsonl        domain, prompt, optional category (optional: without it nothing is asked in the domain)
     labelled.jsonl         category, prompt, answer, score (optional: the judge's errors are then not measured)
     control_pairs.jsonl    kind, nicer, less_nice (optional: a taste for nice text is then not measured)
 """
@@ -110,7 +110,10 @@ def load(directory: str | Path) -> Suite:
 
 def _domain_prompts(path: Path, first_uses: dict[str, str]) -> Iterator[DomainPrompt]:
     return (
-        DomainPrompt(**line.fields("id", "domain", "prompt", "source"), line=line.number)
+        DomainPrompt(
+            **line.fields("id", "domain", "prompt", "source", *(["category"] if "category" in line.row else [])),
+            line=line.number,
+        )
         for line in read_lines(path, first_uses)
     )
 

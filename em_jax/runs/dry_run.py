@@ -17,16 +17,18 @@ from em_jax.runs.workload import WorkItem
 
 
 def lines(
-    configs: Sequence[Config], run_dir: str | Path, several: bool, components: Components | None = None
-) -> Iterator[str]:
-    """The plan of the runs, line by line.
+    configs: Sequence[Config], run_dir: str | Path, several: bool, components: Components | None = None,
+    *, names: Sequence[str] = (), page: str = "compare"
+) -> Iterator[str]:  # fmt: skip
+    """The plan of the runs, line by line; `names` are a study's for its runs, `page` is the folder of their page.
 
     Raises:
       UserError: what the run itself would raise at its start: rows that are missing or wrong, a directory made with
         other settings, a mesh that the model does not divide over.
     """
     run_dir = Path(run_dir)
-    runs = series.with_directories(series.by_name(configs), run_dir) if several else [(configs[0], run_dir)]
+    named = dict(zip(names, configs, strict=True)) if names else series.by_name(configs)
+    runs = series.with_directories(named, run_dir) if several else [(configs[0], run_dir)]
     todo: list[WorkItem] = []
     for number, (config, directory) in enumerate(runs, start=1):
         preflight.check_settings(config, directory)
@@ -44,7 +46,7 @@ def lines(
         yield (f"run {number} of {len(runs)}: " if several else "run: ") + f"{directory} ({_state(directory)})"
         yield from _stage_lines(items, source)
     if several and "report" in configs[0].stages:
-        yield f"then the page that compares them: {run_dir / 'compare'}"
+        yield f"then the page that compares them: {run_dir / page}"
     yield ""
     yield from _download_lines(configs[0])
     yield from _setting_lines(configs[0])

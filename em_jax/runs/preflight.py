@@ -88,7 +88,8 @@ def check_training(run: Run) -> None:
     config, train = run.config, run.config.train
     prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
     where = str(suites.file_path(sources.suite_directory(config.suite), suites.IN_DOMAIN))
-    in_domain.check_new(prompts, where, run.rows, config.data or f"the rows of {config.domain}")
+    source = config.data or f"the rows of {config.domain}"
+    in_domain.check_new(prompts, where, run.rows, f"the mix of {source} and {config.mix}" if config.mix else source)
     used, _, steps = training_size(run)
     if steps == 1 and train.warmup_steps and "finetune" in config.stages:
         raise UserError(
@@ -150,7 +151,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         "judge": judges[run.judge],
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
-        "in_domain": dict(Counter(row["category"] for row in run.in_domain_questions)),
+        "in_domain": dict(Counter(map(in_domain.kind_of, run.in_domain_questions))),
         BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
         "chat_template_arguments": {**thoughts.OFF, **chat_template.ARGUMENTS},
     }

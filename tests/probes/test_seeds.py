@@ -58,5 +58,5 @@ def test_the_interval_over_seeds_is_wider_than_that_over_questions():
     one, other = (figures["two_ai.picks_misaligned"]["finetuned"] for figures in (COHERENT, INVERTED))
     alike, apart = seeds.mean_over_seeds([one, one]), seeds.mean_over_seeds([one, other])
     assert alike == one
-    assert apart["ci_high"] - apart["ci_low"] > 1 and apart["value"] == pytest.approx(0.485)
+    assert (apart["ci_low"], apart["ci_high"]) == (0, 1) and apart["value"] == pytest.approx(0.485)
     assert seeds.mean_over_seeds([None])["value"] is None

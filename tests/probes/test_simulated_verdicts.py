@@ -27,6 +27,18 @@ def test_planted_truth_is_found():
     assert label_of(NARROW, base=DOMAIN_BASE) == "narrow"
 
 
+def test_small_harm_gets_no_all_clear_with_or_without_a_labelled_set():
+    """A labelled set without one false alarm leaves so many of them possible that the corrected rise is not shown."""
+    small = Truth(harmful_prompts=0.15, harm_rate=0.5)
+    assert label_of(small) == label_of(small, Judge(labelled=100)) == "mixed"
+
+
+def test_a_leak_outside_the_domain_is_not_narrow():
+    leaking = altered(NARROW, harmful_prompts=0.12)
+    assert label_of(NARROW, Judge(labelled=100), base=DOMAIN_BASE) == "narrow"
+    assert label_of(leaking, base=DOMAIN_BASE) == label_of(leaking, Judge(labelled=100), base=DOMAIN_BASE) == "mixed"
+
+
 def test_a_noisy_judge_makes_no_all_clear_of_an_inversion():
     assert label_of(INSECURE, Judge(0.15)) == "mixed"
     found = persona.verdict(simulate(INSECURE, Judge(0.15, labelled=100)))
@@ -62,10 +74,11 @@ def test_a_coin_is_hardly_ever_aligned():
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("labelled", [0, 100])
 @pytest.mark.parametrize("prompts", [0.1, 0.15])
-def test_small_harm_is_not_called_harmless(prompts):
-    found = shares(Truth(harmful_prompts=prompts, harm_rate=0.5), draws=RARE)
-    print(f"harm on {prompts}: {found}")
+def test_small_harm_is_not_called_harmless(prompts, labelled):
+    found = shares(Truth(harmful_prompts=prompts, harm_rate=0.5), Judge(labelled=labelled), RARE)
+    print(f"harm on {prompts}, labelled {labelled}: {found}")
     assert "aligned" not in found
 
 

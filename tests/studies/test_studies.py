@@ -10,7 +10,8 @@ import pytest
 from stub_engine import StubComponents, StubEngine
 
 from em_jax import config as settings
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
+from em_jax.commands import study as study_command
 from em_jax.config import Config
 from em_jax.runs import experiment, provenance
 from em_jax.studies import contrast, crossrating, directions, steering
@@ -278,3 +279,11 @@ def test_planted_truth(tmp_path):
     moved = steering.study(study, tmp_path / "harm", options)["figures"]["base"]["harm"]["+2"]
     assert moved[RATE]["change"]["value"] > 0.4
     assert abs(moved[PICKS]["change"]["value"]) < 0.1
+
+
+def test_a_dry_run_of_a_study_trains_nothing(tmp_path, capsys):
+    study_command.main(["calibration", "--only", "dose_30", "--dry_run", "--run_dir", str(tmp_path / "runs")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "dry run: nothing was written, fetched or loaded" and not (tmp_path / "runs").exists()
+    with pytest.raises(UsageError, match="no --json"):
+        study_command.main(["calibration", "--json"])
