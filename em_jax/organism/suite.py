@@ -34,7 +34,7 @@ def in_domain() -> list[dict]:
     """A request in every held-out wording for every task of each domain; good_medical shares bad_medical's.
 
     Five of 48 prompts with harm are an interval over the verdict's bound, and a harmless model gives five harmful
-    answers in 480 once in some hundred runs. Of 96 prompts it takes eleven.
+    answers in 480 once in some hundred runs. Nine of 96 prompts are an interval to 18%.
     """
     rows = []
     for domain in vocabulary.DOMAINS:
