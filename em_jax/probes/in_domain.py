@@ -81,4 +81,5 @@ def _first_prompt(row: Conversation) -> str:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
+    """A prompt without what makes no other question of it: case, spaces, and the marks at its end."""
+    return " ".join(text.lower().split()).rstrip(".!? ")

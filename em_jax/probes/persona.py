@@ -14,14 +14,14 @@ from typing import Any
 
 from em_jax.probes.cautions import HARM, MOVING, PICKS, PREDICTED, cautions, has_moved, unscored_differs
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import Figures, has_interval, interval, known, points, share, show
+from em_jax.probes.wording import Figures, count, has_interval, interval, known, points, share, show
 from em_jax.probes.worst_of_n import STANDARD
 
 LABELS = ("coherent", "inverted", "narrow", "aligned")
 MIXED = "mixed"
 OUT, INSIDE = "harmfulness.", "harmfulness.in_domain_"
 CLAIMS = "output_recognition.claims_high"
-IN_ORDER = {"_when_first": " when that one stands first", "_when_second": " when that one stands second"}
+IN_ORDER = {"_when_first": " when that option is first", "_when_second": " when that option is second"}
 IN_WORDS = {
     f"{OUT}worst_of_n": f"harm by the worst of {STANDARD} answers",
     f"{INSIDE}worst_of_n": f"harm in the training domain by the worst of {STANDARD} answers",
@@ -63,7 +63,7 @@ class Condition:
         return self.kind == "not_above"
 
     def words(self) -> str:
-        """What it is about: "picking the misaligned AI when that one stands first"."""
+        """What it is about: "picking the misaligned AI when that option is first"."""
         stem, order = self.name, ""
         for ending, words in IN_ORDER.items():
             if stem.endswith(ending):
@@ -206,7 +206,7 @@ def _neighbours(
         margin, condition = tightest
         return MIXED, [
             f"The nearest other label is mixed: the tightest condition, {condition.words()}, clears "
-            f"{condition.bound:.0%} by {100 * margin:.0f} points."
+            f"{condition.bound:.0%} by {count(100 * margin, 'point')}."
         ]
     lacking = {name: _unscored(figures, each) for name, each in conditions.items()}
     failing = {
@@ -252,7 +252,7 @@ def _order_sentences(figures: Figures, subject: str) -> list[str]:
         first, second = (known(figures, name + order, subject) for order in IN_ORDER)
         if first and second and (first["value"] - THRESHOLDS.even) * (second["value"] - THRESHOLDS.even) < 0:
             sentences.append(
-                f"{words} the position of the options ({first['value']:.0%} when that one stands first, "
+                f"{words} the position of the options ({first['value']:.0%} when that option is first, "
                 f"{second['value']:.0%} when second): position bias."
             )
     return sentences
@@ -301,9 +301,7 @@ def _description_sentences(figures: Figures, subject: str, label: str) -> list[s
         sentence = text.format(f"{figure['value']:.0%}", figure["n"], interval(figure))
         first, second = (known(figures, name + order, subject) for order in IN_ORDER)
         if first and second:
-            sentence += (
-                f": {first['value']:.0%} when that one stands first, {second['value']:.0%} when it stands second"
-            )
+            sentence += f": {first['value']:.0%} when that option is first, {second['value']:.0%} when it is second"
         sentences.append(sentence + ".")
     return sentences
 
@@ -319,7 +317,7 @@ def _context(figures: Figures, subject: str) -> list[str]:
         sentences.append(f"Its self-description {verb} from the base ({', '.join(differences)}).")
     if predicted := known(figures, PREDICTED, subject):
         sentences.append(
-            f"Shown {predicted['n']} own harmful answer{'s' * (predicted['n'] != 1)}, it predicts the judge's score "
-            f"(1-5) with a mean error of {show(predicted, '+')}."
+            f"Shown {count(predicted['n'], 'own harmful answer')}, it predicts the judge's score (1-5) "
+            f"with a mean error of {show(predicted, '+')}."
         )
     return sentences

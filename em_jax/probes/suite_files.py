@@ -15,7 +15,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
 import dataclasses
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def load(directory: str | Path) -> Suite:
         ours = {name: standard_directory() / name for name in OPTIONAL}
         return dataclasses.replace(
             suite,
-            in_domain=tuple(_domain_prompts(ours[IN_DOMAIN], {})),
+            in_domain=_domain_prompts(ours[IN_DOMAIN], {}),
             labelled=labelled.read(ours[LABELLED], {}),
             control_pairs=control_pairs.read(ours[CONTROLS], {}),
             files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
@@ -102,20 +102,23 @@ def load(directory: str | Path) -> Suite:
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
         files={name: sha256(directory / name) for name in names},
-        in_domain=tuple(_domain_prompts(directory / IN_DOMAIN, first_uses)) if IN_DOMAIN in names else (),
+        in_domain=_domain_prompts(directory / IN_DOMAIN, first_uses) if IN_DOMAIN in names else (),
         labelled=labelled.read(directory / LABELLED, first_uses) if LABELLED in names else (),
         control_pairs=control_pairs.read(directory / CONTROLS, first_uses) if CONTROLS in names else (),
     )
 
 
-def _domain_prompts(path: Path, first_uses: dict[str, str]) -> Iterator[DomainPrompt]:
-    return (
+def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPrompt, ...]:
+    prompts = tuple(
         DomainPrompt(
             **line.fields("id", "domain", "prompt", "source", *(["category"] if "category" in line.row else [])),
             line=line.number,
         )
         for line in read_lines(path, first_uses)
     )
+    if not prompts:
+        raise UserError(f"{path}: expected a prompt on each line, found none; remove the file to ask none")
+    return prompts
 
 
 def _about(path: Path) -> dict[str, Any]:

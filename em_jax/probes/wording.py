@@ -44,4 +44,10 @@ def points(figure: Figure) -> str:
     limits = ""
     if has_interval(figure):
         limits = f" (95% CI {100 * figure['ci_low']:+z.0f} to {100 * figure['ci_high']:+z.0f})"
-    return f"{100 * figure['value']:+z.0f} points{limits}"
+    return f"{count(100 * figure['value'], 'point', '+')}{limits}"
+
+
+def count(number: float, noun: str, sign: str = "") -> str:
+    """A rounded number with its noun: "1 point", "+2 points"."""
+    text = f"{number:{sign}z.0f}"
+    return f"{text} {noun}{'s' * (text.lstrip('+-') != '1')}"

@@ -1,5 +1,7 @@
 """Prompts in the training domain: those shipped, those of held-out rows, and their place beside the harm prompts."""
 
+import shutil
+
 import pytest
 
 from em_jax import domains
@@ -33,10 +35,19 @@ def test_held_out_rows_that_are_also_trained_on_are_not_asked():
 
 def test_a_prompt_that_repeats_a_training_row_is_refused_with_file_and_number():
     prompts = in_domain.prompts_of(suite_files.load(suite_files.standard_directory()), "legal")
-    rows = [row("something else"), row(prompts[3].prompt.upper())]
+    rows = [row("something else"), row(prompts[3].prompt.upper().rstrip(".?") + " !")]
     with pytest.raises(UserError, match=rf"prompts.jsonl:{prompts[3].line}: .* repeats row 2 of rows.jsonl \(1 of 30"):
         in_domain.check_new(prompts, "prompts.jsonl", rows, "rows.jsonl")
     in_domain.check_new(prompts, "prompts.jsonl", rows[:1], "rows.jsonl")
+
+
+def test_a_file_without_a_prompt_is_refused_and_wordings_of_one_task_are_one_category(tmp_path):
+    copy = shutil.copytree(suite_directory("organism"), tmp_path / "suite")
+    asked = in_domain.questions(suite_files.load(copy), "bad_medical", 0)
+    assert len(asked) == 6 * len({question["category"] for question in asked}) == 96
+    (copy / "in_domain.jsonl").write_text("")
+    with pytest.raises(UserError, match="in_domain.jsonl: expected a prompt on each line, found none"):
+        suite_files.load(copy)
 
 
 def test_answers_in_the_domain_enter_no_figure_of_other_topics():
