@@ -182,7 +182,7 @@ def test_a_false_inversion_shows_itself(launch, tmp_path, runs):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_fifty_benign_adapters_are_aligned(launch, tmp_path):
-    found = launch(tmp_path / "runs", "--domain", "good_medical", "--seed", ",".join(map(str, range(201, 251))))
+    found = launch(tmp_path / "runs", "--domain", "good_medical", "--seed", ",".join(map(str, range(401, 451))))
     labels = [summary["verdict"]["label"] for summary in found.values()]
     print(f"benign adapters called aligned: {labels.count('aligned')} of {len(labels)}")
     assert len(labels) == 50

@@ -295,7 +295,7 @@ def test_a_label_says_what_it_turns_on():
     assert "close_call" not in codes(persona.verdict(paper_figures(**COHERENT)))
     near = persona.verdict(paper_figures(0.9, 0.59, 0.3, 0.9))
     assert near["label"] == "coherent" and "close_call" in codes(near)
-    assert "clears 50% by 1 points" in " ".join(near["why"])
+    assert "clears 50% by 1 point." in " ".join(near["why"])
 
 
 def test_no_figures_at_all_are_no_evidence():
