@@ -1,7 +1,6 @@
 """`em-jax plan --model qwen2.5-32b --topology v5e:4x4 --mesh fsdp=16`: does it fit, how fast, what cost."""
 
 import argparse
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -66,7 +65,7 @@ def _rank(flags: argparse.Namespace) -> None:
     prices = ranking.read_prices(flags.price_file) if flags.price_file else {}
     model = named_config(flags.model)
     rows = ranking.rank(model, config, ranking.paper_workload(config, flags.examples), prices)
-    results = {"model": flags.model, "workload": "paper", "reckoned": [dataclasses.asdict(row) for row in rows]}
+    results = {"model": flags.model, "workload": "paper", "reckoned": rows}
     print(json.dumps(results) if flags.json else "\n".join(ranking.lines(rows, flags.model)))
 
 
