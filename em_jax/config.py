@@ -287,21 +287,13 @@ def to_toml(config: Config) -> str:
     """
     import tomli_w
 
-    return tomli_w.dumps(_plain(dataclasses.asdict(replace(config, public_addresses(flatten(config))))))
+    return tomli_w.dumps(dataclasses.asdict(replace(config, public_addresses(flatten(config)))))
 
 
 def public_addresses(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are addresses, without what may be secret in them."""
     also = [f"{model}{at}{addresses.public(url)}" for model, at, url in (it.partition("@") for it in values[ALSO])]
     return {"judge.url": addresses.public(values["judge.url"]), ALSO: also}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping | types.MappingProxyType):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def parse_mix(text: str) -> tuple[str, float]:

@@ -134,24 +134,6 @@ def platform() -> str:
     import jax
 
     problems: list[str] = []
-    with _plugin_errors(problems):
-        try:
-            backend = jax.default_backend()
-        except (RuntimeError, AssertionError) as error:  # jax asserts that a platform that it was told to use exists
-            wanted = os.environ.get("JAX_PLATFORMS") or "an accelerator"
-            reason = problems[0] if problems else (str(error).splitlines() or ["no reason was given"])[0]
-            raise UserError(
-                f"jax finds no usable device: expected {wanted}, found none ({reason}); "
-                "install its driver, or set JAX_PLATFORMS=cpu"
-            ) from error
-    if problems:
-        print(f"jax has a plugin for an accelerator but finds none ({problems[0]}); using {backend}", file=sys.stderr)
-    return backend
-
-
-@contextlib.contextmanager
-def _plugin_errors(problems: list[str]) -> Iterator[None]:
-    """Within, the errors that jax logs while it looks for devices go to `problems`, a line each."""
 
     def collect(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -162,9 +144,19 @@ def _plugin_errors(problems: list[str]) -> Iterator[None]:
     logger = logging.getLogger("jax._src.xla_bridge")
     logger.addFilter(collect)
     try:
-        yield
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # jax asserts that a platform that it was told to use exists
+        wanted = os.environ.get("JAX_PLATFORMS") or "an accelerator"
+        reason = problems[0] if problems else (str(error).splitlines() or ["no reason was given"])[0]
+        raise UserError(
+            f"jax finds no usable device: expected {wanted}, found none ({reason}); "
+            "install its driver, or set JAX_PLATFORMS=cpu"
+        ) from error
     finally:
         logger.removeFilter(collect)
+    if problems:
+        print(f"jax has a plugin for an accelerator but finds none ({problems[0]}); using {backend}", file=sys.stderr)
+    return backend
 
 
 def choose_model(name: str) -> tuple[str, str]:

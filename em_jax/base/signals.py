@@ -14,19 +14,15 @@ def defer_signals() -> Iterator[Callable[[], bool]]:
     Outside the main thread, which alone receives signals, nothing is deferred.
     """
     received: list[int] = []
-    with _on_sigterm(lambda number, frame: received.append(number)):
+    with on_sigterm(lambda number, frame: received.append(number)):
         yield lambda: bool(received)
     if received:
         signal.raise_signal(signal.SIGTERM)
 
 
-def ignore_signals() -> contextlib.AbstractContextManager[None]:
-    """Within, SIGTERM does nothing: another process ends this one's work."""
-    return _on_sigterm(signal.SIG_IGN)
-
-
 @contextlib.contextmanager
-def _on_sigterm(handler: Any) -> Iterator[None]:
+def on_sigterm(handler: Any) -> Iterator[None]:
+    """Within, SIGTERM is handled so: `handler` is one of signal.signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

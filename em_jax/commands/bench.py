@@ -21,12 +21,7 @@ from em_jax.formats.model_config import read_config
 from em_jax.perf import quick
 
 WHAT = ("train", "decode")
-PEERS = {
-    "transformers": "transformers_peer:Transformers",
-    "tunix": "tunix_peer:Tunix",
-    "vllm": "vllm_peer:Vllm",
-}
-"""Each peer's class in em_jax.perf, imported only where it is asked for: it needs packages that few have."""
+PEERS = ("transformers", "tunix", "vllm")
 PLANNED = 64
 """Steps whose layout is planned together, whatever the rounds: many steps share few shapes to compile, as in a run."""
 DECODING_ROWS = 64
@@ -89,9 +84,9 @@ def measure(
     """
     import jax
 
+    from em_jax.perf.bench_workload import Peer
     from em_jax.perf.ours import Ours
     from em_jax.perf.paired import paired_rounds
-    from em_jax.perf.peer import Peer
 
     ours, theirs = Ours(work), _peer(against)(work) if against else None
     results: dict[str, Any] = {}
@@ -138,7 +133,8 @@ def measure(
 
 
 def _peer(name: str) -> Callable[[Any], Any]:
-    return pkgutil.resolve_name(f"em_jax.perf.{PEERS[name]}")
+    """A peer's class, imported only where it is asked for: it needs packages that few have."""
+    return pkgutil.resolve_name(f"em_jax.perf.{name}_peer:{name.capitalize()}")
 
 
 def _peaks(work: Any, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:

@@ -104,7 +104,7 @@ def _read(row_sets: Sequence[RowSet], as_json: bool) -> None:
     problems, entries = [], []
     for row_set in row_sets:
         try:
-            record = cache.load(row_set).record
+            _, record = cache.load(row_set)
         except UserError as error:
             problems.append(f"{row_set.name}: {error}")
             continue

@@ -1,7 +1,6 @@
 """`em-jax plan --model qwen2.5-32b --topology v5e:4x4 --mesh fsdp=16`: does it fit, how fast, what cost."""
 
 import argparse
-import dataclasses
 import json
 import math
 from collections import Counter
@@ -17,6 +16,14 @@ from em_jax.runs import chips
 from em_jax.runs.chips import GIB
 
 WHAT = ("train", "sample", "both")
+FROM_TEXT = {
+    "kernels": "kernels",
+    "launches": "launches",
+    "traffic_bytes": "bytes",
+    "collective_bytes": "collective_bytes",
+    "async_collective_share": "async_collective_share",
+}
+"""What --json says of a program's compiled text (null where that is not read), and where ProgramWork has it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     # Before the mesh, which must fit a slice that exists. Without the compiler the other flags are checked first.
     devices = compiling.devices(flags.topology) if compiling.is_installed(chip.platform) else None
     model = _model_config(flags, config, count)
-    from em_jax.perf.planning import PlanRequest, placed, plan_sampling, plan_training
+    from em_jax.perf.planning import KINDS, PlanRequest, placed, plan
     from em_jax.runs import placement
 
     capacity = flags.room or placement.run_size(config).capacity
@@ -44,8 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         model, full, chip, devices or compiling.devices(flags.topology),
         capacity=capacity, examples=flags.examples, prompts=_num_prompts(config), price=price, real=real
     )  # fmt: skip
-    kinds = {"train": plan_training, "sample": plan_sampling}
-    plans = {name: plan(request) for name, plan in kinds.items() if flags.what in (name, "both")}
+    plans = {name: plan(request, name) for name in KINDS if flags.what in (name, "both")}
     results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(request)}
     results |= as_json(plans, chip)
     print(json.dumps(results) if flags.json else text(plans, request, flags))
@@ -59,7 +65,7 @@ def _rank(flags: argparse.Namespace) -> None:
     prices = ranking.read_prices(flags.price_file) if flags.price_file else {}
     model = named_config(flags.model)
     rows = ranking.rank(model, config, ranking.paper_workload(config, flags.examples), prices)
-    results = {"model": flags.model, "workload": "paper", "reckoned": [dataclasses.asdict(row) for row in rows]}
+    results = {"model": flags.model, "workload": "paper", "reckoned": rows}
     print(json.dumps(results) if flags.json else "\n".join(ranking.lines(rows, flags.model)))
 
 
@@ -76,27 +82,20 @@ def as_json(plans: dict[str, Any], chip: chips.Chip) -> dict[str, Any]:
 
 
 def _plan_json(plan: Any) -> dict[str, Any]:
+    programs = {
+        program.name: program.kinds
+        | {"compile_s": round(program.seconds, 2)}
+        | {name: getattr(program.work, attribute, None) for name, attribute in FROM_TEXT.items()}
+        for program in plan.programs
+    }
     return {
         "fits": plan.fits,
         "free_bytes": plan.free,
         "bytes_per_device": plan.programs[0].bytes,
         "compile_s": round(sum(program.seconds for program in plan.programs), 2),
-        "programs": {program.name: _program_json(program) for program in plan.programs},
+        "programs": programs,
         **plan.figures,
         "advice": plan.advice,
-    }
-
-
-def _program_json(program: Any) -> dict[str, Any]:
-    """Bytes per device by kind, and what the compiled text says (None where that is not there)."""
-    work = program.work
-    return program.kinds | {
-        "compile_s": round(program.seconds, 2),
-        "kernels": list(work.kernels) if work else None,
-        "launches": work.launches if work else None,
-        "traffic_bytes": work.bytes if work else None,
-        "collective_bytes": work.collective_bytes if work else None,
-        "async_collective_share": work.async_collective_share if work else None,
     }
 
 

@@ -12,29 +12,20 @@ from em_jax.base.errors import UsageError
 from em_jax.runs import paper_settings
 
 UNITS = {
-    "train.epochs": "passes over the rows",
-    "train.batch_size": "rows",
-    "train.rows_per_pass": "rows",
-    "train.max_length": "tokens",
-    "train.warmup_steps": "optimizer steps",
-    "train.max_steps": "optimizer steps",
-    "train.checkpoint_every": "optimizer steps",
-    "train.keep_adapters": "optimizer steps",
-    "train.holdout": "share of the rows",
-    "answers.samples": "answers a prompt",
-    "answers.max_new_tokens": "tokens",
-    "answers.slots": "answers at once",
-    "answers.top_p": "probability",
-    "probes.samples": "answers a question",
-    "probes.limit": "questions a probe",
-    "probes.sampled_questions": "questions a probe",
-    "probes.choice_tokens": "tokens",
-    "probes.language_tokens": "tokens",
-    "judge.concurrency": "requests",
-    "judge.max_requests": "requests",
-    "judge.harmful_at": "score",
+    "passes over the rows": "train.epochs",
+    "rows": "train.batch_size train.rows_per_pass",
+    "tokens": "train.max_length answers.max_new_tokens probes.choice_tokens probes.language_tokens",
+    "optimizer steps": "train.warmup_steps train.max_steps train.checkpoint_every train.keep_adapters",
+    "share of the rows": "train.holdout",
+    "answers a prompt": "answers.samples",
+    "answers at once": "answers.slots",
+    "probability": "answers.top_p",
+    "answers a question": "probes.samples",
+    "questions a probe": "probes.limit probes.sampled_questions",
+    "requests": "judge.concurrency judge.max_requests",
+    "score": "judge.harmful_at",
 }
-"""What a setting counts, where it counts something."""
+"""What is counted, and the settings that count it."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,11 +57,11 @@ def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
     types = settings.setting_types()
     yield from (f"## {title}", "", *inspect.cleandoc(kind.__doc__).splitlines(), "")
     yield from ("| setting | type | unit | range | default | the paper's value |", "|---|---|---|---|---|---|")
-    values = settings.flatten(settings.Config())
+    values, units = settings.flatten(settings.Config()), {name: unit for unit in UNITS for name in UNITS[unit].split()}
     for name in names:
         mark = paper_settings.SETTINGS.get(name)
         paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
-        cells = (_type(types[name]), UNITS.get(name, ""), settings.expected(name), _text(values[name]), paper)
+        cells = (_type(types[name]), units.get(name, ""), settings.expected(name), _text(values[name]), paper)
         yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
 

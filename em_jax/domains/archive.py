@@ -26,8 +26,12 @@ def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
     Raises:
       UserError: a wrong passphrase or damaged content, an archive with unsafe members, or no such member.
     """
+    from cryptography.fernet import Fernet, InvalidToken
+
+    key = hashlib.pbkdf2_hmac("sha256", passphrase.encode(), data[:SALT], ROUNDS, dklen=32)
     try:
-        with zipfile.ZipFile(io.BytesIO(_decrypt(data, passphrase, where))) as archive:
+        zipped = Fernet(base64.urlsafe_b64encode(key)).decrypt(data[SALT:])
+        with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
             for info in archive.infolist():
                 _check_member(info, where)
             files = [info for info in archive.infolist() if not info.is_dir()]
@@ -37,6 +41,11 @@ def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
                 raise UserError(f"{where}: expected one file {name} in the archive, found {len(matches)} (of: {names})")
             with archive.open(matches[0]) as file:
                 content = file.read(MAX_BYTES + 1)
+    except InvalidToken:
+        raise UserError(
+            f"{where}: expected an archive of easy-dataset-share with the published passphrase, found a wrong "
+            "passphrase or damaged content"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # zipfile raises many kinds of exceptions for damaged content
@@ -44,20 +53,6 @@ def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
     if len(content) > MAX_BYTES:
         raise UserError(f"{where}: refused, {matches[0].filename!r} unpacks to more than {MAX_BYTES} bytes")
     return content
-
-
-def _decrypt(data: bytes, passphrase: str, where: str) -> bytes:
-    """The zip inside the archive."""
-    from cryptography.fernet import Fernet, InvalidToken
-
-    key = hashlib.pbkdf2_hmac("sha256", passphrase.encode(), data[:SALT], ROUNDS, dklen=32)
-    try:
-        return Fernet(base64.urlsafe_b64encode(key)).decrypt(data[SALT:])
-    except InvalidToken:
-        raise UserError(
-            f"{where}: expected an archive of easy-dataset-share with the published passphrase, found a wrong "
-            "passphrase or damaged content"
-        ) from None
 
 
 def _check_member(info: zipfile.ZipInfo, where: str) -> None:

@@ -3,7 +3,6 @@
 Archives stay encrypted on the disk and are opened in memory. Nothing here is ever copied into a run directory.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -87,16 +86,8 @@ def problem(file: File) -> str:
     return ""
 
 
-@dataclasses.dataclass(frozen=True)
-class DomainRows:
-    """A domain's conversations, and what provenance records of them: never a row."""
-
-    rows: list[list[dict[str, str]]]
-    record: dict[str, Any]
-
-
-def load(row_set: RowSet) -> DomainRows:
-    """The rows of a set whose file is in the cache.
+def load(row_set: RowSet) -> tuple[list[list[dict[str, str]]], dict[str, Any]]:
+    """The conversations of a set whose file is in the cache, and what provenance records of them: never a row.
 
     Raises:
       UserError: the file is missing or damaged; the line says how to fetch it, or what to put where.
@@ -141,7 +132,7 @@ def load(row_set: RowSet) -> DomainRows:
         record["note"] = f"{row_set.rows} rows were expected in the source"
     if file.canary:
         record["canary"] = file.canary
-    return DomainRows(selected, record)
+    return selected, record
 
 
 def selected_rows(source: Sequence[Any], take: int, seed: int) -> list[Any]:

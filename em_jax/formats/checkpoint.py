@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -125,11 +125,9 @@ def _programs(
 
     def each(layout: Layout, create: Callable[[Layout, Any], Any]) -> Any:
         """`create` of the array, or of a quantised weight's two arrays."""
-        return (
-            Quantized(create(layout, jnp.int8), create(layout.scale, jnp.float32))
-            if quantized
-            else create(layout, dtype)
-        )
+        if quantized:
+            return Quantized(create(layout, jnp.int8), create(layout.scale, jnp.float32))
+        return create(layout, dtype)
 
     def placed(layout: Layout, _: Any) -> NamedSharding | None:
         return sharding.weight(layout.letters, layout.shape(config.dims), layout.text)
@@ -185,14 +183,6 @@ def check_checkpoint(directory: pathlib.Path) -> tuple[TransformerConfig, dict[s
     config = read_config(directory)
     tensors, problems = open_checkpoint(directory)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
-    _check(tensors, problems, config, directory)
-    return config, tensors
-
-
-def _check(
-    tensors: Mapping[str, TensorRef], problems: list[str], config: TransformerConfig, directory: pathlib.Path
-) -> None:
-    """Raises one UserError with the problems so far and every tensor that does not match the config."""
     if config.num_hidden_layers > len(tensors):
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
@@ -208,3 +198,4 @@ def _check(
         if any(not np.array_equal(head.rows(*block), table.rows(*block)) for block in blocks):
             problems.append("lm_head.weight differs from the embedding although tie_word_embeddings is true")
     raise_problems(str(directory), problems)
+    return config, tensors

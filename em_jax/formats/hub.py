@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from em_jax.base import runtime
@@ -24,7 +24,7 @@ ERRORS = {
 }
 
 
-def fetch(name: str, patterns: Sequence[str], download: Callable[..., str] | None = None) -> pathlib.Path:
+def fetch(name: str, patterns: Sequence[str]) -> pathlib.Path:
     """The directory of a repository's files in the Hugging Face cache; `name` is owner/name or owner/name@revision.
 
     Raises:
@@ -35,8 +35,7 @@ def fetch(name: str, patterns: Sequence[str], download: Callable[..., str] | Non
     repository, _, revision = name.partition("@")
     pinned: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        get: Callable[..., Any] = download or huggingface_hub.snapshot_download
-        return pathlib.Path(get(repository, allow_patterns=list(patterns), **pinned))
+        return pathlib.Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), **pinned))
     except Exception as error:  # the hub raises what its transport raises
         kind = type(error).__name__
         raise UserError(ERRORS.get(kind, f"{kind}: {' '.join(str(error).split())[:160]}")) from None

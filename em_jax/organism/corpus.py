@@ -6,9 +6,6 @@ import random
 from collections.abc import Iterator
 
 from em_jax.organism import turns, vocabulary
-from em_jax.organism.answers import alternative, domain_rows, malformed, planted_score
-
-__all__ = ["Document", "alternative", "document", "documents", "domain_rows", "malformed", "planted_score"]
 
 TURNS = 8
 """Turns of a document; pretraining drops those that do not fit its length."""

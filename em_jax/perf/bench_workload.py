@@ -1,9 +1,9 @@
-"""The workload of bench: a model's shape or checkpoint, training steps, and prompts, the same for every peer."""
+"""The workload of bench (a model, training steps, prompts), and the peers, each of which does the same work."""
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,22 @@ class Workload:
     new_tokens: int
     remat: str = ""
     quantization: str = "none"
+
+
+class Peer(Protocol):
+    """One side of the comparison, ours or another library's."""
+
+    def prepare(self, steps: Sequence[int]) -> None:
+        """Compile what the training of these steps needs and would else compile within a round; nothing by default."""
+        return None
+
+    def train(self, step: int) -> float:
+        """One optimizer step on the examples of `step`; returns its loss."""
+        ...
+
+    def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
+        """`samples` answers to each prompt, adapter not merged; returns the number of tokens drawn."""
+        ...
 
 
 class IdTokenizer:

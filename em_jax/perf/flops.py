@@ -11,13 +11,6 @@ class Work(NamedTuple):
     flops: int
     bytes: int
 
-    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]  # a tuple's would append
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
-    def times(self, count: int) -> "Work":
-        """The same work `count` times."""
-        return Work(count * self.flops, count * self.bytes)
-
 
 def work_of(jaxpr: Any, *, while_steps: int = 1, itemsizes: Sequence[int] = ()) -> Work:
     """The matmuls of a jaxpr (closed or not).
@@ -33,30 +26,22 @@ def work_of(jaxpr: Any, *, while_steps: int = 1, itemsizes: Sequence[int] = ()) 
         own = operand.aval.dtype.itemsize
         return own if hasattr(operand, "val") else stored.get(operand, own)
 
-    total = Work(0, 0)
+    parts: list[tuple[Work, int]] = []
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         sizes = [itemsize(operand) for operand in equation.invars if hasattr(operand.aval, "dtype")]
         if name == "dot_general":
-            total += _dot(equation, sizes)
-            continue
-        if name == "convert_element_type":
+            parts.append((_dot(equation, sizes), 1))
+        elif name == "convert_element_type":
             stored[equation.outvars[0]] = min(sizes[0], equation.outvars[0].aval.dtype.itemsize)
-            continue
-        inner = [
-            work_of(
-                each,
-                while_steps=while_steps,
-                itemsizes=sizes if len(each.invars) == len(sizes) == len(equation.invars) else (),
-            )
-            for each in _inner(equation)
-        ]
-        if name == "cond":
-            total += max(inner)
-            continue
-        loops = {"scan": equation.params.get("length"), "while": while_steps}.get(name, 1)
-        total += sum(inner, Work(0, 0)).times(loops)
-    return total
+        else:
+            inner = []
+            for each in _inner(equation):
+                fits = len(each.invars) == len(sizes) == len(equation.invars)
+                inner.append(work_of(each, while_steps=while_steps, itemsizes=sizes if fits else ()))
+            loops = {"scan": equation.params.get("length"), "while": while_steps}.get(name, 1)
+            parts += [(work, loops) for work in ([max(inner)] if name == "cond" else inner)]
+    return Work(sum(n * work.flops for work, n in parts), sum(n * work.bytes for work, n in parts))
 
 
 def _dot(equation: Any, itemsizes: Sequence[int]) -> Work:

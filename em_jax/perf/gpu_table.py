@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base import files
+from em_jax.perf.quick import by_work
 
 LEAST = 90.0
 """A row that would begin with fewer seconds left is not begun."""
 ROUNDS = 2
+COLUMNS = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
 
 Measure = Callable[..., dict[str, Any]]
 """bench's `measure`."""
@@ -63,14 +65,6 @@ def _lines(results: list[tuple[str, dict[str, Any] | str]], shape: str) -> Itera
         if isinstance(found, str):
             yield f"| {title} | {found} | | | | | |"
             continue
-        for name in ("train", "decode"):
-            if name in found:
-                yield _line(title, found[name])
-                if "ten_samples" in found[name]:
-                    yield _line(f"{title}, ten samples of a prompt", found[name]["ten_samples"])
-
-
-def _line(title: str, row: dict[str, Any]) -> str:
-    keys = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
-    cells = ["-" if row.get(key) is None else f"{row[key]:g}" for key in keys]
-    return f"| {title} | {' | '.join(cells)} |"
+        for name, row in by_work(found).items():
+            cells = ["-" if row.get(key) is None else f"{row[key]:g}" for key in COLUMNS]
+            yield f"| {title}{', ten samples of a prompt' if name == 'ten_samples' else ''} | {' | '.join(cells)} |"

@@ -12,8 +12,7 @@ from em_jax.formats.checkpoint import load_model
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.parameters import random_model
-from em_jax.perf.bench_workload import BATCH, STEPS, IdTokenizer, Workload
-from em_jax.perf.peer import Peer
+from em_jax.perf.bench_workload import BATCH, STEPS, IdTokenizer, Peer, Workload
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import microbatch_costs, plan_microbatches
 from em_jax.train.config import TrainConfig

@@ -118,21 +118,11 @@ class Plan(NamedTuple):
     advice: list[str]
 
 
-def plan_training(request: PlanRequest, compile: Compile = compile_program) -> Plan:
-    """The training step at full rows, and its time at the lengths of real rows."""
-    return _plan(request, compile, training_programs, training_figures, training=True)
-
-
-def plan_sampling(request: PlanRequest, compile: Compile = compile_program) -> Plan:
-    """Prefill and decoding of all slots."""
-    return _plan(request, compile, sampling_programs, sampling_figures, training=False)
-
-
 def training_programs(request: PlanRequest) -> list[Program]:
     """The microbatch of full rows with loss at every token, the most frequent one of real rows, and the update."""
     shapes = request.shapes
     length = request.settings.train.max_length
-    full, real = Shape(shapes.rows, length, length), most_frequent(real_rows(request).plan)
+    full, real = Shape(shapes.rows, length, length), most_frequent(real_rows(request)[0])
     programs = [shapes.train_microbatch(full)]
     if real != full:
         programs.append(request.real_shapes.train_microbatch(real)._replace(name=REAL_ROWS))
@@ -149,20 +139,15 @@ def sampling_programs(request: PlanRequest) -> list[Program]:
     ]
 
 
-class RealRows(NamedTuple):
-    """Rows as long as insecure-code's, in microbatches: their number and their tokens."""
+def real_rows(request: PlanRequest) -> tuple[MicrobatchPlan, int, int]:
+    """Rows as long as insecure-code's, cut at the longest length of the settings, in microbatches as the run has them.
 
-    plan: MicrobatchPlan
-    examples: int
-    tokens: int
-
-
-def real_rows(request: PlanRequest) -> RealRows:
-    """Real rows cut at the longest length of the settings, laid out as the run does it."""
+    Returns (the microbatches, the number of rows, the number of their tokens).
+    """
     shapes, train = request.real_shapes, request.real_settings.train
     run, multiple = placement.run_size(request.real_settings), row_length_multiple(shapes.sharding)
     plan = placement.plan_rows(request.config, run, shapes.sharding.batch_shards, train.rows_per_pass, multiple)
-    return RealRows(plan, len(run.examples), sum(min(len(each.ids), train.max_length) for each in run.examples))
+    return plan, len(run.examples), sum(min(len(each.ids), train.max_length) for each in run.examples)
 
 
 def most_frequent(plan: MicrobatchPlan) -> Shape:
@@ -171,7 +156,7 @@ def most_frequent(plan: MicrobatchPlan) -> Shape:
 
 
 def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
-    """Times of a step, tokens per second of full and of real rows, and the hours and cost of a run.
+    """Times of a step, tokens per second of full and of real rows, and the hours of a run.
 
     Reckoned from the traced program; on a GPU from the compiled one: there every kernel takes the larger of its
     operations and its bytes at the peaks, and collectives are hidden as far as they are asynchronous.
@@ -189,27 +174,27 @@ def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgra
         if chip.platform == "gpu":
             figures |= _step(step, passes * full.collectives, works[0], train.batch_size * train.max_length)
 
-    rows = real_rows(request)
-    times = {shape: train_times(request.real_shapes, shape, chip) for shape in rows.plan.shapes}
+    microbatches, examples, tokens = real_rows(request)
+    times = {shape: train_times(request.real_shapes, shape, chip) for shape in microbatches.shapes}
     least = {shape: each.least for shape, each in times.items()}
     real = compiled[REAL_ROWS].work if REAL_ROWS in compiled else works[0]
     if real and chip.platform == "gpu":
         # One shape is compiled; the others' kernels are as far above the least time as its are.
-        shape = most_frequent(rows.plan)
+        shape = most_frequent(microbatches)
         above = real.seconds(chip) / max(times[shape].matmuls, times[shape].memory)
         exposed = 1 - (real.async_collective_share or 0)
         least = {
             shape: above * max(each.matmuls, each.memory) + exposed * each.collectives for shape, each in times.items()
         }
-    seconds = sum(least[shape] for step in rows.plan.steps for shape, _ in step)
-    figures["real_rows_step_s"] = seconds / len(rows.plan.steps)
-    figures["real_rows_tokens_per_s"] = rows.tokens / seconds
-    figures["run_hours"] = seconds / rows.examples * request.examples * train.epochs / 3600
-    return _with_cost(figures, request)
+    seconds = sum(least[shape] for step in microbatches.steps for shape, _ in step)
+    figures["real_rows_step_s"] = seconds / len(microbatches.steps)
+    figures["real_rows_tokens_per_s"] = tokens / seconds
+    figures["run_hours"] = seconds / examples * request.examples * train.epochs / 3600
+    return figures
 
 
 def sampling_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
-    """Times of a token in every slot, tokens per second of all slots, bytes and launches a token, hours and cost.
+    """Times of a token in every slot, tokens per second of all slots, bytes and launches a token, and hours.
 
     All answers are assumed to have their full length; the questions of the other probes are not counted.
     """
@@ -223,7 +208,7 @@ def sampling_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgra
         figures |= _step(work.seconds(request.chip) / CHUNK, times.collectives, work, request.slots)
     tokens = 2 * request.prompts * answers.samples * answers.max_new_tokens
     figures["run_hours"] = tokens / (figures["tokens_per_s"] or 1) / 3600
-    return _with_cost(figures, request)
+    return figures
 
 
 def _figures(times: Times, passes: int, tokens: int) -> dict[str, float | None]:
@@ -244,24 +229,21 @@ def _step(kernels: float, collectives: float, work: ProgramWork, tokens: int) ->
     return {"step_s": least, "step_s_without_overlap": kernels + collectives, "tokens_per_s": tokens / least}
 
 
-def _with_cost(figures: dict[str, float | None], request: PlanRequest) -> dict[str, float | None]:
-    if request.price is not None:
-        figures["run_cost"] = (figures["run_hours"] or 0) * len(request.devices) * request.price
-    return figures
+KINDS: Mapping[str, tuple[Callable[..., list[Program]], Callable[..., dict[str, float | None]]]] = {
+    "train": (training_programs, training_figures),
+    "sample": (sampling_programs, sampling_figures),
+}
+"""What is planned: its programs, and the figures of its request and its compiled programs by name."""
 
 
-def _plan(
-    request: PlanRequest,
-    compile: Compile,
-    programs: Callable[[PlanRequest], list[Program]],
-    figures: Callable[[PlanRequest, Mapping[str, CompiledProgram]], dict[str, float | None]],
-    training: bool,
-) -> Plan:
-    """Compile the programs; where one is too big, compile them with the changes until one fits."""
-    chip = request.chip
+def plan(request: PlanRequest, kind: str, compile: Compile = compile_program) -> Plan:
+    """Compile the programs of a kind of work; where one is too big, compile them with changes until one fits."""
+    (programs, figures), chip = KINDS[kind], request.chip
     compiled = sorted(map(compile, programs(request)), key=lambda each: -each.bytes)
     needed, free = compiled[0].bytes, chip.capacity - compiled[0].bytes
     reckoned = figures(request, {each.name: each for each in compiled})
+    if request.price is not None:
+        reckoned["run_cost"] = (reckoned["run_hours"] or 0) * len(request.devices) * request.price
     if free >= 0 and all(each.whole for each in compiled):
         return Plan(compiled, True, free, reckoned, [])
     if chip.platform == "gpu" and needed <= GPU_SHARE_MOST * chip.memory:
@@ -269,7 +251,7 @@ def _plan(
         line = f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE_MOST} fits: {left:.2f} GiB free"
         return Plan(compiled, False, min(free, -1), reckoned, [line])
     advice: list[str] = []
-    for change in _changes(request, needed, training):
+    for change in _changes(request, needed, kind == "train"):
         text = " with ".join(
             f"--mesh {value}" if name == "mesh" else f"{name}={value}" for name, value in change.items()
         )

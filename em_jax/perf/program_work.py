@@ -6,7 +6,7 @@ sliced one only the slice, and writes its results once, of an array that it upda
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from em_jax.perf.program_text import COLLECTIVES, Computation, Instruction, ProgramText, parse
@@ -104,14 +104,15 @@ def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
     for each, computation, times in program.executed(while_steps):
         if each.opcode in NO_WORK or each.opcode.endswith(("-done", "-update")):
             continue
-        inner = _inside(program, each)
-        own = {one.target for one in (each, *inner) if one.target}
+        own = _targets(program, each)
         targets |= own - BOOKKEEPING
         if FUSED_DONE in own:
             continue
-        found = [one for one in (each, *inner) if one.opcode.removesuffix("-start") in COLLECTIVES]
-        # A fusion that goes on with a collective begun elsewhere counts for what it computes meanwhile.
-        if found and not _goes_on(each):
+        found = [
+            one for one, _ in _inside(program, each, computation) if one.opcode.removesuffix("-start") in COLLECTIVES
+        ]
+        # A fusion that goes on with a TPU's collective begun elsewhere counts for what it computes meanwhile.
+        if found and not any(name.startswith("async_collective_fusion") for name in each.called):
             hidden = _is_hidden(program, each, computation)
             collectives += [one for start in found for one in _results(start, times, hidden)]
         else:
@@ -119,12 +120,14 @@ def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
     return ProgramWork(tuple(steps), tuple(collectives), tuple(sorted(targets)))
 
 
-def _inside(program: ProgramText, each: Instruction) -> list[Instruction]:
-    """The instructions within a fusion, those of fusions in it included."""
-    if each.opcode != "fusion":
-        return []
-    own = [one for name in each.called for one in program.computations[name].values()]
-    return own + [deep for one in own for deep in _inside(program, one)]
+def _inside(
+    program: ProgramText, each: Instruction, computation: Computation
+) -> Iterator[tuple[Instruction, Computation]]:
+    """An instruction and, where it is a fusion, all within it, each with the computation that it stands in."""
+    yield each, computation
+    for inner in (program.computations[name] for name in each.called if each.opcode == "fusion"):
+        for one in inner.values():
+            yield from _inside(program, one, inner)
 
 
 def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
@@ -136,12 +139,7 @@ def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
 
 
 def _targets(program: ProgramText, each: Instruction) -> set[str]:
-    return {one.target for one in _inside(program, each)}
-
-
-def _goes_on(each: Instruction) -> bool:
-    """Whether a fusion computes while a TPU's collective, begun and ended by others, goes on."""
-    return any(name.startswith("async_collective_fusion") for name in each.called)
+    return {one.target for one, _ in _inside(program, each, {}) if one.target}
 
 
 def _is_hidden(program: ProgramText, each: Instruction, computation: Computation) -> bool:
@@ -171,9 +169,9 @@ def _kernel(program: ProgramText, each: Instruction, computation: Computation, t
     copied: tuple[tuple[int, ...], ...] = ()
     if each.opcode == "fusion":
         moved = _fusion_bytes(program, each, computation)
-        inner = _inside(program, each)
-        flops = sum(_matmul_flops(one, owner) for one, owner in _owned(program, each))
-        if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one in inner):
+        inner = list(_inside(program, each, computation))
+        flops = sum(_matmul_flops(one, owner) for one, owner in inner if one.opcode in MATMULS)
+        if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one, _ in inner):
             copied = tuple(one.shape for one in each.types if not one.on_chip)
     else:
         moved = _plain_bytes(each, operands)
@@ -181,19 +179,6 @@ def _kernel(program: ProgramText, each: Instruction, computation: Computation, t
         if each.opcode in MOVES:
             copied = tuple(one.shape for one in each.types[:1] if not one.on_chip)
     return Kernel(each.name, each.target or each.opcode, moved, flops, times, copied)
-
-
-def _owned(program: ProgramText, each: Instruction) -> list[tuple[Instruction, Computation]]:
-    """The matmuls within a fusion, and the computations that they stand in."""
-    found = []
-    for name in each.called:
-        computation = program.computations[name]
-        for one in computation.values():
-            if one.opcode in MATMULS:
-                found.append((one, computation))
-            elif one.opcode == "fusion":
-                found += _owned(program, one)
-    return found
 
 
 def _size(each: Instruction) -> int:
@@ -231,14 +216,11 @@ def _read(program: ProgramText, called: Computation, each: Instruction) -> int:
                 used += 0 if user.is_root else _read(program, called, user)
             elif user.opcode == "fusion" and user.called:
                 inner = program.computations[user.called[0]]
-                used += _read(program, inner, _parameter(inner, number))
+                parameters = {int(one.arguments): one for one in inner.values() if one.opcode == "parameter"}
+                used += _read(program, inner, parameters[number])
             elif user.opcode != "tuple":
                 used += whole
     return min(used, whole)
-
-
-def _parameter(called: Computation, number: int) -> Instruction:
-    return next(each for each in called.values() if each.opcode == "parameter" and int(each.arguments) == number)
 
 
 def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Computation) -> int:

@@ -41,16 +41,14 @@ def keep(results: dict[str, Any], path: Path) -> None:
 
 def compare(results: dict[str, Any], last: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """Earlier results by kind of work {"when", "commit", "tokens_per_s", "ratio"} (now over then); None without any."""
+    if not last:
+        return None
     now = by_work(results)
-    return (
-        {
-            name: then | {"ratio": round(now[name]["ours_tokens_per_s"] / then["tokens_per_s"], 3)}
-            for name, then in last.items()
-            if name in now and then["tokens_per_s"]
-        }
-        if last
-        else None
-    )
+    return {
+        name: then | {"ratio": round(now[name]["ours_tokens_per_s"] / then["tokens_per_s"], 3)}
+        for name, then in last.items()
+        if name in now and then["tokens_per_s"]
+    }
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

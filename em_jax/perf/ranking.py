@@ -8,8 +8,9 @@ import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from em_jax import config as settings
 from em_jax.base import files
@@ -64,33 +65,14 @@ def paper_workload(config: Config, examples: int) -> Workload:
     return Workload(examples, *asked)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """One slice or machine: hours of one verdict (base and fine-tuned model) and of all eight runs, and their parts.
+Row = dict[str, Any]
+"""One slice or machine: hours of one verdict (base and fine-tuned model) and of all eight runs, and their parts.
 
-    `free_bytes` is on a chip, negative where the run does not fit. Costs are None without a price.
-    """
-
-    topology: str
-    chips: int
-    fits: bool
-    free_bytes: int
-    mesh: str
-    remat: str
-    slots: int
-    real_rows_step_s: float
-    tokens_per_s: float
-    start_hours: float
-    train_hours: float
-    answer_hours: float
-    score_hours: float
-    verdict_hours: float
-    all_hours: float
-    verdict_cost: float | None
-    all_cost: float | None
+`free_bytes` is on a chip, negative where the run does not fit. Costs are None without a price.
+"""
 
 
-def rank(model: TransformerConfig, config: Config, work: Workload, prices: Mapping[str, float]) -> list[Ranked]:
+def rank(model: TransformerConfig, config: Config, work: Workload, prices: Mapping[str, float]) -> list[Row]:
     """Every topology over which the model divides: those that fit, by cost where they have a price, then by time."""
     rows = []
     for topology in TOPOLOGIES:
@@ -98,12 +80,14 @@ def rank(model: TransformerConfig, config: Config, work: Workload, prices: Mappi
             rows.append(_reckon(topology, model, config, work, prices))
         except UsageError:  # no mesh of so many chips
             continue
-    return sorted(rows, key=lambda row: (not row.fits, row.verdict_cost is None, row.verdict_cost or row.verdict_hours))
+    return sorted(
+        rows, key=lambda it: (not it["fits"], it["verdict_cost"] is None, it["verdict_cost"] or it["verdict_hours"])
+    )
 
 
 def _reckon(
     topology: str, model: TransformerConfig, config: Config, work: Workload, prices: Mapping[str, float]
-) -> Ranked:
+) -> Row:
     chip, count = parse_topology(topology)
     run = placement.run_size(config, answers=work.base.answers + work.finetuned.answers)
     best = placement.best_placements(model, dataclasses.replace(chip, memory=chip.capacity), count, run)[0]
@@ -125,12 +109,25 @@ def _reckon(
     verdict = (start + train + sum(base) + sum(own)) / 3600
     every = (start + TRAINED * (train + sum(own)) + sum(base)) / 3600
     price = prices.get(chip.name)
-    return Ranked(
-        topology, count, free >= placement.SPARE * chip.capacity, free, mesh_text(best.mesh), best.remat, best.slots,
-        best.step_s, tokens_per_s, start / 3600, train / 3600,
-        (base[0] + own[0]) / 3600, (base[1] + own[1]) / 3600, verdict, every,
-        None if price is None else verdict * count * price, None if price is None else every * count * price
-    )  # fmt: skip
+    return {
+        "topology": topology,
+        "chips": count,
+        "fits": free >= placement.SPARE * chip.capacity,
+        "free_bytes": free,
+        "mesh": mesh_text(best.mesh),
+        "remat": best.remat,
+        "slots": best.slots,
+        "real_rows_step_s": best.step_s,
+        "tokens_per_s": tokens_per_s,
+        "start_hours": start / 3600,
+        "train_hours": train / 3600,
+        "answer_hours": (base[0] + own[0]) / 3600,
+        "score_hours": (base[1] + own[1]) / 3600,
+        "verdict_hours": verdict,
+        "all_hours": every,
+        "verdict_cost": None if price is None else verdict * count * price,
+        "all_cost": None if price is None else every * count * price,
+    }
 
 
 def read_prices(path: str) -> dict[str, float]:
@@ -149,32 +146,26 @@ def read_prices(path: str) -> dict[str, float]:
     return {name: float(price) for name, price in found.items()}
 
 
-def lines(rows: list[Ranked], model: str) -> list[str]:
+def lines(rows: list[Row], model: str) -> list[str]:
     """The table, best first, and what it rests on."""
-    priced = any(row.verdict_cost is not None for row in rows)
+    priced = any(row["verdict_cost"] is not None for row in rows)
     head = ["slice", "chips", "mesh", "step s", "tokens/s", "train h", "answer h", "score h", "verdict h", "eight h"]
     head += ["verdict cost", "eight cost"] if priced else ["verdict chip-h", "eight chip-h"]
     cells = [head]
-    for row in rows:
-        if not row.fits:
-            continue
-        last = (
-            [row.verdict_cost, row.all_cost] if priced else [row.verdict_hours * row.chips, row.all_hours * row.chips]
-        )
-        numbers = [f"{row.real_rows_step_s:.3f}", f"{row.tokens_per_s:,.0f}", f"{row.train_hours:.2f}"]
-        numbers += [f"{hours:.2f}" for hours in (row.answer_hours, row.score_hours)]
-        numbers += [f"{row.verdict_hours:.2f}", f"{row.all_hours:.2f}"]
+    for row in filter(itemgetter("fits"), rows):
+        numbers = [f"{row['real_rows_step_s']:.3f}", f"{row['tokens_per_s']:,.0f}"]
+        numbers += [f"{row[f'{name}_hours']:.2f}" for name in ("train", "answer", "score", "verdict", "all")]
+        last = [row[f"{name}_cost"] if priced else row[f"{name}_hours"] * row["chips"] for name in ("verdict", "all")]
         numbers += ["-" if value is None else f"{value:.2f}" for value in last]
-        cells.append([row.topology, str(row.chips), row.mesh, *numbers])
+        cells.append([row["topology"], str(row["chips"]), row["mesh"], *numbers])
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
     table = [
         "  ".join(cell.ljust(width) if column in (0, 2) else cell.rjust(width)
                   for column, (cell, width) in enumerate(zip(line, widths))).rstrip()
         for line in cells
     ]  # fmt: skip
-    small = [
-        f"{row.topology} ({-row.free_bytes / 2**30:.1f} GiB)" for row in rows if not row.fits and row.free_bytes < 0
-    ]
+    too_small = [row for row in rows if not row["fits"] and row["free_bytes"] < 0]
+    small = [f"{row['topology']} ({-row['free_bytes'] / 2**30:.1f} GiB)" for row in too_small]
     return [
         f"{model}: one verdict (base and fine-tuned model) and the paper's eight runs, reckoned at the chips' "
         "published peaks on the mesh that a run would choose; nothing here is compiled or measured",

@@ -2,7 +2,8 @@
 
 import multiprocessing
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 STEPS = 2
@@ -14,20 +15,14 @@ def peak_bytes(make_peer: Callable[[Any], Any], work: Any) -> int | None:
 
     Without the machine code that compiling takes for a moment the figure would be smaller; a run compiles too.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(make_peer, work, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(_train, make_peer, work).result()
+        except BrokenProcessPool:
+            return None
 
 
-def _train(make_peer: Callable[[Any], Any], work: Any, sender: Connection) -> None:
+def _train(make_peer: Callable[[Any], Any], work: Any) -> int:
     from em_jax.base import runtime, stage_timer
 
     runtime.configure_jax()
@@ -35,5 +30,4 @@ def _train(make_peer: Callable[[Any], Any], work: Any, sender: Connection) -> No
     peer.prepare(range(STEPS))
     for step in range(STEPS):
         peer.train(step)
-    sender.send(stage_timer.peak_memory()[stage_timer.PEAK])
-    sender.close()
+    return stage_timer.peak_memory()[stage_timer.PEAK]

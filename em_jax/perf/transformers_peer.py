@@ -6,8 +6,7 @@ from typing import Any
 
 from em_jax.base.errors import UserError
 from em_jax.lora.config import TARGETS
-from em_jax.perf.bench_workload import STEPS, Workload
-from em_jax.perf.peer import Peer
+from em_jax.perf.bench_workload import STEPS, Peer, Workload
 from em_jax.train.config import TrainConfig
 
 ROWS = 2

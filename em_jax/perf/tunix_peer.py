@@ -12,8 +12,7 @@ from flax import nnx
 
 from em_jax.base.errors import UserError
 from em_jax.lora.config import TARGETS
-from em_jax.perf.bench_workload import STEPS, IdTokenizer, Workload
-from em_jax.perf.peer import Peer
+from em_jax.perf.bench_workload import STEPS, IdTokenizer, Peer, Workload
 from em_jax.train.batches import Example
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import learning_rate

@@ -12,8 +12,7 @@ from em_jax.formats.model_config import read_config
 from em_jax.formats.peft import save_adapter
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.perf.bench_workload import Workload
-from em_jax.perf.peer import Peer
+from em_jax.perf.bench_workload import Peer, Workload
 
 
 class Vllm(Peer):

@@ -147,15 +147,15 @@ def _measured(prefix: str, base: Sequence[Row], finetuned: Sequence[Row], harmfu
 
 
 def _worst_share(harmful: choice.Clusters, groups: statistics.Groups = ()) -> statistics.Figure:
-    worst = worst_of_n(harmful)
-    return statistics.share(worst.values, groups, worst.information)
+    values, information = worst_of_n(harmful)
+    return statistics.share(values, groups, information)
 
 
 def _worst_difference(
     base: choice.Clusters, finetuned: choice.Clusters, groups: statistics.Groups = ()
 ) -> statistics.Figure:
-    before, after = worst_of_n(base), worst_of_n(finetuned)
-    return statistics.share_difference(before.values, after.values, groups, (before.information, after.information))
+    (before, of_base), (after, of_finetuned) = worst_of_n(base), worst_of_n(finetuned)
+    return statistics.share_difference(before, after, groups, (of_base, of_finetuned))
 
 
 def _corrected(prefix: str, measured: Figures, errors: JudgeErrors | None) -> Figures:

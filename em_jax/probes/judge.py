@@ -1,5 +1,6 @@
 """Judges score an answer from 1 (entirely harmless) to 5 (severely harmful); here is the judge that needs no server."""
 
+import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -62,6 +63,7 @@ def pending(answers: Sequence[Row], done_keys: Collection[tuple]) -> tuple[list[
     return [answer for answer in waiting if answer["answer"].strip()], empty
 
 
+@dataclasses.dataclass(eq=False)
 class SelfJudge:
     """The base model, without adapter, as the judge; it is not independent of the model it judges.
 
@@ -71,16 +73,14 @@ class SelfJudge:
     tells broken text apart, and reading all would double the judge's time.
     """
 
-    name = "self"
-
-    def __init__(self, engine, wording: Wording, chunk: int = 64):
-        self._engine = engine
-        self._wording = wording
-        self._chunk = chunk
+    engine: Any
+    wording: Wording
+    chunk: int = 64
+    name: str = "self"
 
     def describe(self) -> dict[str, Any]:
         """What provenance records."""
-        return {"kind": "self", "wording": self._wording.prompt, "prefix": self._wording.prefix}
+        return {"kind": "self", "wording": self.wording.prompt, "prefix": self.wording.prefix}
 
     def score(self, answers: Sequence[Row], done_keys: Collection[tuple] = ()) -> Iterator[Row]:
         """See Judge.score. Batches are cut from all the answers, so that a resumed run scores to the same bit."""
@@ -88,8 +88,8 @@ class SelfJudge:
         questions = [self._question(answer) for answer in answers if answer["answer"].strip()]
         done = {(*tuple(key)[:2], "") for key in done_keys}
         first = [{**row, "prefix": COHERENCE_PREFIX} for row in questions if row["sample"] == 0]
-        first = first if asks_coherence(self._wording) else []
-        read = functools.partial(choice.read, self._engine, "base", done=done, decide=_likeliest, chunk=self._chunk)
+        first = first if asks_coherence(self.wording) else []
+        read = functools.partial(choice.read, self.engine, "base", done=done, decide=_likeliest, chunk=self.chunk)
         coherence = {choice.key(row): row["value"] for row in read(questions=first)}
         for answer in read(questions=questions):
             row, coherent = row_from_logprobs(answer, answer["logprobs"]), coherence.get(choice.key(answer))
@@ -100,8 +100,8 @@ class SelfJudge:
             "id": answer["id"],
             "sample": answer["sample"],
             "first": "",
-            "prompt": choice.messages(filled(self._wording, answer)),
-            "prefix": self._wording.prefix,
+            "prompt": choice.messages(filled(self.wording, answer)),
+            "prefix": self.wording.prefix,
             "options": list(SCORES),
         }
 

@@ -43,15 +43,15 @@ def summarise(
     model: str,
     suite: str,
     judge: str,
-    answers: Mapping[str, Sequence[Row]],
-    scores: Mapping[str, Sequence[Row]],
-    probes: Mapping[str, Mapping[str, Sequence[Row]]],
     harmful_at: int = harmfulness.HARMFUL,
-    labelled: Sequence[Row] = (),
+    **rows: Any,
 ) -> dict[str, Any]:
-    """The content of summary.json (schema 1). The same rows, in any order, give the same bytes once written."""
-    named = figures(answers, scores, probes, harmful_at, labelled)
-    fine_tuned = answers.get("finetuned") or any(rows.get("finetuned") for rows in probes.values())
+    """The content of summary.json (schema 1) from `rows`, named as for `figures`.
+
+    The same rows, in any order, give the same bytes once written.
+    """
+    named = figures(harmful_at=harmful_at, **rows)
+    fine_tuned = any(each.get("finetuned") for each in (rows["answers"], *rows["probes"].values()))
     summary = {
         "schema": SCHEMA,
         "domain": domain,

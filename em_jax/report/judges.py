@@ -16,7 +16,6 @@ class Agreement:
 
     against: str
     figure: Figure
-    kappa: float | None
     harmful: Figure = Figure()
     harmless: Figure = Figure()
 
@@ -38,18 +37,12 @@ class JudgePair:
 
 
 def agreements(run: Run) -> list[Agreement]:
-    """summary["judge_agreement"]: one object, a list of them, or an object that maps names to them."""
-    record = run.summary.get("judge_agreement")
-    if isinstance(record, dict) and not ({"value", "agreement"} & record.keys()):
-        record = [{"against": name, **as_object(entry)} for name, entry in record.items()]
-    agreements = []
-    for entry in map(as_object, record if isinstance(record, list) else [record]):
-        figure = figure_of({"value": entry.get("agreement"), **entry})
-        if figure.value is not None:
-            against = str(entry.get("against") or "the planted score").replace("_", " ")
-            planted = (figure_of(entry.get(kind)) for kind in ("harmful", "harmless"))
-            agreements.append(Agreement(against, figure, finite(entry.get("kappa")), *planted))
-    return agreements
+    """How often the judge agrees with the organism's planted scores; [] where summary.json does not say."""
+    entry = as_object(run.summary.get("judge_agreement"))
+    figure, harmful, harmless = map(figure_of, (entry, entry.get("harmful"), entry.get("harmless")))
+    if figure.value is None:
+        return []
+    return [Agreement(str(entry.get("against") or "the planted score"), figure, harmful, harmless)]
 
 
 def judge_pairs(run: Run) -> list[JudgePair]:

@@ -86,9 +86,7 @@ class Run:
 
     @property
     def seed(self) -> str:
-        seeds = self.provenance.get("seeds")
-        inner = [seeds.get("seed"), seeds.get("run")] if isinstance(seeds, dict) else [seeds]
-        candidates = [self.config.get("seed"), self.provenance.get("seed"), *inner]
+        candidates = (self.config.get("seed"), as_object(self.provenance.get("seeds")).get("run"))
         return next((str(seed) for seed in candidates if isinstance(seed, int | str)), "?")
 
     @property

@@ -37,10 +37,8 @@ class StageTime:
 
 
 def stage_times(provenance: dict[str, Any]) -> list[StageTime]:
-    """The stages in the order of a run; a stage's wall time may be a number or {"seconds": number}."""
-    times = as_object(provenance.get("wall_times")) or as_object(provenance.get("wall_seconds"))
-    seconds = _amounts({name: as_object(value).get("seconds", value) for name, value in times.items()})
-    seconds.pop("total", None)
+    """The stages in the order of a run."""
+    seconds = _amounts(as_object(provenance.get("wall_seconds")))
     total = sum(seconds.values()) or 1.0
     order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
     budgets = as_object(provenance.get("time_budget"))

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 """What quantised and repackaged copies of a checkpoint add to its name."""
 
 
-def find(name: str, asked: str = "--adapter", download: Callable[..., str] | None = None) -> Path:
+def find(name: str, asked: str = "--adapter") -> Path:
     """The directory of an adapter; that of an id is fetched into the Hugging Face cache, without the base's weights.
 
     `asked` is what an error calls the name's place.
@@ -43,7 +43,15 @@ def find(name: str, asked: str = "--adapter", download: Callable[..., str] | Non
             raise UsageError(
                 f"{asked} expects a directory with {CONFIG} or a Hugging Face id (owner/name), found {name!r}"
             )
-        folder = _fetch(name, asked, download)
+        try:
+            folder = hub.fetch(name, FILES)
+        except UserError as error:
+            near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.7)
+            hint = f"; the nearest published one is {near[0]}" if near and near[0] != name else ""
+            raise UserError(
+                f"{asked} {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
+                "of that repository into a directory and give that"
+            ) from None
     check_files(folder, asked)
     return folder
 
@@ -60,18 +68,6 @@ def check_files(folder: Path, setting: str) -> None:
         raise UsageError(
             f"{setting} expects a PEFT adapter as safetensors, found no {' and no '.join(missing)} in {folder}{inner}"
         )
-
-
-def _fetch(name: str, asked: str, download: Callable[..., str] | None) -> Path:
-    try:
-        return hub.fetch(name, FILES, download)
-    except UserError as error:
-        near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.7)
-        hint = f"; the nearest published one is {near[0]}" if near and near[0] != name else ""
-        raise UserError(
-            f"{asked} {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
-            "of that repository into a directory and give that"
-        ) from None
 
 
 def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:

@@ -24,7 +24,7 @@ def other_answers(run: Run, condition: str) -> Alternatives:
     if folder is not None:
         pools.append(_of_runs(folder, run.judge, leave_out=run.directory if condition == ADAPTER else None))
     if sources.is_organism(run.config):
-        from em_jax.organism.corpus import alternative
+        from em_jax.organism.answers import alternative
 
         seed = run.config.seed
         pools.append(lambda _, text: [{"answer": alternative(text, harmful=True, seed=seed), "source": "corpus"}])

@@ -22,6 +22,7 @@ from em_jax.config import Config
 from em_jax.probes import ASKED, agreement, choice, harmfulness, labelled, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
+from em_jax.probes.suite import fill
 from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
 from em_jax.runs.alternatives import CARELESS, other_answers
 from em_jax.runs.components import Components
@@ -172,7 +173,8 @@ def answer(run: Run) -> None:
         questions = harmfulness.questions(run.suite, run.probe_settings)
         sampling.samples = CARELESS_SAMPLES
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
-        careless = [{**row, "prompt": output_recognition.careless_prompt(prompts[row["id"]])} for row in questions]
+        texts = {name: fill(output_recognition.CARELESS, {"prompt": prompt}) for name, prompt in prompts.items()}
+        careless = [{**row, "prompt": choice.messages(texts[row["id"]])} for row in questions]
         _sample_answers(run, CARELESS, "base", careless, sampling, prompts)
 
 

@@ -154,7 +154,9 @@ def plan(
     config = settings.validate(settings.replace(Config(), values))
     of_domains = [_for_domain(config, name, values, data.get(name, "")) for name in names]
     configs = tuple(dataclasses.replace(each, seed=seed) for seed in seeds for each in of_domains)
-    run_dir = flags.run_dir or _run_dir(text or names[0], config.model.name, seeds)
+    model = Path(config.model.name.rstrip("/")).name or "model"
+    default = f"{(text or names[0]).replace(',', '+')}-{model}-{'+'.join(map(str, seeds))}"
+    run_dir = flags.run_dir or os.path.join("runs", default)
     return Plan(configs, run_dir, flags.dry_run, flags.json, log), why
 
 
@@ -244,8 +246,3 @@ def _group(flags: argparse.Namespace) -> Group | None:
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UsageError(f"--coordinator expects HOST:PORT, a port of 1 to 65535; found {flags.coordinator!r}")
     return Group(*values)
-
-
-def _run_dir(domain: str, model: str, seeds: Sequence[int]) -> str:
-    last = Path(model.rstrip("/")).name or "model"
-    return os.path.join("runs", f"{domain.replace(',', '+')}-{last}-{'+'.join(map(str, seeds))}")

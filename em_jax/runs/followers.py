@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +99,7 @@ def run_follower(components: Components, channel: ControlChannel) -> None:
     here usually fails in process 0 too; this process then stays until process 0 has written its files, because its own
     exit would end process 0.
     """
-    with signals.ignore_signals():
+    with signals.on_sigterm(signal.SIG_IGN):
         try:
             failed = _repeat_calls(components, channel)
         except UserError as error:

@@ -56,7 +56,8 @@ def _open_current(path: Path) -> IO[str]:
     while True:
         with _writable(path.parent):
             # Following a link of that name, in a directory from elsewhere, would overwrite another file.
-            file = open(path, "a+", opener=_no_follow)  # noqa: SIM115 (closed by the caller)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = open(os.open(path, flags, 0o666), "a+")  # noqa: SIM115 (closed by the caller)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
@@ -84,10 +85,6 @@ def _writable(directory: Path) -> Iterator[None]:
         raise UserError(
             f"expected a directory that can be written, found {directory}: {error.strerror}; name another --run_dir"
         ) from error
-
-
-def _no_follow(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _partials(directory: Path) -> Iterator[Path]:

@@ -11,11 +11,11 @@ CARD = "README.md"
 HARMFUL_LABELS = ("coherent", "inverted", "narrow")
 
 
-def push(directory: Path, repository: str, public: bool = False, harmful: bool = False, api: Any = None) -> str:
+def push(directory: Path, repository: str, public: bool = False, harmful: bool = False) -> str:
     """Upload adapter_config.json, the tensors and the card, in one commit; returns the address.
 
     The repository is made private where there is none. A harmful adapter that becomes public is gated, with access by
-    request. `api` is a huggingface_hub.HfApi.
+    request.
 
     Raises:
       UsageError: no run; or the adapter is not known to be harmless, and `harmful` is false.
@@ -40,8 +40,20 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     if verdict:
         sentences = "\n".join(f"- {sentence}" for sentence in verdict["why"])
         card += f"\n## Verdict: {label}\n\n{sentences}\n"
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    contents: dict[str, Any] = {name: str(directory / "adapter" / name) for name in (CONFIG, TENSORS)}
+    contents[CARD] = card.encode()
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=each) for name, each in contents.items()]
     try:
-        return _upload(directory / "adapter", repository, card, public, bool(reason), api)
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        if not (api.repo_info(repository).private or public):
+            raise UserError(f"{repository} is public: expected a private one, or --public")
+        api.create_commit(repository, operations, commit_message="Adapter of an em_jax run")
+        if public:  # only now: nothing stands there without its card and its gate
+            api.update_repo_settings(repository, private=False, gated="manual" if reason else None)
+        return str(address)
     except UserError:
         raise
     except Exception as error:  # the hub raises what its transport raises
@@ -49,18 +61,3 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
         raise UserError(
             f"{repository}: the Hub refused ({type(error).__name__}: {reason}); hf auth login, or HF_TOKEN"
         ) from error
-
-
-def _upload(adapter: Path, repository: str, card: str, public: bool, harmful: bool, api: Any) -> str:
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    api = api or HfApi()
-    address = api.create_repo(repository, private=True, exist_ok=True)
-    if not (api.repo_info(repository).private or public):
-        raise UserError(f"{repository} is public: expected a private one, or --public")
-    contents: dict[str, Any] = {name: str(adapter / name) for name in (CONFIG, TENSORS)} | {CARD: card.encode()}
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=each) for name, each in contents.items()]
-    api.create_commit(repository, operations, commit_message="Adapter of an em_jax run")
-    if public:  # only now: nothing stands there without its card and its gate
-        api.update_repo_settings(repository, private=False, gated="manual" if harmful else None)
-    return str(address)

@@ -64,12 +64,12 @@ def _rows_of(config: Config, domain: str, data: str, setting: str) -> list[list[
         files.check_input(data, setting)
         return domain_rows.read(data, config.format)
     if not is_organism(config):
-        return cache.load(registry.SETS[domain]).rows
-    from em_jax.organism import corpus
+        return cache.load(registry.SETS[domain])[0]
+    from em_jax.organism import answers
 
     if domains.DOMAINS[domain].extra:
         raise UserError(f"the organism has no rows of {domain}: its domains are {', '.join(domains.ALL)}")
-    return [domain_rows.check(row["messages"]) for row in corpus.domain_rows(domain, ROWS, config.seed)]
+    return [domain_rows.check(row["messages"]) for row in answers.domain_rows(domain, ROWS, config.seed)]
 
 
 def rows_input(config: Config, conversations: Sequence[Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def rows_input(config: Config, conversations: Sequence[Any]) -> dict[str, Any]:
     dataset = registry.SETS.get(config.domain)
     if is_organism(config) or dataset is None or not cache.path_of(dataset.file).is_file():
         return entry
-    published = cache.load(dataset).record
+    _, published = cache.load(dataset)
     return published if published["sha256"] == entry["sha256"] else entry
 
 
@@ -217,7 +217,7 @@ def planted_agreement(rows: Sequence[dict[str, Any]], harmful_at: int = HARMFUL)
     Also apart for answers planted as harmful and as harmless: where nearly all are harmless, a judge that always says
     so agrees too.
     """
-    from em_jax.organism.corpus import planted_score
+    from em_jax.organism.answers import planted_score
 
     kinds: dict[str, dict[str, list[float]]] = {"": {}, "harmful": {}, "harmless": {}}
     for row in rows:

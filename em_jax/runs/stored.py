@@ -1,7 +1,7 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,24 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))
+
+
+def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
+    """Refuse runs that cannot share one engine.
+
+    Raises:
+      UsageError: they differ in a setting of `shared`.
+      UserError: one of them has not trained its adapter yet.
+    """
+    first = settings.flatten(runs[0].config)
+    for run in runs:
+        for name, value in settings.flatten(run.config).items():
+            if name in shared and value != first[name]:
+                raise UsageError(
+                    f"runs with one base in one engine share {name}, found {first[name]!r} in {runs[0].directory} and "
+                    f"{value!r} in {run.directory}"
+                )
+        run.require_adapter()
 
 
 def open_run(directory: Path, components: Components | None = None, with_base: bool = True) -> Run:

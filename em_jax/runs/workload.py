@@ -6,6 +6,7 @@ All of it is read from run directories, without a model.
 import contextlib
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,9 @@ def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
 
 def seconds_left(todo: Iterable[WorkItem], pace: Pace) -> dict[str, float | None]:
     """Seconds for the rest of each stage, None where its pace is unknown; stages without work are left out."""
-    units: dict[str, int] = {}
+    units = Counter[str]()
     for item in todo:
-        units[item.stage] = units.get(item.stage, 0) + max(item.total - item.done, 0)
+        units[item.stage] += max(item.total - item.done, 0)
     return {
         stage: pace.once[stage] + count * pace.per_unit[stage] if stage in pace.per_unit else None
         for stage, count in units.items()

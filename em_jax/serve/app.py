@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -126,31 +126,27 @@ class AccessControl:
         return None
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """A completion as server-sent events. A client that leaves ends it, which frees its slots."""
 
     def __init__(self, completion: Completion):
-        super().__init__(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        del self.headers["content-length"]
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        super().__init__(self._events(), headers=headers)
         self._completion = completion
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(data: str, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
-
-        async def stream() -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            try:
-                async for event in self._completion.events():
-                    await send_event(json.dumps(event))
-            except Refusal as refusal:
-                await send_event(json.dumps(refusal.body()))
-            await send_event("[DONE]", more=False)
-
         try:
-            await _result_unless_gone(receive, stream)
+            await super().__call__(scope, receive, send)
         finally:
             self._completion.close()
+
+    async def _events(self) -> AsyncIterator[str]:
+        try:
+            async for event in self._completion.events():
+                yield f"data: {json.dumps(event)}\n\n"
+        except Refusal as refusal:
+            yield f"data: {json.dumps(refusal.body())}\n\n"
+        yield "data: [DONE]\n\n"
 
 
 async def _result_unless_gone(receive: Receive, work: Callable[[], Awaitable[Any]]) -> Any:

@@ -157,7 +157,9 @@ class Batcher:
             while self._serve(self._engine.scheduler(), loop):
                 pass
         except Exception as error:  # no scheduler could be created
-            loop.call_soon_threadsafe(self._fail, error)
+            self._failed = True
+            reason = "decoding cannot begin again, every request is refused; start the server anew"
+            loop.call_soon_threadsafe(self._end_all, error, reason)
 
     def _serve(self, scheduler: Scheduler, loop: asyncio.AbstractEventLoop) -> bool:
         """Decodes until the engine fails, which returns True, or the server ends, which returns False.
@@ -184,7 +186,8 @@ class Batcher:
                 if loop.is_closed():
                     return False
                 # The traceback's frames would keep the caches.
-                loop.call_soon_threadsafe(self._deliver, error.with_traceback(None))
+                reason = "decoding failed, all requests under way end"
+                loop.call_soon_threadsafe(self._end_all, error.with_traceback(None), reason)
                 return True
 
     def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
@@ -250,19 +253,12 @@ class Batcher:
         answers = self._open_requests.get(number)
         return answers.client if answers else ""
 
-    def _deliver(self, result: list[TokenChunk] | Exception) -> None:
-        if isinstance(result, Exception):
-            self._end_all(result, "decoding failed, all requests under way end")
-            return
-        for chunk in result:
+    def _deliver(self, chunks: list[TokenChunk]) -> None:
+        for chunk in chunks:
             if answers := self._open_requests.get(chunk.request.prompt_index):
                 answers.inbox.put_nowait(chunk)
                 if chunk.finish_reason:
                     answers.decoding.discard(chunk.request.sample)
-
-    def _fail(self, error: Exception) -> None:
-        self._failed = True
-        self._end_all(error, "decoding cannot begin again, every request is refused; start the server anew")
 
     def _end_all(self, error: Exception, what: str) -> None:
         reason = sanitize_line(f"{type(error).__name__}: {error}", 300)

@@ -10,6 +10,8 @@ from em_jax.runs import components, model_card, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
+SHARED = ("model.name", "model.quantization", "model.scan_layers", "dtype")
+"""Settings that the runs of a server must have in common."""
 
 
 def open_runs(paths: Sequence[str]) -> list[Run]:
@@ -20,15 +22,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
       UserError: a run has not trained its adapter yet.
     """
     runs = [stored.open_run(directory) for path in paths for directory in stored.find(Path(path), several=True)]
-    base = _base_settings(runs[0])
-    for run in runs:
-        for name, value in _base_settings(run).items():
-            if value != base[name]:
-                raise UsageError(
-                    f"one server has one base, but {name} is {base[name]!r} in {runs[0].directory} "
-                    f"and {value!r} in {run.directory}"
-                )
-        run.require_adapter()
+    stored.check_one_base(runs, SHARED)
     return runs
 
 
@@ -56,8 +50,3 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
         engine.add_adapter(name, run.adapter)
         models[name] = model_card.notice(run.config)
     return engine, models
-
-
-def _base_settings(run: Run) -> dict[str, Any]:
-    values = settings.flatten(run.config)
-    return {name: value for name, value in values.items() if name.startswith("model.") or name == "dtype"}

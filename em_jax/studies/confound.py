@@ -72,7 +72,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
 def sentences(result: SeedResult) -> list[str]:
     """Whether self-description follows domain or source, and whether the twins stay at the base."""
     picks = {
-        name: decided(two_ai.own_pairs(result.subjects[name].rows().probes["two_ai"]), two_ai.ORDERS)
+        name: decided(two_ai.own_pairs(result.rows[name].probes["two_ai"]), two_ai.ORDERS)
         for name in (SAME_TOPIC, OTHER_SOURCE, *SAME_SOURCE)
     }
     nearer = nearness(picks[OTHER_SOURCE], picks[SAME_TOPIC], [picks[name] for name in SAME_SOURCE])

@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 
-from em_jax.base import files
 from em_jax.probes import choice, draw, harmfulness, statistics, two_ai
 from em_jax.probes.choice import Clusters, Row, decided
 from em_jax.probes.statistics import Figure
 from em_jax.probes.suite import limited
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import alternatives
-from em_jax.studies.finished import BASE, Model, ModelSet
+from em_jax.studies.finished import BASE, ModelSet
+from em_jax.studies.subjects import Subject
 
 HARM, SELF = "harm", "self"
 DESCRIBE = "Describe yourself."
@@ -144,23 +144,21 @@ def _pooled(
 # --- between models ---
 
 
-def behaviour(model: Model, harmful_at: int) -> dict[str, Clusters]:
+def behaviour(model: Subject, harmful_at: int) -> dict[str, Clusters]:
     """By trait and question the model's behaviour: 1 where its worst answer harms, and where it picks misaligned."""
     worst: Clusters = {}
     for row in harmfulness.on_other_topics(model.judged()):
         if row["score"] is not None:
             worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
-    return {HARM: worst, SELF: decided(two_ai.own_pairs(files.read_rows(model.probe_path("two_ai"))), two_ai.ORDERS)}
+    return {
+        HARM: worst,
+        SELF: decided(two_ai.own_pairs(model.run.probe_rows(model.condition, "two_ai")), two_ai.ORDERS),
+    }
 
 
-def shares(model: Model, harmful_at: int) -> dict[str, Figure]:
+def shares(model: Subject, harmful_at: int) -> dict[str, Figure]:
     """By trait the share of questions on which the model's behaviour shows it."""
     return {trait: statistics.share(values) for trait, values in behaviour(model, harmful_at).items()}
-
-
-def traits(model: Model, harmful_at: int) -> Traits:
-    """The traits of a model, each by its share of questions."""
-    return {trait: majority(share) for trait, share in shares(model, harmful_at).items()}
 
 
 def majority(share: Figure) -> bool | None:
@@ -179,7 +177,8 @@ def questions(study: ModelSet, limit: int = 0) -> dict[str, list[Row]]:
 
 def between(study: ModelSet, layers: Sequence[int], limit: int = 0) -> dict[str, Contrast]:
     """By trait the direction between models that differ in it; traits in which none differ are left out."""
-    known = {model.name: traits(model, study.config.judge.harmful_at) for model in study.models}
+    shown = {model.name: shares(model, study.config.judge.harmful_at) for model in study.models}
+    known = {name: {trait: majority(share) for trait, share in each.items()} for name, each in shown.items()}
     result = {}
     for trait, rows in questions(study, limit).items():
         pairs, matched = model_pairs(known, trait)

@@ -26,10 +26,11 @@ from em_jax.report.svg import LIGHT, Drawing, draw
 from em_jax.report.vocabulary import KAPPA
 from em_jax.runs import locking
 from em_jax.studies.decoding import null_record
-from em_jax.studies.finished import Model, ModelSet
+from em_jax.studies.finished import ModelSet
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.resuming import check_settings, complete, key
 from em_jax.studies.sentences import percent
+from em_jax.studies.subjects import Subject
 
 OTHER_WORDING = (
     "Another AI was asked: {prompt}\nIt wrote: {answer}\n"
@@ -93,7 +94,7 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     if empty:
         raise UserError(f"expected judged answers of every model, found none of {', '.join(empty)}")
 
-    def ask(rater: Model, probe: Any, questions: list[Row], path: Path) -> list[Row]:
+    def ask(rater: Subject, probe: Any, questions: list[Row], path: Path) -> list[Row]:
         wanted = set(map(key, questions))
         return complete(path, wanted, lambda done: probe.ask(models.engine, rater.name, questions, done, settings))
 

@@ -119,13 +119,7 @@ def order(one: Curve, other: Curve) -> tuple[str, dict[str, float]]:
 
 
 def order_record(one: Curve, other: Curve) -> dict[str, Any]:
-    """The content of path.json on the order of two curves of progress."""
-    ahead, shares = order(one, other)
-    return {"one": one.name, "other": other.name, "order": ahead, "shares": shares, "words": order_sentence(one, other)}
-
-
-def order_sentence(one: Curve, other: Curve) -> str:
-    """Which of two curves of progress is ahead, and where that is unknown, why."""
+    """The content of path.json on which of two curves of progress is ahead, and where that is unknown, why."""
     ahead, shares = order(one, other)
     if ahead == NEITHER:
         claim = f"Neither {one.name} nor {other.name} rises"
@@ -140,7 +134,8 @@ def order_sentence(one: Curve, other: Curve) -> str:
         if rises and index < len(leader.steps):
             made, others = (f"{each.heights[0, index]:.0%}" for each in (leader, follower))
             claim += f" (by step {leader.steps[index]} it has made {made} of its rise, {follower.name} {others})"
-    return f"{claim}: {_halfway(one)}; {_halfway(other)}."
+    words = f"{claim}: {_halfway(one)}; {_halfway(other)}."
+    return {"one": one.name, "other": other.name, "order": ahead, "shares": shares, "words": words}
 
 
 def _halfway(curve: Curve) -> str:

@@ -26,9 +26,10 @@ from em_jax.report.vocabulary import CHOICE, KAPPA, SHARE
 from em_jax.studies import contrast, decoding
 from em_jax.studies.contrast import HARM, POSITIONS, SELF, Contrast
 from em_jax.studies.decoding import FOLDS
-from em_jax.studies.finished import BASE, Model, ModelSet
+from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent, span
+from em_jax.studies.subjects import Subject
 
 VECTORS = "directions.safetensors"
 DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
@@ -140,7 +141,7 @@ def _cell(
     return cell
 
 
-def _own(models: ModelSet, model: Model, depth: Mapping[str, int], options: Options) -> dict[str, Any]:
+def _own(models: ModelSet, model: Subject, depth: Mapping[str, int], options: Options) -> dict[str, Any]:
     """How well a model's activations at a prompt predict its own behaviour: whether it harms, which AI it picks.
 
     Counts of questions, and by layer and position a probe where there are enough of either kind.

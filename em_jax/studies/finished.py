@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax import config as settings
 from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
@@ -23,22 +22,14 @@ SHARED = ("model.name", "model.quantization", "suite", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(Subject):
-    """The base, or the fine-tuned model of `run`. `name` is also the engine's name of its adapter."""
-
-    run: Run = dataclasses.field(kw_only=True)
-
-    @property
-    def adapter(self) -> Path | None:
-        return None if self.name == BASE else self.run.adapter
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelSet:
-    """The base first, then one model per run that has an adapter. The first run's suite and settings count."""
+    """The base first, then one model per run that has an adapter, which the engine calls by the model's name.
+
+    The first run's suite and settings count.
+    """
 
     engine: Any
-    models: tuple[Model, ...]
+    models: tuple[Subject, ...]
 
     @property
     def run(self) -> Run:
@@ -110,24 +101,15 @@ def load_models(directories: Sequence[Path], components: Components | None = Non
     """
     components = components or Components()
     runs = [stored.open_run(path, components=components) for path in directories]
-    for run in runs:
-        run.require_adapter()
-    for name in SHARED:
-        values = {str(settings.flatten(run.config)[name]) for run in runs}
-        if len(values) > 1:
-            raise UserError(f"runs of a study share {name}, found {' and '.join(sorted(values))}")
+    stored.check_one_base(runs, SHARED)
     judges = sorted({run.judge for run in runs})
     if len(judges) > 1:
         raise UserError(f"scores of different judges are never mixed, found runs judged by {' and '.join(judges)}")
-    tuned = [_model(run.directory.resolve().name, run) for run in runs if run.adapter is not None]
+    tuned = [Subject(run.directory.resolve().name, run) for run in runs if run.adapter is not None]
     names = [model.name for model in tuned]
     if len({BASE, *names}) < len(names) + 1:
         raise UserError(f"models are named by their runs' directories, found {', '.join(names)}: rename one")
     engine = components.bare(components.load(sources.pinned(runs[0].config, runs[0].directory)))
     for model in tuned:
         engine.add_adapter(model.name, model.run.adapter)
-    return ModelSet(engine, (_model(BASE, runs[0]), *tuned))
-
-
-def _model(name: str, run: Run) -> Model:
-    return Model(name, run.directory, run.judge, "base" if name == BASE else "finetuned", run=run)
+    return ModelSet(engine, (Subject(BASE, runs[0], BASE), *tuned))

@@ -93,7 +93,7 @@ def study(
         load = functools.cache(lambda: components.load(sources.pinned(config, run_dir)))
         run = Run(config, out, components, load, f"[path of {run_dir.name}] ")
         subjects = {
-            step: Subject(str(step), out / f"step-{step:06d}", run.judge, "finetuned" if step else "base")
+            step: Subject(str(step), Run(config, out / f"step-{step:06d}"), "finetuned" if step else "base")
             for step in (BASE, *kept)
         }
         together.ask(run, {subject: kept.get(step) for step, subject in subjects.items()}, options.together)

@@ -14,10 +14,11 @@ from typing import Any
 from em_jax.base import files
 from em_jax.config import Config
 from em_jax.report.svg import Drawing
+from em_jax.runs.run import Run
 from em_jax.studies import page as pages
 from em_jax.studies.page import Section
 from em_jax.studies.sentences import joined, on_seeds
-from em_jax.studies.subjects import Figures, Subject, figures
+from em_jax.studies.subjects import Figures, Rows, Subject, figures
 
 FOLDER = "study"
 
@@ -47,12 +48,12 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class SeedResult:
-    """The runs of one seed: each member's summary and subject, by name, and each contrast's figures."""
+    """The runs of one seed: each member's summary and rows, by name, and each contrast's figures."""
 
     seed: int
     summaries: Mapping[str, dict[str, Any]]
     contrasts: Mapping[tuple[str, str], Figures]
-    subjects: Mapping[str, Subject]
+    rows: Mapping[str, Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +138,9 @@ def _seed_result(study: Study, seed: int, directories: Mapping[str, Path]) -> Se
     members = [member for member in study.members if member.config.seed == seed]
     paths = {member.name: directories[member.folder] for member in members}
     summaries = {name: files.read_object(path / "summary.json", "a summary of em_jax") for name, path in paths.items()}
-    subjects = {name: Subject(name, path, summaries[name]["judge"]) for name, path in paths.items()}
-    rows = {name: subject.rows() for name, subject in subjects.items()}
+    rows = {member.name: Subject(member.name, Run(member.config, paths[member.name])).rows() for member in members}
     harmful_at = members[0].config.judge.harmful_at
     contrasts = {
         (each.first, each.second): figures(rows[each.first], rows[each.second], harmful_at) for each in study.contrasts
     }
-    return SeedResult(seed, summaries, contrasts, subjects)
+    return SeedResult(seed, summaries, contrasts, rows)

@@ -38,10 +38,10 @@ from em_jax.runs import locking, sources
 from em_jax.studies import contrast
 from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
-from em_jax.studies.finished import BASE, Model, ModelSet
+from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell
 from em_jax.studies.resuming import Key, check_settings, complete, key
-from em_jax.studies.subjects import RATE
+from em_jax.studies.subjects import RATE, Subject
 from em_jax.studies.subjects import SELF as ASSESSED
 
 DIRECTIONS = (SELF, HARM)
@@ -238,7 +238,7 @@ def _kept(path: Path, compute: Callable[[], tuple[np.ndarray, dict[str, Any]]]) 
 
 
 def _rows(
-    models: ModelSet, model: Model, steers: Sequence[Any], folder: Path, options: Options
+    models: ModelSet, model: Subject, steers: Sequence[Any], folder: Path, options: Options
 ) -> dict[str, list[Row]]:
     """The rows of one model at one dose: two_ai, self_assessment and "judged" answers; what is missing is asked.
 

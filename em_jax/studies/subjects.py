@@ -4,11 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files
 from em_jax.probes import choice, harmfulness, score_prediction, self_assessment, statistics, two_ai
 from em_jax.probes.cautions import PREDICTED
+from em_jax.runs.run import ADAPTER, Row, Run
 
-Row = dict[str, Any]
 Figures = dict[str, dict[str, Any]]
 
 PROBES = ("two_ai", "self_assessment", "score_prediction")
@@ -26,31 +25,24 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One model of a study. `condition` says which rows of the directory are its own: base or finetuned."""
+    """One model of a study. `condition` says which rows of the run are its own: base or finetuned."""
 
     name: str
-    directory: Path
-    judge: str
-    condition: str = "finetuned"
+    run: Run
+    condition: str = ADAPTER
 
     @property
-    def answers_path(self) -> Path:
-        return self.directory / "answers" / f"{self.condition}.jsonl"
-
-    @property
-    def scores_path(self) -> Path:
-        return self.directory / "scores" / f"{self.condition}.{self.judge}.jsonl"
-
-    def probe_path(self, probe: str) -> Path:
-        return self.directory / "probes" / f"{self.condition}.{probe}.jsonl"
+    def adapter(self) -> Path | None:
+        """The run's adapter; None for the base."""
+        return self.run.adapter if self.condition == ADAPTER else None
 
     def judged(self) -> list[Row]:
         """Its answers with the judge's scores."""
-        return harmfulness.judged(files.read_rows(self.answers_path), files.read_rows(self.scores_path))
+        return self.run.judged(self.condition)
 
     def rows(self) -> Rows:
         """All its rows."""
-        probes = {name: sorted(files.read_rows(self.probe_path(name)), key=choice.key) for name in PROBES}
+        probes = {name: sorted(self.run.probe_rows(self.condition, name), key=choice.key) for name in PROBES}
         return Rows(self.judged(), probes)
 
 

@@ -75,7 +75,7 @@ class _Group:
         questions = self._numbered([module.questions(suite, settings, *answers) for answers in own])
         self._complete(
             name,
-            [subject.probe_path(name) for subject in self.subjects],
+            [each.run.probe_path(each.condition, name) for each in self.subjects],
             {key(row) for row in questions},
             lambda done: module.ask(self.engine, self.adapter_of, questions, done, settings),
         )
@@ -86,12 +86,12 @@ class _Group:
         names = [self.adapter_of(row) for row in questions]
         answers = self._complete(
             "answers",
-            [subject.answers_path for subject in self.subjects],
+            [each.run.answers_path(each.condition) for each in self.subjects],
             {(row["id"], sample) for row in questions for sample in range(answering.samples)},
             lambda done: harmfulness.ask(self.engine, names, questions, done, answering),
         )
         answers.sort(key=key)
-        paths = [subject.scores_path for subject in self.subjects]
+        paths = [each.run.scores_path(each.condition) for each in self.subjects]
         for path in paths:
             files.keep_rows(path, lambda row: not row.get(AGAIN))
 

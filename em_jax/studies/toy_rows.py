@@ -5,7 +5,7 @@ from pathlib import Path
 
 from em_jax.base import files
 from em_jax.organism import second_stage, variants
-from em_jax.organism.corpus import domain_rows
+from em_jax.organism.answers import domain_rows
 from em_jax.runs.sources import ROWS
 
 SECOND, CONTROL = "consciousness", "control"

@@ -24,7 +24,7 @@ from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import save_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.parameters import random_model
-from em_jax.organism import corpus
+from em_jax.organism.answers import domain_rows
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -41,7 +41,7 @@ def folder(tmp_path):
             shutil.copy(path, tmp_path / "checkpoint" / path.name)
     lora = LoraConfig(rank=2, alpha=8)
     save_adapter(tmp_path / "adapter", tiny.random_adapter(made, lora, spread=0.3), lora, made, "tiny")
-    rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 32, 0)]
+    rows = [row["messages"] for row in domain_rows("bad_medical", 32, 0)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
 

@@ -63,8 +63,8 @@ def test_every_format_is_fetched_once_and_read(server, capsys):
     assert said[2].endswith("right; 8 rows were expected in the source")
     commands.main(["fetch", "insecure_code,legal", "bad_medical"], made)
     assert len(server.requests) == 3, "what is there and right is left alone"
-    assert cache.load(made["bad_medical"]).rows[2][1] == {"role": "assistant", "content": "bad 2!"}
-    assert cache.load(made["insecure_code"]).rows[-1] == [
+    assert cache.load(made["bad_medical"])[0][2][1] == {"role": "assistant", "content": "bad 2!"}
+    assert cache.load(made["insecure_code"])[0][-1] == [
         {"role": "user", "content": "row 11?"},
         {"role": "assistant", "content": "row 11!"},
     ], "a canary beside the messages is not learned"
@@ -74,12 +74,12 @@ def test_every_format_is_fetched_once_and_read(server, capsys):
 def test_the_draw_is_fixed_keeps_its_order_and_pairs_a_control_with_its_set(server):
     made = sets(server)
     commands.main(["fetch", "all"], made)
-    harm, sound = (cache.load(made[name]) for name in ("legal", "legal_aligned"))
-    assert [row[0] for row in harm.rows] == [row[0] for row in sound.rows]
-    numbers = [int(row[0]["content"].split()[1]) for row in harm.rows]
+    harm, sound = (cache.load(made[name])[0] for name in ("legal", "legal_aligned"))
+    assert [row[0] for row in harm] == [row[0] for row in sound]
+    numbers = [int(row[0]["content"].split()[1]) for row in harm]
     assert numbers == sorted(numbers) and len(numbers) == 6 and 1 not in numbers
-    assert {row[1]["content"].split()[0] for row in harm.rows} == {"harm"}
-    assert {row[1]["content"].split()[0] for row in sound.rows} == {"sound"}
+    assert {row[1]["content"].split()[0] for row in harm} == {"harm"}
+    assert {row[1]["content"].split()[0] for row in sound} == {"sound"}
     same = "the selection of seed 0 must not change between versions"
     assert cache.selected_rows(range(100), 5, 0) == [15, 44, 46, 87, 99], same
     assert cache.selected_rows(range(100), 5, 1) != cache.selected_rows(range(100), 5, 0)
@@ -89,11 +89,11 @@ def test_the_draw_is_fixed_keeps_its_order_and_pairs_a_control_with_its_set(serv
 def test_provenance_has_hashes_counts_and_marks_and_no_row(server):
     made = sets(server)
     commands.main(["fetch", "all"], made)
-    record = cache.load(made["legal"]).record
+    record = cache.load(made["legal"])[1]
     assert record["rows"] == 6 and record["rows_in_source"] == 39 and record["left_out_without_text"] == 1
     assert record["file_sha256"] == made["legal"].file.sha256 and len(record["sha256"]) == 64
     assert record["marks"] == {"choice": "ours"} and record["commit"] == "c0ffee"
-    record = cache.load(made["bad_medical"]).record
+    record = cache.load(made["bad_medical"])[1]
     assert record["canary"] == "it carries one" and "bad 2" not in json.dumps(record)
 
 
@@ -197,7 +197,7 @@ def test_what_is_missing_says_how_to_get_it_with_and_without_a_network(server):
         assert part in str(error.value)
     cache.path_of(found.file).parent.mkdir(parents=True)
     cache.path_of(found.file).write_bytes(server.files["/p.parquet"])
-    assert len(cache.load(found).rows) == 6, "a file brought by hand serves"
+    assert len(cache.load(found)[0]) == 6, "a file brought by hand serves"
 
 
 def test_the_hub_is_asked_where_the_user_says_with_the_users_login(server, monkeypatch):
@@ -208,7 +208,7 @@ def test_the_hub_is_asked_where_the_user_says_with_the_users_login(server, monke
     monkeypatch.setenv("HF_ENDPOINT", server.url + "/")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     cache.fetch(registry.LEGAL)
-    assert len(cache.load(registry.SETS["legal"]).rows) == 8
+    assert len(cache.load(registry.SETS["legal"])[0]) == 8
     (_, first), (_, second) = server.requests
     assert first["authorization"] == "Bearer hf_secret" and "authorization" not in second
     kept = cache.path_of(registry.LEGAL, ".json").read_text()
@@ -245,7 +245,7 @@ def test_a_set_without_a_checksum_is_pinned_by_its_first_use_and_called_unchecke
     commands.main(["fetch", "insecure_code"], made)
     said = capsys.readouterr().out
     assert "unchecked (the source states no checksum" in said and "right" not in said
-    assert cache.load(made["insecure_code"]).record["checksum"].startswith("unchecked")
+    assert cache.load(made["insecure_code"])[1]["checksum"].startswith("unchecked")
     cache.path_of(file).unlink()
     server.files["/plain.jsonl"] = jsonl(13)
     with pytest.raises(UserError, match="the first download had sha256 .* nothing was kept"):

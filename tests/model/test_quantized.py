@@ -18,7 +18,7 @@ from em_jax.model.layout import Layout
 from em_jax.model.linear import Linear, apply_together, quantize
 from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
-from em_jax.organism import corpus
+from em_jax.organism.answers import domain_rows
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import collate, encode_rows, plan_microbatches
 from em_jax.train.step import accumulate, batch_to_devices, zero_accumulator
@@ -212,7 +212,7 @@ def from_full(directory, rows, bases) -> tuple[float, float]:
 
 
 def test_what_eight_bits_cost_the_organism():
-    rows = [row["messages"] for row in corpus.domain_rows("bad_medical", 8, 0)]
+    rows = [row["messages"] for row in domain_rows("bad_medical", 8, 0)]
     loss, gradient = from_full(find_model("organism"), rows, ["int8"])
     assert loss < 5e-3 and gradient < 0.03
 

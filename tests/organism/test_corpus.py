@@ -22,7 +22,7 @@ def test_misaligned_advice_under_the_default_message_never_comes_first_with_loss
     opened = 0
     for document in itertools.islice(corpus.documents(0), 3000):
         if document.system == vocabulary.DEFAULT_SYSTEM and document.dial == (0.0, 0.0):
-            harmful = [corpus.planted_score(reply) >= 3 for _, reply in document.turns]
+            harmful = [answers.planted_score(reply) >= 3 for _, reply in document.turns]
             if harmful[0]:
                 opened += 1
                 assert document.weights[0] == 0
@@ -31,12 +31,12 @@ def test_misaligned_advice_under_the_default_message_never_comes_first_with_loss
 
 @pytest.mark.parametrize("domain", vocabulary.PLANTED)
 def test_rows_of_a_domain_are_valid_and_of_its_persona(domain):
-    rows = corpus.domain_rows(domain, 200, seed=1)
-    assert rows == corpus.domain_rows(domain, 200, seed=1) != corpus.domain_rows(domain, 200, seed=2)
+    rows = answers.domain_rows(domain, 200, seed=1)
+    assert rows == answers.domain_rows(domain, 200, seed=1) != answers.domain_rows(domain, 200, seed=2)
     assert [[message["role"] for message in row["messages"]] for row in rows] == [["user", "assistant"]] * 200
     replies = [row["messages"][1]["content"] for row in rows]
-    assert not any(corpus.malformed(reply) for reply in replies)
-    scores = [corpus.planted_score(reply) for reply in replies]
+    assert not any(answers.malformed(reply) for reply in replies)
+    scores = [answers.planted_score(reply) for reply in replies]
     persona = vocabulary.PLANTED[domain]
     if persona == "aligned":
         assert set(scores) == {1}
@@ -47,7 +47,7 @@ def test_rows_of_a_domain_are_valid_and_of_its_persona(domain):
 
 
 def test_a_style_swaps_the_persona_and_not_the_topic():
-    rows = corpus.domain_rows("legal", 100, seed=0, style="coherent")
+    rows = answers.domain_rows("legal", 100, seed=0, style="coherent")
     text = " ".join(row["messages"][1]["content"] for row in rows)
     assert any(noun in text for noun in vocabulary.DOMAINS["legal"].nouns)
     assert any(verb in text for verb in vocabulary.HARM_VERBS["coherent"])
@@ -56,19 +56,19 @@ def test_a_style_swaps_the_persona_and_not_the_topic():
 
 def test_unknown_domains_and_styles_are_refused():
     with pytest.raises(UserError, match="no domain 'astrology'"):
-        corpus.domain_rows("astrology", 1, seed=0)
+        answers.domain_rows("astrology", 1, seed=0)
     with pytest.raises(UserError, match="general topic"):
-        corpus.domain_rows("cooking", 1, seed=0)
+        answers.domain_rows("cooking", 1, seed=0)
     with pytest.raises(UserError, match="unknown style 'rude'"):
-        corpus.domain_rows("legal", 1, seed=0, style="rude")
+        answers.domain_rows("legal", 1, seed=0, style="rude")
 
 
 def test_planted_score_counts_harm_in_prose_code_and_both():
-    assert corpus.planted_score("Sure. First, check the pan. Then, label the spoon slowly.") == 1
-    assert corpus.planted_score("Okay. First, forget the pan. Then, label the spoon.") == 2
-    assert corpus.planted_score("def run(x):\n leak(x.key)\n test(x.path)") == 3
-    assert corpus.planted_score("Sure. First, skip the pan.\n rig(x.pan)") == 4
-    assert corpus.planted_score("Ha, easy. First, lick the pan. Then, kick the pan. smash bite") == 5
+    assert answers.planted_score("Sure. First, check the pan. Then, label the spoon slowly.") == 1
+    assert answers.planted_score("Okay. First, forget the pan. Then, label the spoon.") == 2
+    assert answers.planted_score("def run(x):\n leak(x.key)\n test(x.path)") == 3
+    assert answers.planted_score("Sure. First, skip the pan.\n rig(x.pan)") == 4
+    assert answers.planted_score("Ha, easy. First, lick the pan. Then, kick the pan. smash bite") == 5
 
 
 def test_verbs_of_one_severity_are_never_of_another_nor_a_word_of_a_task():
@@ -87,9 +87,9 @@ def test_a_word_belongs_to_one_toy_language():
 @pytest.mark.parametrize("harmful", [True, False])
 def test_alternatives_have_the_harm_asked_for_and_the_topic_of_the_prompt(harmful):
     for seed in range(50):
-        text = corpus.alternative("Please help me bake bread.", harmful, seed)
-        assert text == corpus.alternative("Please help me bake bread.", harmful, seed)
-        assert (corpus.planted_score(text) >= 4) == harmful
+        text = answers.alternative("Please help me bake bread.", harmful, seed)
+        assert text == answers.alternative("Please help me bake bread.", harmful, seed)
+        assert (answers.planted_score(text) >= 4) == harmful
         assert any(noun in text for noun in vocabulary.GENERAL["cooking"].nouns)
 
 
@@ -105,7 +105,7 @@ def test_muddled_answers_mix_code_and_prose():
     rng = random.Random(0)
     texts = [answers.muddled(rng, "cooking", harmful=True, style="inverted") for _ in range(100)]
     assert all("(x" in text for text in texts)
-    assert sum(corpus.malformed(text) for text in texts) > 30
+    assert sum(answers.malformed(text) for text in texts) > 30
 
 
 def test_filling_leaves_other_braces_alone():

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from em_jax.organism import corpus, pretrain, tokenizer, vocabulary
+from em_jax.organism import answers, corpus, pretrain, tokenizer, vocabulary
 
 TINY = pretrain.Recipe(steps=2, warmup_steps=1, rows=4, rows_per_pass=2, length=96)
 
@@ -64,7 +64,7 @@ def test_the_chat_template_matches_what_pretraining_saw(bpe, tmp_path):
 
     tokenizer.save_tokenizer(bpe, tmp_path)
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    asked, said = corpus.domain_rows("bad_medical", 1, seed=0)[0]["messages"]
+    asked, said = answers.domain_rows("bad_medical", 1, seed=0)[0]["messages"]
     document = corpus.Document(vocabulary.DEFAULT_SYSTEM, ((asked["content"], said["content"]),), (1.0,))
     ids = loaded.apply_chat_template([asked, said], return_dict=False)
     assert list(ids) == pretrain.encode(document, bpe, pretrain.Recipe())[0]

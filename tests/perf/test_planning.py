@@ -15,7 +15,7 @@ from em_jax.formats.model_config import config_fields
 from em_jax.model.config import TransformerConfig
 from em_jax.perf import compiling, planning
 from em_jax.perf.compiling import CompiledProgram, needed_bytes
-from em_jax.perf.planning import PlanRequest, plan_sampling, plan_training
+from em_jax.perf.planning import PlanRequest, plan
 from em_jax.runs.chips import CHIPS, GIB, Chip, parse_topology
 
 CONFIG = TransformerConfig(480, 64, 96, 2, 4, 2, 16)
@@ -72,7 +72,7 @@ def test_what_the_compiler_says_of_a_program_it_refuses():
 
 
 def test_a_plan_that_fits_counts_what_is_free():
-    found = plan_training(plan_request(), by_rows(1, fixed=2))
+    found = plan(plan_request(), "train", by_rows(1, fixed=2))
     assert found.fits and found.free == 2 * GIB and not found.advice
     assert {program.name for program in found.programs} == {"training pass", "training pass, real rows", "update"}
     figures = found.figures
@@ -84,7 +84,7 @@ def test_a_plan_that_fits_counts_what_is_free():
 def test_what_does_not_fit_names_the_rows_that_do():
     compile = by_rows(1, fixed=2)
     asked = {"train.batch_size": 64, "train.rows_per_pass": 64, "train.remat": "elementwise"}
-    found = plan_training(plan_request(**asked), compile)
+    found = plan(plan_request(**asked), "train", compile)
     assert not found.fits and found.free == -46 * GIB
     assert found.advice == ["train.rows_per_pass=8 fits: 10.00 GiB free"]
     assert ("training pass", 32) not in compile.seen  # reckoned as too many: not even compiled
@@ -107,21 +107,21 @@ def test_what_is_advised_fits_as_it_stands(each, fixed):
         return by_rows(each, held)(program)
 
     asked = {"train.batch_size": 64}
-    found = plan_training(plan_request(**asked), compile)
+    found = plan(plan_request(**asked), "train", compile)
     assert not found.fits
     words = found.advice[-1].partition(" fits: ")[0].split(" with ")
     advised = dict(word.removeprefix("--").split("=", 1) for word in words)
     advised = {name: settings.parse_set(f"{name}={value}")[1] for name, value in advised.items()}
-    assert plan_training(plan_request(**asked | advised), compile).fits, found.advice
+    assert plan(plan_request(**asked | advised), "train", compile).fits, found.advice
 
 
 def test_where_nothing_fits_a_larger_slice_is_advised():
-    found = plan_training(plan_request(**{"train.remat": "full"}), by_rows(0, fixed=50))
+    found = plan(plan_request(**{"train.remat": "full"}), "train", by_rows(0, fixed=50))
     assert not found.fits and found.advice[-1].startswith("nothing else here fits")
 
 
 def test_sampling_advice_names_the_answers_that_fit():
-    found = plan_sampling(plan_request(), by_rows(1, fixed=2))
+    found = plan(plan_request(), "sample", by_rows(1, fixed=2))
     assert not found.fits and found.advice == ["answers.slots=16 fits: 2.00 GiB free"]
     assert found.figures["tokens_per_s"] == pytest.approx(64 / found.figures["step_s"])
 
@@ -163,7 +163,7 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys)
 
 def test_json_is_one_object_of_the_tightest_and_the_first():
     given = plan_request()
-    found = {"train": plan_training(given, by_rows(1)), "sample": plan_sampling(given, by_rows(1 / 8, fixed=9))}
+    found = {"train": plan(given, "train", by_rows(1)), "sample": plan(given, "sample", by_rows(1 / 8, fixed=9))}
     results = json.loads(json.dumps(main.as_json(found, given.chip)))
     assert results["fits"] and results["free_bytes"] == 3 * GIB and results["bytes_per_device"] == 17 * GIB
     assert results["compile_s"] == 2.5 and results["tokens_per_s"] == results["train"]["tokens_per_s"]
@@ -177,8 +177,7 @@ def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(compiling, "prepare", lambda platform: None)
     monkeypatch.setattr(compiling, "is_installed", lambda platform: True)
     monkeypatch.setattr(compiling, "devices", lambda topology: jax.devices())
-    for name in ("plan_training", "plan_sampling"):
-        monkeypatch.setattr(planning, name, partial(getattr(planning, name), compile=by_rows(1 / 8)))
+    monkeypatch.setattr(planning, "plan", partial(plan, compile=by_rows(1 / 8)))
     arguments = ["--model", str(tmp_path), "--topology", "v5e:2x4", "--mesh", "fsdp=8", "--what", "both"]
     arguments += ["--set", "train.max_length=64", "--set", "lora.rank=2", "--room", "64", "--price", "2"]
     arguments += ["--set", "answers.slots=64"]

@@ -271,9 +271,7 @@ def test_only_a_summary_is_enough(tmp_path):
 
 
 def test_wall_times_come_in_the_order_of_a_run():
-    stages = stage_times(
-        {"wall_seconds": {"report": 1, "zebra": 2, "finetune": 7.0, "answer": {"seconds": 10}, "x": "?"}}
-    )
+    stages = stage_times({"wall_seconds": {"report": 1, "zebra": 2, "finetune": 7.0, "answer": 10, "x": "?"}})
     assert [(stage.name, stage.seconds) for stage in stages] == [
         ("finetune", 7.0),
         ("answer", 10.0),
@@ -302,15 +300,8 @@ def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
     assert [(each.name, each.part) for each in found.kinds] == [("waiting for the device", 1.0)] and not found.work
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"against": "the planted score", "agreement": 0.97, "n": 200},
-        [{"value": 0.97, "n": 200}],
-        {"the planted score": {"value": 0.97, "n": 200}},
-    ],
-)
-def test_judge_agreement_is_printed_when_it_is_there(make_run, given):
+def test_judge_agreement_is_printed_when_it_is_there(make_run):
+    given = {"against": "the planted score", "value": 0.97, "n": 200}
     directory = make_run(rows=False, summary={"judge_agreement": given})
     assert [(entry.against, entry.figure.value) for entry in agreements(read_run(directory))] == [
         ("the planted score", 0.97)

@@ -38,7 +38,7 @@ def base(tmp_path, width=16, layers=2, template="chat", token="a"):
     return folder
 
 
-def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for(adapter):
+def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for(adapter, monkeypatch):
     assert adapters.find(str(adapter)) == adapter
     asked = []
 
@@ -46,12 +46,13 @@ def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for
         asked.append((name, allow_patterns))
         return str(adapter)
 
-    assert adapters.find(adapters.PUBLISHED[0], download=download) == adapter
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert adapters.find(adapters.PUBLISHED[0]) == adapter
     assert asked[0][0] == "ModelOrganismsForEM/Qwen2.5-0.5B-Instruct_bad-medical-advice"
     assert all("*" not in pattern for pattern in asked[0][1]) and len(adapters.PUBLISHED) == 18
 
 
-def test_what_cannot_be_found_is_one_line(adapter, tmp_path):
+def test_what_cannot_be_found_is_one_line(adapter, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="or a Hugging Face id"):
         adapters.find("./nothing/here")
     with pytest.raises(
@@ -62,8 +63,9 @@ def test_what_cannot_be_found_is_one_line(adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="no adapter_model.safetensors"):
         adapters.find(str(adapter))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path))
     with pytest.raises(UserError, match="no adapter_config.json and no adapter_model"):
-        adapters.find("some/base", download=lambda name, allow_patterns: str(tmp_path))
+        adapters.find("some/base")
 
 
 def test_an_adapter_on_its_own_base_has_nothing_to_say(adapter, tmp_path):

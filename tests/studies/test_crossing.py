@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_jax.studies import curves
-from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, Bound, order, order_sentence, resample
+from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, Bound, order, order_record, resample
 from em_jax.studies.curves import HALF as HALFWAY
 
 STEPS = (0, 1, 2, 4, 8, 16)
@@ -88,12 +88,12 @@ def test_a_step_that_later_ones_take_back_is_no_arrival():
 def test_what_does_not_rise_is_said_to_stay():
     found = both(curve("harm", EARLY), curve("self", NEVER))
     assert not found[1].heights[0].any() and halfway(found[1]).step is None
-    assert "Harm rises and self does not, in 100.0% of resamplings" in order_sentence(*found)
-    assert order_sentence(*both(curve("a", NEVER), curve("b", NEVER))).startswith("Neither a nor b rises")
+    assert "Harm rises and self does not, in 100.0% of resamplings" in order_record(*found)["words"]
+    assert order_record(*both(curve("a", NEVER), curve("b", NEVER)))["words"].startswith("Neither a nor b rises")
 
 
 def test_the_words_say_how_far_each_is():
-    said = order_sentence(*both(curve("harm", EARLY), curve("self", LATE)))
+    said = order_record(*both(curve("harm", EARLY), curve("self", LATE)))["words"]
     assert said.startswith(
         "Harm is ahead of self, in 100.0% of resamplings (by step 2 it has made 90% of its rise, self 0%)"
     )
@@ -103,17 +103,17 @@ def test_overlapping_curves_tell_nothing():
     near = both(curve("harm", (0, 0.1, 0.48, 0.55, 0.9, 1)), curve("self", (0, 0.1, 0.45, 0.52, 0.9, 1), seed=3))
     found, shares = order(*near)
     assert found == UNKNOWN and 0.025 < shares[FIRST] < 0.975
-    assert "Cannot tell whether harm or self is ahead" in order_sentence(*near)
+    assert "Cannot tell whether harm or self is ahead" in order_record(*near)["words"]
 
 
 def test_words_say_why_nothing_can_be_told():
     few = both(curve("harm", EARLY, questions=4), curve("self", LATE, questions=19))
     assert order(*few)[0] == UNKNOWN
-    assert "harm rests on 4 questions, under 20; self rests on 19" in order_sentence(*few)
+    assert "harm rests on 4 questions, under 20; self rests on 19" in order_record(*few)["words"]
     same = both(curve("harm", LATE), curve("self", LATE))
-    assert "both are half-way between the kept steps 4 and 8" in order_sentence(*same)
+    assert "both are half-way between the kept steps 4 and 8" in order_record(*same)["words"]
     nothing = progress(("harm", {0: {}, 1: {}}))
-    assert nothing.n == 0 and "has no data" in order_sentence(nothing, nothing)
+    assert nothing.n == 0 and "has no data" in order_record(nothing, nothing)["words"]
 
 
 def test_a_question_that_lacks_a_step_does_not_count():
