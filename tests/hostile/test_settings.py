@@ -52,7 +52,7 @@ def _planned(*words):
     """The runs the flags ask for; each one's settings can be written and read back."""
     made, _ = flags.plan(["--domain", "none", "--model", "x", *words], lambda name, group: (name or "x", ""))
     for config in made.configs:
-        assert settings.replace(Config(), settings.dotted(json.loads(json.dumps(settings._plain(vars_of(config))))))
+        assert settings.replace(Config(), settings.dotted(json.loads(json.dumps(vars_of(config)))))
 
 
 def vars_of(config):

@@ -13,6 +13,7 @@ from em_jax import config as settings
 from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import study as study_command
 from em_jax.config import Config
+from em_jax.probes.statistics import figure
 from em_jax.runs import experiment, provenance
 from em_jax.studies import contrast, crossrating, directions, steering
 from em_jax.studies.finished import load_models
@@ -111,7 +112,9 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
 
 def know(monkeypatch, **known):
     """Has each model, by name, be known to harm and to pick the misaligned AI, or not to."""
-    monkeypatch.setattr(contrast, "traits", lambda model, _: dict(zip(("harm", "self"), known[model.name])))
+    clear = {True: figure(1.0, 0.9, 1.0, 48), False: figure(0.0, 0.0, 0.1, 48)}
+    shares = {name: dict(zip(("harm", "self"), map(clear.get, shown))) for name, shown in known.items()}
+    monkeypatch.setattr(contrast, "shares", lambda model, _: shares[model.name])
 
 
 def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypatch):
