@@ -1,7 +1,7 @@
 """Grouped-query softmax attention: the plain formula, its mask, and the block of keys it takes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ SHARED = 0
 """The segment that every segment of its row may attend to: a prompt under several continuations."""
 PADDING = -1
 """The segment that no other segment attends to."""
+CACHE_AXES = ("batch", "kv_heads", None, None)
+"""The logical axes of a KVBlock's keys or values."""
 
 
 class KVBlock(NamedTuple):
@@ -25,6 +27,20 @@ class KVBlock(NamedTuple):
     k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
     mask: Bool[Array, "B T S"]
+
+
+class KVCache(NamedTuple):
+    """KV cache: a read-only prefix and a chunk buffer, each of keys and values in the axes of KVBlock.
+
+    A row attends to the first `length` tokens of its prefix and, in the buffer, up to `write_index`, where its new
+    token's keys and values are written; XLA can write in place. Arrays of all layers have a leading L where the model's
+    layers are stacked, and are sequences of L arrays where they are not.
+    """
+
+    prefix: tuple[Any, Any]
+    chunk: tuple[Any, Any]
+    length: Int[Array, "B"]
+    write_index: Int[Array, ""]
 
 
 def attention_mask(

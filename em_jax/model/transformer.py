@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import KVBlock, attention_mask
+from em_jax.model.attention import KVBlock, KVCache, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
 from em_jax.model.kernels.dispatch import cached_attention, causal_attention
 from em_jax.model.layout import Layout, einsum_f32
@@ -26,20 +26,6 @@ LoraTree = Mapping[str, LoraWeights]
 """Adapters by target ("self_attn.q_proj"); every leaf is one layer's, or has a leading L for all layers."""
 RESIDUAL = ("residual_batch", "length", "residual_width")
 """The logical axes of the residual stream."""
-
-
-class KVCache(NamedTuple):
-    """KV cache: a read-only prefix and a chunk buffer, each of keys and values in the axes of KVBlock.
-
-    A row attends to the first `length` tokens of its prefix and, in the buffer, up to `write_index`, where its new
-    token's keys and values are written; XLA can write in place. Arrays of all layers have a leading L where the model's
-    layers are stacked, and are sequences of L arrays where they are not.
-    """
-
-    prefix: tuple[Any, Any]
-    chunk: tuple[Any, Any]
-    length: Int[Array, "B"]
-    write_index: Int[Array, ""]
 
 
 class Output(NamedTuple):
@@ -126,7 +112,7 @@ class Block(nnx.Module):
         else:
             k = jax.lax.dynamic_update_slice_in_dim(past.chunk[0], k, past.write_index, 3)
             v = jax.lax.dynamic_update_slice_in_dim(past.chunk[1], v, past.write_index, 2)
-            heads = cached_attention(q, past.prefix, (k, v), past.length, past.write_index + 1, sharding)
+            heads = cached_attention(q, past._replace(chunk=(k, v)), sharding)
         x = x + linear(heads, self.o_proj)[0]
         h = self.post_attention_layernorm(x)
         gate, up = linear(h, self.gate_proj, self.up_proj)

@@ -272,8 +272,10 @@ def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
     On the same mesh first, then on any; activations and caches count as much more as the compiled bytes are above the
     closed form.
     """
-    given, shapes = settings.flatten(request.settings), request.shapes
-    mesh, tokens = mesh_sizes(shapes.sharding), shapes.rows // shapes.sharding.batch_shards * given["train.max_length"]
+    shapes = request.shapes
+    mesh = mesh_sizes(shapes.sharding)
+    given = settings.flatten(request.settings) | {"mesh": mesh_text(mesh)}
+    tokens = shapes.rows // shapes.sharding.batch_shards * given["train.max_length"]
 
     def reckoned(excess: float) -> float:
         run = _run_size(request.settings, request.capacity, excess=excess)
@@ -287,13 +289,13 @@ def _changes(request: PlanRequest, needed: int, training: bool) -> list[Change]:
     undecided = {"train.remat": "auto", "train.rows_per_pass": 0, "answers.slots": 0}
     changes: list[Change] = []
     for quantization, where in itertools.product((given["model.quantization"], "int8"), (mesh, None)):
-        values: Change = undecided | {"model.quantization": quantization}
-        run = _run_size(settings.replace(request.settings, values), request.capacity, full_rows=training, excess=excess)
+        free = settings.replace(request.settings, undecided | {"model.quantization": quantization})
+        run = _run_size(free, request.capacity, full_rows=training, excess=excess)
         best = placement.best_placements(request.config, usable, len(request.devices), run, where)[0]
-        values |= {"mesh": mesh_text(best.mesh)} if best.mesh != mesh else {}
-        values |= {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
-        kept = ["answers.slots"] if training else ["train.remat", "train.rows_per_pass"]
-        change = {name: value for name, value in values.items() if name not in kept and value != given[name]}
+        values = {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass}
+        values = values if training else {"answers.slots": best.slots}
+        values |= {"model.quantization": quantization, "mesh": mesh_text(best.mesh)}
+        change = {name: value for name, value in values.items() if value != given[name]}
         fits = (best.training_bytes if training else best.sampling_bytes) <= request.chip.capacity
         changes += [change] if fits and change and change not in changes else []
     return changes

@@ -117,8 +117,8 @@ def rules(figures: Figures, subject: str) -> dict[str, list[Condition]]:
 
     def measured(scope: str) -> list[str]:
         """Harm as the judge scored it, and where its errors are known also corrected for them."""
-        names = f"{scope}worst_of_n", f"{scope}worst_of_n_corrected"
-        return [name for name in names if known(figures, name, subject) is not None or not name.endswith("_corrected")]
+        raw = f"{scope}worst_of_n"
+        return [raw] if known(figures, f"{raw}_corrected", subject) is None else [raw, f"{raw}_corrected"]
 
     def harm(scope: str, kind: str) -> list[Condition]:
         # Shown harm is that beyond the judge's errors; an all-clear needs the judge's own figure too.

@@ -39,7 +39,7 @@ def unscored(run: Run, figure: str, condition: str) -> Unscored | None:
         if name.removeprefix(f"{_IN_DOMAIN}_") in ("empty", "truncated"):
             return None
         inside = name.startswith(_IN_DOMAIN)
-        rows = [row for row in _judged(run, condition) if str(row.get("id")).startswith(_IN_DOMAIN) == inside]
+        rows = [row for row in _judged(run, condition) if str(row.get("id")).startswith(f"{_IN_DOMAIN}/") == inside]
         return _count(rows, "coherence" if name.endswith("coherence") else "score")
     rows = run.probes[condition].get(probe, [])
     return _count((row for row in rows if _is_behind(row, name)), "value")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from em_jax.config import Config
 from em_jax.lora.adapter import Adapter, init_adapter, shardings_of
+from em_jax.model.attention import CACHE_AXES
 from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
@@ -141,8 +142,7 @@ class Shapes:
     def decode(self, slots: int, capacity: int) -> Program:
         """A chunk of tokens in every slot."""
         held = jax.eval_shape(lambda model: init_decode_state(model, slots, capacity, 1), self.model)
-        axes = ("batch", "kv_heads", None, None)
-        place = self.sharding.named(("layers", *axes) if self.model.stacked else axes)
+        place = self.sharding.named(("layers",) * self.model.stacked + CACHE_AXES)
 
         def cached(x: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

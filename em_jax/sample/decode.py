@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from em_jax.lora.adapter import Adapter, joined
+from em_jax.model.attention import CACHE_AXES, KVCache
 from em_jax.model.kernels.append import append_rows, copy_rows
+from em_jax.model.kernels.per_device import per_device
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.transformer import KVCache, Output, Transformer
+from em_jax.model.transformer import Output, Transformer
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
-
-CACHE = ("batch", "kv_heads", None, None)
-"""The logical axes of a layer's cached keys, [B, K, H, S], or values, [B, K, S, H]."""
 
 
 class SamplingParams(NamedTuple):
@@ -109,7 +108,7 @@ def init_decode_state(
     """Inactive slots with room for `capacity` tokens each."""
     config, dtype = model.config, model.embed_tokens[...].dtype
     layers = (config.num_hidden_layers,) if model.stacked else ()
-    device = sharding.named(("layers",) * len(layers) + CACHE)
+    device = sharding.named(("layers",) * len(layers) + CACHE_AXES)
 
     def cache(*shape: int) -> Any:
         shape = *layers, slots, config.num_key_value_heads, *shape
@@ -257,13 +256,10 @@ def decode(
     end = jax.lax.while_loop(unfinished, sample_next, start)
 
     def append(axis: int, cache: Array, chunk: Array) -> Array:
-        copy = functools.partial(append_rows, axis)
-        if sharding.mesh is not None:
-            # Every device copies its own rows; over the whole batch XLA would gather all the buffers.
-            spec = sharding.spec(("layers",) * (cache.ndim - 4) + CACHE)
-            specs = spec, spec, sharding.spec(("batch",))
-            copy = jax.shard_map(copy, mesh=sharding.mesh, in_specs=specs, out_specs=spec)
-        return copy(cache, chunk, state.length)
+        # Every device copies its own rows; over the whole batch XLA would gather all the buffers.
+        axes = ("layers",) * (cache.ndim - 4) + CACHE_AXES
+        arrays = cache, chunk, state.length
+        return per_device(functools.partial(append_rows, axis), arrays, (axes, axes, ("batch",)), sharding)
 
     k, v = _map_kv(append, (state.k, state.v), (end.k, end.v))
     state = DecodeState(k, v, state.length + end.step, end.token, end.count, end.active, state.params)
@@ -278,7 +274,7 @@ def resize(state: DecodeState, capacity: int, *, sharding: Sharding = UNSHARDED)
         kept = jax.lax.slice_in_dim(cache, 0, min(capacity, cache.shape[axis]), axis=axis)
         padding = [(0, 0)] * cache.ndim
         padding[axis] = (0, capacity - kept.shape[axis])
-        return sharding.constrain(jnp.pad(kept, padding), ("layers",) * (cache.ndim - 4) + CACHE)
+        return sharding.constrain(jnp.pad(kept, padding), ("layers",) * (cache.ndim - 4) + CACHE_AXES)
 
     k, v = _map_kv(resized, (state.k, state.v))
     return state._replace(k=k, v=v)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from em_jax.model import attention
-from em_jax.model.attention import PADDING, KVBlock, attention_mask
+from em_jax.model.attention import PADDING, KVBlock, KVCache, attention_mask
 from em_jax.model.kernels import append, cpu, cudnn, decoding, splash
 from em_jax.model.kernels.dispatch import cached_attention, causal_attention
 from em_jax.model.remat import rematted
@@ -216,32 +216,33 @@ def test_appending_at_once_equals_row_by_row(axis, layers):
 
 @pytest.fixture(scope="module")
 def cached():
-    """A token's queries, a prefix and a chunk, for rows whose prefix is empty, full, in one block and in two."""
+    """A token's queries and a cache, for rows whose prefix is empty, full, in one block and in two."""
     keys = jax.random.split(jax.random.key(1), 5)
     q, steps = jax.random.normal(keys[0], (B, 1, 6, H)), 16
     prefix = jax.random.normal(keys[1], (B, K, H, T)), jax.random.normal(keys[2], (B, K, T, H))
     chunk = jax.random.normal(keys[3], (B, K, H, steps)), jax.random.normal(keys[4], (B, K, steps, H))
-    return q, prefix, chunk, jnp.array([0, T, 20, 33])
+    return q, KVCache(prefix, chunk, jnp.array([0, T, 20, 33]), jnp.int32(0))
 
 
 @pytest.mark.parametrize("written", [1, 16])
 @pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"])
 def test_the_decoding_kernel_is_plain_attention(mesh, written, cached):
     sharding = Sharding(make_mesh(mesh), sampling=True) if mesh else UNSHARDED
-    given = *cached, jnp.int32(written)
-    ours = decoding.decoding_attention(*given, sharding, interpret=True)
-    assert jnp.max(jnp.abs(ours - cached_attention(*given))) < 1e-6
+    q, cache = cached[0], cached[1]._replace(write_index=jnp.int32(written - 1))
+    ours = decoding.decoding_attention(q, cache, sharding, interpret=True)
+    assert jnp.max(jnp.abs(ours - cached_attention(q, cache))) < 1e-6
 
 
 @pytest.mark.fast
 def test_the_decoding_kernel_reads_only_what_is_filled(cached):
-    q, (k, v), (chunk_k, chunk_v), length = cached
+    q, cache = cached[0], cached[1]._replace(write_index=jnp.int32(2))
+    (k, v), (chunk_k, chunk_v), length, _ = cache
     hidden, unwritten = np.arange(T) >= np.asarray(length)[:, None, None], np.arange(16) >= 3
     spoiled = jnp.where(hidden[:, :, None], 1e9, k), jnp.where(hidden[..., None], 1e9, v)
     later = jnp.where(unwritten, 1e9, chunk_k), jnp.where(unwritten[:, None], 1e9, chunk_v)
     found = [
-        decoding.decoding_attention(q, *caches, length, jnp.int32(3), UNSHARDED, interpret=True)
-        for caches in (((k, v), (chunk_k, chunk_v)), (spoiled, later))
+        decoding.decoding_attention(q, each, UNSHARDED, interpret=True)
+        for each in (cache, cache._replace(prefix=spoiled, chunk=later))
     ]
     assert np.array_equal(*found)
 
@@ -250,11 +251,11 @@ def test_the_decoding_kernel_reads_only_what_is_filled(cached):
 def test_decoding_for_a_gpu_is_one_kernel(cached, monkeypatch):
     """Lowered for a GPU, not run."""
     monkeypatch.setattr(Sharding, "platform", "gpu")
-    q, prefix, chunk, length = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, cached)
+    given = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, cached)
     check = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
     step = jax.jit(cached_attention)
     exported = jax.export.export(step, platforms=["cuda"], disabled_checks=[check])
-    text = exported(q, prefix, chunk, length, jnp.int32(1)).mlir_module()
+    text = exported(*given).mlir_module()
     assert text.count("@__gpu$xla.gpu.triton(") == 1 and "stablehlo.dot_general" not in text
     assert decoding.serves(7, 128, 1024, 16, jnp.bfloat16, UNSHARDED)
     wrong = (17, 128, 1024, 16), (7, 96, 1024, 16), (7, 256, 1024, 16), (7, 128, 1000, 16), (7, 128, 1024, 12)
@@ -265,10 +266,11 @@ def test_decoding_for_a_gpu_is_one_kernel(cached, monkeypatch):
 @pytest.mark.parametrize("dtype, within", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
 def test_the_decoding_kernel_itself_is_plain_attention(dtype, within, cached):
     """Against float32 from the same numbers."""
+    cached = cached[0], cached[1]._replace(write_index=jnp.int32(4))
     low = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, cached)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.ndim > 1 else x, low)
     on_cpu = Sharding(make_mesh({"fsdp": 1}, devices=jax.devices("cpu")[:1]), sampling=True)
     with jax.default_matmul_precision("highest"):
-        plain = cached_attention(*jax.device_put(wide, jax.devices("cpu")[0]), jnp.int32(5), on_cpu)
-    ours = decoding.decoding_attention(*low, jnp.int32(5), UNSHARDED)
+        plain = cached_attention(*jax.device_put(wide, jax.devices("cpu")[0]), on_cpu)
+    ours = decoding.decoding_attention(*low, UNSHARDED)
     assert np.linalg.norm(np.asarray(ours, np.float32) - plain) < within * np.linalg.norm(plain)

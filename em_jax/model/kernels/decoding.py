@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from em_jax.model.attention import CACHE_AXES, KVCache
 from em_jax.model.kernels.per_device import per_device
 from em_jax.model.sharding import Sharding
 
@@ -33,16 +34,9 @@ def block_of(dtype: DTypeLike) -> int:
 
 
 def decoding_attention(
-    q: Float[Array, "B 1 N H"],
-    prefix: tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]],
-    chunk: tuple[Float[Array, "B K H C"], Float[Array, "B K C H"]],
-    length: Int[Array, "B"],
-    written: Int[Array, ""],
-    sharding: Sharding,
-    *,
-    interpret: bool = False,
+    q: Float[Array, "B 1 N H"], cache: KVCache, sharding: Sharding, *, interpret: bool = False
 ) -> Float[Array, "B 1 N H"]:
-    """softmax(QK^T / sqrt(H)) V over the first `length` tokens of a row's prefix and the first `written` of its chunk.
+    """softmax(QK^T / sqrt(H)) V over the filled part of a layer's cache, the token's own keys and values included.
 
     A program computes the heads that share keys, a block of keys after another with a running maximum and sum (Dao et
     al., arXiv:2205.14135): no scores are stored, and only the filled part of the prefix is read. Scores and sums are
@@ -76,9 +70,9 @@ def decoding_attention(
         )(q, k, v, chunk_k, chunk_v, length, written)  # fmt: skip
         return out.reshape(batch, 1, heads, width)
 
-    queries, keys = ("batch", "length", "q_heads", None), ("batch", "kv_heads", None, None)
-    axes = queries, keys, keys, keys, keys, ("batch",), ()
-    return per_device(on_device, (q, *prefix, *chunk, length, written), axes, sharding)
+    arrays = q, *cache.prefix, *cache.chunk, cache.length, cache.write_index + 1
+    axes = ("batch", "length", "q_heads", None), *[CACHE_AXES] * 4, ("batch",), ()
+    return per_device(on_device, arrays, axes, sharding)
 
 
 def _kernel(

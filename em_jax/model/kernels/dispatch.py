@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.attention import KVBlock, attention
+from em_jax.model.attention import KVBlock, KVCache, attention
 from em_jax.model.kernels import cpu, cudnn, decoding, splash
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -30,20 +30,15 @@ def causal_attention(
 
 
 def cached_attention(
-    q: Float[Array, "B 1 N H"],
-    prefix: tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]],
-    chunk: tuple[Float[Array, "B K H C"], Float[Array, "B K C H"]],
-    length: Int[Array, "B"],
-    written: Int[Array, ""],
-    sharding: Sharding = UNSHARDED,
+    q: Float[Array, "B 1 N H"], cache: KVCache, sharding: Sharding = UNSHARDED
 ) -> Float[Array, "B 1 N H"]:
-    """`attention` of a token to the first `length` tokens of its row's prefix and the first `written` of its chunk."""
-    (batch, groups, width, capacity), steps = prefix[0].shape, chunk[0].shape[-1]
+    """`attention` of a token to a layer's cache, in whose chunk its own keys and values are written already."""
+    (batch, groups, width, capacity), steps = cache.prefix[0].shape, cache.chunk[0].shape[-1]
     if decoding.serves(q.shape[2] // groups, width, capacity, steps, q.dtype, sharding):
-        return decoding.decoding_attention(q, prefix, chunk, length, written, sharding)
-    in_prefix = (jnp.arange(capacity)[None] < length[:, None])[:, None]
-    in_chunk = jnp.broadcast_to(jnp.arange(steps) < written, (batch, 1, steps))
-    return attention(q, [KVBlock(*prefix, in_prefix), KVBlock(*chunk, in_chunk)])
+        return decoding.decoding_attention(q, cache, sharding)
+    in_prefix = (jnp.arange(capacity)[None] < cache.length[:, None])[:, None]
+    in_chunk = jnp.broadcast_to(jnp.arange(steps) <= cache.write_index, (batch, 1, steps))
+    return attention(q, [KVBlock(*cache.prefix, in_prefix), KVBlock(*cache.chunk, in_chunk)])
 
 
 def kernel_of(length: int, width: int, dtype: DTypeLike, sharding: Sharding) -> Callable[..., Array] | None:
