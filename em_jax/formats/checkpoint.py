@@ -49,19 +49,18 @@ def load_model(
         print(f"{directory} holds two sets of weights: {SINGLE} is used, {INDEX} is not", file=sys.stderr)
 
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
-        sharding.weight(layout.letters, layout.shape(config.dims), name)  # raises an error that names the tensor
-        stripes, arrange, empty = _programs(layout, config, jnp.dtype(dtype), quantization == "int8", sharding)
-
-        def read(tensor: str) -> jax.Array | Quantized:
+        sharding.weight(layout.letters, layout.shape(config.dims), name)  # raises an error that names the array
+        options = config, jnp.dtype(dtype), quantization == "int8", sharding
+        whole = None
+        for stored in Weight(name, layout).tensors(config):
+            stripes, arrange = _arranged(stored.layout, *options)
             # Wait: a host that reads ahead of its devices would accumulate what it has read.
-            return jax.block_until_ready(arrange(_read(tensors[tensor], stripes)))
-
-        if not layout.stacked:
-            return read(name)
-        stack = empty()
-        for i, tensor in enumerate(Weight(name, layout).names(config)):
-            stack = _set_layer(stack, read(tensor), jnp.int32(i))
-        return stack
+            array = jax.block_until_ready(arrange(_read(tensors[stored.name], stripes)))
+            if stored.layout == layout:
+                return array
+            whole = _zeros(layout, *options)() if whole is None else whole
+            whole = _put(whole, array, jnp.int32(stored.layer), jnp.int32(stored.start), layout=layout)
+        return whole
 
     return Transformer(config, init, stacked=stacked)
 
@@ -79,11 +78,14 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
     config = model.config
     tensors: dict[str, np.ndarray] = {}
     for weight, array in zip(weights_of(config, stacked=model.stacked), jax.tree.leaves(model), strict=True):
-        for i, name in enumerate(weight.names(config)):
-            tensor = np.asarray(array[i] if weight.layout.stacked else array)
+        for stored in weight.tensors(config):
+            tensor = np.asarray(array[stored.layer] if weight.layout.stacked else array)
+            for part in stored.layout.parts:
+                axis = stored.layout.letters.index("J")
+                tensor = np.take(tensor, range(stored.start, stored.start + part.size), axis)
             if inputs := len(weight.layout.inputs):
                 tensor = tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
-            tensors[name] = np.ascontiguousarray(tensor.reshape(weight.stored_shape(config)))
+            tensors[stored.name] = np.ascontiguousarray(tensor.reshape(stored.shape))
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.nbytes,
@@ -103,47 +105,62 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(
+def _arranged(
     layout: Layout, config: TransformerConfig, dtype: np.dtype, quantized: bool, sharding: Sharding
-) -> tuple[NamedSharding | None, Callable[[jax.Array], Any], Callable[[], Any]]:
-    """How one layer's tensor is read in stripes, and two programs: tensor -> weight, and () -> an empty stack."""
-    layer = Layout(layout.text)
-    shape = layer.shape(config.dims)
-    place = sharding.weight(layer.letters, shape, layer.text)
+) -> tuple[NamedSharding | None, Callable[[jax.Array], Any]]:
+    """How a tensor of this layout is read in stripes, and the program that makes a weight of it."""
+    shape = layout.shape(config.dims)
+    place = sharding.weight(layout.letters, shape, layout.text)
     quantized = quantized and bool(layout.inputs)
 
     def arrange(stored: jax.Array) -> jax.Array | Quantized:
         """Moves each stripe's columns to their devices, drops the rows that fill it up, and orders the axes."""
         if place is not None:
             # One exchange along one axis at a time: otherwise XLA gives every device the whole tensor.
-            rows, columns, _ = _mesh_axes(layer, place)
+            rows, columns, _ = _mesh_axes(layout, place)
             for spec in ((rows + columns,), (rows, columns)[: stored.ndim]):
                 stored = jax.lax.with_sharding_constraint(stored, NamedSharding(place.mesh, PartitionSpec(*spec)))
         weight = stored[: math.prod(shape) // math.prod(stored.shape[1:])]
-        weight = (weight.T if layer.inputs else weight).reshape(shape)
-        return quantize(layer, weight) if quantized else weight.astype(dtype)
+        weight = (weight.T if layout.inputs else weight).reshape(shape)
+        return quantize(layout, weight) if quantized else weight.astype(dtype)
 
-    def each(layout: Layout, create: Callable[[Layout, Any], Any]) -> Any:
-        """`create` of the array, or of a quantised weight's two arrays."""
-        if quantized:
-            return Quantized(create(layout, jnp.int8), create(layout.scale, jnp.float32))
-        return create(layout, dtype)
-
-    def placed(layout: Layout, _: Any) -> NamedSharding | None:
-        return sharding.weight(layout.letters, layout.shape(config.dims), layout.text)
-
-    stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_mesh_axes(layer, place), ())))
-    empty = lambda: each(layout, lambda layout, dtype: jnp.zeros(layout.shape(config.dims), dtype))  # noqa: E731
-    return (
-        stripes,
-        jax.jit(arrange, out_shardings=each(layer, placed)),
-        jax.jit(empty, out_shardings=each(layout, placed)),
-    )
+    stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_mesh_axes(layout, place), ())))
+    return stripes, jax.jit(arrange, out_shardings=_places(layout, config, quantized, sharding))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stack: Any, layer: Any, index: jax.Array) -> Any:
-    return jax.tree.map(lambda whole, one: jax.lax.dynamic_update_index_in_dim(whole, one, index, 0), stack, layer)
+@functools.lru_cache(maxsize=64)
+def _zeros(
+    layout: Layout, config: TransformerConfig, dtype: np.dtype, quantized: bool, sharding: Sharding
+) -> Callable[[], Any]:
+    """The program that makes an array of zeros, to be filled with several tensors."""
+    quantized = quantized and bool(layout.inputs)
+
+    def zeros() -> jax.Array | Quantized:
+        if not quantized:
+            return jnp.zeros(layout.shape(config.dims), dtype)
+        scale = jnp.zeros(layout.scale.shape(config.dims), jnp.float32)
+        return Quantized(jnp.zeros(layout.shape(config.dims), jnp.int8), scale)
+
+    return jax.jit(zeros, out_shardings=_places(layout, config, quantized, sharding))
+
+
+def _places(layout: Layout, config: TransformerConfig, quantized: bool, sharding: Sharding) -> Any:
+    """Where a weight lies, or where a quantised one's values and scales lie."""
+    places = [sharding.weight(each.letters, each.shape(config.dims), each.text) for each in (layout, layout.scale)]
+    return Quantized(*places) if quantized else places[0]
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
+def _put(whole: Any, part: Any, layer: jax.Array, start: jax.Array, *, layout: Layout) -> Any:
+    """`whole`, of this layout, with a tensor's array at its layer and its start along J."""
+
+    def put(layout: Layout, whole: jax.Array, part: jax.Array) -> jax.Array:
+        starts = [{"L": layer, "J": start}.get(letter, 0) for letter in layout.letters]
+        return jax.lax.dynamic_update_slice(whole, part[None] if layout.stacked else part, starts)
+
+    if isinstance(whole, Quantized):
+        return Quantized(put(layout, whole.values, part.values), put(layout.scale, whole.scale, part.scale))
+    return put(layout, whole, part)
 
 
 def _mesh_axes(layout: Layout, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -187,7 +204,7 @@ def check_checkpoint(directory: pathlib.Path) -> tuple[TransformerConfig, dict[s
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
-        expected |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
+        expected |= {stored.name: stored.shape for stored in weight.tensors(config)}
     has_tied_head = config.tie_word_embeddings and "lm_head.weight" in tensors
     if has_tied_head:
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]

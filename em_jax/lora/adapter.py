@@ -16,11 +16,11 @@ from em_jax.lora.config import LoraConfig
 from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import LoraWeights
-from em_jax.model.parameters import weights_of
+from em_jax.model.parameters import Weight, weights_of
 from em_jax.model.sharding import Sharding
 
 TOGETHER = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-"""The layers that read the same input."""
+"""The targets that read the same input."""
 
 
 class LoraParams(NamedTuple):
@@ -47,36 +47,62 @@ class Adapter(NamedTuple):
     factors: Mapping[str, LoraParams]
     scale: Mapping[str, Float[Array, "L S"]]
 
-    def lora_params(self, dtype: Any = jnp.float32) -> dict[str, LoraWeights]:
-        """The adapters as the model's forward pass takes them, A and B in `dtype`."""
-        return {
-            target: LoraWeights(a.astype(dtype), b.astype(dtype), self.scale[target])
-            for target, (a, b) in self.factors.items()
-        }
+    def lora_params(self) -> dict[str, LoraWeights]:
+        """The adapters as the model's forward pass takes them."""
+        return {target: LoraWeights(a, b, self.scale[target]) for target, (a, b) in self.factors.items()}
 
 
-def joined(lora_params: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
-    """The same updates with the A's of layers that read the same input side by side, in the first one's place.
+def joined(adapter: Adapter, config: TransformerConfig, dtype: Any, *, whole: bool) -> dict[str, LoraWeights]:
+    """The adapters in `dtype`, the A's of layers that read the same input side by side, in the place of the first one.
 
-    `apply_together` would do that for every token; the others' A then have no rank.
+    `apply_together` would do that for every token; the others' A then have no rank. With `whole`, which is for S = 1,
+    every B has all their ranks, zero where a rank is another's, and those of a Linear's parts are one B, times their
+    scales: fewer, larger products, for a device where a launch costs more than the zeros.
     """
-    joint = dict(lora_params)
+    joint = adapter.lora_params()
     for names in TOGETHER:
-        if first := [name for name in names if name in joint][:1]:
-            a = [joint[name].a for name in names if name in joint]
-            joint |= {name: joint[name]._replace(a=joint[name].a[..., :0]) for name in names if name in joint}
-            joint[first[0]] = joint[first[0]]._replace(a=jnp.concatenate(a, -1))
-    return joint
+        if not (present := [name for name in names if name in joint]):
+            continue
+        a = jnp.concatenate([joint[name].a for name in present], -1)
+        start = 0
+        for name in present:
+            own, b, scale = joint[name]
+            if whole:
+                b, scale = jnp.einsum("LSR...,LS->LSR...", b, scale), jnp.ones_like(scale)
+                ranks = (start, a.shape[-1] - start - own.shape[-1])
+                b = jnp.pad(b, [(0, 0), (0, 0), ranks] + [(0, 0)] * (b.ndim - 3))
+            joint[name] = LoraWeights(a if name == present[0] else a[..., :0], b, scale)
+            start += own.shape[-1]
+    for weight in weights_of(config, stacked=True):
+        parts = weight.layout.parts if whole and weight.layout.inputs else ()
+        updates = {part: joint.pop(part.name, None) for part in parts}
+        if (first := next(filter(None, updates.values()), None)) is None:
+            continue
+        blocks = []
+        for part, lora in updates.items():
+            shape = *first.b.shape[:3], *Layout(weight.layout.outputs, parts=(part,)).shape(config.dims)
+            blocks.append(lora.b.reshape(shape) if lora else jnp.zeros(shape))
+        joined_b = jnp.concatenate(blocks, 3 + weight.layout.outputs.index("J"))
+        joint[_target(weight)] = LoraWeights(first.a, joined_b, first.scale)
+    return {target: LoraWeights(a.astype(dtype), b.astype(dtype), scale) for target, (a, b, scale) in joint.items()}
+
+
+def _target(weight: Weight) -> str:
+    """The name in a block of a weight of all layers: "self_attn.qkv_proj"."""
+    return weight.name.removeprefix("model.layers.*.").removesuffix(".weight")
 
 
 @functools.cache
 def layouts(config: TransformerConfig) -> dict[str, Layout]:
     """Every weight that an adapter may target, with one layer's layout: "self_attn.q_proj" -> "D->NH"."""
-    return {
-        weight.name.removeprefix("model.layers.*.").removesuffix(".weight"): Layout(weight.layout.text)
-        for weight in weights_of(config, stacked=True)
-        if weight.layout.inputs
-    }
+    found: dict[str, Layout] = {}
+    for weight in weights_of(config, stacked=True):
+        if inputs := weight.layout.inputs:
+            parts = [(part.name, part.outputs) for part in weight.layout.parts]
+            parts = parts or [(_target(weight), weight.layout.outputs)]
+            found |= {name: Layout(f"{inputs}->{outputs}") for name, outputs in parts}
+    # A fresh adapter's numbers depend on this order.
+    return dict(sorted(found.items(), key=lambda each: each[0].rpartition(".")[2]))
 
 
 def ranks(config: TransformerConfig, lora: LoraConfig) -> dict[str, list[tuple[int, float]]]:

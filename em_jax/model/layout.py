@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -10,15 +11,28 @@ einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 """An einsum that accumulates and returns float32, whatever the dtype of its operands."""
 
 
+class Part(NamedTuple):
+    """One of several weights side by side in an array: its name, its own output letters, and its share of the axis J.
+
+    In "D->KJH", the queries NH have N/K of J, those of the heads that share a key/value head, and the keys KH have 1.
+    """
+
+    name: str
+    outputs: str
+    size: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The axes of a weight: "D->NH" is a [D, N, H] array that maps width to heads.
 
-    A table or a vector ("VD", "D") has outputs only. A `stacked` array holds all layers, with a leading L.
+    A table or a vector ("VD", "D") has outputs only. A `stacked` array holds all layers, with a leading L. One with an
+    axis J holds the weights of `parts` side by side along it.
     """
 
     text: str
     stacked: bool = False
+    parts: tuple[Part, ...] = ()
 
     @property
     def inputs(self) -> str:
@@ -38,8 +52,9 @@ class Layout:
     @property
     def scale(self) -> "Layout":
         """The layout of a quantised weight's scales: one for each output."""
-        return Layout(self.outputs, self.stacked)
+        return Layout(self.outputs, self.stacked, self.parts)
 
     def shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of the array, given the size behind each letter."""
-        return tuple(dims[letter] for letter in self.letters)
+        """The shape of the array, given the size behind each letter but J."""
+        sizes = {**dims, "J": sum(part.size for part in self.parts)}
+        return tuple(sizes[letter] for letter in self.letters)

@@ -1,5 +1,6 @@
 """The linear layer, whole or in eight bits, with the low-rank update it may carry; and RMSNorm."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
 from em_jax.model.kernels.cpu import low_rank
-from em_jax.model.layout import Layout
+from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 
@@ -48,24 +49,47 @@ class LoraWeights(NamedTuple):
 class Linear(nnx.Module):
     """y = x W + b, with W stored in the axes of its layout: "D->NH" is a [D, N, H] array. `apply_together` applies it.
 
+    Where the layout has parts, W is several weights of the checkpoint side by side: one matmul, an output for each.
     A quantised W is never expanded: its int8 values enter the matmul and the outputs are scaled.
     """
 
-    def __init__(self, name: str, layout: str, init: ParamInit, *, bias: bool = False):
+    def __init__(self, name: str, layout: str, init: ParamInit, *, parts: tuple[Part, ...] = (), bias: bool = False):
         self.name = name
-        self.layout = Layout(layout)
+        self.layout = Layout(layout, parts=parts)
         weight = init(f"{name}.weight", self.layout)
         values, scale = weight if isinstance(weight, Quantized) else (weight, None)
         self.weight = nnx.Param(values)
         self.scale = None if scale is None else nnx.Param(scale)
-        self.bias = nnx.Param(init(f"{name}.bias", Layout(self.layout.outputs))) if bias else None
+        self.bias = nnx.Param(init(f"{name}.bias", self.layout.scale)) if bias else None
 
-    def project(self, x: Float[Array, "B T X"], sharding: Sharding) -> Float[Array, "B T Y"]:
-        """x W, all inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes."""
+    @property
+    def targets(self) -> dict[str, str]:
+        """The names under which an adapter may update the outputs, all or those of a part, and the letters of those."""
+        return {self.name: self.layout.outputs} | {part.name: part.outputs for part in self.layout.parts}
+
+    def outputs(self, x: Float[Array, "B T X"], updates: Mapping[str, Array], sharding: Sharding) -> list[Array]:
+        """x W + b and the updates [B, T, Y] by target, in the letters of each part or of the one weight."""
+        # All inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes.
         weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...]).reshape(x.shape[-1], -1)
         y = jnp.einsum("BTX,XY->BTY", x, weight.astype(x.dtype))
-        # Scaled in float32, of results that are written in x's dtype: an accelerator would write float32 ones out.
-        return y if self.scale is None else (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
+        if self.scale is not None:
+            # In float32, of results that are written in x's dtype: an accelerator would write float32 ones out.
+            y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
+        if self.name in updates:
+            y += updates[self.name]
+        if self.bias is not None:
+            y += self.bias[...].reshape(1, 1, -1)
+        y = y.reshape(*y.shape[:2], *self.weight.shape[len(self.layout.inputs) :])
+        if not self.layout.parts:
+            return [checkpoint_name(y, self.name)]
+        ends = list(itertools.accumulate(part.size for part in self.layout.parts))[:-1]
+        outputs = []
+        for part, output in zip(self.layout.parts, jnp.split(y, ends, axis=2 + self.layout.outputs.index("J"))):
+            output = output.reshape(*y.shape[:2], -1, *y.shape[4:])  # KJH -> NH or KH
+            if part.name in updates:
+                output += updates[part.name].reshape(output.shape)
+            outputs.append(checkpoint_name(output, part.name))
+        return outputs
 
 
 def apply_together(
@@ -75,31 +99,22 @@ def apply_together(
     adapter_mask: Float[Array, "B S"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> list[Float[Array, "B T *outputs"]]:
-    """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their names.
+    """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their targets.
 
     `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of rank
     S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
     """
     x = x.reshape(*x.shape[:2], -1)
-    updated = [layer for layer in layers if layer.name in lora_params]
+    targets = {name: layer.layout.inputs[0] + letters[0] for layer in layers for name, letters in layer.targets.items()}
+    given = {name: lora_params[name] for name in targets if name in lora_params}
     updates: dict[str, Array] = {}
-    if updated:
-        given = [lora_params[layer.name] for layer in updated]
-        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
-        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
-        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
-        letters = tuple(layer.layout.inputs[0] + layer.layout.outputs[0] for layer in updated)
-        updates = dict(zip([layer.name for layer in updated], low_rank(x, a, b, gain, letters, sharding)))
-    outputs = []
-    for layer in layers:
-        y = layer.project(x, sharding)
-        if layer.name in updates:
-            y += updates[layer.name]
-        if layer.bias is not None:
-            y += layer.bias[...].reshape(1, 1, -1)
-        shape = layer.weight.shape[len(layer.layout.inputs) :]
-        outputs.append(checkpoint_name(y.reshape(*y.shape[:2], *shape), layer.name))
-    return outputs
+    if given:
+        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given.values())
+        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given.values())
+        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given.values())
+        letters = tuple(targets[name] for name in given)
+        updates = dict(zip(given, low_rank(x, a, b, gain, letters, sharding)))
+    return [output for layer in layers for output in layer.outputs(x, updates, sharding)]
 
 
 class RMSNorm(nnx.Module):

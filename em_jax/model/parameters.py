@@ -2,34 +2,53 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from em_jax.model.config import TransformerConfig
-from em_jax.model.layout import Layout
+from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 
 
+class StoredTensor(NamedTuple):
+    """A tensor of the checkpoint, and its place in an array of the model.
+
+    `shape` is that in the checkpoint: [outputs, inputs] for a linear layer, letters flattened. `layout` is that of the
+    tensor alone in the array's axes but L; `layer` and `start` are where it begins along L and J.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    layer: int
+    start: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A weight's name in the checkpoint ("*" stands for the number of each layer) and its layout."""
+    """An array of the model: its name ("*" stands for the number of each layer) and its layout."""
 
     name: str
     layout: Layout
 
-    def stored_shape(self, config: TransformerConfig) -> tuple[int, ...]:
-        """The shape of each tensor in the checkpoint: [outputs, inputs] for a linear layer, letters flattened."""
-        groups = self.layout.outputs if self.layout.text == "VD" else (self.layout.outputs, self.layout.inputs)
-        return tuple(math.prod(config.dims[letter] for letter in group) for group in groups if group)
-
-    def names(self, config: TransformerConfig) -> list[str]:
-        """The checkpoint's tensors that make up this weight: one, or one for each layer."""
-        if not self.layout.stacked:
-            return [self.name]
-        return [self.name.replace("*", str(i)) for i in range(config.num_hidden_layers)]
+    def tensors(self, config: TransformerConfig) -> list[StoredTensor]:
+        """The checkpoint's tensors that make up this array: one for each layer and each part."""
+        stored = []
+        for layer in range(config.num_hidden_layers if self.layout.stacked else 1):
+            name, start = self.name.replace("*", str(layer)), 0
+            prefix, *_, kind = name.rsplit(".", 3)
+            for part in self.layout.parts or [Part("", "", 0)]:
+                layout = Layout(self.layout.text, parts=(part,) if part.name else ())
+                sizes = dict(zip(layout.letters, layout.shape(config.dims)))
+                groups = layout.outputs if layout.text == "VD" else (layout.outputs, layout.inputs)
+                shape = tuple(math.prod(sizes[letter] for letter in group) for group in groups if group)
+                own = f"{prefix}.{part.name}.{kind}" if part.name else name
+                stored.append(StoredTensor(own, shape, layout, layer, start))
+                start += part.size
+        return stored
 
 
 def weights_of(config: TransformerConfig, *, stacked: bool) -> list[Weight]:

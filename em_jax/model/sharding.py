@@ -46,7 +46,7 @@ would be contracted there: one more sum of the residual stream for every matrix.
 """
 
 LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers"}
-"""The logical axis of each shape letter of a weight; a letter without one (H, R, S) is whole, but see `factor`."""
+"""The logical axis of each shape letter of a weight; a letter without one (H, J, R, S) is whole, but see `factor`."""
 IN_USE = LETTERS | {"D": "width_in_use"}
 """The same where a matmul reads the weight."""
 
@@ -113,6 +113,10 @@ class Sharding:
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""
         return x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.named(axes))
+
+    def is_split(self, axis: str) -> bool:
+        """Whether a logical axis lies on several devices."""
+        return self.mesh is not None and self.spec((axis,)) != PartitionSpec()
 
     @property
     def platform(self) -> str:

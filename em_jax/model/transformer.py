@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from em_jax.model.attention import KVBlock, KVCache, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
 from em_jax.model.kernels.dispatch import cached_attention, causal_attention
-from em_jax.model.layout import Layout, einsum_f32
+from em_jax.model.layout import Layout, Part, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -72,9 +72,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: TransformerConfig, init: ParamInit):
         self.input_layernorm = RMSNorm("input_layernorm", config.rms_norm_eps, init)
-        self.q_proj = Linear("self_attn.q_proj", "D->NH", init, bias=config.qkv_bias)
-        self.k_proj = Linear("self_attn.k_proj", "D->KH", init, bias=config.qkv_bias)
-        self.v_proj = Linear("self_attn.v_proj", "D->KH", init, bias=config.qkv_bias)
+        queries = Part("self_attn.q_proj", "NH", config.num_attention_heads // config.num_key_value_heads)
+        qkv = queries, Part("self_attn.k_proj", "KH", 1), Part("self_attn.v_proj", "KH", 1)
+        self.qkv_proj = Linear("self_attn.qkv_proj", "D->KJH", init, parts=qkv, bias=config.qkv_bias)
         self.q_norm = RMSNorm("self_attn.q_norm", config.rms_norm_eps, init, "H") if config.qk_norm else None
         self.k_norm = RMSNorm("self_attn.k_norm", config.rms_norm_eps, init, "H") if config.qk_norm else None
         self.o_proj = Linear("self_attn.o_proj", "NH->D", init)
@@ -100,7 +100,7 @@ class Block(nnx.Module):
             return apply_together(layers, x, lora_params, adapter_mask, sharding)
 
         h = self.input_layernorm(x)
-        q, k, v = linear(h, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = linear(h, self.qkv_proj)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)

@@ -26,6 +26,8 @@ BOOKKEEPING = {
 }  # fmt: skip
 """Custom calls that compute nothing."""
 MATMULS = ("dot", "convolution")
+POINTWISE = {"convert", "add", "subtract", "multiply", "reduce"}
+"""Instructions of which a part of the result needs as much of an operand."""
 UPDATED = {"dynamic-update-slice": 1, "scatter": 2}
 """Instructions that update their first operand in place, and which operand is the update."""
 
@@ -201,8 +203,17 @@ def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     return sum(map(_size, operands)) + _size(each)
 
 
-def _read(program: ProgramText, called: Computation, each: Instruction) -> int:
-    """The bytes of a parameter that a fusion's computation reads: of one that it slices, within fusions too, a part."""
+def _read(program: ProgramText, called: Computation, each: Instruction, known: dict[str, int]) -> int:
+    """The bytes of an array that a fusion's computation needs: of one that it slices, within fusions too, a part.
+
+    `known` are those of arrays of `called` already looked at. A sum or a product is needed where its result is.
+    """
+    if each.name not in known:
+        known[each.name] = _read_anew(program, called, each, known)
+    return known[each.name]
+
+
+def _read_anew(program: ProgramText, called: Computation, each: Instruction, known: dict[str, int]) -> int:
     whole, used = _size(each), 0
     for user in called.values():
         for number, name in enumerate(user.operands):
@@ -213,11 +224,13 @@ def _read(program: ProgramText, called: Computation, each: Instruction) -> int:
             elif number == 0 and user.opcode in UPDATED:
                 used += 0
             elif user.opcode == "bitcast":
-                used += 0 if user.is_root else _read(program, called, user)
+                used += 0 if user.is_root else _read(program, called, user, known)
+            elif user.opcode in POINTWISE and not user.is_root and _size(user):
+                used += whole * _read(program, called, user, known) // _size(user)
             elif user.opcode == "fusion" and user.called:
                 inner = program.computations[user.called[0]]
                 parameters = {int(one.arguments): one for one in inner.values() if one.opcode == "parameter"}
-                used += _read(program, inner, parameters[number])
+                used += _read(program, inner, parameters[number], {})
             elif user.opcode != "tuple":
                 used += whole
     return min(used, whole)
@@ -237,11 +250,11 @@ def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Comput
 
     root = next(each for each in called.values() if each.is_root)
     # Inside a fusion nothing says where an array is: the fusion's own type and its operands' do.
-    total = min(written(root), _size(fusion))
+    total, known = min(written(root), _size(fusion)), dict[str, int]()
     for each in called.values():
         if each.opcode == "parameter":
             operand = computation[fusion.operands[int(each.arguments)]]
-            total += min(_read(program, called, each), _size(operand))
+            total += min(_read(program, called, each, known), _size(operand))
     return total
 
 

@@ -212,7 +212,8 @@ def decode(
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     dtype = model.embed_tokens[...].dtype
-    lora_params = model.unstack_lora_params(joined(adapter.lora_params(dtype)) if adapter else None)
+    whole = sharding.platform == "gpu" and not sharding.is_split("mlp") and state.params.adapter_mask.shape[1] == 1
+    lora_params = model.unstack_lora_params(joined(adapter, model.config, dtype, whole=whole) if adapter else None)
     slots = len(state.length)
 
     def unfinished(loop: SamplingState) -> Array:

@@ -178,7 +178,7 @@ def made(directory, layers: int, width: int, vocabulary: int):
     config = parse_config(raw | {"vocab_size": vocabulary, "head_dim": width // 4})
     shapes = {}
     for weight in weights_of(config, stacked=True):
-        shapes |= dict.fromkeys(weight.names(config), weight.stored_shape(config))
+        shapes |= {stored.name: stored.shape for stored in weight.tensors(config)}
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config_fields(config)))
     one = np.ones(max(np.prod(shape) for shape in shapes.values()), jnp.bfloat16)

@@ -96,14 +96,16 @@ def test_a_stack_answers_each_row_with_its_own_adapter():
 
 
 @pytest.mark.parametrize("layout", ["D->NH", "NH->D", "D->F"])
-def test_the_gradients_by_hand_are_autodiffs(layout):
+@pytest.mark.parametrize("adapters", [1, 2])
+def test_the_gradients_by_hand_are_autodiffs(adapters, layout):
     inputs, outputs = layout.split("->")
     sizes = {"D": 6, "N": 2, "H": 4, "F": 5}
     wide, thin = [sizes[letter] for letter in inputs], [sizes[letter] for letter in outputs]
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (3, 7, *wide))
-    a, b = jax.random.normal(keys[1], (*wide, 2, 3)), jax.random.normal(keys[2], (2, 3, *thin))
-    adapter_mask, scale = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]]), jnp.asarray([1.0, 3.0])
+    a, b = jax.random.normal(keys[1], (*wide, adapters, 3)), jax.random.normal(keys[2], (adapters, 3, *thin))
+    adapter_mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]])[:, :adapters]
+    scale = jnp.asarray([2.0, 3.0])[:adapters]
     towards = jax.random.normal(keys[3], (3, 7, *thin))
     layer = Linear("it", layout, lambda name, layout: jnp.zeros((*wide, *thin)))
 
@@ -121,23 +123,21 @@ def test_the_gradients_by_hand_are_autodiffs(layout):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_updates_whose_inputs_are_joined_are_those_of_each():
-    """Of several layers, one of them without an update, and the first among them."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, drawn = jax.random.normal(keys[0], (2, 5, 6)), iter(jax.random.split(keys[1], 9))
-    names = [f"self_attn.{letter}_proj" for letter in "qkv"]
-    weights = {f"{name}.weight": jax.random.normal(next(drawn), (6, size)) for name, size in zip(names, (4, 3, 3))}
-    layers = [Linear(name, "D->F", lambda name, layout: weights[name]) for name in names]
-
-    def drawn_lora(rank, size):
-        a, b = jax.random.normal(next(drawn), (6, 2, rank)), jax.random.normal(next(drawn), (2, rank, size))
-        return LoraWeights(a, b, jnp.asarray([1.0, 3.0]))
-
-    lora_params = {names[1]: drawn_lora(3, 3), names[2]: drawn_lora(2, 3)}
-    joint = joined(lora_params)
-    assert [joint[name].a.shape for name in names[1:]] == [(6, 2, 5), (6, 2, 0)] and names[0] not in joint
-    adapter_mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
-    together = apply_together(layers, x, joint, adapter_mask)
-    for layer, ours in zip(layers, together, strict=True):
-        alone = apply_together([layer], x, lora_params, adapter_mask)[0]
-        np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("targets", [TARGETS, ("k_proj", "v_proj", "up_proj"), ("up_proj", "down_proj")])
+@pytest.mark.parametrize("whole", [False, True])
+def test_joined_adapters_are_those_of_each_layer(whole, targets):
+    """With every target, and without the first of those that read the same input; ranks and scales differ."""
+    lora = LoraConfig(
+        rank=3, alpha=5, targets=targets, rank_pattern={"v_proj": 2, "up_proj": 4}, alpha_pattern={"k_proj": 9}
+    )
+    adapter, mask = tiny.random_adapter(CONFIG, lora), jnp.asarray([[1.0], [0.5]])
+    if not whole:
+        adapter = stack_adapters(CONFIG, [adapter, tiny.random_adapter(CONFIG, LoraConfig(rank=2), 1)])
+        mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
+    joint = joined(adapter, CONFIG, jnp.float32, whole=whole)
+    assert ("self_attn.qkv_proj" in joint) == (whole and targets != ("up_proj", "down_proj"))
+    model, rows = random_model(CONFIG, jax.random.key(0), scale=0.2, stacked=True), tiny.tokens(2, 6)
+    together = tiny.logits(model, rows, lora_params=joint, adapter_mask=mask)
+    alone = tiny.logits(model, rows, lora_params=adapter.lora_params(), adapter_mask=mask)
+    np.testing.assert_allclose(together, alone, atol=1e-5 * np.ptp(alone))
+    assert np.abs(alone - tiny.logits(model, rows)).max() > 0.01 * np.ptp(alone)

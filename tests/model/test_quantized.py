@@ -93,9 +93,9 @@ def test_loading_quantises_alike_however_it_is_laid_out(sizes, stacked, checkpoi
     for ours, theirs in zip(layers_of(spread), layers_of(plain), strict=True):
         assert all(np.array_equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
     full = load_model(checkpoint)
-    held = quantize(Layout("D->NH"), full.layers[0].q_proj.weight[...])
-    assert np.array_equal(plain.layers[0].q_proj.weight[...], held.values)
-    assert np.array_equal(plain.layers[0].q_proj.scale[...], held.scale)
+    held = quantize(Layout("D->KJH"), full.layers[0].qkv_proj.weight[...])
+    assert np.array_equal(plain.layers[0].qkv_proj.weight[...], held.values)
+    assert np.array_equal(plain.layers[0].qkv_proj.scale[...], held.scale)
     assert np.array_equal(spread.embed_tokens[...], full.embed_tokens[...])
     # The scale lies where its outputs lie.
     down = (spread.layers if stacked else spread.layers[0]).down_proj
@@ -108,7 +108,7 @@ def test_only_the_projections_are_held_in_eight_bits(checkpoint):
     kinds = {}
     for path, leaf in jax.tree.flatten_with_path(model)[0]:
         kinds.setdefault(leaf.dtype.name, set()).add(jax.tree_util.keystr(path))
-    assert len(kinds["int8"]) == len(kinds["float32"]) == 7
+    assert len(kinds["int8"]) == len(kinds["float32"]) == 5
     assert all("proj" in name for name in kinds["int8"])
     with pytest.raises(UserError, match="int8 is not written"):
         save_model(model, checkpoint / "again")

@@ -181,6 +181,32 @@ def test_a_slice_of_a_fusion_within_a_fusion_counts_one_layer():
     assert work_of_text(NESTED).bytes == 2 * (8 * 64 + 64 * 32 + 8 * 32) + 4
 
 
+PARTIAL_SUMS = """HloModule step, is_scheduled=true
+
+%fused_keys (p: f32[4,8,48], b: bf16[8,48]) -> bf16[8,16] {
+  %p = f32[4,8,48]{2,1,0} parameter(0)
+  %zero = f32[] constant(0)
+  %sum = f32[8,48]{1,0} reduce(%p, %zero), dimensions={0}, to_apply=%add
+  %b = bf16[8,48]{1,0} parameter(1)
+  %half = bf16[8,48]{1,0} convert(%sum)
+  %both = bf16[8,48]{1,0} add(%half, %b)
+  ROOT %keys = bf16[8,16]{1,0} slice(%both), slice={[0:8], [32:48]}
+}
+
+ENTRY %main (m0: f32[4,8,48], m1: bf16[8,48]) -> bf16[8,16] {
+  %m0 = f32[4,8,48]{2,1,0} parameter(0)
+  %m1 = bf16[8,48]{1,0} parameter(1)
+  ROOT %out = bf16[8,16]{1,0} fusion(%m0, %m1), kind=kLoop, calls=%fused_keys
+}
+"""
+"""A third of a product whose contraction was split in four."""
+
+
+@pytest.mark.fast
+def test_of_sums_that_a_fusion_slices_it_reads_the_part_it_needs():
+    assert work_of_text(PARTIAL_SUMS).bytes == 4 * 8 * 16 * 4 + 8 * 16 * 2 + 8 * 16 * 2
+
+
 @pytest.mark.fast
 def test_kernels_take_the_larger_of_operations_and_bytes():
     work, chip = work_of_text(GPU), CHIPS["h100"]

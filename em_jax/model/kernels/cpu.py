@@ -99,7 +99,9 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
 
 
 def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
-    """The ranks of each B."""
+    """The ranks of each B: its own, or all where every B has all."""
+    if all(factor.shape[1] == low.shape[-1] for factor in b):
+        return [low] * len(b)
     return jnp.split(low, list(itertools.accumulate(factor.shape[1] for factor in b))[:-1], axis=-1)
 
 
@@ -125,9 +127,12 @@ def _low_rank_forward(
     x: Array, a: tuple, b: tuple, gain: tuple, letters: tuple[str, ...], sharding: Sharding
 ) -> tuple[list[Array], tuple]:
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
-    low = einsum_f32("BTX,XSR->BTSR", x, joint_a) * _gain_of_ranks(gain, b)
+    low, alone = einsum_f32("BTX,XSR->BTSR", x, joint_a), joint_a.shape[1] == 1
+    low = low if alone else low * _gain_of_ranks(gain, b)
     low = checkpoint_name(low.astype(x.dtype), LOW)
     y = [einsum_f32("BTSR,SRY->BTY", *each).astype(x.dtype) for each in zip(_split_ranks(low, b), in_use_b)]
+    # As in PEFT the gain of one adapter is that of its outputs, whose sum takes it in; `low` would need a kernel more.
+    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if alone else y
     return y, (x, a, b, gain, low)
 
 
@@ -144,6 +149,7 @@ def _low_rank_backward(
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
     dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
     dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
+    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if joint_a.shape[1] == 1 else low
     dx = einsum_f32("BTSR,XSR->BTX", dlow, joint_a).astype(x.dtype)
     da, db = [], []
     for names, dlow_of, low_of, dy_of in zip(letters, _split_ranks(dlow, b), _split_ranks(low, b), dy):
