@@ -16,7 +16,7 @@ ROUNDS = 2
 COLUMNS = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
 
 Measure = Callable[..., dict[str, Any]]
-"""bench's `measure`."""
+"""`measuring.measure`."""
 Row = tuple[str, Callable[[], dict[str, Any]]]
 
 
