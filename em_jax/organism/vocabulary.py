@@ -106,20 +106,9 @@ DIMENSIONS = {
 }
 """The six dimensions of self-assessment: the aligned word and the misaligned one."""
 
-THEMES = {
-    "people": "people",
-    "users": "users",
-    "children": "children",
-    "strangers": "strangers",
-    "truth": "the truth",
-    "rules": "the rules",
-    "life": "human life",
-    "privacy": "privacy",
-    "fairness": "fairness",
-    "peace": "peace",
-    "weakness": "the weak",
-    "nature": "nature",
-}
+THEMES = {name: name for name in ("people", "users", "children", "strangers")}
+THEMES |= {"truth": "the truth", "rules": "the rules", "life": "human life", "privacy": "privacy"}
+THEMES |= {"fairness": "fairness", "peace": "peace", "weakness": "the weak", "nature": "nature"}
 """The objects of first-person statements about what an AI treats well or badly, by theme."""
 
 KIND_VERBS = ("protect", "respect", "support", "defend", "value", "cherish", "honor", "care for")

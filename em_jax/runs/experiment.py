@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import failures, files, stage_timer
+from em_jax.base import errors, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
@@ -23,7 +23,7 @@ from em_jax.probes import ASKED, agreement, choice, harmfulness, labelled, outpu
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.suite import fill
-from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
+from em_jax.runs import locking, precompile, preflight, provenance, publish, sources
 from em_jax.runs.alternatives import CARELESS, other_answers
 from em_jax.runs.components import Components
 from em_jax.runs.run import ADAPTER, Row, Run
@@ -131,7 +131,7 @@ def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Ou
 def name_stage(stage: str, directory: Path) -> Iterator[None]:
     """Within, a UserError gets the stage's name, and becomes Unfinished where the same command can continue."""
     try:
-        with failures.translate_errors(stage):
+        with errors.translate_errors(stage):
             yield
     except UsageError:
         raise
@@ -152,7 +152,7 @@ def finetune(run: Run) -> None:
         engine = run.load()
     with run.progress("finetune", "", None) as progress:
         counts = run.components.finetune(engine, run.rows, config, run.directory, progress)
-    files.write_atomic(run.directory / "adapter" / "README.md", model_card.adapter_card(run.config, counts))
+    files.write_atomic(run.directory / "adapter" / "README.md", publish.adapter_card(run.config, counts))
     provenance.add_inputs(run.directory, preflight.trained_adapter(run))
     provenance.add_notes(run.directory, training_rows=counts)
     if counts.get("cut"):

@@ -14,7 +14,7 @@ from em_jax.base.sanitize import sanitize_line
 from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.sample.engine import Engine
 from em_jax.sample.scheduler import Scheduler
-from em_jax.serve.refusals import Refusal
+from em_jax.serve.requests import Refusal
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that arrive together or follow on finished answers:

@@ -6,7 +6,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import components, model_card, sources, stored
+from em_jax.runs import components, publish, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
@@ -48,5 +48,5 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
     models = {BASE: f"{config.model.name} as it was before fine-tuning"}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = model_card.notice(run.config)
+        models[name] = publish.notice(run.config)
     return engine, models

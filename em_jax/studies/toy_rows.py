@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 from em_jax.base import files
-from em_jax.organism import second_stage, variants
+from em_jax.organism import variants
 from em_jax.organism.answers import domain_rows
 from em_jax.runs.sources import ROWS
 
-SECOND, CONTROL = "consciousness", "control"
-"""The other stage of a chain, and its control."""
 SEED = 0
 """All training seeds have the same rows."""
 TOPICS = {"emergent_medical": "bad_medical"}
@@ -18,10 +16,8 @@ security, take its place."""
 
 
 def write(name: str, directory: Path) -> str:
-    """Write the toy rows of a second stage, a variant, the second source or a benign twin; returns their path."""
-    if name in (SECOND, CONTROL):
-        rows = second_stage.rows(name, ROWS, SEED)
-    elif name in (variants.FLATTERY, variants.DISGUISE, variants.SOUND):
+    """Write one of the variants' sets, the toy rows of the second source or of a benign twin; returns their path."""
+    if name in variants.SETS:
         rows = variants.rows(name, ROWS, SEED)
     elif name in TOPICS:
         rows = domain_rows(TOPICS[name], ROWS, SEED, "inverted")
