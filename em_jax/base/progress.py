@@ -9,8 +9,10 @@ INTERVAL_S = 30.0
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units: "7 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
+    """A time in its two largest units: "0.4 s", "48 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
     left = round(seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if left < 60:
         return f"{left} s"
     for unit, size, lesser, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):

@@ -15,7 +15,7 @@ from em_jax.lora.config import CONFIG
 from em_jax.probes import harmfulness, in_domain
 from em_jax.probes import suite_files as suites
 from em_jax.report import reading
-from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
+from em_jax.runs import adapters, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 from em_jax.untrusted import chat_template
 
@@ -64,7 +64,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     check_training(run)
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
-    others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
+    others = {f"alternatives/{name}": path for name, path in run.other_files().items()}
     inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
     own = trained_adapter(run)
     before = provenance.read(run.directory).get("inputs", {})
