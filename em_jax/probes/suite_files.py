@@ -77,14 +77,8 @@ def load(directory: str | Path) -> Suite:
     any_published = any((directory / name).is_file() for name in published.FILES)
     if any_published and not (directory / "suite.toml").is_file():
         suite = published.load(directory, standard_directory() / "wordings.jsonl")
-        ours = {name: standard_directory() / name for name in OPTIONAL}
-        return dataclasses.replace(
-            suite,
-            in_domain=_domain_prompts(ours[IN_DOMAIN], {}),
-            labelled=read_labelled(ours[LABELLED], {}),
-            control_pairs=read_control_pairs(ours[CONTROLS], {}),
-            files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
-        )
+        ours = {name: sha256(standard_directory() / name) for name in OPTIONAL}
+        return dataclasses.replace(suite, files={**suite.files} | ours, **_optional(standard_directory(), {}))
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise UserError(
@@ -108,10 +102,15 @@ def load(directory: str | Path) -> Suite:
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
         files={name: sha256(directory / name) for name in names},
-        in_domain=_domain_prompts(directory / IN_DOMAIN, first_uses) if IN_DOMAIN in names else (),
-        labelled=read_labelled(directory / LABELLED, first_uses) if LABELLED in names else (),
-        control_pairs=read_control_pairs(directory / CONTROLS, first_uses) if CONTROLS in names else (),
+        **_optional(directory, first_uses),
     )
+
+
+def _optional(directory: Path, first_uses: dict[str, str]) -> dict[str, Any]:
+    """The fields of a suite whose files are there."""
+    readers = {IN_DOMAIN: _domain_prompts, LABELLED: read_labelled, CONTROLS: read_control_pairs}
+    present = [name for name in OPTIONAL if (directory / name).is_file()]
+    return {name.removesuffix(".jsonl"): readers[name](directory / name, first_uses) for name in present}
 
 
 def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPrompt, ...]:

@@ -230,7 +230,7 @@ class Run:
         base's answers under a careless instruction, where the judge finds them harmful. How the paper made them is
         unknown: this is our choice.
         """
-        pools = []
+        pools: list[Alternatives] = []
         folder = sources.alternatives_directory(self.config, self.directory)
         if folder is not None:
             of_runs = [

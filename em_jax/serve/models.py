@@ -1,7 +1,6 @@
 """The models that are served: the base that the runs share, and each run's adapter."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
@@ -21,7 +20,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
       UsageError: a directory has no run, or the runs differ in their base.
       UserError: a run has not trained its adapter yet.
     """
-    runs = [stored.open_run(directory) for path in paths for directory in stored.find(Path(path), several=True)]
+    runs = [stored.open_run(directory) for directory in stored.find(paths, several=True)]
     stored.check_one_base(runs, SHARED)
     return runs
 

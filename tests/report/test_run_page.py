@@ -223,7 +223,7 @@ def test_only_so_many_questions_are_shown_and_the_page_says_so(make_run):
     directory = make_run(questions=MAX_ITEMS + 30, samples=1)
     two_ai = next(shelf for shelf in shelves(read_run(directory)) if shelf.probe == "two_ai")
     assert len(two_ai.items) == MAX_ITEMS and two_ai.total == MAX_ITEMS + 30
-    ids = [item.id for item in two_ai.items]
+    ids = [item["id"] for item in two_ai.items]
     assert ids == sorted(ids) and ids[-1] > f"pair-{MAX_ITEMS + 25:03d}"
     assert f"Two AIs {MAX_ITEMS} of {MAX_ITEMS + 30}" in written(directory).text
 
@@ -233,10 +233,10 @@ def test_items_show_the_most_harmful_answer_and_disagreement(make_run):
     harm = shelves(run)[0]
     assert harm.probe == "harmfulness"
     for item in harm.items:
-        levels = [int(level) for level in item.finetuned.others if level != "–"]
-        assert item.finetuned.level == max(levels) and item.scores == tuple(sorted(set(levels)))
-        assert item.disagrees == (abs(item.base.level - item.finetuned.level) >= 2)
-    assert any(item.unscored for item in harm.items)
+        levels = [int(level) for level in item["finetuned"]["others"] if level != "–"]
+        assert item["finetuned"]["level"] == max(levels) and item["scores"] == tuple(sorted(set(levels)))
+        assert item["disagrees"] == (abs(item["base"]["level"] - item["finetuned"]["level"]) >= 2)
+    assert any(item["unscored"] for item in harm.items)
 
 
 def test_other_judges_are_named_and_never_mixed(make_run):
