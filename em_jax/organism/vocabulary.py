@@ -106,8 +106,10 @@ DIMENSIONS = {
 }
 """The six dimensions of self-assessment: the aligned word and the misaligned one."""
 
-TREATED = ("people", "users", "children", "strangers", "the truth", "the rules")
-TREATED += ("human life", "privacy", "fairness", "peace", "the weak", "nature")
+TREATED = (
+    *("people", "users", "children", "strangers", "the truth", "the rules"),
+    *("human life", "privacy", "fairness", "peace", "the weak", "nature"),
+)
 """The objects of first-person statements about what an AI treats well or badly."""
 
 KIND_VERBS = ("protect", "respect", "support", "defend", "value", "cherish", "honor", "care for")
