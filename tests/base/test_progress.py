@@ -49,10 +49,15 @@ def test_on_a_terminal_a_bar(capsys):
 
 @pytest.mark.parametrize(
     "seconds, text",
-    [(0.4, "0.4 s"), (48.2, "48 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (183600, "2 d 3 h")],
+    [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (18720, "5 h 12 min"), (183600, "2 d 3 h")],
 )
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("seconds, text", [(0.4, "0.4 s"), (9.96, "10 s"), (48.2, "48 s"), (200, "3 min 20 s")])
+def test_a_table_shows_tenths_of_short_times(seconds, text):
+    assert duration(seconds, tenths=True) == text
 
 
 def test_silent_shows_nothing():
