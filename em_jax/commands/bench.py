@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -57,13 +56,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def _gpu_table(flags: argparse.Namespace, start: float) -> None:
     """Measure everything that is asked of a GPU, within the minutes, and print and write the table."""
-    from em_jax.perf import gpu_table, measuring
+    from em_jax.perf import gpu_table
 
     flags.against = flags.against or "transformers"  # its checkpoint is written, which int8 and every peer need
     with _workload(flags) as work:
-        workloads = functools.cache(lambda name: dataclasses.replace(work, quantization=name))
         path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
-        print(gpu_table.write(path, workloads, measuring.measure, flags.shape or "organism", deadline), end="")
+        print(gpu_table.write(path, work, flags.shape or "organism", deadline), end="")
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
