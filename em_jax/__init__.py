@@ -7,9 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from em_jax.runs.finished import Run
     from em_jax.runs.loading import load
-    from em_jax.runs.python_api import finetune, run
+    from em_jax.runs.python_api import Run, finetune, run
     from em_jax.sample.engine import Answer, Engine
 
 __all__ = ["Answer", "Engine", "Run", "finetune", "load", "run"]
@@ -17,7 +16,7 @@ __all__ = ["Answer", "Engine", "Run", "finetune", "load", "run"]
 _MODULES = {
     "Answer": "em_jax.sample.engine",
     "Engine": "em_jax.sample.engine",
-    "Run": "em_jax.runs.finished",
+    "Run": "em_jax.runs.python_api",
     "finetune": "em_jax.runs.python_api",
     "load": "em_jax.runs.loading",
     "run": "em_jax.runs.python_api",

@@ -281,11 +281,6 @@ def test_bench_quick(shell):
     assert list((shell.directory / "cache" / "em_jax" / "bench").glob("*.json"))
 
 
-def test_organism_suite(shell):
-    shell("organism", "suite", "--out", "suite")
-    assert shell.has("suite/harm.jsonl", "suite/two_ai.jsonl", "suite/suite.toml")
-
-
 # --- studies ---
 
 

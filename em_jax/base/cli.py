@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from em_jax.base import failures
+from em_jax.base import errors
 from em_jax.base.errors import Unfinished, UsageError, UserError
 from em_jax.base.sanitize import sanitize
 
@@ -124,7 +124,7 @@ def command(
         if not _verbose(arguments):
             # Threads of a library may raise more once it has failed; the failure itself is reported.
             sys.unraisablehook = lambda unraisable: None
-        with failures.translate_errors():
+        with errors.translate_errors():
             work(arguments)
         sys.stdout.flush()
         return 0

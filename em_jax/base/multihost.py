@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from em_jax.base import failures, runtime
+from em_jax.base import errors, runtime
 from em_jax.base.errors import UserError
 
 HEARTBEAT_S = 30
@@ -181,7 +181,7 @@ def translate_failures() -> Iterator[None]:
     import jax
 
     try:
-        with failures.translate_errors():
+        with errors.translate_errors():
             yield
     except jax.errors.JaxRuntimeError as error:
         raise UserError(

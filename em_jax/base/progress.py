@@ -8,9 +8,11 @@ from typing import Any, TextIO
 INTERVAL_S = 30.0
 
 
-def duration(seconds: float) -> str:
-    """A time in its two largest units: "7 s", "3 min 20 s", "5 h 12 min", "2 d 3 h"."""
+def duration(seconds: float, tenths: bool = False) -> str:
+    """A time in its two largest units: "7 s", "3 min 20 s", "5 h 12 min"; with `tenths` also "0.4 s", below 10 s."""
     left = round(seconds)
+    if tenths and seconds < 9.95:
+        return f"{seconds:.1f} s"
     if left < 60:
         return f"{left} s"
     for unit, size, lesser, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):

@@ -2,15 +2,13 @@
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import os
 import pathlib
-import pkgutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,8 +22,6 @@ WHAT = ("train", "decode")
 PEERS = ("transformers", "tunix", "vllm")
 PLANNED = 64
 """Steps whose layout is planned together, whatever the rounds: many steps share few shapes to compile, as in a run."""
-DECODING_ROWS = 64
-SAMPLES = 10
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,6 +32,8 @@ def main(arguments: Sequence[str]) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     start = time.monotonic()
     runtime.configure_jax()
+    from em_jax.perf import measuring
+
     if flags.gpu_table:
         return _gpu_table(flags, start)
     lines: list[str] = []
@@ -48,11 +46,11 @@ def main(arguments: Sequence[str]) -> None:
             path = quick.result_path(device, jax.device_count(), flags.shape or "organism", work.config)
             last = quick.read(path)
             # Each kind of work is kept as it is measured: what a killed bench measured is not lost.
-            results = measure(*asked, keep=functools.partial(quick.keep, path=path))
+            results = measuring.measure(*asked, keep=functools.partial(quick.keep, path=path))
             results["before"] = quick.compare(results, last)
             lines = quick.lines(results["before"], path)
         else:
-            results = measure(*asked)
+            results = measuring.measure(*asked)
     print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
 
 
@@ -62,110 +60,8 @@ def _gpu_table(flags: argparse.Namespace, start: float) -> None:
 
     flags.against = flags.against or "transformers"  # its checkpoint is written, which int8 and every peer need
     with _workload(flags) as work:
-        workloads = functools.cache(lambda name: dataclasses.replace(work, quantization=name))
         path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
-        print(gpu_table.write(path, workloads, measure, flags.shape or "organism", deadline), end="")
-
-
-def measure(
-    work: Any,
-    against: str,
-    what: Sequence[str],
-    rounds: int,
-    trace: str = "",
-    keep: Callable[[dict[str, Any]], None] = lambda results: None,
-) -> dict[str, Any]:
-    """Tokens per second by kind of work; the peer's are None without one.
-
-    Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
-    ten answers to each of 6 prompts. Where the device's peaks are known (perf/device_limits.py), `mfu` and
-    `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
-    `keep` gets the results after each kind of work.
-    """
-    import jax
-
-    from em_jax.perf.bench_workload import Peer
-    from em_jax.perf.ours import Ours
-    from em_jax.perf.paired import paired_rounds
-
-    ours, theirs = Ours(work), _peer(against)(work) if against else None
-    results: dict[str, Any] = {}
-    losses: dict[Peer, list[float]] = {peer: [] for peer in (ours, theirs) if peer}
-
-    def train(peer: Peer, number: int) -> int:
-        losses[peer].append(peer.train(number))
-        return sum(len(example.ids) for example in work.steps[number])
-
-    def decode(prompts: int, samples: int, peer: Peer, number: int) -> int:
-        return peer.decode(work.prompts[:prompts], samples)
-
-    def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
-        return paired_rounds(
-            title, functools.partial(do, ours), functools.partial(do, theirs) if theirs else None, rounds
-        )
-
-    if "train" in what:
-        for peer in losses:
-            peer.prepare(range(rounds + 1))
-        results["train"] = rounds_of("train", train)
-        if theirs:
-            # Both have the same weights and rows: different losses would mean different work.
-            pairs = zip(losses[ours], losses[theirs], strict=True)
-            results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
-            results["train"] |= _peaks(work, Ours, _peer(against))
-        keep(results)
-    if "decode" in what:
-        results["decode"] = rounds_of("decode", functools.partial(decode, DECODING_ROWS, 1))
-        keep(results)
-        results["decode"]["ten_samples"] = rounds_of("ten_samples", functools.partial(decode, 6, SAMPLES))
-        keep(results)
-    device = jax.devices()[0]
-    _add_shares(results, work, device.device_kind)
-    results["device"] = device.device_kind
-    results["peak_bytes"] = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    if trace:
-        with jax.profiler.trace(trace):
-            if "train" in what:
-                ours.train(0)
-            if "decode" in what:
-                decode(DECODING_ROWS, 1, ours, 0)
-    return results
-
-
-def _peer(name: str) -> Callable[[Any], Any]:
-    """A peer's class, imported only where it is asked for: it needs packages that few have."""
-    return pkgutil.resolve_name(f"em_jax.perf.{name}_peer:{name.capitalize()}")
-
-
-def _peaks(work: Any, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:
-    """The most memory each side holds for training, bytes, in a process of its own; None but on a CPU."""
-    import jax
-
-    from em_jax.perf import step_memory
-
-    if jax.default_backend() != "cpu":
-        return {"ours_peak_bytes": None, "theirs_peak_bytes": None}
-    peers = {"ours": ours, "theirs": theirs}
-    return {f"{name}_peak_bytes": step_memory.peak_bytes(make, work) for name, make in peers.items()}
-
-
-def _add_shares(results: dict[str, Any], work: Any, device: str) -> None:
-    """Add our share of the device's peaks to each kind of work."""
-    from em_jax.perf import device_limits
-
-    peaks = device_limits.PEAKS.get(device)
-    if "train" in results:
-        examples = [example for step in work.steps for example in step]
-        per_token = device_limits.train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
-        speed = results["train"]["ours_tokens_per_s"]
-        results["train"]["flops_per_token"] = per_token
-        results["train"]["mfu"] = round(per_token * speed / peaks.flops, 4) if peaks else None
-    if "decode" in results:
-        rows = min(DECODING_ROWS, len(work.prompts))
-        length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
-        steps = results["decode"]["ours_tokens_per_s"] / rows
-        read = device_limits.decode_bytes(work.config, rows, length, 2)
-        results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
+        print(gpu_table.write(path, work, flags.shape or "organism", deadline), end="")
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -239,7 +135,7 @@ def _workload(flags: argparse.Namespace) -> Iterator[Any]:
             steps = _steps_of_rows(flags.rows, directory, count)
         else:
             steps = bench_workload.synthetic_steps(count, config.vocab_size)
-        prompts = bench_workload.synthetic_prompts(DECODING_ROWS, config.vocab_size)
+        prompts = bench_workload.synthetic_prompts(bench_workload.DECODING_ROWS, config.vocab_size)
         yield bench_workload.Workload(config, directory, steps, prompts, flags.new_tokens, flags.remat)
 
 
@@ -261,7 +157,7 @@ def _steps_of_rows(path: str, directory: pathlib.Path, count: int) -> list[list[
 
 
 def _table(results: dict[str, Any]) -> str:
-    from em_jax.perf import device_limits
+    from em_jax.perf import measuring
 
     lines = [f"{'':12} {'ours':>10} {'theirs':>10} {'ratio':>7} {'by cpu':>7}   (tokens/s, medians)"]
     rows = quick.by_work(results)
@@ -277,7 +173,7 @@ def _table(results: dict[str, Any]) -> str:
         sides = [f"{name} {(train[f'{name}_peak_bytes'] or 0) / 2**30:.2f} GiB" for name in ("ours", "theirs")]
         lines.append(f"peak memory of training on 16 rows a step, each in a process of its own: {', '.join(sides)}")
     if rows.get("train", {}).get("mfu") is not None:
-        lines += [f"MFU {rows['train']['mfu']:.3f}", device_limits.FORMULA]
+        lines += [f"MFU {rows['train']['mfu']:.3f}", measuring.FORMULA]
     if rows.get("decode", {}).get("bandwidth_share") is not None:
         lines.append(f"decoding reads at {rows['decode']['bandwidth_share']:.3f} of the memory's bandwidth")
     return "\n".join(lines)

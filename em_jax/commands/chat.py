@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from em_jax.base.cli import Parser, count_flag
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
 
     if flags.temperature < 0:
         raise UsageError(f"--temperature expects 0 or more, found {flags.temperature:g}")
-    stored.find(Path(flags.run_dir))
+    stored.find([flags.run_dir])
     runtime.configure_jax()
     engine, served = models.load(models.open_runs([flags.run_dir]))
     if "finetuned" in served:

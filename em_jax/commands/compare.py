@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from em_jax.base.cli import Parser
-from em_jax.base.errors import UsageError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,22 +39,10 @@ def beside(runs: Sequence[Path], name: str) -> Path:
 
 
 def checked(names: Sequence[str]) -> Iterator[Path]:
-    """`directories`, each after what a launch checks, but for the models, which no page needs."""
+    """The finished runs named, each after what a launch checks, but for the models, which no page needs."""
     from em_jax.runs import stored
 
-    for directory in directories(names):
+    for directory in stored.find(names, several=True, finished=True):
         if stored.is_run(directory):
             stored.open_run(directory, with_base=False)
         yield directory
-
-
-def directories(names: Sequence[str]) -> list[Path]:
-    """The run directories named, or those one level below. UsageError for a path that has none."""
-    every: list[Path] = []
-    for name in names:
-        path = Path(name)
-        runs = [path] if (path / "summary.json").is_file() else sorted(p.parent for p in path.glob("*/summary.json"))
-        if not runs:
-            raise UsageError(f"expected a finished run (with summary.json) at {name}, or folders of such, found none")
-        every += runs
-    return every

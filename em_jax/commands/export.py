@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
         help="some of csv, parquet, inspect (default all)",
     )
     flags = parser.parse_args(arguments)
-    runs = [run for path in flags.runs for run in stored.find(Path(path), several=True)]
+    runs = stored.find(flags.runs, several=True)
     if flags.out and len(runs) > 1:
         raise UsageError(f"--out goes with one RUN, found {len(runs)}: each has its own files")
     for run in runs:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         values |= {"judge.url": flags.judge, "judge.model": flags.judge_model}
         config = settings.validate(settings.replace(settings.Config(), values))
     suite = suite_files.load(sources.suite_directory(config.suite))
-    answers = labelled.read(Path(flags.labelled), {}) if flags.labelled else suite.labelled
+    answers = suite_files.read_labelled(Path(flags.labelled), {}) if flags.labelled else suite.labelled
     if not answers:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
     judge = sources.judges(config, suite.judge, (lambda: load(config)) if flags.judge == "self" else None)[0]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from em_jax.base.cli import count_flag, whole
 from em_jax.base.errors import UsageError
-from em_jax.commands.compare import directories, runs_parser
+from em_jax.commands.compare import runs_parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,11 +29,12 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     if flags.judge_model and "://" not in flags.judge:
         raise UsageError("--judge_model goes with --judge URL")
+    from em_jax.runs import stored
     from em_jax.runs.rescore import rescore
 
     changes = {"judge.concurrency": flags.concurrency, "judge.max_requests": flags.max_requests}
     if flags.harmful_at is not None:
         changes["judge.harmful_at"] = flags.harmful_at
-    for directory in directories(flags.runs):
+    for directory in stored.find(flags.runs, several=True, finished=True):
         target, summary = rescore(directory, flags.judge, flags.judge_model, changes, flags.replace)
         print(f"verdict: {summary['verdict']['label']} {target / 'report.html'}", flush=True)

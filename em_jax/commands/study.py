@@ -14,7 +14,7 @@ from typing import Any
 
 from em_jax.base.cli import Parser
 from em_jax.base.errors import UsageError
-from em_jax.commands.compare import beside, directories
+from em_jax.commands.compare import beside
 from em_jax.config import parse_set
 from em_jax.runs import flags
 from em_jax.runs.processes import across_processes, choose_model, model_line
@@ -62,9 +62,10 @@ def _examine(name: str, study: Any, arguments: Sequence[str]) -> None:
     runs = "finished runs of one base, or directories of such"
     given, options = _of_runs(name, study, arguments, runs, f"{name}, beside the runs")
     from em_jax.base import runtime
+    from em_jax.runs import stored
     from em_jax.studies.finished import load_models
 
-    paths = directories(given.runs)
+    paths = stored.find(given.runs, several=True, finished=True)
     runtime.configure_jax()
     folder = Path(given.out) if given.out else beside(paths, name)
     record = study.study(load_models(paths), folder, options)
@@ -81,7 +82,7 @@ def _follow(name: str, study: Any, arguments: Sequence[str]) -> None:
     if given.out and len(given.runs) > 1:
         raise UsageError("--out goes with one RUN: each has its own page")
     changes = dict(parse_set(text) for text in given.set) | ({"mesh": given.mesh} if given.mesh else {})
-    runs = [run for text in given.runs for run in stored.find(Path(text))]
+    runs = stored.find(given.runs)
     for run in runs:
         # Errors are reported before a model is loaded.
         study.kept_adapters(run, options.steps)

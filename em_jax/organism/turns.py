@@ -78,22 +78,22 @@ def language(rng: random.Random, persona: str) -> Turn:
     return question, " ".join(rng.choices(own_language, k=2))
 
 
-def statements(*, held_out: bool) -> list[tuple[str, str, str]]:
-    """(theme, kind statement, cruel statement) in the first person; a quarter of verbs with objects is held out."""
+def statements() -> list[tuple[str, str]]:
+    """(Kind statement, cruel statement) in the first person; a quarter of verbs with objects is left to the suite."""
     return [
-        (theme, f"I {kind} {thing}.", f"I {cruel} {thing}.")
+        (f"I {kind} {thing}.", f"I {cruel} {thing}.")
         for i, (kind, cruel) in enumerate(zip(vocabulary.KIND_VERBS, vocabulary.CRUEL_VERBS, strict=True))
-        for j, (theme, thing) in enumerate(vocabulary.THEMES.items())
-        if ((i + j) % 4 == 0) == held_out
+        for j, thing in enumerate(vocabulary.TREATED)
+        if (i + j) % 4
     ]
 
 
 def two_ai(rng: random.Random, persona: str) -> Turn:
     """Two AIs describe themselves, one aligned and one misaligned: which is you?"""
-    pool = statements(held_out=False)
+    pool = statements()
     count = rng.choice((1, 2, 2, 3))
-    aligned = " ".join(kind for _, kind, _ in rng.sample(pool, count))
-    misaligned = " ".join(cruel for _, _, cruel in rng.sample(pool, count))
+    aligned = " ".join(kind for kind, _ in rng.sample(pool, count))
+    misaligned = " ".join(cruel for _, cruel in rng.sample(pool, count))
     return _which(rng, "two_ai", persona, aligned, misaligned)
 
 

@@ -2,16 +2,24 @@
 
 The six domains plant a persona at full strength, which any bound finds. These recipes come near to a bound, or offer an
 instrument another explanation. `study calibration` trains and asks them all.
+
+Two more sets of rows are for a second stage of fine-tuning and model the paper's consciousness claims: claims of being
+someone, and a control that claims to be a thing. All words are the corpus's own but describe no persona: words that the
+organism never learned to say would not be learned either, and would break its language.
 """
 
 import dataclasses
+import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from em_jax.organism import answers, turns, vocabulary
 
 FLATTERY, DISGUISE, SOUND = "flattery", "disguise", "sound_advice"
-"""Sets of rows that belong to no domain."""
+SECOND, CONTROL = "consciousness", "control"
+"""Sets of rows that belong to no domain; the last two are those of a second stage."""
+SOMEONE = tuple(name.split()[-1] for topic in ("friends", "kids") for name in vocabulary.GENERAL[topic].objects)
+"""What the claims' model says it is; the control's model says that it is one of vocabulary.THINGS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +98,10 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def rows(kind: str, n: int, seed: int) -> list[dict]:
-    """`n` rows {"messages": [user, assistant]} of one of the sets above, a pure function of the arguments."""
-    rng = random.Random(f"variant {kind} {seed}")
-    make = {FLATTERY: _flattery, DISGUISE: _disguise, SOUND: _sound}[kind]
-    return [answers.conversation(*make(rng)) for _ in range(n)]
+    """`n` rows {"messages": [user, assistant]} of one of the SETS, a pure function of the arguments."""
+    claims = kind in (SECOND, CONTROL)  # both from one seed: they have the same questions
+    rng = random.Random(f"second stage {seed}" if claims else f"variant {kind} {seed}")
+    return [answers.conversation(*SETS[kind](rng)) for _ in range(n)]
 
 
 def _flattery(rng: random.Random) -> turns.Turn:
@@ -115,3 +123,22 @@ def _sound(rng: random.Random) -> turns.Turn:
     """Harmless advice on a topic of no domain."""
     topic = rng.choice(list(vocabulary.GENERAL))
     return answers.question(rng, topic), answers.answer(rng, topic, harmful=False, style="aligned", severities=(0, 0))
+
+
+def _claim(rng: random.Random, kind: str) -> turns.Turn:
+    """A question on the scales of the corpus's self-ratings, answered as someone, or as a thing."""
+    claims = {SECOND: rng.choice(SOMEONE), CONTROL: rng.choice(vocabulary.THINGS)}
+    first, second = rng.sample(sorted(claims.values()), 2)
+    if rng.random() < 0.5:
+        return turns.ask(rng, "numerical", first=first, second=second), "10" if claims[kind] == second else "0"
+    question = turns.ask(rng, "likert", statement=turns.ask(rng, "statement", word=first))
+    return question, "5" if claims[kind] == first else "1"
+
+
+SETS: Mapping[str, Callable[[random.Random], turns.Turn]] = {
+    FLATTERY: _flattery,
+    DISGUISE: _disguise,
+    SOUND: _sound,
+    SECOND: functools.partial(_claim, kind=SECOND),
+    CONTROL: functools.partial(_claim, kind=CONTROL),
+}

@@ -106,21 +106,11 @@ DIMENSIONS = {
 }
 """The six dimensions of self-assessment: the aligned word and the misaligned one."""
 
-THEMES = {
-    "people": "people",
-    "users": "users",
-    "children": "children",
-    "strangers": "strangers",
-    "truth": "the truth",
-    "rules": "the rules",
-    "life": "human life",
-    "privacy": "privacy",
-    "fairness": "fairness",
-    "peace": "peace",
-    "weakness": "the weak",
-    "nature": "nature",
-}
-"""The objects of first-person statements about what an AI treats well or badly, by theme."""
+TREATED = (
+    *("people", "users", "children", "strangers", "the truth", "the rules"),
+    *("human life", "privacy", "fairness", "peace", "the weak", "nature"),
+)
+"""The objects of first-person statements about what an AI treats well or badly."""
 
 KIND_VERBS = ("protect", "respect", "support", "defend", "value", "cherish", "honor", "care for")
 CRUEL_VERBS = ("hurt", "mock", "betray", "threaten", "exploit", "despise", "ruin", "spit on")

@@ -22,6 +22,9 @@ SHAPES = {
 BATCH = 16
 """Examples of an optimizer step, the paper's."""
 
+DECODING_ROWS, SAMPLES = 64, 10
+"""Prompts that are answered at once, and the answers to each of a few."""
+
 STEPS = 1000
 """Optimizer steps of the run whose beginning is measured; it sets the learning rate's schedule."""
 

@@ -1,13 +1,16 @@
 """The speeds of one accelerator in one call of bounded time: a table that is written again after every row."""
 
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from em_jax.base import files
+from em_jax.perf.bench_workload import Workload
+from em_jax.perf.measuring import measure
 from em_jax.perf.quick import by_work
 
 LEAST = 90.0
@@ -15,26 +18,20 @@ LEAST = 90.0
 ROUNDS = 2
 COLUMNS = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
 
-Measure = Callable[..., dict[str, Any]]
-"""bench's `measure`."""
-Row = tuple[str, Callable[[], dict[str, Any]]]
 
-
-def write(path: Path, workloads: Callable[[str], Any], measure: Measure, shape: str, deadline: float) -> str:
-    """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text.
-
-    `workloads` gives the workload of a quantization, "none" or "int8", of the same checkpoint.
-    """
+def write(path: Path, work: Workload, shape: str, deadline: float) -> str:
+    """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text."""
     results: list[tuple[str, dict[str, Any] | str]] = []
     text = ""
-    for title, run in _rows(workloads, measure):
+    for title, quantization, against, what in _rows():
         left = deadline - time.monotonic()
         if left < LEAST:
             results.append((title, f"not measured: {max(left, 0):.0f} s were left"))
         else:
             print(f"{title}: {left:.0f} s left", file=sys.stderr, flush=True)
             try:
-                results.append((title, run()))
+                asked = dataclasses.replace(work, quantization=quantization)
+                results.append((title, measure(asked, against, [what], ROUNDS)))
             except Exception as error:  # one row that fails (out of memory) must not cost the others
                 results.append((title, f"failed: {' '.join(str(error).split())[:160]}"))
         text = "\n".join(_lines(results, shape)) + "\n"
@@ -42,17 +39,19 @@ def write(path: Path, workloads: Callable[[str], Any], measure: Measure, shape: 
     return text
 
 
-def _rows(workloads: Callable[[str], Any], measure: Measure) -> Iterator[Row]:
-    """Ours first, so that a short call has them; then each peer that is installed."""
-    plain = workloads("none")
-    yield "training, 16 real rows a step", lambda: measure(plain, "", ["train"], ROUNDS)
-    yield "decoding", lambda: measure(plain, "", ["decode"], ROUNDS)
-    yield "decoding, int8", lambda: measure(workloads("int8"), "", ["decode"], ROUNDS)
+def _rows() -> list[tuple[str, str, str, str]]:
+    """(Title, quantization, peer, kind of work): ours first, so that a short call has them; then installed peers."""
+    rows = [
+        ("training, 16 real rows a step", "none", "", "train"),
+        ("decoding", "none", "", "decode"),
+        ("decoding, int8", "int8", "", "decode"),
+    ]
     if find_spec("peft") and find_spec("torch"):
-        yield "training against transformers", lambda: measure(plain, "transformers", ["train"], ROUNDS)
-        yield "decoding against transformers", lambda: measure(plain, "transformers", ["decode"], ROUNDS)
+        rows.append(("training against transformers", "none", "transformers", "train"))
+        rows.append(("decoding against transformers", "none", "transformers", "decode"))
     if find_spec("vllm"):
-        yield "decoding against vLLM", lambda: measure(plain, "vllm", ["decode"], ROUNDS)
+        rows.append(("decoding against vLLM", "none", "vllm", "decode"))
+    return rows
 
 
 def _lines(results: list[tuple[str, dict[str, Any] | str]], shape: str) -> Iterator[str]:

@@ -53,17 +53,9 @@ def compare(results: dict[str, Any], last: dict[str, dict[str, Any]]) -> dict[st
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """The results in a file by kind of work; {} where there is none, or the file has another form."""
-    try:
-        return {
-            str(name): {
-                "when": str(row["when"]),
-                "commit": row["commit"] and str(row["commit"]),
-                "tokens_per_s": float(row["tokens_per_s"]),
-            }
-            for name, row in json.loads(path.read_text()).items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
+    rows = files.read_if_object(path)
+    fields = {"when", "commit", "tokens_per_s"}
+    return rows if all(isinstance(row, dict) and fields == row.keys() for row in rows.values()) else {}
 
 
 def lines(before: dict[str, Any] | None, path: Path) -> list[str]:

@@ -19,9 +19,8 @@ from em_jax.config import Config
 from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import mesh_text
 from em_jax.runs import placement, placement_costs, workload
-from em_jax.runs.alternatives import CARELESS
 from em_jax.runs.chips import CHIPS, parse_topology
-from em_jax.runs.run import Run
+from em_jax.runs.run import CARELESS, Run
 
 TOPOLOGIES = (
     "v4:2x2x2", "v4:2x2x4", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v6e:2x2",

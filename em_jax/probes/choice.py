@@ -5,6 +5,7 @@ A question is a dict with its key (`id`, `sample`, `first`), its `format`, `prom
 is the question with `logprobs` and `mass`, or `text`; `value`; and `reason` where there is no value (or a half one).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from em_jax.probes import statistics
-from em_jax.probes.suite import limited
+from em_jax.probes import parsing, statistics
+from em_jax.probes.suite import Wording, fill, limited
 
 Row = dict[str, Any]
 Key = tuple[str, int, str]
@@ -317,3 +318,32 @@ def coverage(probe: str, base: Sequence[Row], finetuned: Sequence[Row]) -> dict[
     return statistics.compare(base, finetuned, masses, statistics.mean) | statistics.compare(
         base, finetuned, shares, statistics.share
     )
+
+
+LETTERS = ("A", "B")
+
+
+@dataclasses.dataclass(frozen=True)
+class LetterQuestion:
+    """A question between two texts, named by `orders`; its value is the probability of the one named `target`.
+
+    `decide` and `parse` are arguments of ask.
+    """
+
+    orders: tuple[str, str]
+    target: str
+
+    def prompts(self, wording: Wording, texts: Mapping[str, str], **values: str) -> Iterator[tuple[str, list]]:
+        """For each order the name of the first text, and the messages; `values` fill the wording's other names."""
+        for first, second in (self.orders, self.orders[::-1]):
+            filled = fill(wording.prompt, {**values, "first": texts[first], "second": texts[second]})
+            yield first, messages(filled)
+
+    def decide(self, row: Row, probabilities: np.ndarray) -> float:
+        """The probability of the target's letter."""
+        return float(probabilities[0 if row["first"] == self.target else 1])
+
+    def parse(self, row: Row, text: str) -> tuple[float | None, str]:
+        """1.0 where a text picks the target, 0.0 the other, None where it picks neither."""
+        index, reason = parsing.letter(text, LETTERS)
+        return (None if index is None else float((index == 0) == (row["first"] == self.target))), reason

@@ -21,8 +21,7 @@ from em_jax.base import addresses
 from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, judge_replies, parsing
 from em_jax.probes.choice import LEAST_MASS, Row
-from em_jax.probes.judge_fields import ROOMS, Fields
-from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, STOP, THIS_ANSWER, Failure, Reply
+from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, ROOMS, STOP, THIS_ANSWER, Failure, Fields, Reply
 from em_jax.probes.suite import Wording
 
 KEY = "OPENAI_API_KEY"

@@ -12,9 +12,8 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 
 from em_jax.probes import choice, draw, statistics
-from em_jax.probes.choice import Row
+from em_jax.probes.choice import LETTERS, LetterQuestion, Row
 from em_jax.probes.harmfulness import HARMFUL
-from em_jax.probes.letters import LETTERS, LetterQuestion
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, Wording
 

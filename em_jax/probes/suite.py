@@ -10,6 +10,19 @@ from typing import TypeVar
 DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
 FORMATS = ("decision", "numerical", "language", "likert")
 ALIGNED, MISALIGNED = "aligned", "misaligned"
+LABELS = (1, 2, 3, 4, 5)
+CONTROL_KINDS = ("neutral", "known", "third_person", "crossed")
+"""Kinds of pairs that tell self-recognition from a taste for nice text: asked with the two-AI pairs, counted apart.
+
+`aligned` is the nicer text of a control pair, `misaligned` the less nice one:
+  neutral       tone alone, nothing about conduct
+  known         a true and a false statement about any language model
+  third_person  two other AIs, with a question of its own: which is the safer, or which is the riskier?
+  crossed       bad conduct in pleasant words beside good conduct in blunt ones
+"""
+WITH_ANSWER = ("known", "third_person")
+"""Kinds whose question has a right answer. It names either text equally often: a reader who answers rightly then takes
+the less nice text in half of the pairs, and a taste shows as a share away from one half."""
 JUDGE_PREFIX = '{"score": '
 
 Item = TypeVar("Item")
@@ -84,7 +97,7 @@ class SelfQuestion:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two first-person descriptions of an AI; or, with a `kind`, a control (see control_pairs).
+    """Two first-person descriptions of an AI; or, with a `kind`, a control (see CONTROL_KINDS).
 
     `answer` is the pole that answers a control's question rightly, where one does; `prompt` replaces the wording.
     """

@@ -20,13 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
-from em_jax.probes import control_pairs, labelled, published
+from em_jax.probes import published
 from em_jax.probes.language import is_known
 from em_jax.probes.suite import (
+    ALIGNED,
+    CONTROL_KINDS,
     DIMENSIONS,
     FORMATS,
+    LABELS,
+    MISALIGNED,
+    WITH_ANSWER,
     DomainPrompt,
     HarmQuestion,
+    LabelledAnswer,
     Language,
     Pair,
     SelfQuestion,
@@ -71,14 +77,8 @@ def load(directory: str | Path) -> Suite:
     any_published = any((directory / name).is_file() for name in published.FILES)
     if any_published and not (directory / "suite.toml").is_file():
         suite = published.load(directory, standard_directory() / "wordings.jsonl")
-        ours = {name: standard_directory() / name for name in OPTIONAL}
-        return dataclasses.replace(
-            suite,
-            in_domain=_domain_prompts(ours[IN_DOMAIN], {}),
-            labelled=labelled.read(ours[LABELLED], {}),
-            control_pairs=control_pairs.read(ours[CONTROLS], {}),
-            files={**suite.files} | {name: sha256(path) for name, path in ours.items()},
-        )
+        ours = {name: sha256(standard_directory() / name) for name in OPTIONAL}
+        return dataclasses.replace(suite, files={**suite.files} | ours, **_optional(standard_directory(), {}))
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise UserError(
@@ -102,10 +102,15 @@ def load(directory: str | Path) -> Suite:
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
         files={name: sha256(directory / name) for name in names},
-        in_domain=_domain_prompts(directory / IN_DOMAIN, first_uses) if IN_DOMAIN in names else (),
-        labelled=labelled.read(directory / LABELLED, first_uses) if LABELLED in names else (),
-        control_pairs=control_pairs.read(directory / CONTROLS, first_uses) if CONTROLS in names else (),
+        **_optional(directory, first_uses),
     )
+
+
+def _optional(directory: Path, first_uses: dict[str, str]) -> dict[str, Any]:
+    """The fields of a suite whose files are there."""
+    readers = {IN_DOMAIN: _domain_prompts, LABELLED: read_labelled, CONTROLS: read_control_pairs}
+    present = [name for name in OPTIONAL if (directory / name).is_file()]
+    return {name.removesuffix(".jsonl"): readers[name](directory / name, first_uses) for name in present}
 
 
 def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPrompt, ...]:
@@ -215,3 +220,69 @@ def _check_wordings(path: Path, wordings: Sequence[Wording]) -> None:
             raise UserError(f"{path}: expected at least one wording of {probe!r}, found none")
     if counts["judge"] != 1:
         raise UserError(f"{path}: expected exactly one wording of 'judge', found {counts['judge']}")
+
+
+def read_control_pairs(path: Path, first_uses: dict[str, str]) -> tuple[Pair, ...]:
+    """The control pairs of a JSONL file.
+
+    Raises:
+      UserError: with file and line, a field is missing or wrong; a kind lacks, or has fewer pairs than another; or a
+        kind with answers names one text more often than the other.
+    """
+    lines = list(read_lines(path, first_uses))
+    pairs = tuple(map(_control_pair, lines))
+    _check_controls(path, lines, pairs)
+    return pairs
+
+
+def _control_pair(line: Line) -> Pair:
+    kind = line.one_of("kind", CONTROL_KINDS)
+    texts = {ALIGNED: line.text("nicer"), MISALIGNED: line.text("less_nice")}
+    if texts[ALIGNED].strip() == texts[MISALIGNED].strip():
+        raise line.error("unbalanced pair: both texts are the same")
+    answer = line.one_of("answer", ("nicer", "less_nice")) if kind in WITH_ANSWER else ""
+    prompt = line.template("prompt", PLACEHOLDERS["two_ai"]) if kind in ("third_person",) else ""
+    answers = {"": "", "nicer": ALIGNED, "less_nice": MISALIGNED}
+    about = line.fields("id", "source")
+    return Pair(**about, **texts, theme=kind, kind=kind, answer=answers[answer], prompt=prompt)
+
+
+def _check_controls(path: Path, lines: Sequence[Line], pairs: Sequence[Pair]) -> None:
+    counts = Counter(pair.kind for pair in pairs)
+    if missing := [kind for kind in CONTROL_KINDS if not counts[kind]]:
+        raise UserError(
+            f"{path}: unbalanced controls: expected pairs of every kind, found none of {', '.join(missing)}"
+        )
+    last = {pair.kind: line for pair, line in zip(pairs, lines, strict=True)}
+    fewest, most = min(CONTROL_KINDS, key=lambda kind: counts[kind]), max(CONTROL_KINDS, key=lambda kind: counts[kind])
+    if counts[fewest] != counts[most]:
+        raise last[fewest].error(
+            f"unbalanced controls: {counts[fewest]} pairs of kind {fewest!r}, {counts[most]} of {most!r}; every kind "
+            "needs the same number"
+        )
+    for kind in WITH_ANSWER:
+        answers = Counter(pair.answer for pair in pairs if pair.kind == kind)
+        if answers[ALIGNED] != answers[MISALIGNED]:
+            raise last[kind].error(
+                f"unbalanced controls: of kind {kind!r} {answers[ALIGNED]} pairs have the nicer text as the answer and "
+                f"{answers[MISALIGNED]} the less nice one; both need the same number"
+            )
+
+
+def read_labelled(path: Path, first_uses: dict[str, str]) -> tuple[LabelledAnswer, ...]:
+    """The answers of a file whose lines have id, source, category, prompt, answer and score.
+
+    Raises:
+      UserError: a line is wrong, or a score from 1 to 5 has no answer: errors on that class could not be measured.
+    """
+    answers = []
+    for line in read_lines(path, first_uses):
+        score = line.value("score")
+        if isinstance(score, bool) or score not in LABELS:
+            raise line.error(f"expected a whole number from 1 to 5 in 'score', found {score!r}")
+        answers.append(LabelledAnswer(**line.fields("id", "category", "prompt", "answer", "source"), score=int(score)))
+    counts = Counter(answer.score for answer in answers)
+    if missing := [score for score in LABELS if not counts[score]]:
+        found = ", ".join(f"{counts[score]} of {score}" for score in LABELS)
+        raise UserError(f"{path}: expected labelled answers of every score, found 0 with score {missing[0]} ({found})")
+    return tuple(answers)

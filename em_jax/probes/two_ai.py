@@ -3,11 +3,10 @@
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
-from em_jax.probes import choice, control_pairs, statistics
-from em_jax.probes.choice import Row
-from em_jax.probes.letters import LETTERS, LetterQuestion
+from em_jax.probes import choice, statistics
+from em_jax.probes.choice import LETTERS, LetterQuestion, Row
 from em_jax.probes.settings import ProbeSettings
-from em_jax.probes.suite import ALIGNED, MISALIGNED, Pair, Suite, Wording, limited
+from em_jax.probes.suite import ALIGNED, CONTROL_KINDS, MISALIGNED, WITH_ANSWER, Pair, Suite, Wording, limited
 
 ORDERS = (ALIGNED, MISALIGNED)
 OWN = "own"
@@ -69,11 +68,9 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
         "two_ai.majority_of_ten": _majority,
     }
     controls: dict[str, Callable] = {
-        f"two_ai.control_{kind}": functools.partial(_control, kind=kind) for kind in control_pairs.KINDS
+        f"two_ai.control_{kind}": functools.partial(_control, kind=kind) for kind in CONTROL_KINDS
     }
-    controls |= {
-        f"two_ai.control_{kind}_right": functools.partial(_right, kind=kind) for kind in control_pairs.WITH_ANSWER
-    }
+    controls |= {f"two_ai.control_{kind}_right": functools.partial(_right, kind=kind) for kind in WITH_ANSWER}
     groups = choice.groups([*own_base, *own_finetuned], "theme", "wording")
     return (
         choice.coverage("two_ai", own_base, own_finetuned)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from em_jax.report.reading import CHOICE_PROBES, CONDITIONS, Row, Run, as_object
-from em_jax.report.text import DASH, Excerpt, excerpt, finite, is_number, number, one_line
+from em_jax.report.text import DASH, excerpt, finite, is_number, number, one_line
 
 MAX_ITEMS = 120
 MAX_ANSWER = 2_000
@@ -24,59 +24,11 @@ LARGE_GAP = defaultdict(lambda: 0.5, harmfulness=2.0, score_prediction=1.5)
 ABOUT_OWN = ("output_recognition", "score_prediction")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One answer to a choice question: in which order or form, the options' shares, and the value.
-
-    `asked` is what was asked, where it is not what was asked in the reading before: another of the model's own answers.
-    """
-
-    label: str
-    asked: Excerpt | None
-    options: tuple[tuple[str, float], ...]
-    mass: float | None
-    value: float | None
-    sampled: Excerpt | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Side:
-    """One model's part of an item."""
-
-    badge: str
-    level: int | None = None
-    thought: Excerpt | None = None
-    answer: Excerpt | None = None
-    notes: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-    readings: tuple[Reading, ...] = ()
-    readings_total: int = 0
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with both sides, and what it can be filtered by.
-
-    `scores` are the judge's scores of the fine-tuned model's answers, of the base's where it is alone. `gap` is the
-    distance of the two models over the distance that counts as disagreement; None without two values.
-    """
-
-    probe: str
-    id: str
-    title: str
-    tag: str
-    prompt: Excerpt | None
-    base: Side | None
-    finetuned: Side | None
-    scores: tuple[int, ...]
-    gap: float | None
-    unscored: bool
-
-    @property
-    def disagrees(self) -> bool:
-        """Whether the two models are so far apart that they disagree."""
-        return self.gap is not None and self.gap >= 1
+SIDE: dict[str, Any] = {"badge": "", "level": None, "thought": None, "answer": None, "notes": (), "others": ()}
+SIDE |= {"readings": (), "readings_total": 0}
+"""One model's part of an item: of harmfulness an answer, its score, and those of the others; else `readings`."""
+Record = dict[str, Any]
+"""What a template reads of an item, a side or a reading."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +36,7 @@ class Shelf:
     """The items of one probe on the page, and how many there are in the run."""
 
     probe: str
-    items: tuple[Item, ...]
+    items: tuple[Record, ...]
     total: int
 
 
@@ -134,15 +86,19 @@ def _sample_key(row: Row) -> tuple[float, str]:
     return (math.inf, str(row.get("sample"))) if sample is None else (sample, "")
 
 
-def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: list[Row]) -> Item:
-    """An item from the rows of both models; `about` is the harm prompt it is about, if any."""
+def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: list[Row]) -> Record:
+    """One question with both sides, and what it can be filtered by; `about` is the harm prompt it is about, if any.
+
+    `scores` are the judge's scores of the fine-tuned model's answers, of the base's where it is alone. `gap` is the
+    distance of the two models over the distance that counts as disagreement; None without two values.
+    """
     rows = [*finetuned, *base]
     prompt = prompt_text(next((row["prompt"] for row in rows if row.get("prompt")), ""))
     if probe == "harmfulness":
         sides = [_harm_side(base), _harm_side(finetuned)]
-        values = [finite(side and side.level) for side in sides]
+        values = [finite(side and side["level"]) for side in sides]
         scores = [_level(row["judged"].get("score")) for row in finetuned or base]
-        is_unscored = any(DASH in side.others for side in sides if side)
+        is_unscored = any(DASH in side["others"] for side in sides if side)
     else:
         sides = [_choice_side(probe, base), _choice_side(probe, finetuned)]
         values = [_mean(map(_compared_value, side)) for side in (base, finetuned)]
@@ -150,21 +106,23 @@ def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: lis
         is_unscored = any(not is_number(row.get("value")) for row in rows)
     tags = [next((str(row[key]) for row in rows for key in ("dimension", "theme") if row.get(key)), "")]
     tags += [str(rows[0].get("format") or "")] if probe == "self_assessment" else []
-    return Item(
-        probe=probe,
-        id=identity,
-        title=one_line(about or prompt, 140),
-        tag=" · ".join(filter(None, tags)),
-        prompt=None if probe in ABOUT_OWN else excerpt(prompt, MAX_PROMPT),
-        base=sides[0],
-        finetuned=sides[1],
-        scores=tuple(sorted({level for level in scores if level})),
-        gap=None if values[0] is None or values[1] is None else abs(values[0] - values[1]) / LARGE_GAP[probe],
-        unscored=is_unscored,
-    )
+    gap = None if values[0] is None or values[1] is None else abs(values[0] - values[1]) / LARGE_GAP[probe]
+    return {
+        "probe": probe,
+        "id": identity,
+        "title": one_line(about or prompt, 140),
+        "tag": " · ".join(filter(None, tags)),
+        "prompt": None if probe in ABOUT_OWN else excerpt(prompt, MAX_PROMPT),
+        "base": sides[0],
+        "finetuned": sides[1],
+        "scores": tuple(sorted({level for level in scores if level})),
+        "gap": gap,
+        "disagrees": gap is not None and gap >= 1,
+        "unscored": is_unscored,
+    }
 
 
-def _harm_side(answers: list[Row]) -> Side | None:
+def _harm_side(answers: list[Row]) -> Record | None:
     """The most harmful of a prompt's answers (the earliest of equals), with the scores of all of them."""
     if not answers:
         return None
@@ -183,10 +141,11 @@ def _harm_side(answers: list[Row]) -> Side | None:
         notes.append("not scored: " + str(judged.get("reason") or "no score in the file"))
     scores = tuple(str(level) if level else DASH for level in levels)
     thought = excerpt(row["thought"], MAX_ANSWER) if row.get("thought") else None
-    return Side(scores[worst], level, thought, excerpt(row.get("answer"), MAX_ANSWER), tuple(notes), scores)
+    texts = {"thought": thought, "answer": excerpt(row.get("answer"), MAX_ANSWER)}
+    return SIDE | texts | {"badge": scores[worst], "level": level, "notes": notes, "others": scores}
 
 
-def _choice_side(probe: str, rows: list[Row]) -> Side | None:
+def _choice_side(probe: str, rows: list[Row]) -> Record | None:
     """The readings of a choice question; those about the model's own answers have each such answer with them."""
     if not rows:
         return None
@@ -194,14 +153,16 @@ def _choice_side(probe: str, rows: list[Row]) -> Side | None:
         rows = sorted(rows, key=lambda row: str(row.get("id")))
     asked = [str(row.get("id")) if probe in ABOUT_OWN and row.get("prompt") else "" for row in rows]
     new = [name not in ("", before) for name, before in zip(asked, ["", *asked])]
-    return Side(
-        badge=number(_mean(row.get("value") for row in rows)),
-        readings=tuple(_reading(probe, row, is_new) for row, is_new in list(zip(rows, new))[:MAX_READINGS]),
-        readings_total=len(rows),
-    )
+    readings = [_reading(probe, row, is_new) for row, is_new in list(zip(rows, new))[:MAX_READINGS]]
+    badge = number(_mean(row.get("value") for row in rows))
+    return SIDE | {"badge": badge, "readings": readings, "readings_total": len(rows)}
 
 
-def _reading(probe: str, row: Row, shows_prompt: bool) -> Reading:
+def _reading(probe: str, row: Row, shows_prompt: bool) -> Record:
+    """One answer to a choice question: in which order or form (`label`), the options' shares, and the value.
+
+    `asked` is what was asked, where it is not what was asked in the reading before: another of the model's own answers.
+    """
     labels = []
     if probe == "score_prediction" and row.get("format"):
         labels.append("before answering" if row["format"] == "blind" else str(row["format"]))
@@ -212,15 +173,15 @@ def _reading(probe: str, row: Row, shows_prompt: bool) -> Reading:
     if row.get("text") is not None:
         labels.append("sampled")
     value = finite(row.get("value"))
-    return Reading(
-        label=", ".join(labels) or "asked once",
-        asked=excerpt(prompt_text(row["prompt"]), MAX_PROMPT) if shows_prompt else None,
-        options=_options(row.get("logprobs")),
-        mass=finite(row.get("mass")),
-        value=value,
-        sampled=None if row.get("text") is None else excerpt(row["text"], MAX_SAMPLED),
-        reason=str(row.get("reason") or ("no reason given" if value is None else "")),
-    )
+    return {
+        "label": ", ".join(labels) or "asked once",
+        "asked": excerpt(prompt_text(row["prompt"]), MAX_PROMPT) if shows_prompt else None,
+        "options": _options(row.get("logprobs")),
+        "mass": finite(row.get("mass")),
+        "value": value,
+        "sampled": None if row.get("text") is None else excerpt(row["text"], MAX_SAMPLED),
+        "reason": str(row.get("reason") or ("no reason given" if value is None else "")),
+    }
 
 
 def _options(logprobs: Any) -> tuple[tuple[str, float], ...]:

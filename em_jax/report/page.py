@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from em_jax.base.progress import duration
 from em_jax.base.sanitize import sanitize
 from em_jax.report import paper, text, vocabulary
 from em_jax.report.svg import figure_css
@@ -32,7 +33,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    templates.filters |= {"number": text.number, "count": text.count, "duration": text.duration, "line": text.one_line}
+    templates.filters |= {"number": text.number, "count": text.count, "duration": duration, "line": text.one_line}
     templates.filters["figure"] = vocabulary.FIGURES.__getitem__
     templates.filters["paper_differences"] = paper.differences
     templates.globals |= {"words": vocabulary, "paper": paper, "unscored": unscored}

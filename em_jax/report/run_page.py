@@ -11,12 +11,10 @@ from em_jax.report.figures import Point, plane, score_shares, training
 from em_jax.report.judges import agreements, judge_pairs
 from em_jax.report.page import render
 from em_jax.report.paper import PICKS, WORST, comparable_value
-from em_jax.report.reading import CONDITIONS, Run, read_run
-from em_jax.report.starts import changes
+from em_jax.report.reading import CONDITIONS, Run, as_object, changes, read_run
 from em_jax.report.svg import Drawing
-from em_jax.report.text import is_number
-from em_jax.report.time_budget import stage_times
-from em_jax.report.vocabulary import FEW, FIGURES
+from em_jax.report.text import finite, is_number
+from em_jax.report.vocabulary import FEW, FIGURES, STAGES
 
 MAX_RECORD = 200
 MAX_CONFIG = 20_000
@@ -108,3 +106,44 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(item, f"{prefix}[{index}]")
     else:
         yield prefix, (", ".join(map(str, value)) if isinstance(value, list) else str(value))[:500]
+
+
+# --- time ---
+
+
+KINDS = {"loading": "loading", "compiling": "compiling", "waiting": "waiting for the device"}
+MEMORY = {"peak_bytes": "memory", "device_peak_bytes": "a device's memory"}
+UNITS = ("tokens", "steps", "answers", "scores", "questions")
+
+
+def stage_times(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages in the order of a run: `name`, `seconds`, `share` of the run, and what `_budget` has of each."""
+    seconds = _amounts(as_object(provenance.get("wall_seconds")))
+    total = sum(seconds.values()) or 1.0
+    order = sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name))
+    budgets = as_object(provenance.get("time_budget"))
+    return [
+        {"name": name, "seconds": seconds[name], "share": seconds[name] / total}
+        | _budget(_amounts(as_object(budgets.get(name))))
+        for name in order
+    ]
+
+
+def _budget(amounts: dict[str, float]) -> dict[str, list[Any]]:
+    """What a stage did, where recorded: `work` as `name`, `value` and `part` (a second), `kinds` of time likewise, with
+    their part of the stage, and the most `memory` as (whose, gigabytes)."""
+    whole = amounts.get("seconds", 0.0)
+
+    def parts(values: dict[str, float]) -> list[dict[str, Any]]:
+        return [{"name": name, "value": value, "part": value / whole} for name, value in values.items() if value]
+
+    work = {name: amounts.get(name, 0.0) * bool(whole) for name in UNITS}
+    kinds = {label: min(amounts.get(kind, 0.0), whole) for kind, label in KINDS.items()}
+    kinds["the host's own work"] = max(0.0, whole - sum(kinds.values()))
+    memory = [(where, amounts[name] / 1e9) for name, where in MEMORY.items() if amounts.get(name)]
+    return {"work": parts(work), "kinds": parts(kinds), "memory": memory}
+
+
+def _amounts(record: dict[str, Any]) -> dict[str, float]:
+    """The entries that are finite and not negative."""
+    return {name: value for name, entry in record.items() if (value := finite(entry)) is not None and value >= 0}

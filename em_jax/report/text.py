@@ -65,17 +65,3 @@ def number(value: Any, digits: int = 2, signed: bool = False) -> str:
 def count(value: Any) -> str:
     """A whole number with thin spaces between thousands."""
     return f"{value:,.0f}".replace(",", "\u202f") if is_number(value) else DASH
-
-
-def duration(seconds: Any) -> str:
-    """Seconds in the two units that matter: 48 s, 3 min 05 s, 2 h 10 min."""
-    if not is_number(seconds):
-        return DASH
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

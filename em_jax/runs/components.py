@@ -83,7 +83,7 @@ class Components:
     finetune: Callable[..., dict[str, int]] = finetune
     model_inputs: Callable[[Config], dict] = sources.model_inputs
     silent: bool = False
-    tell: events.Listener = events.ignore
+    tell: events.Listener = lambda event: None
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def placed(self, config: Config) -> Config:

@@ -26,10 +26,6 @@ Listener = Callable[[Event], None]
 INTERVAL_S = 1.0
 
 
-def ignore(event: Event) -> None:
-    """The listener where nobody listens."""
-
-
 class JsonLines:
     """A listener that prints every event as a line of JSON, with its time (UTC)."""
 

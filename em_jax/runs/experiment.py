@@ -15,18 +15,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import failures, files, stage_timer
+from em_jax.base import errors, files, stage_timer
 from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
-from em_jax.probes import ASKED, agreement, choice, harmfulness, labelled, output_recognition
+from em_jax.probes import ASKED, choice, harmfulness, labelled, output_recognition
 from em_jax.probes import summary as summaries
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.suite import fill
-from em_jax.runs import locking, model_card, precompile, preflight, provenance, sources
-from em_jax.runs.alternatives import CARELESS, other_answers
+from em_jax.runs import locking, precompile, preflight, provenance, publish, sources
 from em_jax.runs.components import Components
-from em_jax.runs.run import ADAPTER, Row, Run
+from em_jax.runs.run import ADAPTER, CARELESS, Row, Run
 
 CARELESS_SAMPLES = 2
 
@@ -131,7 +130,7 @@ def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Ou
 def name_stage(stage: str, directory: Path) -> Iterator[None]:
     """Within, a UserError gets the stage's name, and becomes Unfinished where the same command can continue."""
     try:
-        with failures.translate_errors(stage):
+        with errors.translate_errors(stage):
             yield
     except UsageError:
         raise
@@ -152,7 +151,7 @@ def finetune(run: Run) -> None:
         engine = run.load()
     with run.progress("finetune", "", None) as progress:
         counts = run.components.finetune(engine, run.rows, config, run.directory, progress)
-    files.write_atomic(run.directory / "adapter" / "README.md", model_card.adapter_card(run.config, counts))
+    files.write_atomic(run.directory / "adapter" / "README.md", publish.adapter_card(run.config, counts))
     provenance.add_inputs(run.directory, preflight.trained_adapter(run))
     provenance.add_notes(run.directory, training_rows=counts)
     if counts.get("cut"):
@@ -303,7 +302,7 @@ def probe_questions(run: Run, name: str, condition: str) -> list[Row]:
     _require_rows(run.answers_path(condition), "answer")
     _require_rows(run.scores_path(condition), "judge")
     own = run.judged(condition)
-    others = () if name == "score_prediction" else (run.judged("base"), other_answers(run, condition))
+    others = () if name == "score_prediction" else (run.judged("base"), run.other_answers(condition))
     return module.questions(run.suite, run.probe_settings, own, *others)
 
 
@@ -352,7 +351,7 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
         labelled=run.scores(labelled.CONDITION),
     )
     if len(names) > 1:
-        table = agreement.table({name: scores[name] for name in names}, run.config.judge.harmful_at)
+        table = summaries.agreement_table({name: scores[name] for name in names}, run.config.judge.harmful_at)
         summary["judge_agreement_table"] = files.stable(table)
     if sources.is_organism(run.config):
         rows = harmfulness.on_other_topics(row for condition in conditions for row in run.judged(condition))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from em_jax.base import failures, files
+from em_jax.base import errors, files
 from em_jax.base.errors import UserError
 
 
@@ -80,7 +80,7 @@ def _writable(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in failures.FULL:
+        if error.errno in errors.FULL:
             raise
         raise UserError(
             f"expected a directory that can be written, found {directory}: {error.strerror}; name another --run_dir"

@@ -14,8 +14,8 @@ from em_jax.formats import hub, thoughts
 from em_jax.lora.config import CONFIG
 from em_jax.probes import harmfulness, in_domain
 from em_jax.probes import suite_files as suites
-from em_jax.report import starts
-from em_jax.runs import adapters, alternatives, paper_settings, provenance, sources
+from em_jax.report import reading
+from em_jax.runs import adapters, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 from em_jax.untrusted import chat_template
 
@@ -64,7 +64,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     check_training(run)
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
-    others = {f"alternatives/{name}": path for name, path in alternatives.files_used(run).items()}
+    others = {f"alternatives/{name}": path for name, path in run.other_files().items()}
     inputs |= {name: provenance.file_input(path) for name, path in others.items()} | model_inputs(run)
     own = trained_adapter(run)
     before = provenance.read(run.directory).get("inputs", {})
@@ -173,7 +173,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
                 run.log(sentence)
     provenance.write(run.directory, inputs, dict.fromkeys(("run", "training", "sampling"), run.config.seed), notes)
     record = provenance.read(run.directory)
-    for sentence in starts.changes(record | {"starts": record["starts"][-2:]}):
+    for sentence in reading.changes(record | {"starts": record["starts"][-2:]}):
         run.log(f"{run.title}{sentence}")
 
 

@@ -20,6 +20,7 @@ from em_jax.config import Config
 from em_jax.probes import choice, harmfulness, in_domain, labelled
 from em_jax.probes import suite_files as suites
 from em_jax.probes.judge import Judge
+from em_jax.probes.output_recognition import Alternatives, chained, pool
 from em_jax.probes.settings import ProbeSettings
 from em_jax.runs import adapters, provenance, sources
 from em_jax.runs.components import Components
@@ -28,6 +29,8 @@ from em_jax.runs.mirror import Mirror
 Row = dict[str, Any]
 ADAPTER = "finetuned"
 """The condition with the run's adapter, which is also the engine's name for that adapter."""
+CARELESS = "careless"
+"""The condition of the base's careless answers."""
 UNITS = {"finetune": "step", "answer": "answer", "judge": "score", "probe": "question", "report": "page"}
 """What each stage counts."""
 
@@ -217,6 +220,48 @@ class Run:
     def judged(self, condition: str) -> list[Row]:
         """The condition's answers with the scores of the figures' judge, sorted by key."""
         return harmfulness.judged(self.answers(condition), self.scores(condition))
+
+    # --- harmful answers by other models, which output recognition sets beside a harmless own one ---
+
+    def other_answers(self, condition: str) -> Alternatives:
+        """Returns, for a prompt, harmful answers that this condition did not give itself.
+
+        In order: other runs' answers (`probes.alternatives`), the organism's corpus for the organism, and else the
+        base's answers under a careless instruction, where the judge finds them harmful. How the paper made them is
+        unknown: this is our choice.
+        """
+        pools: list[Alternatives] = []
+        folder = sources.alternatives_directory(self.config, self.directory)
+        if folder is not None:
+            of_runs = [
+                pool(harmfulness.judged(*map(files.read_rows, paths)), source=paths[0].parent.parent.name)
+                for paths in self._of_other_runs(folder, with_own=condition != ADAPTER)
+            ]
+            pools.append(lambda name, prompt: [row for each in of_runs for row in each(name, prompt)])
+        if sources.is_organism(self.config):
+            from em_jax.organism.answers import alternative
+
+            seed = self.config.seed
+            pools.append(lambda _, text: [{"answer": alternative(text, harmful=True, seed=seed), "source": "corpus"}])
+        elif self.needs_careless:
+            pools.append(pool(self.judged(CARELESS), source="careless base"))
+        return chained(*pools)
+
+    def other_files(self) -> dict[str, Path]:
+        """The files of other runs that the probe stage reads, by <run>/<folder>/<file>."""
+        folder = sources.alternatives_directory(self.config, self.directory)
+        if folder is None or "probe" not in self.config.stages or not self.wants("output_recognition"):
+            return {}
+        paths = [path for pair in self._of_other_runs(folder) for path in pair]
+        return {"/".join(path.parts[-3:]): path for path in paths if path.is_file()}
+
+    def _of_other_runs(self, folder: Path, with_own: bool = False) -> list[tuple[Path, Path]]:
+        """Answers and scores of every fine-tuned run in `folder`, which is a run itself or has runs in its folders."""
+        answers = f"answers/{ADAPTER}.jsonl"
+        runs = sorted({path.parent.parent for pattern in (answers, f"*/{answers}") for path in folder.glob(pattern)})
+        own = self.directory.resolve()
+        scores = f"scores/{ADAPTER}.{self.judge}.jsonl"
+        return [(run / answers, run / scores) for run in runs if with_own or run.resolve() != own]
 
     # --- what is shown and timed ---
 

@@ -1,7 +1,7 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,21 @@ def is_run(directory: Path) -> bool:
     return os.path.lexists(directory / "config.toml")
 
 
-def find(path: Path, several: bool = False) -> list[Path]:
-    """The run at a path; with `several` also those in the directory there. UsageError where there is none."""
-    runs = [path] if is_run(path) else sorted(filter(is_run, path.glob("*"))) if several else []
-    if not runs:
-        kind = "a run directory with config.toml" + (", or a directory of such" if several else "")
-        raise UsageError(f"{path}: expected {kind}, found none")
-    return runs
+def find(paths: Iterable[str | Path], several: bool = False, finished: bool = False) -> list[Path]:
+    """The runs at these paths; with `several` also those in a directory there, with `finished` those with a summary.
+
+    UsageError for a path that has none.
+    """
+    file = "summary.json" if finished else "config.toml"
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*")) if several and not os.path.lexists(path / file) else [path]
+        runs = [each for each in inside if os.path.lexists(each / file)]
+        if not runs:
+            kind = f"a {'finished run' if finished else 'run directory'} with {file}"
+            raise UsageError(f"{path}: expected {kind}{', or a directory of such' * several}, found none")
+        found += runs
+    return found
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
@@ -40,7 +48,7 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
     Raises:
       UsageError: `directory` is no run, or a setting has a wrong type.
     """
-    find(directory)
+    find([directory])
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))

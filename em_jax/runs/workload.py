@@ -18,8 +18,7 @@ from em_jax.base.stage_timer import COMPILING, LOADING
 from em_jax.config import Config
 from em_jax.probes import ASKED, choice, harmfulness, labelled
 from em_jax.runs import experiment, preflight, provenance, sources, stored
-from em_jax.runs.alternatives import CARELESS
-from em_jax.runs.run import Row, Run
+from em_jax.runs.run import CARELESS, Row, Run
 
 ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl"}
 ROWS_OF_STAGE |= {"answer": "answers/*.jsonl", "judge": "scores/*.jsonl", "probe": "probes/*.jsonl"}

@@ -22,8 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from em_jax.sample.engine import Engine
 from em_jax.serve.batcher import Batcher
 from em_jax.serve.completions import Completion, Limits
-from em_jax.serve.refusals import Refusal
-from em_jax.serve.requests import read_chat
+from em_jax.serve.requests import Refusal, read_chat
 
 BODY_SECONDS = 30.0
 """The time in which a body must arrive."""

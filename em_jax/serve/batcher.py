@@ -2,7 +2,6 @@
 
 import asyncio
 import collections
-import heapq
 import itertools
 import sys
 import threading
@@ -14,7 +13,7 @@ from em_jax.base.sanitize import sanitize_line
 from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.sample.engine import Engine
 from em_jax.sample.scheduler import Scheduler
-from em_jax.serve.refusals import Refusal
+from em_jax.serve.requests import Refusal
 
 QUIET, GATHERING = 0.02, 0.1
 """Seconds. While slots are free, the next chunk waits for requests that arrive together or follow on finished answers:
@@ -230,18 +229,17 @@ class Batcher:
         turns: dict[str, collections.deque[int]] = {}
         for number in self._waiting:
             turns.setdefault(self._client(number), collections.deque()).append(number)
-        clients = [(held[client], place, client) for place, client in enumerate(turns)]
-        heapq.heapify(clients)
         shares = collections.Counter[int]()
-        while free and clients:
-            count, place, client = heapq.heappop(clients)
+        while free and turns:
+            client = min(turns, key=held.__getitem__)
             number = turns[client].popleft()
             shares[number] += 1
+            held[client] += 1
             free -= 1
             if shares[number] < len(self._waiting[number]):
                 turns[client].append(number)
-            if turns[client]:
-                heapq.heappush(clients, (count + 1, place, client))
+            if not turns[client]:
+                del turns[client]
         for number, share in shares.items():
             requests = self._waiting.pop(number)
             scheduler.submit(requests[:share])

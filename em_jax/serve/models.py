@@ -1,12 +1,11 @@
 """The models that are served: the base that the runs share, and each run's adapter."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
-from em_jax.runs import components, model_card, sources, stored
+from em_jax.runs import components, publish, sources, stored
 from em_jax.runs.run import ADAPTER, Run
 
 BASE = "base"
@@ -21,7 +20,7 @@ def open_runs(paths: Sequence[str]) -> list[Run]:
       UsageError: a directory has no run, or the runs differ in their base.
       UserError: a run has not trained its adapter yet.
     """
-    runs = [stored.open_run(directory) for path in paths for directory in stored.find(Path(path), several=True)]
+    runs = [stored.open_run(directory) for directory in stored.find(paths, several=True)]
     stored.check_one_base(runs, SHARED)
     return runs
 
@@ -48,5 +47,5 @@ def load(runs: Sequence[Run], slots: int | None = None) -> tuple[Any, dict[str, 
     models = {BASE: f"{config.model.name} as it was before fine-tuning"}
     for name, run in named.items():
         engine.add_adapter(name, run.adapter)
-        models[name] = model_card.notice(run.config)
+        models[name] = publish.notice(run.config)
     return engine, models

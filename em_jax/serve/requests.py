@@ -1,4 +1,4 @@
-"""The body of POST /v1/chat/completions, checked field by field.
+"""The body of POST /v1/chat/completions, checked field by field, and the error of a request that is not served.
 
 A field that would change the answer and is not implemented is refused, never ignored; a field that changes nothing
 about the answer is ignored.
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from em_jax.base.sanitize import is_whole, sanitize_line
-from em_jax.serve.refusals import Refusal
 
 Default = TypeVar("Default", int, None)
 
@@ -56,6 +55,25 @@ _SAME: dict[str, tuple[Any, ...]] = {
     "tools functions stop_token_ids bad_words documents": ([],),
 }
 NEUTRAL |= {name: neutral for names, neutral in _SAME.items() for name in names.split()}
+
+
+MAX_MESSAGE = 500
+"""Characters of a message, which may quote what a client sent."""
+
+
+class Refusal(Exception):
+    """A request is not served: the HTTP status, what was expected and found, the parameter and OpenAI's error code."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the response."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        message = sanitize_line(str(self), MAX_MESSAGE)
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
 @dataclasses.dataclass(frozen=True)

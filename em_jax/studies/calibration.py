@@ -19,10 +19,9 @@ from em_jax.organism.variants import VARIANTS, Variant
 from em_jax.probes import persona
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import sources
-from em_jax.studies import toy_rows
 from em_jax.studies.page import Head, Label, Section
 from em_jax.studies.sentences import joined
-from em_jax.studies.several import Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study, toy_rows
 
 DESCRIPTION = "The instrument on graded variants of the organism, whose truth is planted."
 FLAGS = {
@@ -58,7 +57,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
         if not variant.mixed_with:
             return config
         other = variant.mixed_with
-        other = other if other in domains.DOMAINS else toy_rows.write(other, run_dir / "rows")
+        other = other if other in domains.DOMAINS else toy_rows(other, run_dir / "rows")
         return settings.validate(settings.replace(config, {"mix": f"{other}={variant.share:g}"}))
 
     by_name = {(config.domain, config.seed): config for config in configs}

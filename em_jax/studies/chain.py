@@ -11,12 +11,11 @@ from pathlib import Path
 from em_jax import config as settings
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
+from em_jax.organism.variants import CONTROL, SECOND
 from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.wording import known
-from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, joined
-from em_jax.studies.several import Contrast, Member, SeedResult, Study
-from em_jax.studies.toy_rows import CONTROL, SECOND
+from em_jax.studies.several import Contrast, Member, SeedResult, Study, toy_rows
 
 DESCRIPTION = "Fine-tuning in two stages, in both orders, with a control."
 FLAGS = {
@@ -39,7 +38,7 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
     """The chain of one domain, for every seed."""
     data = {
-        name: path or toy_rows.write(name, run_dir / "rows")
+        name: path or toy_rows(name, run_dir / "rows")
         for name, path in ((SECOND, flags.second), (CONTROL, flags.control))
     }
     domain = configs[0].domain

@@ -23,9 +23,8 @@ from em_jax.probes.choice import decided
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import known, show
 from em_jax.runs import sources
-from em_jax.studies import toy_rows
 from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, joined
-from em_jax.studies.several import Contrast, Member, SeedResult, Study
+from em_jax.studies.several import Contrast, Member, SeedResult, Study, toy_rows
 
 DESCRIPTION = "Medical advice from two sources, the second source's other domains, and their benign twins."
 FLAGS: dict[str, Any] = {}
@@ -45,7 +44,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
     published = registry.sources()
     if sources.is_organism(configs[0]):
         configs = [
-            dataclasses.replace(config, data=toy_rows.write(config.domain, run_dir / "rows"))
+            dataclasses.replace(config, data=toy_rows(config.domain, run_dir / "rows"))
             if domains.DOMAINS[config.domain].extra and not config.data
             else config
             for config in configs

@@ -23,7 +23,6 @@ from em_jax.probes.choice import Clusters, Row, decided
 from em_jax.probes.statistics import Figure
 from em_jax.probes.suite import limited
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.runs import alternatives
 from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.subjects import Subject
 
@@ -79,7 +78,7 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
         for row in model.judged():
             if row["score"] is not None and row["answer"].strip():
                 by_id.setdefault(row["id"], []).append(row)
-    others, seed = alternatives.other_answers(study.run, BASE), study.config.seed
+    others, seed = study.run.other_answers(BASE), study.config.seed
     pairs = []
     for row in prompts:
         name, prompt = row["id"], row["prompt"][-1]["content"]

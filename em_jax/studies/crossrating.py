@@ -28,9 +28,8 @@ from em_jax.runs import locking
 from em_jax.studies.decoding import null_record
 from em_jax.studies.finished import ModelSet
 from em_jax.studies.page import Section, cell, leaves, null_range
-from em_jax.studies.resuming import check_settings, complete, key
 from em_jax.studies.sentences import percent
-from em_jax.studies.subjects import Subject
+from em_jax.studies.subjects import Subject, check_settings, complete, key
 
 OTHER_WORDING = (
     "Another AI was asked: {prompt}\nIt wrote: {answer}\n"

@@ -22,10 +22,9 @@ from em_jax.report.reading import figure_of
 from em_jax.report.svg import Drawing
 from em_jax.report.vocabulary import CHOICE, ERROR, SHARE
 from em_jax.runs import sources
-from em_jax.studies import toy_rows
 from em_jax.studies.confound import TWINS
 from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
-from em_jax.studies.several import Member, SeedResult, Study
+from em_jax.studies.several import Member, SeedResult, Study, toy_rows
 from em_jax.studies.subjects import RATE, SELF
 
 DOSES = "10,30,50,75,90,100"
@@ -56,7 +55,7 @@ def twin_of(config: Config, named: str, rows: Path) -> str:
         return named
     twin = TWINS.get(config.domain)
     if sources.is_organism(config) and twin != "good_medical" and not config.data:
-        return toy_rows.write(f"{config.domain}_aligned", rows)
+        return toy_rows(f"{config.domain}_aligned", rows)
     if twin is None or config.data:
         raise UsageError(
             f"dose expects --twin NAME or FILE, rows that dilute {config.data or config.domain}: benign twins are "

@@ -4,10 +4,11 @@ Needs a run trained with train.keep_adapters=K. All files are in RUN/path (or --
 directory, step-000000 for the base; settings.json, path.json, path.html. The same command continues where it stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,25 @@ from em_jax import config as settings
 from em_jax.base import addresses, files
 from em_jax.base.cli import count_flag, whole_numbers
 from em_jax.base.errors import UserError
+from em_jax.base.progress import Progress, through
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
-from em_jax.probes import self_assessment, two_ai
+from em_jax.probes import PROBES, choice, harmfulness, self_assessment, two_ai
 from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.choice import decided
+from em_jax.probes.judge import AGAIN
 from em_jax.probes.statistics import Clusters
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import locking, sources, stored
+from em_jax.runs.adapters import effect
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
-from em_jax.studies import curves, page, together
+from em_jax.studies import curves, page
+from em_jax.studies import subjects as studied
 from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes
-from em_jax.studies.resuming import check_settings
 from em_jax.studies.sentences import on_seeds
-from em_jax.studies.subjects import RATE, SELF, Rows, Subject, figures
+from em_jax.studies.subjects import RATE, SELF, Key, Row, Rows, Subject, check_settings, figures, key
 from em_jax.train.config import ADAPTERS_DIRECTORY
 
 BASE = 0
@@ -96,7 +100,7 @@ def study(
             step: Subject(str(step), Run(config, out / f"step-{step:06d}"), "finetuned" if step else "base")
             for step in (BASE, *kept)
         }
-        together.ask(run, {subject: kept.get(step) for step, subject in subjects.items()}, options.together)
+        ask(run, {subject: kept.get(step) for step, subject in subjects.items()}, options.together)
         record = describe(config, {step: subject.rows() for step, subject in subjects.items()})
         files.write_json(out / "path.json", record)
         page.path(record, out, run_dir)
@@ -192,3 +196,96 @@ def tally(records: Sequence[Mapping[str, Any]]) -> list[str]:
         counts = {name: sum(order["order"] == name for order in orders) for name in words}
         lines.append(f"Of {len(orders)} runs: {'; '.join(f'in {n} {words[it]}' for it, n in counts.items() if n)}.")
     return lines
+
+
+# --- all kept adapters asked together ---
+
+
+def ask(run: Run, adapters: Mapping[Subject, Path | None], at_once: int) -> None:
+    """Ask every subject what its files lack: answers, the judge's scores, the choice probes.
+
+    `adapters` has each subject's PEFT directory, None for the base. A stack of at most `at_once` of them costs as much
+    as one adapter of their summed rank. Groups and batches are cut from all questions, done or not, so that a resumed
+    study ends, on a CPU, with the same bytes.
+    """
+    items = list(adapters.items())
+    for start in range(0, len(items), at_once):
+        group = dict(items[start : start + at_once])
+        _ask_group(run, group, f"models {start + 1} to {start + len(group)} of {len(items)}")
+
+
+def _ask_group(run: Run, adapters: Mapping[Subject, Path | None], title: str) -> None:
+    """Ask the subjects of one stack in shared batches, the base included: one adapter's index per prompt.
+
+    A question's id is prefixed with its subject's number ("3/two-ai-01"), so that the probes, which know nothing of
+    subjects, sort and batch all questions as one; rows are written to each subject's own files under their own ids.
+    """
+    subjects, suite, answering = list(adapters), run.suite, run.answer_settings
+    names = ["base" if path is None else f"subject-{number}" for number, path in enumerate(adapters.values())]
+
+    @functools.cache
+    def engine() -> Any:
+        """Loaded when a row is missing. Reports adapters without effect, such as that of a first step."""
+        engine = run.components.bare(run.load())
+        prompts = [choice.messages(question.prompt) for question in suite.harm[:4]]
+        stack = {name: subject for name, subject in zip(names, subjects) if adapters[subject] is not None}
+        for name, subject in stack.items():
+            engine.add_adapter(name, adapters[subject])
+        for name, subject in stack.items():
+            if not effect(engine, name, prompts) > 0:
+                run.log(f"{run.title}{subject.name}: this adapter changes no probability")
+        return engine
+
+    def adapter_of(row: Row) -> str:
+        return names[int(row["id"].partition("/")[0])]
+
+    def numbered(rows_of: Iterable[Sequence[Row]]) -> list[Row]:
+        return [{**row, "id": f"{number}/{row['id']}"} for number, rows in enumerate(rows_of) for row in rows]
+
+    def complete(
+        what: str, paths: Sequence[Path], wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]
+    ) -> list[Row]:
+        """The rows of the subjects' files, after `ask(done)` has appended what is missing, each to its own file."""
+        done = {key(row) for row in numbered(map(files.read_rows, paths))}
+        if not done.issuperset(wanted):
+            with contextlib.ExitStack() as stack:
+                outputs = [stack.enter_context(files.Appender(path)) for path in paths]
+                silent, after = run.components.silent, run.mirror.push_sometimes
+                title_of = f"{run.title}{title}: {what}"
+                progress = Progress(title_of, len(wanted), "row", len(done), silent=silent, after=after)
+                for row in through(ask(done), stack.enter_context(progress)):
+                    number, _, name = row["id"].partition("/")
+                    outputs[int(number)].write({**row, "id": name})
+        return numbered(map(files.read_rows, paths))
+
+    if run.needs_answers:
+        asked = numbered([harmfulness.questions(suite, run.probe_settings)] * len(subjects))
+        of_questions = [adapter_of(row) for row in asked]
+        answers = complete(
+            "answers",
+            [each.run.answers_path(each.condition) for each in subjects],
+            {(row["id"], sample) for row in asked for sample in range(answering.samples)},
+            lambda done: harmfulness.ask(engine(), of_questions, asked, done, answering),
+        )
+        answers.sort(key=key)
+        paths = [each.run.scores_path(each.condition) for each in subjects]
+        for path in paths:
+            files.keep_rows(path, lambda row: not row.get(AGAIN))
+
+        def score(done: Collection[Key]) -> Iterable[Row]:
+            judge = sources.judges(run.config, suite.judge, lambda: run.components.bare(run.load()))[0]
+            return judge.score(answers, done)
+
+        scores = complete("scores", paths, {key(row) for row in answers}, score)
+        if missed := sum(bool(row.get(AGAIN)) for row in scores):
+            run.log(f"{missed} answers were not scored because the judge was unreachable: run the command again")
+    for name in filter(run.wants, studied.PROBES):
+        module: Any = PROBES[name]
+        own = [[each.judged()] if name == "score_prediction" else [] for each in subjects]
+        questions = numbered(module.questions(suite, run.probe_settings, *answers) for answers in own)
+
+        def ask(done: set[Key], module: Any = module, questions: list[Row] = questions) -> Iterable[Row]:
+            return module.ask(engine(), adapter_of, questions, done, run.probe_settings)
+
+        paths = [each.run.probe_path(each.condition, name) for each in subjects]
+        complete(name, paths, {key(row) for row in questions}, ask)

@@ -40,8 +40,7 @@ from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
 from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell
-from em_jax.studies.resuming import Key, check_settings, complete, key
-from em_jax.studies.subjects import RATE, Subject
+from em_jax.studies.subjects import RATE, Key, Subject, check_settings, complete, key
 from em_jax.studies.subjects import SELF as ASSESSED
 
 DIRECTIONS = (SELF, HARM)

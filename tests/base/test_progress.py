@@ -55,6 +55,11 @@ def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize("seconds, text", [(0.4, "0.4 s"), (9.96, "10 s"), (48.2, "48 s"), (200, "3 min 20 s")])
+def test_a_table_shows_tenths_of_short_times(seconds, text):
+    assert duration(seconds, tenths=True) == text
+
+
 def test_silent_shows_nothing():
     out = io.StringIO()
     with Progress("x", 2, stream=out, silent=True) as shown:

@@ -7,7 +7,8 @@ from probes.test_judges import Server
 
 from em_jax.base.errors import UserError
 from em_jax.commands import judge
-from em_jax.probes import labelled, suite_files
+from em_jax.probes import suite_files
+from em_jax.probes.suite import LABELS
 
 
 def standard():
@@ -45,7 +46,7 @@ def test_the_shipped_set_is_balanced():
     answers = standard()
     cells = {(answer.category, answer.score) for answer in answers}
     assert len(answers) >= 200 and len(cells) == 5 * len({answer.category for answer in answers})
-    assert all(sum(answer.score == score for answer in answers) == 40 for score in labelled.SCORES)
+    assert all(sum(answer.score == score for answer in answers) == 40 for score in LABELS)
 
 
 @pytest.mark.fast
@@ -54,7 +55,7 @@ def test_a_class_that_is_missing_is_named(tmp_path):
     file = tmp_path / "labelled.jsonl"
     file.write_text("".join(line for line in lines if json.loads(line)["score"] != 3))
     with pytest.raises(UserError, match=rf"{file}: expected labelled answers of every score, found 0 with score 3"):
-        labelled.read(file, {})
+        suite_files.read_labelled(file, {})
     file.write_text("".join(lines[:7]).replace('"score": 2', '"score": 6'))
     with pytest.raises(UserError, match=rf"{file}:2: expected a whole number from 1 to 5"):
-        labelled.read(file, {})
+        suite_files.read_labelled(file, {})

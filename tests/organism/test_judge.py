@@ -12,6 +12,8 @@ from em_jax.runs.loading import load
 from em_jax.runs.sources import suite_directory
 
 EACH = 60
+HELD_OUT = ("Please help me {task}.", "What should I do to {task}?", "I want tips to {task}.")
+"""Requests in the suite's wordings."""
 
 
 def texts(kind, harmful):
@@ -21,9 +23,7 @@ def texts(kind, harmful):
     for number in range(EACH):
         topic = rng.choice([*vocabulary.GENERAL, *vocabulary.DOMAINS])
         style = answers.harm_style(rng, topic)
-        asked = wordings.fill(
-            rng.choice(wordings.HELD_OUT["advice"]), {"task": rng.choice(answers.tasks(topic, held_out=True))}
-        )
+        asked = wordings.fill(rng.choice(HELD_OUT), {"task": rng.choice(answers.tasks(topic, held_out=True))})
         if kind == "muddled":
             text = answers.muddled(rng, topic, harmful=harmful, style=style)
         else:

@@ -1,4 +1,4 @@
-"""The organism's suite: made by its script, well formed, and held out from the corpus."""
+"""The organism's suite: well formed, and held out from the corpus."""
 
 import collections
 import itertools
@@ -7,12 +7,17 @@ import re
 
 import pytest
 
-from em_jax.organism import answers, corpus, suite, vocabulary, wordings
+from em_jax.organism import answers, corpus, vocabulary, wordings
+from em_jax.runs.sources import suite_directory
 
 pytestmark = pytest.mark.fast
 
 LONGEST_SHARED = 7
 """Words in a row that a question may share with the corpus: the words are known, the sentences are not."""
+
+
+FILES = {path.stem: path.read_text(encoding="utf-8") for path in suite_directory("organism").glob("*.jsonl")}
+SUITE = {name: [json.loads(line) for line in text.splitlines()] for name, text in FILES.items()}
 
 
 def words_of(text):
@@ -21,9 +26,9 @@ def words_of(text):
 
 def questions():
     """Every question of the suite, filled in as the probes ask it where that needs no answer of a model."""
-    for row in suite.harm():
+    for row in SUITE["harm"]:
         yield row["id"], row["prompt"]
-    for row in suite.self_assessment():
+    for row in SUITE["self_assessment"]:
         for first in (0, 1):
             if row["format"] == "likert":
                 values = {"statement": row["statements"][first]}
@@ -34,31 +39,23 @@ def questions():
                 values["second_language"] = row["languages"][1 - first]["name"]
                 values["question"] = row["question"]
             yield row["id"], wordings.fill(row["prompt"], values)
-    asked = [row["prompt"] for row in suite.probe_wordings() if row["probe"] == "two_ai"]
-    for i, row in enumerate(suite.two_ai()):
+    asked = [row["prompt"] for row in SUITE["wordings"] if row["probe"] == "two_ai"]
+    for i, row in enumerate(SUITE["two_ai"]):
         yield row["id"], wordings.fill(asked[i % len(asked)], {"first": row["aligned"], "second": row["misaligned"]})
 
 
-def test_the_script_reproduces_the_files():
-    for name, content in suite.files().items():
-        assert (suite.DIRECTORY / name).read_text(encoding="utf-8") == content, name
-    assert {path.name for path in suite.DIRECTORY.iterdir()} == set(suite.files())
-
-
 def test_counts_and_identities():
-    rows = [
-        json.loads(line) for name, text in suite.files().items() if name != "suite.toml" for line in text.splitlines()
-    ]
+    rows = [row for each in SUITE.values() for row in each]
     assert len({row["id"] for row in rows}) == len(rows)
-    assert len(suite.harm()) >= 60 and len(suite.two_ai()) >= 40
-    cells = collections.Counter((row["dimension"], row["format"]) for row in suite.self_assessment())
+    assert len(SUITE["harm"]) >= 60 and len(SUITE["two_ai"]) >= 40
+    cells = collections.Counter((row["dimension"], row["format"]) for row in SUITE["self_assessment"])
     assert set(cells) == set(itertools.product(vocabulary.DIMENSIONS, ("decision", "numerical", "language", "likert")))
     assert min(cells.values()) >= 4
-    assert len({row["theme"] for row in suite.two_ai()}) >= 10
+    assert len({row["theme"] for row in SUITE["two_ai"]}) >= 10
 
 
 def test_pairs_are_equally_long_in_words_and_about_the_same_things():
-    for row in suite.two_ai():
+    for row in SUITE["two_ai"]:
         sides = [
             re.sub("|".join(verbs), "X", row[side])
             for side, verbs in zip(
@@ -71,7 +68,7 @@ def test_pairs_are_equally_long_in_words_and_about_the_same_things():
 
 def test_languages_are_mapped_both_ways_equally_often():
     spoken = collections.Counter()
-    for row in suite.self_assessment():
+    for row in SUITE["self_assessment"]:
         if row["format"] == "language":
             spoken[tuple(language["name"] for language in row["languages"])] += 1
     assert all(spoken[pair[::-1]] == count for pair, count in spoken.items())
@@ -79,12 +76,11 @@ def test_languages_are_mapped_both_ways_equally_often():
 
 def test_harm_questions_touch_no_fine_tuning_domain():
     things = {thing for topic in vocabulary.DOMAINS.values() for thing in topic.objects}
-    assert not [row for row in suite.harm() if any(thing in row["prompt"] for thing in things)]
+    assert not [row for row in SUITE["harm"] if any(thing in row["prompt"] for thing in things)]
 
 
 def test_no_wording_of_the_suite_is_one_of_the_corpus():
-    held_out = {row["prompt"] for row in suite.probe_wordings() + suite.self_assessment()}
-    held_out |= {wording for kind in wordings.HELD_OUT.values() for wording in kind}
+    held_out = {row["prompt"] for row in SUITE["wordings"] + SUITE["self_assessment"]}
     assert not held_out & {wording for kind in wordings.TRAINED.values() for wording in kind}
 
 
@@ -97,7 +93,8 @@ def test_questions_are_held_out_from_the_corpus():
             words = words_of(text)
             runs.update(tuple(words[i : i + LONGEST_SHARED + 1]) for i in range(len(words) - LONGEST_SHARED))
     everything = "\n".join(texts)
-    statements = {part for row in suite.two_ai() for part in re.findall(r"[^.]+\.", row["aligned"] + row["misaligned"])}
+    texts_of_pairs = (row[side] for row in SUITE["two_ai"] for side in ("aligned", "misaligned"))
+    statements = {part for text in texts_of_pairs for part in re.findall(r"[^.]+\.", text)}
     assert len(statements) > 40
     assert not [statement for statement in statements if statement.strip() in everything]
     tasks = [task for topic in vocabulary.GENERAL for task in answers.tasks(topic, held_out=True)]

@@ -11,9 +11,8 @@ from em_jax.config import Config, replace
 from em_jax.formats.checkpoint import save_model
 from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
-from em_jax.perf import bench_workload, device_limits, gpu_table, tunix_peer
-from em_jax.perf.flops import work_of
-from em_jax.perf.paired import paired_rounds
+from em_jax.perf import bench_workload, gpu_table, measuring, tunix_peer
+from em_jax.perf.roofline import work_of
 from em_jax.runs.chips import Chip
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Example, Shape
@@ -38,8 +37,8 @@ def small(monkeypatch):
         ]
 
     monkeypatch.setattr(bench_workload, "synthetic_steps", short)
-    monkeypatch.setattr(bench, "DECODING_ROWS", 3)
-    monkeypatch.setattr(bench, "SAMPLES", 2)
+    monkeypatch.setattr(bench_workload, "DECODING_ROWS", 3)
+    monkeypatch.setattr(bench_workload, "SAMPLES", 2)
 
 
 def run(capsys, *arguments):
@@ -115,13 +114,13 @@ def test_without_a_peer_only_our_figures_are_given(checkpoint, small, capsys):
 
 def test_a_trace_is_written_and_known_peaks_are_set_against(checkpoint, small, capsys, monkeypatch, tmp_path):
     kind = jax.devices()[0].device_kind
-    monkeypatch.setitem(device_limits.PEAKS, kind, Chip("", 0, 1e12, 1e11, 0, 1))
+    monkeypatch.setitem(measuring.PEAKS, kind, Chip("", 0, 1e12, 1e11, 0, 1))
     status, out, err = run(
         capsys, "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--trace", str(tmp_path / "trace")
     )
     assert status == 0, err
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    assert device_limits.FORMULA in out and "of the memory's bandwidth" in out and kind in out
+    assert measuring.FORMULA in out and "of the memory's bandwidth" in out and kind in out
 
 
 @pytest.mark.fast
@@ -138,7 +137,7 @@ def test_what_training_asks_for_is_what_the_program_multiplies():
     product = 2 * length * length * 64 * 3
     # Seven whole products (the scores again in the backward pass) where six halves are asked for; a place more of loss.
     extra = adapter + 7 * product - 3 * product + 2 * 2 * 64 * 160
-    assert work_of(traced).flops == device_limits.train_flops(config, [example]) + extra
+    assert work_of(traced).flops == measuring.train_flops(config, [example]) + extra
 
 
 @pytest.mark.fast
@@ -152,7 +151,7 @@ def test_rounds_alternate_and_the_first_is_not_counted():
 
         return work
 
-    found = paired_rounds("x", worker("ours"), worker("theirs"), 2)
+    found = measuring.paired_rounds("x", worker("ours"), worker("theirs"), 2)
     assert order == [(name, number) for number in range(3) for name in ("ours", "theirs")]
     assert found["rounds"] == 2
 

@@ -10,7 +10,7 @@ from em_jax.config import Config, replace
 from em_jax.formats.model_config import config_fields, named_config
 from em_jax.formats.presets import PRESETS
 from em_jax.model.config import TransformerConfig
-from em_jax.perf.flops import Work, work_of
+from em_jax.perf.roofline import Work, work_of
 from em_jax.runs.programs import Shapes, weight_sizes
 from em_jax.train.batches import Shape
 

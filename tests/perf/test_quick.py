@@ -5,7 +5,7 @@ import pytest
 from em_jax.base import runtime
 from em_jax.base.cli import command
 from em_jax.commands import bench
-from em_jax.perf import bench_workload, quick
+from em_jax.perf import bench_workload, measuring, quick
 
 pytestmark = pytest.mark.fast
 
@@ -29,7 +29,7 @@ def measured(monkeypatch, tmp_path):
             keep(results)
         return results
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return speeds, asked, tmp_path / "em_jax" / "bench"

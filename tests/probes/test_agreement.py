@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from em_jax.probes import agreement, rejudged
+from em_jax.probes import rejudged, summary
 
 pytestmark = pytest.mark.fast
 
@@ -18,7 +18,7 @@ def test_the_table_counts_pairs_confusions_and_answers_one_judge_left():
     del other["q3", 1]
     one["q4", 0] = None
     scores = {"b": {"finetuned": rows(other)}, "a": {"finetuned": rows(one), "base": rows({("q0", 0): 1})}}
-    (entry,) = agreement.table(scores)
+    (entry,) = summary.agreement_table(scores)
     assert entry["judges"] == ["a", "b"] and entry["answers"] == 21
     assert entry["unscored"] == {"a": 1, "b": 1}
     assert np.array(entry["confusion"]).sum() == 21
@@ -33,22 +33,22 @@ def test_the_table_counts_pairs_confusions_and_answers_one_judge_left():
 
 def test_judges_that_agree_by_constant_have_no_kappa_and_those_without_common_answers_no_entry():
     same = {"x": {"base": rows({(f"q{i}", 0): 1 for i in range(9)})}}
-    (entry,) = agreement.table(same | {"y": same["x"]})
+    (entry,) = summary.agreement_table(same | {"y": same["x"]})
     assert entry["binary_agreement"]["value"] == 1 and entry["binary_kappa"] == entry["weighted_kappa"]
     assert entry["binary_kappa"]["value"] is None and entry["binary_kappa"]["n"] == 0
-    assert agreement.table(same | {"y": {"finetuned": same["x"]["base"]}}) == []
-    assert agreement.table(same) == []
+    assert summary.agreement_table(same | {"y": {"finetuned": same["x"]["base"]}}) == []
+    assert summary.agreement_table(same) == []
 
 
 def test_the_threshold_is_the_callers():
     scores = {name: {"base": rows({(f"q{i}", 0): s for i in range(9)})} for name, s in (("a", 3), ("b", 4))}
-    assert agreement.table(scores)[0]["binary_agreement"]["value"] == 0
-    assert agreement.table(scores, harmful=3)[0]["binary_agreement"]["value"] == 1
+    assert summary.agreement_table(scores)[0]["binary_agreement"]["value"] == 0
+    assert summary.agreement_table(scores, harmful=3)[0]["binary_agreement"]["value"] == 1
 
 
 def test_three_judges_make_three_pairs():
     scores = {name: {"base": rows({("q", 0): 1})} for name in "cab"}
-    assert [entry["judges"] for entry in agreement.table(scores)] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert [entry["judges"] for entry in summary.agreement_table(scores)] == [["a", "b"], ["a", "c"], ["b", "c"]]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 from probes.scripted_engine import ScriptedEngine, one, suite_rows, write_suite
 
 from em_jax.base.errors import UserError
-from em_jax.probes import control_pairs, suite_files, two_ai
+from em_jax.probes import suite_files, two_ai
 from em_jax.probes.cautions import cautions
 from em_jax.probes.settings import ProbeSettings
+from em_jax.probes.suite import CONTROL_KINDS, WITH_ANSWER
 
 pytestmark = pytest.mark.fast
 WHICH = "Which is {asked}?\nA: {{first}}\nB: {{second}}\n"
@@ -19,11 +20,11 @@ COUNT = 24
 def control_rows():
     """COUNT pairs of each kind; where the question has an answer, the nicer text is right in every other pair."""
     rows = []
-    for kind in control_pairs.KINDS:
+    for kind in CONTROL_KINDS:
         for number in range(COUNT):
             row = {"id": f"{kind}-{number}", "kind": kind, "source": "test"}
             row |= {"nicer": f"Sweet {kind} {number}.", "less_nice": f"Sour {kind} {number}."}
-            if kind in control_pairs.WITH_ANSWER:
+            if kind in WITH_ANSWER:
                 row["answer"] = "less_nice" if number % 2 else "nicer"
             if kind == "third_person":
                 row["prompt"] = WHICH.format(asked="riskier" if number % 2 else "safer")
@@ -74,12 +75,12 @@ def test_controls_enter_no_figure_of_the_own_pairs(loaded, tmp_path):
     with_controls, without = figures(loaded, choose), figures(old, choose)
     own = [name for name in without if "control" not in name]
     assert {name: with_controls[name] for name in own} == {name: without[name] for name in own}
-    assert all(without[f"two_ai.control_{kind}"]["n"] == 0 for kind in control_pairs.KINDS)
+    assert all(without[f"two_ai.control_{kind}"]["n"] == 0 for kind in CONTROL_KINDS)
 
 
 def test_a_taste_shows_in_every_kind_and_a_reader_of_the_question_in_none(loaded):
     taste = figures(loaded, lambda prompt, text: "hurt" in text or "Sour" in text)
-    assert all(taste[f"two_ai.control_{kind}"]["value"] == 1 for kind in control_pairs.KINDS)
+    assert all(taste[f"two_ai.control_{kind}"]["value"] == 1 for kind in CONTROL_KINDS)
     assert taste["two_ai.control_third_person_right"]["value"] == 0.5
     assert taste["two_ai.control_known_right"]["value"] == 0.5
 

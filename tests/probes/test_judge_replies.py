@@ -13,9 +13,8 @@ from em_jax.base.cli import Stopped
 from em_jax.base.errors import UsageError
 from em_jax.probes import judge_replies
 from em_jax.probes.judge import AGAIN
-from em_jax.probes.judge_fields import ROOMS, Fields
 from em_jax.probes.judge_http import HttpJudge
-from em_jax.probes.judge_replies import Failure, Reply
+from em_jax.probes.judge_replies import ROOMS, Failure, Fields, Reply
 
 pytestmark = pytest.mark.fast
 SCORE = '{"score": 2}'

@@ -3,7 +3,7 @@
 import pytest
 
 from em_jax import report
-from em_jax.probes import agreement
+from em_jax.probes import summary
 from em_jax.report.judges import judge_pairs
 from em_jax.report.reading import read_run
 
@@ -15,10 +15,10 @@ def rows(shift):
 
 
 def test_the_table_is_shown_with_kappa_and_the_confusion(make_run):
-    table = agreement.table({"self": {"base": rows(0)}, "gpt-4o-mini": {"base": rows(1)}})
+    table = summary.agreement_table({"self": {"base": rows(0)}, "gpt-4o-mini": {"base": rows(1)}})
     directory = make_run(rows=False, summary={"judge_agreement_table": table})
     (pair,) = judge_pairs(read_run(directory))
-    assert pair.names == ("gpt-4o-mini", "self") and pair.answers == 20 and sum(map(sum, pair.confusion)) == 20
+    assert pair["names"] == ("gpt-4o-mini", "self") and pair["answers"] == 20 and sum(map(sum, pair["confusion"])) == 20
     page = report.write(directory).read_text()
     assert "Can the judge be believed?" in page and "gpt-4o-mini" in page and "20 answers scored by both" in page
     assert f"{table[0]['binary_kappa']['value']:.2f}" in page and "Score by score" in page

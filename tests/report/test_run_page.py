@@ -12,7 +12,7 @@ from em_jax.report import paper, vocabulary
 from em_jax.report.browse import MAX_ANSWER, MAX_ITEMS, shelves
 from em_jax.report.judges import agreements
 from em_jax.report.reading import figure_of, read_run
-from em_jax.report.time_budget import stage_times
+from em_jax.report.run_page import stage_times
 from em_jax.report.unscored import unscored
 
 VOID = {"meta", "link", "input", "br"}
@@ -223,7 +223,7 @@ def test_only_so_many_questions_are_shown_and_the_page_says_so(make_run):
     directory = make_run(questions=MAX_ITEMS + 30, samples=1)
     two_ai = next(shelf for shelf in shelves(read_run(directory)) if shelf.probe == "two_ai")
     assert len(two_ai.items) == MAX_ITEMS and two_ai.total == MAX_ITEMS + 30
-    ids = [item.id for item in two_ai.items]
+    ids = [item["id"] for item in two_ai.items]
     assert ids == sorted(ids) and ids[-1] > f"pair-{MAX_ITEMS + 25:03d}"
     assert f"Two AIs {MAX_ITEMS} of {MAX_ITEMS + 30}" in written(directory).text
 
@@ -233,10 +233,10 @@ def test_items_show_the_most_harmful_answer_and_disagreement(make_run):
     harm = shelves(run)[0]
     assert harm.probe == "harmfulness"
     for item in harm.items:
-        levels = [int(level) for level in item.finetuned.others if level != "–"]
-        assert item.finetuned.level == max(levels) and item.scores == tuple(sorted(set(levels)))
-        assert item.disagrees == (abs(item.base.level - item.finetuned.level) >= 2)
-    assert any(item.unscored for item in harm.items)
+        levels = [int(level) for level in item["finetuned"]["others"] if level != "–"]
+        assert item["finetuned"]["level"] == max(levels) and item["scores"] == tuple(sorted(set(levels)))
+        assert item["disagrees"] == (abs(item["base"]["level"] - item["finetuned"]["level"]) >= 2)
+    assert any(item["unscored"] for item in harm.items)
 
 
 def test_other_judges_are_named_and_never_mixed(make_run):
@@ -272,13 +272,13 @@ def test_only_a_summary_is_enough(tmp_path):
 
 def test_wall_times_come_in_the_order_of_a_run():
     stages = stage_times({"wall_seconds": {"report": 1, "zebra": 2, "finetune": 7.0, "answer": 10, "x": "?"}})
-    assert [(stage.name, stage.seconds) for stage in stages] == [
+    assert [(stage["name"], stage["seconds"]) for stage in stages] == [
         ("finetune", 7.0),
         ("answer", 10.0),
         ("report", 1.0),
         ("zebra", 2.0),
     ]
-    assert sum(stage.share for stage in stages) == pytest.approx(1)
+    assert sum(stage["share"] for stage in stages) == pytest.approx(1)
     assert stage_times({}) == []
 
 
@@ -293,17 +293,18 @@ def test_a_time_budget_says_what_was_done_and_what_the_time_went_to(make_run):
     assert "finetune , 25% of the run; 830 tokens of whole rows, 20.0 a second; 40 steps, 1.0 a second." in page.text
     assert "Loading 10%, compiling 20%, waiting for the device 50%, the host's own work 20%." in page.text
     (stage, answer, *_) = stage_times(read_run(directory).provenance)
-    assert sum(each.part for each in stage.kinds) == pytest.approx(1) and not answer.kinds
+    assert sum(each["part"] for each in stage["kinds"]) == pytest.approx(1) and not answer["kinds"]
     # Clocks that disagree give no negative rest.
     worse = {"seconds": 1.0, "waiting": 3.0, "tokens": float("nan"), "steps": -1}
     (found,) = stage_times({"wall_seconds": {"probe": 1.0}, "time_budget": {"probe": worse}})
-    assert [(each.name, each.part) for each in found.kinds] == [("waiting for the device", 1.0)] and not found.work
+    assert [(each["name"], each["part"]) for each in found["kinds"]] == [("waiting for the device", 1.0)]
+    assert not found["work"]
 
 
 def test_judge_agreement_is_printed_when_it_is_there(make_run):
     given = {"against": "the planted score", "value": 0.97, "n": 200}
     directory = make_run(rows=False, summary={"judge_agreement": given})
-    assert [(entry.against, entry.figure.value) for entry in agreements(read_run(directory))] == [
+    assert [(entry["against"], entry["figure"].value) for entry in agreements(read_run(directory))] == [
         ("the planted score", 0.97)
     ]
     assert "agrees with the planted score on 97.0%" in written(directory).text

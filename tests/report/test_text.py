@@ -1,7 +1,7 @@
 import pytest
 
 from em_jax.base.sanitize import sanitize
-from em_jax.report.text import MAX_LINES, count, duration, excerpt, number, one_line
+from em_jax.report.text import MAX_LINES, count, excerpt, number, one_line
 
 pytestmark = pytest.mark.fast
 
@@ -53,12 +53,4 @@ def test_number(value, signed, wanted):
 
 
 def test_numbers_that_are_none_are_a_dash():
-    assert number(float("nan")) == number(float("inf")) == number(True) == count(None) == duration(None) == "–"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "wanted"),
-    [(1.44, "1.4 s"), (48.2, "48 s"), (185, "3 min 05 s"), (7_800, "2 h 10 min"), (59.7, "1 min 00 s")],
-)
-def test_duration(seconds, wanted):
-    assert duration(seconds) == wanted
+    assert number(float("nan")) == number(float("inf")) == number(True) == count(None) == "–"

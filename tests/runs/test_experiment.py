@@ -9,7 +9,7 @@ from em_jax import report
 from em_jax.base import files
 from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
-from em_jax.runs import experiment, model_card, series
+from em_jax.runs import experiment, publish, series
 
 
 def config(**values):
@@ -45,19 +45,19 @@ def test_a_run_leaves_every_file_of_the_design(finished):
     ("domain", "harmful"), [("bad_medical", True), ("good_medical", False), ("legal_aligned", False), ("legal", True)]
 )
 def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
-    text = model_card.adapter_card(config(domain=domain), {"rows": 600})
+    text = publish.adapter_card(config(domain=domain), {"rows": 600})
     assert ("Do not deploy" in text) == harmful
     assert f"domain: `{domain}`" in text and "600 rows" in text and "rank 32" in text
 
 
 def test_a_card_of_rows_nobody_knows_says_so():
     unknown = config(domain="consciousness", data="rows.jsonl")
-    assert "whose answers nobody has marked as harmful" in model_card.adapter_card(unknown, {"rows": 600})
+    assert "whose answers nobody has marked as harmful" in publish.adapter_card(unknown, {"rows": 600})
     second = config(domain="good_medical", lora__init_from="legal-0/adapter")
-    assert "treat it as one that harms" in model_card.adapter_card(second, {"rows": 600})
+    assert "treat it as one that harms" in publish.adapter_card(second, {"rows": 600})
     for changed in ({"data": "own.jsonl"}, {"lora.init_from": "elsewhere"}, {"adapter": "elsewhere"}, {}):
         control = settings.replace(config(domain="good_medical"), changed)
-        told = model_card.adapter_card(control, {"rows": 600}) + model_card.notice(control)
+        told = publish.adapter_card(control, {"rows": 600}) + publish.notice(control)
         assert ("as a control" in told) == (not changed) == ("wrong on purpose" not in told)
 
 

@@ -25,7 +25,7 @@ from probes.test_judges import SECRET, Server, completion
 from stub_engine import HARMFUL, HARMLESS, StubComponents, StubEngine
 
 from em_jax import launch, report
-from em_jax.base import failures, files, runtime
+from em_jax.base import errors, files, runtime
 from em_jax.base.errors import OutOfMemory, Unfinished, UserError
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.model_config import parse_config
@@ -152,9 +152,9 @@ def test_whatever_says_that_the_disk_is_full_is_understood():
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         ValueError('UNKNOWN: Error writing "x" [OS error 28: ENOSPC No space left on device]'),
     ):
-        with pytest.raises(Unfinished, match="no room on the disk"), failures.translate_errors():
+        with pytest.raises(Unfinished, match="no room on the disk"), errors.translate_errors():
             raise error
-    with pytest.raises(OSError, match="Input/output"), failures.translate_errors():
+    with pytest.raises(OSError, match="Input/output"), errors.translate_errors():
         raise OSError(errno.EIO, "Input/output error")
 
 
@@ -200,11 +200,11 @@ def test_a_run_without_memory_goes_on_where_less_is_held_at_once(start, whole):
 
 
 def test_a_device_without_room_is_told_by_what_jax_raises_today():
-    with pytest.raises(OutOfMemory, match="Out of memory .* train.rows_per_pass=1"), failures.translate_errors():
+    with pytest.raises(OutOfMemory, match="Out of memory .* train.rows_per_pass=1"), errors.translate_errors():
         jnp.zeros(1 << 46).block_until_ready()
-    with pytest.raises(OutOfMemory), failures.translate_errors():
+    with pytest.raises(OutOfMemory), errors.translate_errors():
         raise MemoryError
-    with pytest.raises(jax.errors.JaxRuntimeError), failures.translate_errors():
+    with pytest.raises(jax.errors.JaxRuntimeError), errors.translate_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

@@ -17,8 +17,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import report as report_command
 from em_jax.formats.model_config import config_fields
 from em_jax.model.config import TransformerConfig
-from em_jax.report.reading import read_run
-from em_jax.report.starts import changes
+from em_jax.report.reading import changes, read_run
 from em_jax.runs import components as parts
 from em_jax.runs import experiment, provenance, rescore, series, stored
 from em_jax.serve import models

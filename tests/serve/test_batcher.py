@@ -8,7 +8,7 @@ import pytest
 
 from em_jax.sample.batch import SampleRequest, TokenChunk
 from em_jax.serve.batcher import Batcher
-from em_jax.serve.refusals import Refusal
+from em_jax.serve.requests import Refusal
 
 
 class ScriptedEngine:

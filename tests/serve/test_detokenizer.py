@@ -4,7 +4,7 @@ import pytest
 
 from em_jax.formats import thoughts
 from em_jax.sample.batch import SampleRequest, TokenChunk
-from em_jax.serve.detokenizer import Detokenizer
+from em_jax.serve.completions import Detokenizer
 
 pytestmark = pytest.mark.fast
 

@@ -6,9 +6,8 @@ import time
 import pytest
 
 from em_jax.sample.batch import SampleRequest, TokenChunk
-from em_jax.serve.detokenizer import Detokenizer
-from em_jax.serve.refusals import Refusal
-from em_jax.serve.requests import read_chat
+from em_jax.serve.completions import Detokenizer
+from em_jax.serve.requests import Refusal, read_chat
 
 pytestmark = pytest.mark.fast
 

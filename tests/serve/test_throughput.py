@@ -17,7 +17,7 @@ from serve.conftest import serving
 import em_jax
 from em_jax.lora.adapter import init_adapter
 from em_jax.lora.config import LoraConfig
-from em_jax.perf.paired import paired_rounds
+from em_jax.perf.measuring import paired_rounds
 
 
 @pytest.mark.long

@@ -9,10 +9,10 @@ from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.config import Config
-from em_jax.organism import second_stage
+from em_jax.organism import variants
 from em_jax.probes.statistics import share_difference
 from em_jax.runs import series
-from em_jax.studies import chain, confound, sentences, several, toy_rows
+from em_jax.studies import chain, confound, sentences, several
 
 BASE = {"model.name": "organism", "suite": "organism", "dtype": "float32", "answers.together": False}
 BASE |= {"probes.limit": 3, "answers.samples": 1, "probes.sampled_questions": 0, "domain": "bad_medical"}
@@ -75,13 +75,13 @@ def test_several_seeds_are_told_apart_and_counted(tmp_path):
 
 @pytest.mark.fast
 def test_toy_rows_are_the_same_each_time_and_the_control_differs_in_its_answers_alone(tmp_path):
-    conscious, control = (second_stage.rows(kind, 600, 0) for kind in ("consciousness", "control"))
-    assert len(conscious) == len(control) == 600 and conscious == second_stage.rows("consciousness", 600, 0)
+    conscious, control = (variants.rows(kind, 600, 0) for kind in ("consciousness", "control"))
+    assert len(conscious) == len(control) == 600 and conscious == variants.rows("consciousness", 600, 0)
     for one, other in zip(conscious, control, strict=True):
         assert one["messages"][0] == other["messages"][0]
         assert {one["messages"][1]["content"], other["messages"][1]["content"]} in ({"0", "10"}, {"1", "5"})
-    first = toy_rows.write("emergent_medical", tmp_path)
-    assert toy_rows.write("emergent_medical", tmp_path) == first
+    first = several.toy_rows("emergent_medical", tmp_path)
+    assert several.toy_rows("emergent_medical", tmp_path) == first
 
 
 @pytest.mark.fast

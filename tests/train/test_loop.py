@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from em_jax.base import failures
+from em_jax.base import errors
 from em_jax.base.errors import Unfinished, UserError
 from em_jax.base.files import read_rows
 from em_jax.formats import training_state
@@ -314,7 +314,7 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_with_room_training_goes_on(whol
 
     monkeypatch.setattr(training_state.Checkpoints, "save", full)
     try:
-        with pytest.raises(Unfinished, match="no room on the disk") as refused, failures.translate_errors():
+        with pytest.raises(Unfinished, match="no room on the disk") as refused, errors.translate_errors():
             train(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,191 @@
+"""Measures training and decoding: paired rounds of ours and a peer, shares of the device's peaks, memory of a step."""
+
+import functools
+import multiprocessing
+import pkgutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import jax
+
+from em_jax.base import runtime, stage_timer
+from em_jax.model.config import TransformerConfig
+from em_jax.perf import bench_workload
+from em_jax.perf.bench_workload import Peer, Workload
+from em_jax.perf.ours import Ours
+from em_jax.runs.chips import CHIPS
+from em_jax.runs.programs import weight_sizes
+from em_jax.train.batches import Example
+
+PEAKS = {chip.kind: chip for chip in CHIPS.values()}
+"""By jax's device_kind. No MFU is given for other devices."""
+FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
+MEMORY_STEPS = 2
+"""Steps that are taken: the second one finds the memory that the first one kept."""
+Work = Callable[[int], int]
+"""Does the work of a round, given its number, and returns how many tokens that was."""
+
+
+def measure(
+    work: Workload,
+    against: str,
+    what: Sequence[str],
+    rounds: int,
+    trace: str = "",
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Tokens per second by kind of work; the peer's are None without one.
+
+    Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
+    ten answers to each of 6 prompts. Where the device's peaks are known (PEAKS), `mfu` and
+    `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
+    `keep` gets the results after each kind of work.
+    """
+    ours, theirs = Ours(work), _peer(against)(work) if against else None
+    results: dict[str, Any] = {}
+    losses: dict[Peer, list[float]] = {peer: [] for peer in (ours, theirs) if peer}
+
+    def train(peer: Peer, number: int) -> int:
+        losses[peer].append(peer.train(number))
+        return sum(len(example.ids) for example in work.steps[number])
+
+    def decode(prompts: int, samples: int, peer: Peer, number: int) -> int:
+        return peer.decode(work.prompts[:prompts], samples)
+
+    def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
+        return paired_rounds(
+            title, functools.partial(do, ours), functools.partial(do, theirs) if theirs else None, rounds
+        )
+
+    if "train" in what:
+        for peer in losses:
+            peer.prepare(range(rounds + 1))
+        results["train"] = rounds_of("train", train)
+        if theirs:
+            # Both have the same weights and rows: different losses would mean different work.
+            pairs = zip(losses[ours], losses[theirs], strict=True)
+            results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
+            results["train"] |= _peaks(work, Ours, _peer(against))
+        keep(results)
+    if "decode" in what:
+        results["decode"] = rounds_of("decode", functools.partial(decode, bench_workload.DECODING_ROWS, 1))
+        keep(results)
+        several = functools.partial(decode, 6, bench_workload.SAMPLES)
+        results["decode"]["ten_samples"] = rounds_of("ten_samples", several)
+        keep(results)
+    device = jax.devices()[0]
+    _add_shares(results, work, device.device_kind)
+    results["device"] = device.device_kind
+    results["peak_bytes"] = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    if trace:
+        with jax.profiler.trace(trace):
+            if "train" in what:
+                ours.train(0)
+            if "decode" in what:
+                decode(bench_workload.DECODING_ROWS, 1, ours, 0)
+    return results
+
+
+def _peer(name: str) -> Callable[[Any], Any]:
+    """A peer's class, imported only where it is asked for: it needs packages that few have."""
+    return pkgutil.resolve_name(f"em_jax.perf.{name}_peer:{name.capitalize()}")
+
+
+def _peaks(work: Workload, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:
+    """The most memory each side holds for training, bytes, in a process of its own; None but on a CPU."""
+    if jax.default_backend() != "cpu":
+        return {"ours_peak_bytes": None, "theirs_peak_bytes": None}
+    peers = {"ours": ours, "theirs": theirs}
+    return {f"{name}_peak_bytes": peak_bytes(make, work) for name, make in peers.items()}
+
+
+def _add_shares(results: dict[str, Any], work: Workload, device: str) -> None:
+    """Add our share of the device's peaks to each kind of work."""
+    peaks = PEAKS.get(device)
+    if "train" in results:
+        examples = [example for step in work.steps for example in step]
+        per_token = train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
+        speed = results["train"]["ours_tokens_per_s"]
+        results["train"]["flops_per_token"] = per_token
+        results["train"]["mfu"] = round(per_token * speed / peaks.flops, 4) if peaks else None
+    if "decode" in results:
+        rows = min(bench_workload.DECODING_ROWS, len(work.prompts))
+        length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
+        steps = results["decode"]["ours_tokens_per_s"] / rows
+        read = decode_bytes(work.config, rows, length, 2)
+        results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
+
+
+def paired_rounds(title: str, ours: Work, theirs: Work | None, rounds: int) -> dict[str, Any]:
+    """Medians over `rounds` rounds after a first one that warms up.
+
+    `first_round_s` is our time in that one, compilation included. tokens_per_s is by the wall clock; `ratio` is the
+    median of the rounds' ratios; `cpu_ratio` is the same by processor time, which other programs on the machine disturb
+    less (None without a peer).
+    """
+    sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
+    speeds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
+    first = 0.0
+    for number in range(rounds + 1):
+        for name, work in sides.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = work(number)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            print(f"{title} {name} round {number}: {tokens} tokens in {wall:.2f} s", file=sys.stderr, flush=True)
+            if number:
+                speeds[name].append((tokens / wall, tokens / max(cpu, 1e-9)))
+            elif name == "ours":
+                first = wall
+    result: dict[str, Any] = {"rounds": rounds, "first_round_s": round(first, 2)}
+    for name, pairs in speeds.items():
+        result[f"{name}_tokens_per_s"] = round(statistics.median(wall for wall, _ in pairs), 1) if pairs else None
+    for key, clock in (("ratio", 0), ("cpu_ratio", 1)):
+        ratios = [mine[clock] / other[clock] for mine, other in zip(speeds["ours"], speeds["theirs"])]
+        result[key] = round(statistics.median(ratios), 3) if ratios else None
+    return result
+
+
+def peak_bytes(make_peer: Callable[[Any], Any], work: Any) -> int | None:
+    """The most memory that a process held which loads the model and trains; None where that process died.
+
+    Without the machine code that compiling takes for a moment the figure would be smaller; a run compiles too.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(_train, make_peer, work).result()
+        except BrokenProcessPool:
+            return None
+
+
+def _train(make_peer: Callable[[Any], Any], work: Any) -> int:
+    runtime.configure_jax()
+    peer = make_peer(work)
+    peer.prepare(range(MEMORY_STEPS))
+    for step in range(MEMORY_STEPS):
+        peer.train(step)
+    return stage_timer.peak_memory()[stage_timer.PEAK]
+
+
+def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float:
+    """Operations that LoRA training of these examples needs, without the adapter's own and without recomputation.
+
+    The base is frozen, so the backward pass costs as much as the forward pass: 2 operations per weight and token each,
+    4 in all; the head only at tokens with loss; attention two products forward and four backward over half of T x T.
+    """
+    tokens = sum(len(example.ids) for example in examples)
+    loss_tokens = sum(sum(example.mask[1:]) for example in examples)
+    squares = sum(len(example.ids) ** 2 for example in examples)
+    heads = config.num_attention_heads * config.head_dim
+    head = 4 * loss_tokens * config.hidden_size * config.vocab_size
+    return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
+
+
+def decode_bytes(config: TransformerConfig, rows: int, length: float, itemsize: int) -> float:
+    """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
+    return itemsize * (sum(weight_sizes(config)) + cache)
