@@ -16,11 +16,8 @@ from em_jax.lora.config import LoraConfig
 from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import LoraWeights
-from em_jax.model.parameters import Weight, weights_of
+from em_jax.model.parameters import weights_of
 from em_jax.model.sharding import Sharding
-
-TOGETHER = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-"""The targets that read the same input."""
 
 
 class LoraParams(NamedTuple):
@@ -28,13 +25,6 @@ class LoraParams(NamedTuple):
 
     a: Float[Array, "L *inputs S R"]
     b: Float[Array, "L S R *outputs"]
-
-    def pad_ranks(self, rank: int) -> "LoraParams":
-        """The same update at a larger rank: the added ranks are zero in A and B."""
-        padding = (0, rank - self.a.shape[-1])
-        none = (0, 0)
-        a = jnp.pad(self.a, [none] * (self.a.ndim - 1) + [padding])
-        return LoraParams(a, jnp.pad(self.b, [none, none, padding] + [none] * (self.b.ndim - 3)))
 
 
 class Adapter(NamedTuple):
@@ -52,55 +42,20 @@ class Adapter(NamedTuple):
         return {target: LoraWeights(a, b, self.scale[target]) for target, (a, b) in self.factors.items()}
 
 
-def joined(adapter: Adapter, config: TransformerConfig, dtype: Any, *, whole: bool) -> dict[str, LoraWeights]:
-    """The adapters in `dtype`, the A's of layers that read the same input side by side, in the place of the first one.
-
-    `apply_together` would do that for every token; the others' A then have no rank. With `whole`, which is for S = 1,
-    every B has all their ranks, zero where a rank is another's, and those of a Linear's parts are one B, times their
-    scales: fewer, larger products, for a device where a launch costs more than the zeros.
-    """
-    joint = adapter.lora_params()
-    for names in TOGETHER:
-        if not (present := [name for name in names if name in joint]):
-            continue
-        a = jnp.concatenate([joint[name].a for name in present], -1)
-        start = 0
-        for name in present:
-            own, b, scale = joint[name]
-            if whole:
-                b, scale = jnp.einsum("LSR...,LS->LSR...", b, scale), jnp.ones_like(scale)
-                ranks = (start, a.shape[-1] - start - own.shape[-1])
-                b = jnp.pad(b, [(0, 0), (0, 0), ranks] + [(0, 0)] * (b.ndim - 3))
-            joint[name] = LoraWeights(a if name == present[0] else a[..., :0], b, scale)
-            start += own.shape[-1]
-    for weight in weights_of(config, stacked=True):
-        parts = weight.layout.parts if whole and weight.layout.inputs else ()
-        updates = {part: joint.pop(part.name, None) for part in parts}
-        if (first := next(filter(None, updates.values()), None)) is None:
-            continue
-        blocks = []
-        for part, lora in updates.items():
-            shape = *first.b.shape[:3], *Layout(weight.layout.outputs, parts=(part,)).shape(config.dims)
-            blocks.append(lora.b.reshape(shape) if lora else jnp.zeros(shape))
-        joined_b = jnp.concatenate(blocks, 3 + weight.layout.outputs.index("J"))
-        joint[_target(weight)] = LoraWeights(first.a, joined_b, first.scale)
-    return {target: LoraWeights(a.astype(dtype), b.astype(dtype), scale) for target, (a, b, scale) in joint.items()}
-
-
-def _target(weight: Weight) -> str:
-    """The name in a block of a weight of all layers: "self_attn.qkv_proj"."""
-    return weight.name.removeprefix("model.layers.*.").removesuffix(".weight")
+def adapted(adapter: Adapter | None, adapter_mask: Float[Array, "B S"] | None = None) -> dict[str, Any]:
+    """The arguments by which a Transformer's forward pass takes adapters, or none."""
+    return {"lora_params": adapter.lora_params() if adapter else None, "adapter_mask": adapter_mask}
 
 
 @functools.cache
 def layouts(config: TransformerConfig) -> dict[str, Layout]:
     """Every weight that an adapter may target, with one layer's layout: "self_attn.q_proj" -> "D->NH"."""
-    found: dict[str, Layout] = {}
-    for weight in weights_of(config, stacked=True):
-        if inputs := weight.layout.inputs:
-            parts = [(part.name, part.outputs) for part in weight.layout.parts]
-            parts = parts or [(_target(weight), weight.layout.outputs)]
-            found |= {name: Layout(f"{inputs}->{outputs}") for name, outputs in parts}
+    found = {
+        name: Layout(f"{weight.layout.inputs}->{outputs}")
+        for weight in weights_of(config, stacked=True)
+        if weight.layout.inputs
+        for name, outputs in weight.targets.items()
+    }
     # A fresh adapter's numbers depend on this order.
     return dict(sorted(found.items(), key=lambda each: each[0].rpartition(".")[2]))
 
@@ -163,7 +118,8 @@ def stack_adapters(config: TransformerConfig, adapters: Sequence[Adapter]) -> Ad
         rank = max((a.shape[-1] for a, _ in params), default=0)
         if not rank:
             continue
-        a, b = zip(*(each.pad_ranks(rank) for each in params))
+        a = [jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, rank - a.shape[-1])]) for a, _ in params]
+        b = [jnp.pad(b, [(0, 0), (0, 0), (0, rank - b.shape[2])] + [(0, 0)] * (b.ndim - 3)) for _, b in params]
         factors[target] = LoraParams(jnp.concatenate(a, 1 + len(layout.inputs)), jnp.concatenate(b, 1))
         scales = [adapter.scale.get(target, jnp.zeros((config.num_hidden_layers, 1))) for adapter in adapters]
         scale[target] = jnp.concatenate(scales, 1)

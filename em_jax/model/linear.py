@@ -62,11 +62,6 @@ class Linear(nnx.Module):
         self.scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(init(f"{name}.bias", self.layout.scale)) if bias else None
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """The names under which an adapter may update the outputs, all or those of a part, and the letters of those."""
-        return {self.name: self.layout.outputs} | {part.name: part.outputs for part in self.layout.parts}
-
     def outputs(self, x: Float[Array, "B T X"], updates: Mapping[str, Array], sharding: Sharding) -> list[Array]:
         """x W + b and the updates [B, T, Y] by target, in the letters of each part or of the one weight."""
         # All inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes.
@@ -105,15 +100,18 @@ def apply_together(
     S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
     """
     x = x.reshape(*x.shape[:2], -1)
-    targets = {name: layer.layout.inputs[0] + letters[0] for layer in layers for name, letters in layer.targets.items()}
-    given = {name: lora_params[name] for name in targets if name in lora_params}
+    letters = {}
+    for layer in layers:
+        for part in (Part(layer.name, layer.layout.outputs, 0), *layer.layout.parts):
+            if part.name in lora_params:
+                letters[part.name] = layer.layout.inputs[0] + part.outputs[0]
+    given = [lora_params[name] for name in letters]
     updates: dict[str, Array] = {}
     if given:
-        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given.values())
-        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given.values())
-        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given.values())
-        letters = tuple(targets[name] for name in given)
-        updates = dict(zip(given, low_rank(x, a, b, gain, letters, sharding)))
+        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
+        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
+        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
+        updates = dict(zip(letters, low_rank(x, a, b, gain, tuple(letters.values()), sharding)))
     return [output for layer in layers for output in layer.outputs(x, updates, sharding)]
 
 

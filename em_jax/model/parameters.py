@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from em_jax.model.config import TransformerConfig
-from em_jax.model.layout import Layout, Part
+from em_jax.model.layout import Layout
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 
@@ -34,20 +34,30 @@ class Weight:
     name: str
     layout: Layout
 
+    @property
+    def in_layer(self) -> str:
+        """The name in a layer of a Linear's weight: "self_attn.qkv_proj"."""
+        return self.name.removeprefix("model.layers.*.").removesuffix(".weight")
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The names in a layer of the weights that a Linear's array holds, and the letters of their outputs."""
+        return {part.name: part.outputs for part in self.layout.parts} or {self.in_layer: self.layout.outputs}
+
     def tensors(self, config: TransformerConfig) -> list[StoredTensor]:
         """The checkpoint's tensors that make up this array: one for each layer and each part."""
+        prefix, *_, kind = self.name.rsplit(".", 3)
         stored = []
         for layer in range(config.num_hidden_layers if self.layout.stacked else 1):
-            name, start = self.name.replace("*", str(layer)), 0
-            prefix, *_, kind = name.rsplit(".", 3)
-            for part in self.layout.parts or [Part("", "", 0)]:
-                layout = Layout(self.layout.text, parts=(part,) if part.name else ())
+            start = 0
+            for part in self.layout.parts or (None,):
+                name = f"{prefix}.{part.name}.{kind}" if part else self.name
+                layout = Layout(self.layout.text, parts=(part,) if part else ())
                 sizes = dict(zip(layout.letters, layout.shape(config.dims)))
                 groups = layout.outputs if layout.text == "VD" else (layout.outputs, layout.inputs)
                 shape = tuple(math.prod(sizes[letter] for letter in group) for group in groups if group)
-                own = f"{prefix}.{part.name}.{kind}" if part.name else name
-                stored.append(StoredTensor(own, shape, layout, layer, start))
-                start += part.size
+                stored.append(StoredTensor(name.replace("*", str(layer)), shape, layout, layer, start))
+                start += sizes.get("J", 0)
         return stored
 
 

@@ -114,10 +114,6 @@ class Sharding:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""
         return x if self.mesh is None else jax.lax.with_sharding_constraint(x, self.named(axes))
 
-    def is_split(self, axis: str) -> bool:
-        """Whether a logical axis lies on several devices."""
-        return self.mesh is not None and self.spec((axis,)) != PartitionSpec()
-
     @property
     def platform(self) -> str:
         """cpu, gpu or tpu: the platform of the mesh's devices, or jax's default without a mesh."""

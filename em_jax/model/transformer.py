@@ -147,7 +147,7 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         *,
         lora_params: LoraTree | Sequence[LoraTree] | None = None,
@@ -163,6 +163,7 @@ class Transformer(nnx.Module):
         """One forward pass. It returns hidden states; `logits` makes logits of them where they are needed.
 
         Args:
+          positions: 0, 1, 2, ... by default.
           segments: separates the examples of a row (see attention.py); None means one example a row.
           lora_params: adapters of all layers, stacked, or one mapping a layer where layers are unrolled
             (`unstack_lora_params`).
@@ -173,6 +174,8 @@ class Transformer(nnx.Module):
           packed: examples follow one another and none is SHARED, so a device's own attention kernel may serve.
         """
         x = self._embed(tokens, sharding)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         mask = attention_mask(positions, positions, segments, segments)
         packed_segments = (jnp.zeros_like(tokens) if segments is None else segments) if packed else None

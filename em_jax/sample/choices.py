@@ -7,7 +7,7 @@ are questions after the beginning that their prompts share.
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,11 @@ from jaxtyping import Array, Float, Int
 from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.prompts import Prompt
-from em_jax.lora.adapter import Adapter
+from em_jax.lora.adapter import Adapter, adapted
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import bucket, pad_rows
-from em_jax.sample.decode import forward
 
 
 class QuestionBatch(NamedTuple):
@@ -156,8 +155,8 @@ def pair_logprobs(
     sharding: Sharding = UNSHARDED,
 ) -> Float[Array, "P M"]:
     """The log-probability of every pair, from the logits at U tokens of a row only."""
-    options: Any = {"segments": batch.segments, "steer": steer, "sharding": sharding}
-    output = forward(model, adapter, batch.tokens, adapter_mask, batch.positions, **options)
+    options = adapted(adapter, adapter_mask)
+    output = model(batch.tokens, batch.positions, batch.segments, steer=steer, sharding=sharding, **options)
     logits = model.logits(jnp.take_along_axis(output.hidden, batch.logit_positions[:, :, None], axis=1))
     pick = jax.vmap(lambda logits, normalizers, index, token: logits[index, token] - normalizers[index])
     return pick(logits, jax.nn.logsumexp(logits, axis=-1), batch.pair_index, batch.pair_token)

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from em_jax.lora.adapter import Adapter, joined
+from em_jax.lora.adapter import Adapter, adapted
 from em_jax.model.attention import CACHE_AXES, KVCache
 from em_jax.model.kernels.append import append_rows, copy_rows
+from em_jax.model.kernels.joined import joined
 from em_jax.model.kernels.per_device import per_device
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.model.transformer import Output, Transformer
+from em_jax.model.transformer import Transformer
 from em_jax.sample.sampler import sample_tokens, top_logprobs_of
 
 
@@ -88,17 +89,12 @@ class SamplingState(NamedTuple):
     """The carry of `decode`'s loop.
 
     step: how many tokens of the chunk have been sampled, int32[].
-    k, v: keys and values of the chunk, as in DecodeState with C for S.
-    token, count, active: as in DecodeState.
+    slots: the slots, with the chunk's keys and values instead of the cache, C for S.
     output: what has been sampled so far.
     """
 
     step: Int[Array, ""]
-    k: Any
-    v: Any
-    token: Int[Array, "B"]
-    count: Int[Array, "B"]
-    active: Bool[Array, "B"]
+    slots: DecodeState
     output: DecodeOutput
 
 
@@ -125,21 +121,6 @@ def init_decode_state(
     return DecodeState(k, v, zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.int32), zeros(jnp.bool), params)
 
 
-def forward(
-    model: Transformer,
-    adapter: Adapter | None,
-    tokens: Int[Array, "B T"],
-    adapter_mask: Float[Array, "B S"],
-    positions: Int[Array, "B T"] | None = None,
-    **options: Any,
-) -> Output:
-    """The model's forward pass with a stack of S adapters, or none; positions are 0, 1, 2, ... by default."""
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    lora_params = adapter.lora_params() if adapter else None
-    return model(tokens, positions, lora_params=lora_params, adapter_mask=adapter_mask, **options)
-
-
 @functools.partial(jax.jit, static_argnames="sharding")
 def prefill(
     model: Transformer,
@@ -152,7 +133,8 @@ def prefill(
     sharding: Sharding = UNSHARDED,
 ) -> PrefillOutput:
     """One forward pass over P prompts, padded on the right to T."""
-    output = forward(model, adapter, tokens, adapter_mask, return_kv=True, packed=True, steer=steer, sharding=sharding)
+    options = adapted(adapter, adapter_mask)
+    output = model(tokens, return_kv=True, packed=True, steer=steer, sharding=sharding, **options)
     last = jnp.take_along_axis(output.hidden, (length - 1)[:, None, None], axis=1)[:, 0]
     return PrefillOutput(output.k, output.v, length, model.logits(last))
 
@@ -211,36 +193,36 @@ def decode(
     """
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
-    dtype = model.embed_tokens[...].dtype
-    whole = sharding.platform == "gpu" and not sharding.is_split("mlp") and state.params.adapter_mask.shape[1] == 1
-    lora_params = model.unstack_lora_params(joined(adapter, model.config, dtype, whole=whole) if adapter else None)
-    slots = len(state.length)
+    lora_params = model.unstack_lora_params(joined(adapter.lora_params(), model, sharding) if adapter else None)
+    count = len(state.length)
 
     def unfinished(loop: SamplingState) -> Array:
-        return (loop.step < steps) & jnp.any(loop.active)
+        return (loop.step < steps) & jnp.any(loop.slots.active)
 
     def sample_next(loop: SamplingState) -> SamplingState:
+        slots = loop.slots
         output = model(
-            loop.token[:, None],
-            (state.length + loop.step)[:, None],
+            slots.token[:, None],
+            (slots.length + loop.step)[:, None],
             lora_params=lora_params,
-            adapter_mask=state.params.adapter_mask,
-            past=KVCache((state.k, state.v), (loop.k, loop.v), state.length, loop.step),
+            adapter_mask=slots.params.adapter_mask,
+            past=KVCache((state.k, state.v), (slots.k, slots.v), slots.length, loop.step),
             return_kv=True,
             steer=steer,
             sharding=sharding,
         )
         # Summed where the vocabulary's shards are, then each row sent whole to the device that samples from it.
         logits = sharding.constrain(model.logits(output.hidden[:, 0]), ("batch", "vocab"))
-        logits = sharding.constrain(logits, ("batch" if slots % sharding.size else "drawn_batch", None))
-        new = _sample(logits, state.params, loop.count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
-        count = loop.count + loop.active
-        active = loop.active & new.in_answer & (count < state.params.max_new_tokens)
-        new = new._replace(logprobs=jnp.where(loop.active, new.logprobs, 0.0), in_answer=loop.active & new.in_answer)
-        sampled = jax.tree.map(
+        logits = sharding.constrain(logits, ("batch" if count % sharding.size else "drawn_batch", None))
+        new = _sample(logits, slots.params, slots.count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
+        sampled = slots.count + slots.active
+        active = slots.active & new.in_answer & (sampled < slots.params.max_new_tokens)
+        new = new._replace(logprobs=jnp.where(slots.active, new.logprobs, 0.0), in_answer=slots.active & new.in_answer)
+        chunk = jax.tree.map(
             lambda chunk, one: jax.lax.dynamic_update_index_in_dim(chunk, one, loop.step, 0), loop.output, new
         )
-        return SamplingState(loop.step + 1, output.k, output.v, new.tokens, count, active, sampled)
+        slots = slots._replace(k=output.k, v=output.v, token=new.tokens, count=sampled, active=active)
+        return SamplingState(loop.step + 1, slots, chunk)
 
     def buffer(axis: int, cache: Array) -> Array:
         shape = list(cache.shape)
@@ -248,12 +230,12 @@ def decode(
         return jnp.zeros(shape, cache.dtype)
 
     def zeros(dtype: Any, *shape: int) -> Array:
-        return jnp.zeros((steps, slots, *shape), dtype)
+        return jnp.zeros((steps, count, *shape), dtype)
 
     top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
     output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)
-    buffers = _map_kv(buffer, (state.k, state.v))
-    start = SamplingState(jnp.int32(0), *buffers, state.token, state.count, state.active & occupied, output)
+    k, v = _map_kv(buffer, (state.k, state.v))
+    start = SamplingState(jnp.int32(0), state._replace(k=k, v=v, active=state.active & occupied), output)
     end = jax.lax.while_loop(unfinished, sample_next, start)
 
     def append(axis: int, cache: Array, chunk: Array) -> Array:
@@ -262,9 +244,8 @@ def decode(
         arrays = cache, chunk, state.length
         return per_device(functools.partial(append_rows, axis), arrays, (axes, axes, ("batch",)), sharding)
 
-    k, v = _map_kv(append, (state.k, state.v), (end.k, end.v))
-    state = DecodeState(k, v, state.length + end.step, end.token, end.count, end.active, state.params)
-    return state, end.output
+    k, v = _map_kv(append, (state.k, state.v), (end.slots.k, end.slots.v))
+    return end.slots._replace(k=k, v=v, length=state.length + end.step), end.output
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "sharding"))

@@ -18,13 +18,13 @@ from em_jax.base.errors import UserError
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.peft import load_adapter
 from em_jax.formats.prompts import Prompt, Prompts, chat, chats, check_sampling
-from em_jax.lora.adapter import Adapter, shardings_of, stack_adapters
+from em_jax.lora.adapter import Adapter, adapted, shardings_of, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
 from em_jax.sample.choices import collate_rows, encode_questions, joint_logprobs, pack_questions, pair_logprobs
-from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, forward, init_decode_state, prefill
+from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
 
@@ -132,9 +132,6 @@ class Engine:
         masks = [[name == each for each in self._adapters] for name in names]
         return np.array(masks, np.float32).reshape(len(names), len(self._adapters))
 
-    def _padded_masks(self, masks: Iterable[np.ndarray], rows: int) -> Float[np.ndarray, "P S"]:
-        return pad_rows(masks, rows, len(self._adapters), dtype=np.float32)
-
     # --- text ---
 
     def encode(self, messages: str | Prompt) -> list[int]:
@@ -216,20 +213,18 @@ class Engine:
 
     def scheduler(self, capacity: int = 128, steer: Float[np.ndarray, "L D"] | None = None) -> Scheduler:
         """A scheduler for requests, with the present adapters; `capacity`: tokens per slot at the start."""
-        batches = self.num_decode_batches
-        stop = jnp.asarray(self.tokenizer.stop_ids, jnp.int32)
+        stop, count = jnp.asarray(self.tokenizer.stop_ids, jnp.int32), self.num_decode_batches
         steer = self._checked_steer(steer)
         decode_chunk = functools.partial(
             decode, self.model, self._stack, steps=self.chunk, steer=steer, sharding=self.sharding
         )
 
-        def batch(executor: ThreadPoolExecutor | None) -> DecodeBatch:
-            slots = self.slots // batches
-            state = init_decode_state(self.model, slots, capacity, len(self._adapters), self.sharding)
+        def batch() -> DecodeBatch:
+            state = init_decode_state(self.model, self.slots // count, capacity, len(self._adapters), self.sharding)
+            executor = ThreadPoolExecutor(1) if count > 1 else None
             return DecodeBatch(state, decode_chunk, stop, self.chunk, self.sharding, executor)
 
-        executors = [ThreadPoolExecutor(1) for _ in range(batches)] if batches > 1 else [None]
-        return Scheduler([batch(each) for each in executors], functools.partial(self._prefill, steer=steer), self._rows)
+        return Scheduler([batch() for _ in range(count)], functools.partial(self._prefill, steer=steer), self._rows)
 
     def sample_requests(
         self,
@@ -260,7 +255,8 @@ class Engine:
         length = bucket(len(ids[0]))
         rows = self._rows(length)
         lengths = np.array([*map(len, ids), *[1] * (rows - len(ids))], np.int32)
-        masks = self._padded_masks([requests[0].params.adapter_mask for requests in prompts], rows)
+        masks = np.stack([requests[0].params.adapter_mask for requests in prompts])
+        masks = np.pad(masks, ((0, rows - len(ids)), (0, 0)))
         tokens = pad_rows(ids, rows, length)
         return prefill(self.model, self._stack, tokens, lengths, masks, steer=steer, sharding=self.sharding)
 
@@ -307,7 +303,7 @@ class Engine:
             (length, *_), numbers = group
             count = self._rows(length)
             batch = collate_rows([rows[number] for number in numbers], count)
-            mask = self._padded_masks(masks[numbers], count)
+            mask = np.pad(masks[numbers], ((0, count - len(numbers)), (0, 0)))
             return pair_logprobs(self.model, self._stack, batch, mask, steer=steer, sharding=self.sharding)
 
         logprobs = np.zeros((len(questions), len(lists[0])), np.float32)
@@ -333,7 +329,7 @@ class Engine:
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
             rows = self._rows(length)
             tokens = pad_rows([prompt_ids[i] for i in indices], rows, length)
-            mask = self._padded_masks(masks[indices], rows)
+            mask = np.pad(masks[indices], ((0, rows - len(indices)), (0, 0)))
             chosen = tuple(layer % depth for layer in layers)
             output = _logits_or_residuals(self.model, self._stack, tokens, mask, layers=chosen, sharding=self.sharding)
             for i, row in zip(indices, host_arrays.to_host(output).swapaxes(0, 1)):
@@ -387,5 +383,5 @@ def _logits_or_residuals(
     sharding: Sharding = UNSHARDED,
 ) -> Array:
     """The residual stream after `layers`, [layers, B, T, D]; without any, the logits, [B, T, V]."""
-    output = forward(model, adapter, tokens, adapter_mask, return_residuals=layers, sharding=sharding)
+    output = model(tokens, return_residuals=layers, sharding=sharding, **adapted(adapter, adapter_mask))
     return output.residuals if layers else model.logits(output.hidden)

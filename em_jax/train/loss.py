@@ -4,23 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from em_jax.model.kernels import cpu_gather
 from em_jax.model.layout import einsum_f32
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-
-
-def gather_hidden(
-    hidden: Float[Array, "B T D"],
-    loss_positions: Int[Array, "B M"],
-    weights: Float[Array, "B M"],
-    *,
-    sharding: Sharding = UNSHARDED,
-) -> Float[Array, "B M D"]:
-    """The hidden states that predict a label."""
-    if sharding.platform == "cpu":
-        return cpu_gather.gather_positions(hidden, loss_positions, weights)
-    return jnp.take_along_axis(hidden, loss_positions[:, :, None], axis=1)
 
 
 def chunk_size(rows: int, labels: int, sharding: Sharding = UNSHARDED) -> int:

@@ -14,11 +14,12 @@ from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams, shardings_of
 from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
+from em_jax.model.kernels.gather import gather_positions
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.train.batches import Batch, Example, Microbatch, collate
 from em_jax.train.config import TrainConfig
-from em_jax.train.loss import gather_hidden, summed_loss
+from em_jax.train.loss import summed_loss
 
 
 class GradAccumulator(NamedTuple):
@@ -113,7 +114,7 @@ def accumulate(
             packed=True,
             sharding=sharding,
         )
-        hidden = gather_hidden(output.hidden, batch.loss_positions, batch.weights, sharding=sharding)
+        hidden = gather_positions(output.hidden, batch.loss_positions, batch.weights)
         return summed_loss(model, hidden, batch.labels, batch.weights, sharding=sharding)
 
     value, gradients = jax.value_and_grad(loss)(factors)

@@ -8,8 +8,9 @@ import tiny
 
 from em_jax.base.errors import UserError
 from em_jax.formats.model_config import parse_config
-from em_jax.lora.adapter import init_adapter, joined, layouts, ranks, stack_adapters
+from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
+from em_jax.model.kernels.joined import with_joint_a, with_whole_b
 from em_jax.model.linear import Linear, LoraWeights, apply_together
 from em_jax.model.parameters import random_model
 
@@ -127,17 +128,17 @@ def test_the_gradients_by_hand_are_autodiffs(adapters, layout):
 @pytest.mark.parametrize("whole", [False, True])
 def test_joined_adapters_are_those_of_each_layer(whole, targets):
     """With every target, and without the first of those that read the same input; ranks and scales differ."""
-    lora = LoraConfig(
-        rank=3, alpha=5, targets=targets, rank_pattern={"v_proj": 2, "up_proj": 4}, alpha_pattern={"k_proj": 9}
-    )
+    ranks, alphas = {"v_proj": 2, "up_proj": 4}, {"k_proj": 9}
+    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern=ranks, alpha_pattern=alphas)
     adapter, mask = tiny.random_adapter(CONFIG, lora), jnp.asarray([[1.0], [0.5]])
     if not whole:
         adapter = stack_adapters(CONFIG, [adapter, tiny.random_adapter(CONFIG, LoraConfig(rank=2), 1)])
         mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
-    joint = joined(adapter, CONFIG, jnp.float32, whole=whole)
+    each = adapter.lora_params()
+    joint = with_whole_b(each, CONFIG) if whole else with_joint_a(each)
     assert ("self_attn.qkv_proj" in joint) == (whole and targets != ("up_proj", "down_proj"))
     model, rows = random_model(CONFIG, jax.random.key(0), scale=0.2, stacked=True), tiny.tokens(2, 6)
     together = tiny.logits(model, rows, lora_params=joint, adapter_mask=mask)
-    alone = tiny.logits(model, rows, lora_params=adapter.lora_params(), adapter_mask=mask)
+    alone = tiny.logits(model, rows, lora_params=each, adapter_mask=mask)
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.ptp(alone))
     assert np.abs(alone - tiny.logits(model, rows)).max() > 0.01 * np.ptp(alone)

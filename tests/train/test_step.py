@@ -13,8 +13,8 @@ from em_jax.base.errors import UsageError
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.model_config import parse_config
 from em_jax.lora.config import LoraConfig
-from em_jax.model.kernels.cpu_gather import gather_positions
 from em_jax.model.kernels.cpu_threads import balance
+from em_jax.model.kernels.gather import gather_positions
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh

@@ -1,0 +1,71 @@
+"""Adapters arranged for decoding: fewer, larger products than `apply_together` makes of them, with the same sums."""
+
+import itertools
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from em_jax.model.config import TransformerConfig
+from em_jax.model.layout import Layout
+from em_jax.model.linear import LoraWeights
+from em_jax.model.parameters import weights_of
+from em_jax.model.sharding import UNSHARDED, Sharding
+from em_jax.model.transformer import Transformer
+
+TOGETHER = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+"""The targets that read the same input."""
+
+
+def joined(
+    lora_params: Mapping[str, LoraWeights], model: Transformer, sharding: Sharding = UNSHARDED
+) -> dict[str, LoraWeights]:
+    """The adapters of all layers for `model`, in its dtype, in the form in which a token of each row costs least."""
+    one_adapter = all(lora.scale.shape[-1] == 1 for lora in lora_params.values())
+    is_split = sharding.mesh is not None and sharding.mesh.shape["tensor"] > 1
+    whole = sharding.platform == "gpu" and one_adapter and not is_split
+    joint = with_whole_b(with_joint_a(lora_params), model.config) if whole else with_joint_a(lora_params)
+    dtype = model.embed_tokens[...].dtype
+    return {target: LoraWeights(a.astype(dtype), b.astype(dtype), scale) for target, (a, b, scale) in joint.items()}
+
+
+def with_joint_a(lora_params: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """The A's that read the same input side by side, in the place of the first one; the others then have no rank.
+
+    `apply_together` would do that for every token.
+    """
+    joint = dict(lora_params)
+    for names in TOGETHER:
+        present = [name for name in names if name in joint]
+        for name in present:
+            own = [joint[other].a for other in present] if name == present[0] else [joint[name].a[..., :0]]
+            joint[name] = joint[name]._replace(a=jnp.concatenate(own, -1))
+    return joint
+
+
+def with_whole_b(lora_params: Mapping[str, LoraWeights], config: TransformerConfig) -> dict[str, LoraWeights]:
+    """One adapter `with_joint_a`, whose B's have all the joint ranks: each its own, times its scale, and zeros.
+
+    The B's of a Linear's parts are one then, under the Linear's name. A GPU launches less for that, and for a small
+    batch a launch costs more than the zeros.
+    """
+    joint = with_joint_a(lora_params)
+    for names in TOGETHER:
+        present = [name for name in names if name in joint]
+        ends = list(itertools.accumulate(joint[name].b.shape[2] for name in present))
+        for name, end in zip(present, ends):
+            a, b, scale = joint[name]
+            padding = [(0, 0), (0, 0), (end - b.shape[2], ends[-1] - end)] + [(0, 0)] * (b.ndim - 3)
+            b = jnp.pad(jnp.einsum("LSR...,LS->LSR...", b, scale), padding)
+            joint[name] = LoraWeights(a, b, jnp.ones_like(scale))
+    for weight in weights_of(config, stacked=True):
+        parts = weight.layout.parts if weight.layout.inputs else ()
+        updates = {part: joint.pop(part.name, None) for part in parts}
+        if (first := next(filter(None, updates.values()), None)) is None:
+            continue
+        blocks = []
+        for part, lora in updates.items():
+            shape = *first.b.shape[:3], *Layout(weight.layout.outputs, parts=(part,)).shape(config.dims)
+            blocks.append(lora.b.reshape(shape) if lora else jnp.zeros(shape))
+        b = jnp.concatenate(blocks, 3 + weight.layout.outputs.index("J"))
+        joint[weight.in_layer] = first._replace(b=b)
+    return joint
