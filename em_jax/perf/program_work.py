@@ -26,7 +26,7 @@ BOOKKEEPING = {
 }  # fmt: skip
 """Custom calls that compute nothing."""
 MATMULS = ("dot", "convolution")
-POINTWISE = {"convert", "add", "subtract", "multiply", "reduce"}
+POINTWISE = {"convert", "add", "subtract", "multiply", "divide", "exponential", "compare", "select", "reduce"}
 """Instructions of which a part of the result needs as much of an operand."""
 UPDATED = {"dynamic-update-slice": 1, "scatter": 2}
 """Instructions that update their first operand in place, and which operand is the update."""

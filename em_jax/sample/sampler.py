@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from em_jax.model.kernels import cpu_sampling
+from em_jax.model.kernels.inverse_cdf import inverse_cdf
 
 
 def request_key(seed: int, prompt: Sequence[int], sample: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def sample_tokens(
         weights = jnp.where((weights >= least) | (top_p[:, None] >= 1), weights, 0.0)
     draw = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), i)))
     uniform = jnp.where(random, draw(keys, count), 0.0)
-    tokens = jax.lax.platform_dependent(weights, uniform, cpu=cpu_sampling.inverse_cdf, default=inverse_cdf)
+    tokens = inverse_cdf(weights, uniform)
     token_logits = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
     return tokens, token_logits - jax.nn.logsumexp(logits, axis=-1)
 
@@ -65,14 +65,6 @@ def least_kept(weights: Float[Array, "B V"], target: Float[Array, "B 1"]) -> Flo
     low = jnp.zeros(target.shape, jnp.int32)
     one = jax.lax.bitcast_convert_type(jnp.ones(target.shape, jnp.float32), jnp.int32)
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 30, halve, (low, one))[1], jnp.float32)
-
-
-def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The first token of each row whose cumulative weight exceeds `uniform`, in [0, 1), times the row's sum."""
-    cdf = jnp.cumsum(weights, axis=-1)
-    # Rounding may put a target at the very end: the last token with any weight is the furthest a draw can go.
-    last = jnp.sum(cdf < cdf[:, -1:], axis=-1)
-    return jnp.minimum(jnp.sum(cdf <= uniform[:, None] * cdf[:, -1:], axis=-1), last).astype(jnp.int32)
 
 
 def top_logprobs_of(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]] | None:

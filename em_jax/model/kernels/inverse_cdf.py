@@ -1,4 +1,4 @@
-"""The inverse CDF of sampling in blocks, for a CPU."""
+"""A draw by inverse CDF, in blocks of the vocabulary."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -8,9 +8,10 @@ BLOCK = 128
 
 
 def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """As the plain formula in sample/sampler.py: the first token whose cumulative weight exceeds `uniform` * the sum.
+    """The first token of each row whose cumulative weight exceeds `uniform`, in [0, 1), times the row's sum.
 
-    A cumulative sum over V is slow on a CPU: weights are summed by block, then cumulated over blocks and within one.
+    Weights are summed by block, then cumulated over blocks and within one: a cumulative sum over V is slow on a CPU and
+    several passes over V on a GPU.
     """
     batch, vocabulary = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -vocabulary % BLOCK))).reshape(batch, -1, BLOCK)
