@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
-from em_jax.model.kernels.cpu import low_rank
+from em_jax.model.kernels.cpu import low_rank, stacked_low_rank
 from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -96,6 +96,8 @@ def apply_together(
 ) -> list[Float[Array, "B T *outputs"]]:
     """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their targets.
 
+    It may have one for several layers under their names, joined by "+": see `with_whole_b`.
+
     `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of rank
     S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
     """
@@ -107,7 +109,11 @@ def apply_together(
                 letters[part.name] = layer.layout.inputs[0] + part.outputs[0]
     given = [lora_params[name] for name in letters]
     updates: dict[str, Array] = {}
-    if given:
+    names = [layer.name for layer in layers]
+    if len(names) > 1 and (stack := lora_params.get("+".join(names))):
+        gain = stack.scale[None] * (1 if adapter_mask is None else adapter_mask)
+        updates = dict(zip(names, stacked_low_rank(x, stack.a, stack.b, gain, layers[0].layout.inputs, sharding)))
+    elif given:
         a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
         b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
         gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)

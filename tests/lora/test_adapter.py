@@ -126,17 +126,18 @@ def test_the_gradients_by_hand_are_autodiffs(adapters, layout):
 
 @pytest.mark.parametrize("targets", [TARGETS, ("k_proj", "v_proj", "up_proj"), ("up_proj", "down_proj")])
 @pytest.mark.parametrize("whole", [False, True])
-def test_joined_adapters_are_those_of_each_layer(whole, targets):
+@pytest.mark.parametrize("ranks", [{"v_proj": 2}, {"v_proj": 2, "up_proj": 4}])
+def test_joined_adapters_are_those_of_each_layer(ranks, whole, targets):
     """With every target, and without the first of those that read the same input; ranks and scales differ."""
-    ranks, alphas = {"v_proj": 2, "up_proj": 4}, {"k_proj": 9}
-    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern=ranks, alpha_pattern=alphas)
+    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern=ranks, alpha_pattern={"k_proj": 9, "up_proj": 2})
     adapter, mask = tiny.random_adapter(CONFIG, lora), jnp.asarray([[1.0], [0.5]])
     if not whole:
         adapter = stack_adapters(CONFIG, [adapter, tiny.random_adapter(CONFIG, LoraConfig(rank=2), 1)])
         mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
     each = adapter.lora_params()
     joint = with_whole_b(each, CONFIG) if whole else with_joint_a(each)
-    assert ("self_attn.qkv_proj" in joint) == (whole and targets != ("up_proj", "down_proj"))
+    assert ("self_attn.qkv_proj" in joint) == (whole and "v_proj" in targets)
+    assert ("mlp.gate_proj+mlp.up_proj" in joint) == (whole and targets == TARGETS and "up_proj" not in ranks)
     model, rows = random_model(CONFIG, jax.random.key(0), scale=0.2, stacked=True), tiny.tokens(2, 6)
     together = tiny.logits(model, rows, lora_params=joint, adapter_mask=mask)
     alone = tiny.logits(model, rows, lora_params=each, adapter_mask=mask)

@@ -99,9 +99,7 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
 
 
 def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
-    """The ranks of each B: its own, or all where every B has all."""
-    if all(factor.shape[1] == low.shape[-1] for factor in b):
-        return [low] * len(b)
+    """The ranks of each B."""
     return jnp.split(low, list(itertools.accumulate(factor.shape[1] for factor in b))[:-1], axis=-1)
 
 
@@ -121,6 +119,22 @@ def low_rank(
     dtype of `x`, and their gradients are summed where they are stored.
     """
     return _low_rank_forward(x, a, b, gain, letters, sharding)[0]
+
+
+def stacked_low_rank(
+    x: Float[Array, "B T X"],
+    a: Float[Array, "X S JR"],
+    b: Float[Array, "J S R Y"],
+    gain: Float[Array, "#B S"],
+    letter: str,
+    sharding: Sharding,
+) -> Float[Array, "J B T Y"]:
+    """`low_rank` of one adapter, S = 1, and J weights of the same shape in two products, for sampling alone."""
+    a = sharding.gather_for_matmul(f"{letter}SR", a)
+    low = einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype)
+    low = low.reshape(*low.shape[:3], len(b), -1)
+    y = einsum_f32("BTSJR,JSRY->JBTY", low, b).astype(x.dtype)
+    return (y * gain[None, :, None]).astype(x.dtype)
 
 
 def _low_rank_forward(

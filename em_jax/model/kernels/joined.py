@@ -1,6 +1,5 @@
 """Adapters arranged for decoding: fewer, larger products than `apply_together` makes of them, with the same sums."""
 
-import itertools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -43,29 +42,32 @@ def with_joint_a(lora_params: Mapping[str, LoraWeights]) -> dict[str, LoraWeight
 
 
 def with_whole_b(lora_params: Mapping[str, LoraWeights], config: TransformerConfig) -> dict[str, LoraWeights]:
-    """One adapter `with_joint_a`, whose B's have all the joint ranks: each its own, times its scale, and zeros.
+    """One adapter `with_joint_a`, whose B's of layers that read the same input are one, times their scales.
 
-    The B's of a Linear's parts are one then, under the Linear's name. A GPU launches less for that, and for a small
+    Those of a Linear's parts are blocks of a matrix under its name, with zeros around them; those of gate and up, where
+    their ranks are equal, a stack [L, J, S, R, outputs] under both names. A GPU launches less for that, and for a small
     batch a launch costs more than the zeros.
     """
     joint = with_joint_a(lora_params)
-    for names in TOGETHER:
-        present = [name for name in names if name in joint]
-        ends = list(itertools.accumulate(joint[name].b.shape[2] for name in present))
-        for name, end in zip(present, ends):
-            a, b, scale = joint[name]
-            padding = [(0, 0), (0, 0), (end - b.shape[2], ends[-1] - end)] + [(0, 0)] * (b.ndim - 3)
-            b = jnp.pad(jnp.einsum("LSR...,LS->LSR...", b, scale), padding)
-            joint[name] = LoraWeights(a, b, jnp.ones_like(scale))
+    scaled = {name: jnp.einsum("LSR...,LS->LSR...", lora.b, lora.scale) for name, lora in lora_params.items()}
+    for names in TOGETHER[1:]:
+        if all(name in joint for name in names) and len({scaled[name].shape for name in names}) == 1:
+            (a, _, scale), *_ = [joint.pop(name) for name in names]
+            b = jnp.stack([scaled[name] for name in names], 1)
+            joint["+".join(names)] = LoraWeights(a, b, jnp.ones_like(scale))
     for weight in weights_of(config, stacked=True):
         parts = weight.layout.parts if weight.layout.inputs else ()
-        updates = {part: joint.pop(part.name, None) for part in parts}
-        if (first := next(filter(None, updates.values()), None)) is None:
+        present = [joint.pop(part.name) for part in parts if part.name in joint]
+        if not present:
             continue
-        blocks = []
-        for part, lora in updates.items():
-            shape = *first.b.shape[:3], *Layout(weight.layout.outputs, parts=(part,)).shape(config.dims)
-            blocks.append(lora.b.reshape(shape) if lora else jnp.zeros(shape))
+        a, blocks, start = present[0].a, [], 0
+        for part in parts:
+            shape = Layout(weight.layout.outputs, parts=(part,)).shape(config.dims)
+            b = scaled.get(part.name, jnp.zeros((*a.shape[:1], a.shape[-2], 0, 1)))
+            end = start + b.shape[2]
+            b = b.reshape(*b.shape[:3], *shape)
+            blocks.append(jnp.pad(b, [(0, 0), (0, 0), (start, a.shape[-1] - end)] + [(0, 0)] * len(shape)))
+            start = end
         b = jnp.concatenate(blocks, 3 + weight.layout.outputs.index("J"))
-        joint[weight.in_layer] = first._replace(b=b)
+        joint[weight.in_layer] = LoraWeights(a, b, jnp.ones_like(present[0].scale))
     return joint
