@@ -49,10 +49,12 @@ def load_model(
         print(f"{directory} holds two sets of weights: {SINGLE} is used, {INDEX} is not", file=sys.stderr)
 
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
-        sharding.weight(layout.letters, layout.shape(config.dims), name)  # raises an error that names the array
+        parts = Weight(name, layout).tensors(config)
+        # Raises an error that names a tensor.
+        sharding.weight(layout.letters, layout.shape(config.dims), parts[-1].name)
         options = config, jnp.dtype(dtype), quantization == "int8", sharding
         whole = None
-        for stored in Weight(name, layout).tensors(config):
+        for stored in parts:
             stripes, arrange = _arranged(stored.layout, *options)
             # Wait: a host that reads ahead of its devices would accumulate what it has read.
             array = jax.block_until_ready(arrange(_read(tensors[stored.name], stripes)))

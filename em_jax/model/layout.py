@@ -14,7 +14,7 @@ einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 class Part(NamedTuple):
     """One of several weights side by side in an array: its name, its own output letters, and its share of the axis J.
 
-    In "D->KJH", the queries NH have N/K of J, those of the heads that share a key/value head, and the keys KH have 1.
+    In "D->KJH" each of the K key/value heads has J columns of H: the N/K query heads that share it, its key, its value.
     """
 
     name: str

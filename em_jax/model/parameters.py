@@ -16,8 +16,8 @@ from em_jax.model.transformer import Transformer
 class StoredTensor(NamedTuple):
     """A tensor of the checkpoint, and its place in an array of the model.
 
-    `shape` is that in the checkpoint: [outputs, inputs] for a linear layer, letters flattened. `layout` is that of the
-    tensor alone in the array's axes but L; `layer` and `start` are where it begins along L and J.
+    `shape` is that in the checkpoint: [outputs, inputs] for a linear layer, letters flattened. `layout` is the array's
+    with this part only and without L. `layer` is its index on L, `start` its first index on J, 0 where there is none.
     """
 
     name: str

@@ -203,17 +203,16 @@ def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     return sum(map(_size, operands)) + _size(each)
 
 
-def _read(program: ProgramText, called: Computation, each: Instruction, known: dict[str, int]) -> int:
+def _read(
+    program: ProgramText, called: Computation, each: Instruction, known: dict[str, int], *, computed: bool = False
+) -> int:
     """The bytes of an array that a fusion's computation needs: of one that it slices, within fusions too, a part.
 
-    `known` are those of arrays of `called` already looked at. A sum or a product is needed where its result is.
+    A parameter that is only passed on is not read; what a fusion has `computed` is needed where it is a result. `known`
+    are the bytes of arrays of `called` already looked at.
     """
-    if each.name not in known:
-        known[each.name] = _read_anew(program, called, each, known)
-    return known[each.name]
-
-
-def _read_anew(program: ProgramText, called: Computation, each: Instruction, known: dict[str, int]) -> int:
+    if each.name in known:
+        return known[each.name]
     whole, used = _size(each), 0
     for user in called.values():
         for number, name in enumerate(user.operands):
@@ -221,19 +220,20 @@ def _read_anew(program: ProgramText, called: Computation, each: Instruction, kno
                 continue
             if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
                 used += _size(user)
-            elif number == 0 and user.opcode in UPDATED:
+            elif not computed and (user.opcode == "tuple" or (number == 0 and user.opcode in UPDATED)):
                 used += 0
-            elif user.opcode == "bitcast":
-                used += 0 if user.is_root else _read(program, called, user, known)
+            elif user.opcode == "bitcast" and not user.is_root:
+                used += _read(program, called, user, known, computed=computed)
             elif user.opcode in POINTWISE and not user.is_root and _size(user):
-                used += whole * _read(program, called, user, known) // _size(user)
-            elif user.opcode == "fusion" and user.called:
+                used += whole * _read(program, called, user, known, computed=True) // _size(user)
+            elif user.opcode == "fusion" and user.called and not computed:
                 inner = program.computations[user.called[0]]
                 parameters = {int(one.arguments): one for one in inner.values() if one.opcode == "parameter"}
                 used += _read(program, inner, parameters[number], {})
-            elif user.opcode != "tuple":
+            elif user.opcode != "bitcast" or computed:
                 used += whole
-    return min(used, whole)
+    known[each.name] = min(used, whole)
+    return known[each.name]
 
 
 def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Computation) -> int:

@@ -202,6 +202,54 @@ ENTRY %main (m0: f32[4,8,48], m1: bf16[8,48]) -> bf16[8,16] {
 """A third of a product whose contraction was split in four."""
 
 
+RESULTS = """HloModule step, is_scheduled=true
+
+%fused_two (p: f32[8,48], q: f32[8,48]) -> (f32[8,48], f32[8,48]) {
+  %p = f32[8,48]{1,0} parameter(0)
+  %q = f32[8,48]{1,0} parameter(1)
+  %sum = f32[8,48]{1,0} add(%p, %q)
+  %product = f32[8,48]{1,0} multiply(%p, %q)
+  ROOT %both = (f32[8,48]{1,0}, f32[8,48]{1,0}) tuple(%sum, %product)
+}
+
+%fused_flat (p: f32[8,48], q: f32[8,48]) -> f32[384] {
+  %p = f32[8,48]{1,0} parameter(0)
+  %q = f32[8,48]{1,0} parameter(1)
+  %sum = f32[8,48]{1,0} add(%p, %q)
+  ROOT %flat = f32[384]{0} bitcast(%sum)
+}
+
+%fused_update (p: bf16[8,48], q: f32[1,48], i: s32[]) -> f32[8,48] {
+  %p = bf16[8,48]{1,0} parameter(0)
+  %wide = f32[8,48]{1,0} convert(%p)
+  %q = f32[1,48]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = f32[8,48]{1,0} dynamic-update-slice(%wide, %q, %i, %zero)
+}
+
+ENTRY %main (m0: f32[8,48], m1: f32[8,48], m2: bf16[8,48], m3: f32[1,48], m4: s32[]) -> f32[384] {
+  %m0 = f32[8,48]{1,0} parameter(0)
+  %m1 = f32[8,48]{1,0} parameter(1)
+  %m2 = bf16[8,48]{1,0} parameter(2)
+  %m3 = f32[1,48]{1,0} parameter(3)
+  %m4 = s32[] parameter(4)
+  %two = (f32[8,48]{1,0}, f32[8,48]{1,0}) fusion(%m0, %m1), kind=kLoop, calls=%fused_two
+  %new = f32[8,48]{1,0} fusion(%m2, %m3, %m4), kind=kLoop, calls=%fused_update
+  ROOT %out = f32[384]{0} fusion(%m0, %m1), kind=kLoop, calls=%fused_flat
+}
+"""
+"""Results computed from whole parameters: two, a reshaped one, and a converted one that is updated."""
+
+
+@pytest.mark.fast
+def test_what_a_fusion_computes_needs_all_of_its_parameters():
+    array, row = 8 * 48 * 4, 48 * 4
+    two, updated, flat = (step.bytes for step in work_of_text(RESULTS).steps)
+    assert (two, flat) == (4 * array, 3 * array)
+    assert updated == 8 * 48 * 2 + row + 4 + row
+
+
 @pytest.mark.fast
 def test_of_sums_that_a_fusion_slices_it_reads_the_part_it_needs():
     assert work_of_text(PARTIAL_SUMS).bytes == 4 * 8 * 16 * 4 + 8 * 16 * 2 + 8 * 16 * 2

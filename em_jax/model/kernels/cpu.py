@@ -98,6 +98,11 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
     return jnp.concatenate(each, -1)
 
 
+def _is_alone(a: Sequence[Float[Array, "X S R"]]) -> bool:
+    """Whether there is one adapter, whose gain is that of its outputs and not of its ranks."""
+    return a[0].shape[1] == 1
+
+
 def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
     """The ranks of each B."""
     return jnp.split(low, list(itertools.accumulate(factor.shape[1] for factor in b))[:-1], axis=-1)
@@ -141,12 +146,12 @@ def _low_rank_forward(
     x: Array, a: tuple, b: tuple, gain: tuple, letters: tuple[str, ...], sharding: Sharding
 ) -> tuple[list[Array], tuple]:
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
-    low, alone = einsum_f32("BTX,XSR->BTSR", x, joint_a), joint_a.shape[1] == 1
-    low = low if alone else low * _gain_of_ranks(gain, b)
+    low = einsum_f32("BTX,XSR->BTSR", x, joint_a)
+    low = low if _is_alone(a) else low * _gain_of_ranks(gain, b)
     low = checkpoint_name(low.astype(x.dtype), LOW)
     y = [einsum_f32("BTSR,SRY->BTY", *each).astype(x.dtype) for each in zip(_split_ranks(low, b), in_use_b)]
     # As in PEFT the gain of one adapter is that of its outputs, whose sum takes it in; `low` would need a kernel more.
-    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if alone else y
+    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if _is_alone(a) else y
     return y, (x, a, b, gain, low)
 
 
@@ -163,7 +168,7 @@ def _low_rank_backward(
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
     dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
     dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
-    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if joint_a.shape[1] == 1 else low
+    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if _is_alone(a) else low
     dx = einsum_f32("BTSR,XSR->BTX", dlow, joint_a).astype(x.dtype)
     da, db = [], []
     for names, dlow_of, low_of, dy_of in zip(letters, _split_ranks(dlow, b), _split_ranks(low, b), dy):

@@ -22,7 +22,7 @@ def joined(
     one_adapter = all(lora.scale.shape[-1] == 1 for lora in lora_params.values())
     is_split = sharding.mesh is not None and sharding.mesh.shape["tensor"] > 1
     whole = sharding.platform == "gpu" and one_adapter and not is_split
-    joint = with_whole_b(with_joint_a(lora_params), model.config) if whole else with_joint_a(lora_params)
+    joint = with_whole_b(lora_params, model.config) if whole else with_joint_a(lora_params)
     dtype = model.embed_tokens[...].dtype
     return {target: LoraWeights(a.astype(dtype), b.astype(dtype), scale) for target, (a, b, scale) in joint.items()}
 
@@ -49,7 +49,10 @@ def with_whole_b(lora_params: Mapping[str, LoraWeights], config: TransformerConf
     batch a launch costs more than the zeros.
     """
     joint = with_joint_a(lora_params)
-    scaled = {name: jnp.einsum("LSR...,LS->LSR...", lora.b, lora.scale) for name, lora in lora_params.items()}
+    # No einsum: a GPU may round its operands.
+    scaled = {
+        target: b * scale.reshape(*scale.shape, *[1] * (b.ndim - 2)) for target, (_, b, scale) in lora_params.items()
+    }
     for names in TOGETHER[1:]:
         if all(name in joint for name in names) and len({scaled[name].shape for name in names}) == 1:
             (a, _, scale), *_ = [joint.pop(name) for name in names]
