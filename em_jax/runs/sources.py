@@ -165,7 +165,8 @@ def alternatives_directory(config: Config, run_dir: Path) -> Path | None:
     if name in ("", "base"):
         return None
     folder = run_dir.absolute().parent if name == SIBLINGS else Path(name)
-    if not folder.is_dir():
+    # The folder of a run that has not begun need not be there.
+    if name != SIBLINGS and not folder.is_dir():
         raise UsageError(f"probes.alternatives expects base, {SIBLINGS} or a directory of runs, found {name!r}")
     return folder
 

@@ -131,6 +131,9 @@ def test_a_plan_fails_as_the_run_would(finished, tmp_path):
             list(
                 dry_run.lines([config(**{setting: str(tmp_path / "fifo")})], tmp_path / "run", False, StubComponents())
             )
+    # Runs of a folder that does not exist yet may use one another's answers.
+    beside = config(probes__alternatives="siblings")
+    assert list(dry_run.lines([beside], tmp_path / "new" / "run", False, StubComponents()))
 
 
 @pytest.mark.fast
