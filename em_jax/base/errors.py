@@ -44,8 +44,6 @@ class Stopping(UserError):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 TRAINING = "training needs less with --set train.rows_per_pass=1 or --set train.remat=full"
 SAMPLING = "sampling needs less with a smaller answers.slots"
 ADVICE = {"finetune": TRAINING, "answer": SAMPLING, "judge": SAMPLING, "probe": SAMPLING}

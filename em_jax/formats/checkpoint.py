@@ -48,19 +48,24 @@ def load_model(
     if (directory / SINGLE).exists() and (directory / INDEX).exists():
         print(f"{directory} holds two sets of weights: {SINGLE} is used, {INDEX} is not", file=sys.stderr)
 
+    quantized = quantization == "int8"
+
+    def zeros(layout: Layout, dtype: Any) -> jax.Array:
+        shape = layout.shape(config.dims)
+        return jnp.zeros(shape, dtype, device=sharding.weight(layout.letters, shape, layout.text))
+
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
         parts = Weight(name, layout).tensors(config)
         # Raises an error that names a tensor.
         sharding.weight(layout.letters, layout.shape(config.dims), parts[-1].name)
-        options = config, jnp.dtype(dtype), quantization == "int8", sharding
         whole = None
         for stored in parts:
-            stripes, arrange = _arranged(stored.layout, *options)
+            stripes, arrange = _arranged(stored.layout, config, jnp.dtype(dtype), quantized, sharding)
             # Wait: a host that reads ahead of its devices would accumulate what it has read.
             array = jax.block_until_ready(arrange(_read(tensors[stored.name], stripes)))
             if stored.layout == layout:
                 return array
-            whole = _zeros(layout, *options)() if whole is None else whole
+            whole = _each(layout, dtype, quantized, zeros) if whole is None else whole
             whole = _put(whole, array, jnp.int32(stored.layer), jnp.int32(stored.start), layout=layout)
         return whole
 
@@ -81,10 +86,9 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
     tensors: dict[str, np.ndarray] = {}
     for weight, array in zip(weights_of(config, stacked=model.stacked), jax.tree.leaves(model), strict=True):
         for stored in weight.tensors(config):
-            tensor = np.asarray(array[stored.layer] if weight.layout.stacked else array)
-            for part in stored.layout.parts:
-                axis = stored.layout.letters.index("J")
-                tensor = np.take(tensor, range(stored.start, stored.start + part.size), axis)
+            end = stored.start + sum(part.size for part in stored.layout.parts)
+            place = {"L": stored.layer, "J": slice(stored.start, end)}
+            tensor = np.asarray(array[tuple(place.get(letter, slice(None)) for letter in weight.layout.letters)])
             if inputs := len(weight.layout.inputs):
                 tensor = tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
             tensors[stored.name] = np.ascontiguousarray(tensor.reshape(stored.shape))
@@ -126,30 +130,18 @@ def _arranged(
         weight = (weight.T if layout.inputs else weight).reshape(shape)
         return quantize(layout, weight) if quantized else weight.astype(dtype)
 
+    def placed(layout: Layout, _: Any) -> NamedSharding | None:
+        return sharding.weight(layout.letters, layout.shape(config.dims), layout.text)
+
     stripes = None if place is None else NamedSharding(place.mesh, PartitionSpec(sum(_mesh_axes(layout, place), ())))
-    return stripes, jax.jit(arrange, out_shardings=_places(layout, config, quantized, sharding))
+    return stripes, jax.jit(arrange, out_shardings=_each(layout, dtype, quantized, placed))
 
 
-@functools.lru_cache(maxsize=64)
-def _zeros(
-    layout: Layout, config: TransformerConfig, dtype: np.dtype, quantized: bool, sharding: Sharding
-) -> Callable[[], Any]:
-    """The program that makes an array of zeros, to be filled with several tensors."""
-    quantized = quantized and bool(layout.inputs)
-
-    def zeros() -> jax.Array | Quantized:
-        if not quantized:
-            return jnp.zeros(layout.shape(config.dims), dtype)
-        scale = jnp.zeros(layout.scale.shape(config.dims), jnp.float32)
-        return Quantized(jnp.zeros(layout.shape(config.dims), jnp.int8), scale)
-
-    return jax.jit(zeros, out_shardings=_places(layout, config, quantized, sharding))
-
-
-def _places(layout: Layout, config: TransformerConfig, quantized: bool, sharding: Sharding) -> Any:
-    """Where a weight lies, or where a quantised one's values and scales lie."""
-    places = [sharding.weight(each.letters, each.shape(config.dims), each.text) for each in (layout, layout.scale)]
-    return Quantized(*places) if quantized else places[0]
+def _each(layout: Layout, dtype: Any, quantized: bool, create: Callable[[Layout, Any], Any]) -> Any:
+    """`create` of a weight's layout and dtype, or of those of a quantised matrix's two arrays."""
+    if quantized and layout.inputs:
+        return Quantized(create(layout, jnp.int8), create(layout.scale, jnp.float32))
+    return create(layout, dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
@@ -160,9 +152,8 @@ def _put(whole: Any, part: Any, layer: jax.Array, start: jax.Array, *, layout: L
         starts = [{"L": layer, "J": start}.get(letter, 0) for letter in layout.letters]
         return jax.lax.dynamic_update_slice(whole, part[None] if layout.stacked else part, starts)
 
-    if isinstance(whole, Quantized):
-        return Quantized(put(layout, whole.values, part.values), put(layout.scale, whole.scale, part.scale))
-    return put(layout, whole, part)
+    layouts = Quantized(layout, layout.scale) if isinstance(whole, Quantized) else layout
+    return jax.tree.map(put, layouts, whole, part)
 
 
 def _mesh_axes(layout: Layout, place: NamedSharding) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
-from em_jax.model.kernels.cpu import low_rank, stacked_low_rank
+from em_jax.model.kernels.low_rank import joint_name, low_rank, stacked_low_rank
 from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -96,7 +96,7 @@ def apply_together(
 ) -> list[Float[Array, "B T *outputs"]]:
     """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their targets.
 
-    It may have one for several layers under their names, joined by "+": see `with_whole_b`.
+    It may have one for several layers under their `joint_name`: see `with_whole_b`.
 
     `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of rank
     S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
@@ -104,19 +104,19 @@ def apply_together(
     x = x.reshape(*x.shape[:2], -1)
     letters = {}
     for layer in layers:
-        for part in (Part(layer.name, layer.layout.outputs, 0), *layer.layout.parts):
-            if part.name in lora_params:
-                letters[part.name] = layer.layout.inputs[0] + part.outputs[0]
-    given = [lora_params[name] for name in letters]
-    updates: dict[str, Array] = {}
+        for name, outputs in ((layer.name, layer.layout.outputs), *(part[:2] for part in layer.layout.parts)):
+            if name in lora_params:
+                letters[name] = layer.layout.inputs[0] + outputs[0]
     names = [layer.name for layer in layers]
-    if len(names) > 1 and (stack := lora_params.get("+".join(names))):
-        gain = stack.scale[None] * (1 if adapter_mask is None else adapter_mask)
-        updates = dict(zip(names, stacked_low_rank(x, stack.a, stack.b, gain, layers[0].layout.inputs, sharding)))
+    stack = lora_params.get(joint_name(names)) if len(names) > 1 else None
+    given = [lora_params[name] for name in letters] if stack is None else [stack]
+    gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
+    updates: dict[str, Array] = {}
+    if stack is not None:
+        updates = dict(zip(names, stacked_low_rank(x, stack.a, stack.b, gain[0], layers[0].layout.inputs, sharding)))
     elif given:
         a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
         b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
-        gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
         updates = dict(zip(letters, low_rank(x, a, b, gain, tuple(letters.values()), sharding)))
     return [output for layer in layers for output in layer.outputs(x, updates, sharding)]
 

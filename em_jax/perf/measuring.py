@@ -19,7 +19,7 @@ from em_jax.perf import bench_workload
 from em_jax.perf.bench_workload import Peer, Workload
 from em_jax.perf.ours import Ours
 from em_jax.runs.chips import CHIPS
-from em_jax.runs.programs import weight_sizes
+from em_jax.runs.placement_costs import sizes
 from em_jax.train.batches import Example
 
 PEAKS = {chip.kind: chip for chip in CHIPS.values()}
@@ -182,10 +182,11 @@ def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float
     squares = sum(len(example.ids) ** 2 for example in examples)
     heads = config.num_attention_heads * config.head_dim
     head = 4 * loss_tokens * config.hidden_size * config.vocab_size
-    return 4 * tokens * weight_sizes(config)[0] + head + 6 * squares * heads * config.num_hidden_layers
+    return config.num_hidden_layers * (4 * tokens * sizes(config, rank=0).layer + 6 * squares * heads) + head
 
 
 def decode_bytes(config: TransformerConfig, rows: int, length: float, itemsize: int) -> float:
     """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
-    return itemsize * (sum(weight_sizes(config)) + cache)
+    size = sizes(config, rank=0)
+    return itemsize * (config.num_hidden_layers * size.layer + size.table + cache)

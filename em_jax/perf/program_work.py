@@ -216,13 +216,13 @@ def _read(
     whole, used = _size(each), 0
     for user in called.values():
         for number, name in enumerate(user.operands):
-            if name != each.name:
+            flat = user.opcode == "bitcast"
+            passed_on = user.opcode == "tuple" or (flat and user.is_root) or (number == 0 and user.opcode in UPDATED)
+            if name != each.name or (passed_on and not computed):
                 continue
             if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
                 used += _size(user)
-            elif not computed and (user.opcode == "tuple" or (number == 0 and user.opcode in UPDATED)):
-                used += 0
-            elif user.opcode == "bitcast" and not user.is_root:
+            elif flat and not user.is_root:
                 used += _read(program, called, user, known, computed=computed)
             elif user.opcode in POINTWISE and not user.is_root and _size(user):
                 used += whole * _read(program, called, user, known, computed=True) // _size(user)
@@ -230,7 +230,7 @@ def _read(
                 inner = program.computations[user.called[0]]
                 parameters = {int(one.arguments): one for one in inner.values() if one.opcode == "parameter"}
                 used += _read(program, inner, parameters[number], {})
-            elif user.opcode != "bitcast" or computed:
+            else:
                 used += whole
     known[each.name] = min(used, whole)
     return known[each.name]

@@ -15,7 +15,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.runs import placement_costs
 from em_jax.runs.chips import Chip
 from em_jax.runs.placement_costs import RunSize, Traffic
-from em_jax.runs.programs import Shapes, tree_bytes, weight_sizes
+from em_jax.runs.programs import Shapes, tree_bytes
 from em_jax.train.batches import Shape
 
 
@@ -134,11 +134,11 @@ def decode_floor(shapes: Shapes, slots: int, capacity: int) -> float:
     The projections as stored, the head, the adapter in the activations' dtype and every place of the caches, once each.
     """
     mesh = mesh_sizes(shapes.sharding)
-    layers, table = weight_sizes(shapes.config)
+    size = placement_costs.sizes(shapes.config, rank=0)
     itemsize = shapes.dtype.itemsize
     stored_itemsize = 1 if shapes.settings.model.quantization == "int8" else itemsize
     adapter = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.adapter.factors))
-    weights = layers * stored_itemsize + (table + adapter) * itemsize
+    weights = shapes.config.num_hidden_layers * size.layer * stored_itemsize + (size.table + adapter) * itemsize
     return weights / (mesh["fsdp"] * mesh["tensor"]) + shapes.cache_bytes(slots, capacity)
 
 

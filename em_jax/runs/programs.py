@@ -14,7 +14,6 @@ from em_jax.model.attention import CACHE_AXES
 from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
-from em_jax.model.parameters import weights_of
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
 from em_jax.sample.decode import decode, init_decode_state, prefill
@@ -187,9 +186,3 @@ def tree_bytes(tree: Any) -> int:
         return x.dtype.itemsize * math.prod(shape)
 
     return sum(held(x) for x in jax.tree.leaves(tree))
-
-
-def weight_sizes(config: TransformerConfig) -> tuple[int, int]:
-    """Numbers in all the layers' matrices, and in one table of the vocabulary."""
-    layouts = [weight.layout for weight in weights_of(config, stacked=True) if weight.layout.inputs]
-    return sum(math.prod(layout.shape(config.dims)) for layout in layouts), config.vocab_size * config.hidden_size

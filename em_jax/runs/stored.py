@@ -19,18 +19,23 @@ def is_run(directory: Path) -> bool:
     return os.path.lexists(directory / "config.toml")
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether a directory has a run's summary."""
+    return (directory / "summary.json").is_file()
+
+
 def find(paths: Iterable[str | Path], several: bool = False, finished: bool = False) -> list[Path]:
     """The runs at these paths; with `several` also those in a directory there, with `finished` those with a summary.
 
     UsageError for a path that has none.
     """
-    file = "summary.json" if finished else "config.toml"
+    fits = is_finished if finished else is_run
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*")) if several and not os.path.lexists(path / file) else [path]
-        runs = [each for each in inside if os.path.lexists(each / file)]
+        inside = sorted(path.glob("*")) if several and not fits(path) else [path]
+        runs = list(filter(fits, inside))
         if not runs:
-            kind = f"a {'finished run' if finished else 'run directory'} with {file}"
+            kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
             raise UsageError(f"{path}: expected {kind}{', or a directory of such' * several}, found none")
         found += runs
     return found

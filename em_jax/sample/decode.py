@@ -194,7 +194,7 @@ def decode(
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     lora_params = model.unstack_lora_params(joined(adapter.lora_params(), model, sharding) if adapter else None)
-    count = len(state.length)
+    rows = len(state.length)
 
     def unfinished(loop: SamplingState) -> Array:
         return (loop.step < steps) & jnp.any(loop.slots.active)
@@ -213,7 +213,7 @@ def decode(
         )
         # Summed where the vocabulary's shards are, then each row sent whole to the device that samples from it.
         logits = sharding.constrain(model.logits(output.hidden[:, 0]), ("batch", "vocab"))
-        logits = sharding.constrain(logits, ("batch" if count % sharding.size else "drawn_batch", None))
+        logits = sharding.constrain(logits, ("batch" if rows % sharding.size else "drawn_batch", None))
         new = _sample(logits, slots.params, slots.count, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
         sampled = slots.count + slots.active
         active = slots.active & new.in_answer & (sampled < slots.params.max_new_tokens)
@@ -230,7 +230,7 @@ def decode(
         return jnp.zeros(shape, cache.dtype)
 
     def zeros(dtype: Any, *shape: int) -> Array:
-        return jnp.zeros((steps, count, *shape), dtype)
+        return jnp.zeros((steps, rows, *shape), dtype)
 
     top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
     output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)

@@ -9,6 +9,7 @@ from em_jax.model import attention
 from em_jax.model.attention import PADDING, KVBlock, KVCache, attention_mask
 from em_jax.model.kernels import append, cpu, cudnn, decoding, splash
 from em_jax.model.kernels.dispatch import cached_attention, causal_attention
+from em_jax.model.kernels.low_rank import low_rank
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 
@@ -109,7 +110,7 @@ def test_low_rank_by_hand_is_the_plain_formula(rows):
 
         return jax.tree.leaves(jax.value_and_grad(weighed, argnums=(0, 1, 2))(x, a, b))
 
-    for ours, plain in zip(with_gradients_of(cpu.low_rank), with_gradients_of(apart), strict=True):
+    for ours, plain in zip(with_gradients_of(low_rank), with_gradients_of(apart), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 

@@ -11,7 +11,8 @@ from em_jax.formats.model_config import config_fields, named_config
 from em_jax.formats.presets import PRESETS
 from em_jax.model.config import TransformerConfig
 from em_jax.perf.roofline import Work, work_of
-from em_jax.runs.programs import Shapes, weight_sizes
+from em_jax.runs.placement_costs import sizes
+from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Shape
 
 pytestmark = pytest.mark.fast
@@ -52,7 +53,7 @@ def test_an_operand_that_was_cast_is_read_as_it_was():
     # Of a decoded token nearly all that is read are weights, so int8 reads a little more than a quarter of float32.
     tokens = [shapes(model__quantization=kind).decode(1, 16).traced.jaxpr for kind in ("none", "int8")]
     full, held = (work_of(each, while_steps=1).bytes for each in tokens)
-    layers, _ = weight_sizes(CONFIG)
+    layers = CONFIG.num_hidden_layers * sizes(CONFIG, rank=0).layer
     assert full - held == 3 * layers
 
 
@@ -94,7 +95,8 @@ def test_every_qwen_has_the_parameters_its_report_states():
     stated = {"0.5b": 0.36, "1.5b": 1.31, "3b": 2.77, "7b": 6.53, "14b": 13.1, "32b": 31.0, "72b": 70.0}
     assert {f"qwen2.5-{size}" for size in stated} == {name for name in PRESETS if name.startswith("qwen2.5-")}
     for size, billions in stated.items():
-        layers, _ = weight_sizes(named_config(f"Qwen/Qwen2.5-{size.upper()}-Instruct"))
+        config = named_config(f"Qwen/Qwen2.5-{size.upper()}-Instruct")
+        layers = config.num_hidden_layers * sizes(config, rank=0).layer
         assert layers / 1e9 == pytest.approx(billions, rel=0.02), size
 
 

@@ -1,12 +1,7 @@
-"""Attention and low-rank updates with backward passes written by hand, in the order of operands XLA:CPU needs.
+"""Attention with a backward pass written by hand, in the order of operands XLA:CPU needs.
 
-Low-rank updates are the same everywhere. Attention keeps little for the backward pass, so it is also used wherever a
-device has no kernel of its own.
+It keeps little for the backward pass, so it is also used wherever a device has no kernel of its own.
 """
-
-import functools
-import itertools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +10,7 @@ from jaxtyping import Array, Float
 
 from em_jax.model.attention import KVBlock, group_heads, merge_heads, softmax_attention
 from em_jax.model.layout import einsum_f32
-from em_jax.model.remat import ATTENDED, LOW
-from em_jax.model.sharding import UNSHARDED, Sharding
-
-# Attention
+from em_jax.model.remat import ATTENDED
 
 QUERY_BLOCKS = 4
 """Blocks that the queries of a row are split into."""
@@ -78,104 +70,3 @@ def _block_backward(saved: tuple, dout: Array) -> tuple[Array, KVBlock]:
 
 
 _block.defvjp(_block_forward, _block_backward)
-
-
-# Low-rank updates
-
-
-def _gathered(
-    x: Array, a: Sequence[Array], b: Sequence[Array], letters: tuple[str, ...], sharding: Sharding
-) -> tuple[Float[Array, "X S R"], list[Array]]:
-    """A's side by side and every B, as their matmuls read them."""
-    a = [sharding.gather_for_matmul(f"{each[0]}SR", factor.astype(x.dtype)) for each, factor in zip(letters, a)]
-    b = [sharding.gather_for_matmul(f"SR{each[1]}", factor.astype(x.dtype)) for each, factor in zip(letters, b)]
-    return jnp.concatenate(a, -1), b
-
-
-def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> Float[Array, "#B 1 S R"]:
-    """The gain of every rank of A's that stand side by side."""
-    each = [jnp.broadcast_to(g[:, None, :, None], (len(g), 1, *factor.shape[:2])) for g, factor in zip(gain, b)]
-    return jnp.concatenate(each, -1)
-
-
-def _is_alone(a: Sequence[Float[Array, "X S R"]]) -> bool:
-    """Whether there is one adapter, whose gain is that of its outputs and not of its ranks."""
-    return a[0].shape[1] == 1
-
-
-def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
-    """The ranks of each B."""
-    return jnp.split(low, list(itertools.accumulate(factor.shape[1] for factor in b))[:-1], axis=-1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def low_rank(
-    x: Float[Array, "B T X"],
-    a: tuple[Float[Array, "X S R"], ...],
-    b: tuple[Float[Array, "S R Y"], ...],
-    gain: tuple[Float[Array, "#B S"], ...],
-    letters: tuple[str, ...] = ("XY",),
-    sharding: Sharding = UNSHARDED,
-) -> list[Float[Array, "B T Y"]]:
-    """Sum over S of gain_S (x A_S) B_S for each weight of X inputs and its Y outputs; x A is one product for all.
-
-    The gradients of `a` and `b` are float32, `gain` gets none; autodiff would multiply float32 by 16 bits and round
-    them to those. `letters` stand for each X and Y in the sharding table: over a mesh `a` and `b` are gathered in the
-    dtype of `x`, and their gradients are summed where they are stored.
-    """
-    return _low_rank_forward(x, a, b, gain, letters, sharding)[0]
-
-
-def stacked_low_rank(
-    x: Float[Array, "B T X"],
-    a: Float[Array, "X S JR"],
-    b: Float[Array, "J S R Y"],
-    gain: Float[Array, "#B S"],
-    letter: str,
-    sharding: Sharding,
-) -> Float[Array, "J B T Y"]:
-    """`low_rank` of one adapter, S = 1, and J weights of the same shape in two products, for sampling alone."""
-    a = sharding.gather_for_matmul(f"{letter}SR", a)
-    low = einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype)
-    low = low.reshape(*low.shape[:3], len(b), -1)
-    y = einsum_f32("BTSJR,JSRY->JBTY", low, b).astype(x.dtype)
-    return (y * gain[None, :, None]).astype(x.dtype)
-
-
-def _low_rank_forward(
-    x: Array, a: tuple, b: tuple, gain: tuple, letters: tuple[str, ...], sharding: Sharding
-) -> tuple[list[Array], tuple]:
-    joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
-    low = einsum_f32("BTX,XSR->BTSR", x, joint_a)
-    low = low if _is_alone(a) else low * _gain_of_ranks(gain, b)
-    low = checkpoint_name(low.astype(x.dtype), LOW)
-    y = [einsum_f32("BTSR,SRY->BTY", *each).astype(x.dtype) for each in zip(_split_ranks(low, b), in_use_b)]
-    # As in PEFT the gain of one adapter is that of its outputs, whose sum takes it in; `low` would need a kernel more.
-    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if _is_alone(a) else y
-    return y, (x, a, b, gain, low)
-
-
-def _low_rank_backward(
-    letters: tuple[str, ...], sharding: Sharding, saved: tuple, dy: list[Array]
-) -> tuple[Array, tuple, tuple, None]:
-    """XLA:CPU transposes a contraction's first operand; put the rank-R one there.
-
-    Autodiff puts `dy` there, which takes a quarter of the training step's time.
-    """
-    x, a, b, gain, low = saved
-    x = sharding.operand(letters[0][0], x)
-    dy = [sharding.operand(names[1], each) for names, each in zip(letters, dy)]
-    joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
-    dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
-    dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
-    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if _is_alone(a) else low
-    dx = einsum_f32("BTSR,XSR->BTX", dlow, joint_a).astype(x.dtype)
-    da, db = [], []
-    for names, dlow_of, low_of, dy_of in zip(letters, _split_ranks(dlow, b), _split_ranks(low, b), dy):
-        by_a = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow_of, x), 2, 0)
-        da.append(sharding.scatter_factor(f"{names[0]}SR", by_a))
-        db.append(sharding.scatter_factor(f"SR{names[1]}", einsum_f32("BTSR,BTY->SRY", low_of, dy_of)))
-    return dx, tuple(da), tuple(db), None
-
-
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from em_jax.model.config import TransformerConfig
+from em_jax.model.kernels.low_rank import joint_name
 from em_jax.model.layout import Layout
 from em_jax.model.linear import LoraWeights
 from em_jax.model.parameters import weights_of
@@ -57,7 +58,7 @@ def with_whole_b(lora_params: Mapping[str, LoraWeights], config: TransformerConf
         if all(name in joint for name in names) and len({scaled[name].shape for name in names}) == 1:
             (a, _, scale), *_ = [joint.pop(name) for name in names]
             b = jnp.stack([scaled[name] for name in names], 1)
-            joint["+".join(names)] = LoraWeights(a, b, jnp.ones_like(scale))
+            joint[joint_name(names)] = LoraWeights(a, b, jnp.ones_like(scale))
     for weight in weights_of(config, stacked=True):
         parts = weight.layout.parts if weight.layout.inputs else ()
         present = [joint.pop(part.name) for part in parts if part.name in joint]
