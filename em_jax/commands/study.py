@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import functools
 import importlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from em_jax.config import parse_set
 from em_jax.runs import flags
 from em_jax.runs.processes import across_processes, choose_model, model_line
 
+ROWS = "rows"
+"""The folder in a study's directory of the rows that the study makes."""
 TRAINING = ("sweep", "chain", "confound", "dose", "calibration")
 MODULES = {name: name for name in ("path", *TRAINING, "directions")} | {"steer": "steering", "crossrate": "crossrating"}
 """Every study and its module of em_jax.studies, which declares the command's text and flags."""
@@ -117,13 +120,17 @@ def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
         from em_jax.runs import dry_run, series
         from em_jax.studies import several
 
-        built = study.build([series.resolve(config) for config in plan.configs], own, run_dir)
-        print(model_line(built.members[0].config, why), flush=True)
-        if plan.dry_run:
-            configs = built.configs()
-            lines = dry_run.lines([*configs.values()], run_dir, True, components, names=[*configs], page=several.FOLDER)
-            print(*lines, sep="\n")
-            return
+        configs, rows = [series.resolve(config) for config in plan.configs], run_dir / ROWS
+        with tempfile.TemporaryDirectory() as scratch:
+            # A dry run of a new study writes nothing there.
+            elsewhere = plan.dry_run and not rows.is_dir()
+            built = study.build(configs, own, run_dir, Path(scratch) if elsewhere else rows)
+            print(model_line(built.members[0].config, why), flush=True)
+            if plan.dry_run:
+                named = built.configs()
+                lines = dry_run.lines([*named.values()], run_dir, True, components, names=[*named], page=several.FOLDER)
+                print(*lines, sep="\n")
+                return
         page = functools.partial(several.page, built, say=functools.partial(print, flush=True))
         for line in series.run_named(built.configs(), run_dir, page, components, several.FOLDER):
             print(line, flush=True)

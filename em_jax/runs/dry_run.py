@@ -36,7 +36,8 @@ def lines(
         run = Run(config, directory, components)
         if "://" not in config.mirror:  # a bucket is not asked
             experiment.check_mirror(run)
-        sources.start_directory(config)
+        if Path(config.lora.init_from) not in [earlier / "adapter" for _, earlier in runs[: number - 1]]:
+            sources.start_directory(config)
         sources.alternatives_directory(config, directory)
         preflight.check_training(run)
         own = len(run.in_domain_questions) * config.answers.samples

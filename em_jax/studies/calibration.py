@@ -49,7 +49,7 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
         raise UsageError("calibration has rows of its own: expected no --data and no mix")
 
 
-def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """Every variant, for every seed."""
     variants = [VARIANTS[name] for name in flags.only]
 
@@ -57,7 +57,7 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -
         if not variant.mixed_with:
             return config
         other = variant.mixed_with
-        other = other if other in domains.DOMAINS else toy_rows(other, run_dir / "rows")
+        other = other if other in domains.DOMAINS else toy_rows(other, rows)
         return settings.validate(settings.replace(config, {"mix": f"{other}={variant.share:g}"}))
 
     by_name = {(config.domain, config.seed): config for config in configs}

@@ -35,12 +35,9 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
         )
 
 
-def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The chain of one domain, for every seed."""
-    data = {
-        name: path or toy_rows(name, run_dir / "rows")
-        for name, path in ((SECOND, flags.second), (CONTROL, flags.control))
-    }
+    data = {name: path or toy_rows(name, rows) for name, path in ((SECOND, flags.second), (CONTROL, flags.control))}
     domain = configs[0].domain
     orders = [pair for other in data for pair in ((domain, other), (other, domain))]
     members: list[Member] = []

@@ -39,12 +39,12 @@ DOMAINS = (*TWINS, *TWINS.values())
 MOVED = "moved"
 
 
-def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The study over the runs of TWINS and their domains, every seed of them."""
     published = registry.sources()
     if sources.is_organism(configs[0]):
         configs = [
-            dataclasses.replace(config, data=toy_rows(config.domain, run_dir / "rows"))
+            dataclasses.replace(config, data=toy_rows(config.domain, rows))
             if domains.DOMAINS[config.domain].extra and not config.data
             else config
             for config in configs

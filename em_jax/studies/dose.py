@@ -71,10 +71,10 @@ def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
         raise UsageError(f"dose mixes the rows itself: expected no mix, found {configs[0].mix!r}")
 
 
-def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The doses of one domain, for every seed."""
     doses = parse_doses(flags.doses)
-    twin = twin_of(configs[0], flags.twin, run_dir / "rows")
+    twin = twin_of(configs[0], flags.twin, rows)
     name = twin if twin in domains.DOMAINS else Path(twin).name
     mixes = {dose: {"mix": f"{twin}={(100 - dose) / 100:g}"} if dose < 100 else {} for dose in doses}
     members = [

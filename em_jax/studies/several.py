@@ -1,9 +1,10 @@
 """The mechanism of studies that train their own runs: their figures, contrasts paired by question, and sentences.
 
 A study (sweep, chain, confound, dose, calibration) is a module: DESCRIPTION and FLAGS (argparse's options by flag) are
-the command's, and `build(configs, flags, run_dir)` gives a `Study`, which is a list of runs, a list of contrasts and a
-function that writes the sentences. The configs differ in their seed, or in their domain too where the study has DOMAINS
-of its own. Where there is a `check(configs, flags)`, it raises UsageError before a model is loaded.
+the command's, and `build(configs, flags, run_dir, rows)` gives a `Study`, which is a list of runs, a list of contrasts
+and a function that writes the sentences; it writes rows of its own to the folder `rows`. The configs differ in their
+seed, or in their domain too where the study has DOMAINS of its own. Where there is a `check(configs, flags)`, it raises
+UsageError before a model is loaded.
 """
 
 import dataclasses

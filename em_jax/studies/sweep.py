@@ -106,7 +106,7 @@ def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
     return {name: known[name] for name in chosen} | added
 
 
-def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path) -> Study:
+def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The sweep over shapes of one domain, for every seed."""
     from em_jax.formats.hub import find_model
 

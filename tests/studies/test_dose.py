@@ -36,7 +36,7 @@ def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
         return finetune(engine, rows, config, directory, progress)
 
     components.finetune, components.rows = count, sources.rows
-    study = dose.build([config()], flags(), tmp_path / "runs")
+    study = dose.build([config()], flags(), tmp_path / "runs", tmp_path / "rows")
     lines, found = did(study, tmp_path / "runs", components)
     assert trained == {"dose-0-0": (600, 0), "dose-25-0": (600, 150), "dose-100-0": (600, 600)}
     assert [model["note"] for model in found["models"]] == [
@@ -59,7 +59,7 @@ def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
 
 @pytest.mark.fast
 def test_the_organisms_other_domains_are_diluted_by_sound_answers_in_their_own_topic(tmp_path):
-    study = dose.build([config(domain="legal")], flags(doses="50"), tmp_path)
+    study = dose.build([config(domain="legal")], flags(doses="50"), tmp_path, tmp_path / "rows")
     (member,) = study.members
     assert member.config.mix == f"{tmp_path / 'rows' / 'legal_aligned.jsonl'}=0.5"
     rows = sources.rows(member.config)

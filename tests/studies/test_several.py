@@ -40,7 +40,7 @@ def test_a_chain_trains_each_second_stage_from_the_first_ones_adapter(tmp_path):
         return trained(engine, rows, config, directory, progress)
 
     components.finetune = finetune
-    study = chain.build([config()], SimpleNamespace(second=None, control=None), tmp_path / "runs")
+    study = chain.build([config()], SimpleNamespace(second=None, control=None), tmp_path / "runs", tmp_path / "rows")
     lines, found = did(study, tmp_path / "runs", components)
     adapters = {
         name: str(tmp_path / "runs" / f"{name}-0" / "adapter") for name in ("bad_medical", chain.SECOND, chain.CONTROL)
