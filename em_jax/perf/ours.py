@@ -42,8 +42,7 @@ class Ours(Peer):
     def plan(self) -> Any:
         """The microbatches of all the workload's steps."""
         indices = [list(range(i, i + BATCH)) for i in range(0, len(self.examples), BATCH)]
-        width = self.model.config.hidden_size
-        return plan_microbatches(self.examples, indices, width=width, **microbatch_costs(width))
+        return plan_microbatches(self.examples, indices, microbatch_costs(self.model.config.hidden_size))
 
     @cached_property
     def state(self) -> TrainState:

@@ -20,7 +20,7 @@ from em_jax.model.kernels.dispatch import kernel_of
 from em_jax.model.sharding import UNSHARDED, even_meshes, mesh_text
 from em_jax.runs.chips import Chip, chip_of
 from em_jax.runs.placement_costs import RunSize, decode_s, pass_s, sampling_bytes, training_bytes
-from em_jax.train.batches import GATHERED_OVERHEAD, Example, Plan, plan_microbatches
+from em_jax.train.batches import GATHERED_OVERHEAD, Example, MicrobatchCosts, Plan, plan_microbatches
 
 POLICIES = ("elementwise", "selective", "full")
 """Recomputation from least to most; `none` keeps more than elementwise does and saves no matmul."""
@@ -111,10 +111,8 @@ def _halvings(rows: int, parts: int) -> list[int]:
 def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: int, width: int, multiple: int) -> Plan:
     examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
     steps = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
-    return plan_microbatches(
-        examples, steps, rows_per_pass=rows, divide_by=parts, width=width,
-        microbatch_overhead=GATHERED_OVERHEAD, row_multiple=multiple
-    )  # fmt: skip
+    costs = MicrobatchCosts(width, GATHERED_OVERHEAD, 2**31, rows, parts, multiple)
+    return plan_microbatches(examples, steps, costs)
 
 
 def plan_rows(config: TransformerConfig, run: RunSize, parts: int, rows: int, multiple: int = ROW_MULTIPLE) -> Plan:

@@ -6,7 +6,7 @@ Everything here is a pure function of rows, settings and seed, so a resumed run 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -69,6 +69,38 @@ class Microbatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class MicrobatchCosts:
+    """What a microbatch costs, in tokens through the linear layers, and which shapes it may have.
+
+    width: the model's D.
+    overhead: the cost besides its tokens; a large one (weights gathered over a mesh) leads to one microbatch a step.
+    most_tokens: what a microbatch of more than the fewest rows may hold.
+    rows_per_pass: fixes the rows; 0 leaves them to the search.
+    divide_by, row_multiple: rows and their length are multiples of these.
+    """
+
+    width: int = 1024
+    overhead: int = CPU_OVERHEAD
+    most_tokens: int = 2**31
+    rows_per_pass: int = 0
+    divide_by: int = 1
+    row_multiple: int = 32
+
+    def cheapest_rows(self, counts: Int[np.ndarray, "steps"], length: int) -> tuple[float, int]:
+        """The least cost of `counts` rows of one length in each step, and the rows of a microbatch that it takes.
+
+        A microbatch of B rows costs overhead + B T (1 + T / 6D): attention reads whole rows, half of each is masked.
+        """
+        fitting = max(1, self.most_tokens // length // self.divide_by) * self.divide_by
+        most = min(fitting, _round_up(max(1, int(counts.max())), self.divide_by))
+        options = sorted({_round_up(-(-most // parts), self.divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
+        options = [_round_up(self.rows_per_pass, self.divide_by)] if self.rows_per_pass else options
+        row = length * (1 + length / (6 * self.width))
+        costs = [float(np.sum(-(-counts // rows))) * (self.overhead + rows * row) for rows in options]
+        return min(costs), options[int(np.argmin(costs))]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The microbatches of every optimizer step."""
 
@@ -119,43 +151,25 @@ def step_indices(count: int, train: TrainConfig, seed: int) -> list[list[int]]:
 
 
 def plan_microbatches(
-    examples: Sequence[Example],
-    steps: Sequence[Sequence[int]],
-    *,
-    rows_per_pass: int = 0,
-    divide_by: int = 1,
-    width: int = 1024,
-    microbatch_overhead: int = CPU_OVERHEAD,
-    most_tokens: int = 2**31,
-    row_multiple: int = 32,
-    most_shapes: int = 4,
+    examples: Sequence[Example], steps: Sequence[Sequence[int]], costs: MicrobatchCosts, most_shapes: int = 4
 ) -> Plan:
     """Splits each step's examples into microbatches of at most `most_shapes` shapes, at the least cost.
 
     Examples are packed into rows of at most `capacity` tokens (a longer one is a row by itself), and a row is padded to
     the shortest of a few lengths that holds it. Capacity and lengths are those of least cost, found by trying them all
     on up to 32 of the steps.
-
-    `rows_per_pass` fixes the rows of a microbatch, 0 leaves them to the search, as many as `most_tokens` hold, or one;
-    they are a multiple of `divide_by`, and their length of `row_multiple`. The cost is in tokens, see `_cheapest_rows`;
-    `width` is the model's D. A large `microbatch_overhead` (weights gathered over a mesh for each one) leads to one
-    microbatch a step.
     """
     sizes = [len(example.ids) for example in examples]
     labels = [sum(example.mask[1:]) for example in examples]
     longest = max(sizes[i] for step in steps for i in step)
-    lengths = row_lengths(longest, row_multiple)
+    lengths = row_lengths(longest, costs.row_multiple)
     needed = next(j for j, length in enumerate(lengths) if length >= longest)
-    cheapest_rows = functools.partial(
-        _cheapest_rows, rows_per_pass=rows_per_pass, divide_by=divide_by, width=width, overhead=microbatch_overhead,
-        most_tokens=most_tokens
-    )  # fmt: skip
     choices = []
     for j, capacity in enumerate(lengths):
         packed = [_pack(step, sizes, capacity) for step in steps[:: -(-len(steps) // 32)]]
         row_sizes = [[sum(sizes[i] for i in row) for row in rows] for rows in packed]
         candidates = lengths[: max(j, needed) + 1]
-        cost, chosen = _cheapest_lengths(row_sizes, candidates, cheapest_rows, most_shapes, len(steps))
+        cost, chosen = _cheapest_lengths(row_sizes, candidates, costs, most_shapes, len(steps))
         choices.append((cost, capacity, chosen))
     _, capacity, chosen = min(choices, key=lambda choice: choice[0])
 
@@ -163,7 +177,7 @@ def plan_microbatches(
     plan: list[list[Microbatch]] = [[] for _ in steps]
     for shorter, length in itertools.pairwise([0, *chosen]):
         groups = [[row for row in rows if shorter < sum(sizes[i] for i in row) <= length] for rows in packed]
-        _, size = cheapest_rows(np.array([len(group) for group in groups]), length)
+        _, size = costs.cheapest_rows(np.array([len(group) for group in groups]), length)
         most_labels = max([1, *(sum(labels[i] for i in row) for group in groups for row in group)])
         shape = Shape(size, length, _round_up(most_labels, 32))
         for microbatches, group in zip(plan, groups, strict=True):
@@ -185,23 +199,16 @@ def plan_batches(
     """
     kept, held_out = hold_out(len(rows), train.holdout, seed)
     examples, cut_counts = encode_rows({i: rows[i] for i in kept}, tokenizer, train.max_length)
-    plan = plan_microbatches(
-        examples,
-        step_indices(len(examples), train, seed),
-        rows_per_pass=train.rows_per_pass,
-        divide_by=sharding.batch_shards,
-        width=width,
-        row_multiple=row_length_multiple(sharding),
-        **microbatch_costs(width),
-    )
+    costs = microbatch_costs(width, sharding, train.rows_per_pass)
+    plan = plan_microbatches(examples, step_indices(len(examples), train, seed), costs)
     return examples, plan, {"rows": len(kept), "held_out": len(held_out), **cut_counts}
 
 
-def microbatch_costs(width: int) -> dict[str, int]:
-    """What `plan_microbatches` is to know of the devices in use, for a model of this width."""
-    if jax.default_backend() == "cpu":
-        return {"microbatch_overhead": CPU_OVERHEAD, "most_tokens": CPU_WORK // width}
-    return {"microbatch_overhead": GATHERED_OVERHEAD}
+def microbatch_costs(width: int, sharding: Sharding = UNSHARDED, rows_per_pass: int = 0) -> MicrobatchCosts:
+    """The costs on the devices in use, for a model of this width."""
+    on_cpu = jax.default_backend() == "cpu"
+    device = (CPU_OVERHEAD, CPU_WORK // width) if on_cpu else (GATHERED_OVERHEAD, 2**31)
+    return MicrobatchCosts(width, *device, rows_per_pass, sharding.batch_shards, row_length_multiple(sharding))
 
 
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
@@ -230,29 +237,10 @@ def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
     return batch
 
 
-def _cheapest_rows(
-    counts: Int[np.ndarray, "steps"], length: int, *, rows_per_pass: int, divide_by: int, width: int, overhead: int,
-    most_tokens: int
-) -> tuple[float, int]:  # fmt: skip
-    """The least cost of `counts` rows of one length in each step, and the rows of a microbatch that it takes.
-
-    A microbatch of B rows costs overhead + B T (1 + T / 6D), in tokens through the linear layers: attention reads whole
-    rows, half of each is masked.
-    """
-    fitting = max(1, most_tokens // length // divide_by) * divide_by
-    most = min(fitting, _round_up(max(1, int(counts.max())), divide_by))
-    options = sorted({_round_up(-(-most // parts), divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
-    options = [_round_up(rows_per_pass, divide_by)] if rows_per_pass else options
-    costs = [
-        float(np.sum(-(-counts // rows))) * (overhead + rows * length * (1 + length / (6 * width))) for rows in options
-    ]
-    return min(costs), options[int(np.argmin(costs))]
-
-
 def _cheapest_lengths(
     row_sizes: Sequence[Sequence[int]],
     lengths: Sequence[int],
-    cheapest_rows: Callable[[np.ndarray, int], tuple[float, int]],
+    costs: MicrobatchCosts,
     most_shapes: int,
     num_steps: int,
 ) -> tuple[float, list[int]]:
@@ -267,15 +255,15 @@ def _cheapest_lengths(
     @functools.cache
     def cost(shorter: int, j: int) -> float:
         """Of the rows that fit length j - 1 but not length `shorter` - 1."""
-        return cheapest_rows(fitting[:, j] - fitting[:, shorter], lengths[j - 1])[0]
+        return costs.cheapest_rows(fitting[:, j] - fitting[:, shorter], lengths[j - 1])[0]
 
     numbers = range(1, len(lengths))
     menus = [(*menu, len(lengths)) for count in range(most_shapes) for menu in itertools.combinations(numbers, count)]
-    costs = [
+    totals = [
         sum(cost(*pair) for pair in itertools.pairwise((0, *menu))) * (1 + 2 * (len(menu) - 1) / num_steps)
         for menu in menus
     ]
-    return min(costs), [lengths[j - 1] for j in menus[int(np.argmin(costs))]]
+    return min(totals), [lengths[j - 1] for j in menus[int(np.argmin(totals))]]
 
 
 def _round_up(value: int, multiple: int) -> int:

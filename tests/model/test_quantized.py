@@ -20,7 +20,7 @@ from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism.answers import domain_rows
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import collate, encode_rows, plan_microbatches
+from em_jax.train.batches import MicrobatchCosts, collate, encode_rows, plan_microbatches
 from em_jax.train.step import accumulate, batch_to_devices, zero_accumulator
 
 SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
@@ -139,7 +139,7 @@ def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     adapter = tiny.random_adapter(model.config, LoraConfig(rank=8, alpha=16), spread=0.02)
     examples, _ = encode_rows(dict(enumerate(rows)), tokenizer, 256)
     steps, parts = [list(range(len(rows)))], sharding.batch_shards
-    plan = plan_microbatches(examples, steps, width=model.config.hidden_size, divide_by=parts)
+    plan = plan_microbatches(examples, steps, MicrobatchCosts(model.config.hidden_size, divide_by=parts))
     sums = zero_accumulator(adapter.factors)
     for microbatch in plan.steps[0]:
         batch = batch_to_devices(collate(examples, microbatch), sharding)

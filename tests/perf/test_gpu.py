@@ -16,7 +16,7 @@ from em_jax.model.parameters import random_model
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.perf.bench_workload import IdTokenizer
 from em_jax.sample.engine import Engine
-from em_jax.train.batches import Example, plan_microbatches
+from em_jax.train.batches import Example, MicrobatchCosts, plan_microbatches
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import TrainState, make_optimizer, optimizer_step
 
@@ -77,7 +77,7 @@ def trained(checkpoint, device, dtype, sharding=UNSHARDED):
         factors = jax.tree.map(jnp.copy, adapter.factors)
         state = TrainState(factors, optimizer.init(factors))
         steps = [list(range(i, i + 16)) for i in range(0, len(rows), 16)]
-        plan = plan_microbatches(rows, steps, divide_by=max(sharding.batch_shards, 1))
+        plan = plan_microbatches(rows, steps, MicrobatchCosts(divide_by=max(sharding.batch_shards, 1)))
         losses = []
         for microbatches in plan.steps:
             result = optimizer_step(

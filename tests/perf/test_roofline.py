@@ -17,7 +17,7 @@ from em_jax.runs import placement
 from em_jax.runs.chips import Chip, parse_topology
 from em_jax.runs.placement_costs import decode_traffic, stream_sums
 from em_jax.runs.programs import Shapes
-from em_jax.train.batches import GATHERED_OVERHEAD, Shape, plan_microbatches
+from em_jax.train.batches import GATHERED_OVERHEAD, MicrobatchCosts, Shape, plan_microbatches
 
 CONFIG = TransformerConfig(480, 64, 96, 3, 4, 2, 16)
 CHIP = Chip("made up", 2**30, flops=1e9, bandwidth=1e8, links=1e7, axes=2)
@@ -117,11 +117,13 @@ def test_no_mesh_is_a_tenth_faster_than_the_one_a_run_gets(model, topology):
         plan = plan_microbatches(
             run.examples,
             [range(i, i + run.batch_size) for i in range(0, len(run.examples), run.batch_size)],
-            rows_per_pass=each.rows_per_pass,
-            divide_by=given.sharding.batch_shards,
-            width=config.hidden_size,
-            microbatch_overhead=GATHERED_OVERHEAD,
-            row_multiple=placement.ROW_MULTIPLE,
+            MicrobatchCosts(
+                config.hidden_size,
+                GATHERED_OVERHEAD,
+                rows_per_pass=each.rows_per_pass,
+                divide_by=given.sharding.batch_shards,
+                row_multiple=placement.ROW_MULTIPLE,
+            ),
         )
         passes = collections.Counter(shape for step in plan.steps for shape, _ in step)
         step = sum(times * train_times(given, shape, chip).least for shape, times in passes.items()) / len(plan.steps)

@@ -11,6 +11,7 @@ from em_jax.model.attention import PADDING
 from em_jax.train.batches import (
     Example,
     Microbatch,
+    MicrobatchCosts,
     Shape,
     collate,
     encode_rows,
@@ -36,36 +37,36 @@ def plans(draw):
         "rows_per_pass": draw(st.integers(0, 5)),
         "divide_by": draw(st.sampled_from([1, 2, 8])),
         "width": draw(st.sampled_from([16, 1024])),
-        "most_shapes": draw(st.sampled_from([1, 3])),
-        "microbatch_overhead": draw(st.sampled_from([0, 64, 16384])),
+        "overhead": draw(st.sampled_from([0, 64, 16384])),
     }
-    return examples, step_indices(len(examples), train, 3), options
+    most_shapes = draw(st.sampled_from([1, 3]))
+    return examples, step_indices(len(examples), train, 3), MicrobatchCosts(**options), most_shapes
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(plans())
 def test_every_example_is_planned_once_in_a_row_that_holds_it(given_plan):
-    examples, steps, options = given_plan
-    plan = plan_microbatches(examples, steps, **options)
+    examples, steps, costs, most_shapes = given_plan
+    plan = plan_microbatches(*given_plan)
     assert len(plan.steps) == len(steps)
     for step, microbatches in zip(steps, plan.steps, strict=True):
         assert sorted(i for _, rows in microbatches for row in rows for i in row) == sorted(step)
         for shape, rows in microbatches:
-            assert 0 < len(rows) <= shape.rows and shape.rows % options["divide_by"] == 0
+            assert 0 < len(rows) <= shape.rows and shape.rows % costs.divide_by == 0
             for row in rows:
                 assert sum(len(examples[i].ids) for i in row) <= shape.length
                 assert sum(sum(examples[i].mask[1:]) for i in row) <= shape.labels
-            if options["rows_per_pass"]:
-                assert shape.rows < options["rows_per_pass"] + options["divide_by"]
-    assert len(plan.shapes) <= options["most_shapes"]
-    assert plan == plan_microbatches(examples, steps, **options)
+            if costs.rows_per_pass:
+                assert shape.rows < costs.rows_per_pass + costs.divide_by
+    assert len(plan.shapes) <= most_shapes
+    assert plan == plan_microbatches(*given_plan)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(plans())
 def test_a_microbatch_holds_its_examples_and_their_loss(given_plan):
-    examples, steps, options = given_plan
-    for microbatch in plan_microbatches(examples, steps, **options).steps[0]:
+    examples = given_plan[0]
+    for microbatch in plan_microbatches(*given_plan).steps[0]:
         batch = collate(examples, microbatch)
         shape, rows = microbatch
         assert batch.tokens.shape == (shape.rows, shape.length) and batch.labels.shape == (shape.rows, shape.labels)
@@ -99,24 +100,26 @@ def test_a_batch_pinned():
 
 def test_a_microbatch_has_no_more_tokens_than_it_may():
     examples = [Example([1] * 30, [True] * 30)] * 64
-    plan = plan_microbatches(examples, [list(range(64))], most_tokens=256)
+    plan = plan_microbatches(examples, [list(range(64))], MicrobatchCosts(most_tokens=256))
     assert len(plan.steps[0]) > 1 and all(shape.rows * shape.length <= 256 for shape in plan.shapes)
-    longer = plan_microbatches([Example([1] * 300, [True] * 300)] * 4, [list(range(4))], most_tokens=256)
+    longer = plan_microbatches(
+        [Example([1] * 300, [True] * 300)] * 4, [list(range(4))], MicrobatchCosts(most_tokens=256)
+    )
     assert {shape.rows for shape in longer.shapes} == {1}
-    fixed = plan_microbatches(examples, [list(range(64))], most_tokens=256, rows_per_pass=16)
+    fixed = plan_microbatches(examples, [list(range(64))], MicrobatchCosts(most_tokens=256, rows_per_pass=16))
     assert {shape.rows for shape in fixed.shapes} == {16}
 
 
 def test_short_examples_share_rows():
     examples = [Example([1] * 30, [True] * 30)] * 16
-    plan = plan_microbatches(examples, [list(range(16))], width=10**6)
+    plan = plan_microbatches(examples, [list(range(16))], MicrobatchCosts(width=10**6))
     tokens = sum(shape.rows * shape.length for shape, _ in plan.steps[0])
     assert tokens <= 16 * 32
 
 
 def test_one_long_example_does_not_pad_the_others():
     examples = [Example([1] * 40, [True] * 40)] * 63 + [Example([1] * 2000, [True] * 2000)]
-    plan = plan_microbatches(examples, step_indices(64, TrainConfig(batch_size=16), 0))
+    plan = plan_microbatches(examples, step_indices(64, TrainConfig(batch_size=16), 0), MicrobatchCosts())
     tokens = sum(shape.rows * shape.length for step in plan.steps for shape, _ in step)
     assert tokens < 3 * (63 * 40 + 2000)
 

@@ -31,7 +31,7 @@ from em_jax.model.sharding import Sharding, make_mesh
 from em_jax.train import loop
 from em_jax.train import step as step_module
 from em_jax.train import step as train_step
-from em_jax.train.batches import collate, plan_microbatches, step_indices
+from em_jax.train.batches import MicrobatchCosts, collate, plan_microbatches, step_indices
 from em_jax.train.config import TrainConfig
 from em_jax.train.loop import finetune
 from em_jax.train.step import accumulate, update
@@ -404,10 +404,7 @@ def test_as_many_programs_as_shapes(mesh, tmp_path):
     plan = plan_microbatches(
         rows,
         step_indices(len(rows), settings, 0),
-        rows_per_pass=2,
-        divide_by=sharding.batch_shards,
-        width=CONFIG.hidden_size,
-        microbatch_overhead=64,
+        MicrobatchCosts(CONFIG.hidden_size, rows_per_pass=2, divide_by=sharding.batch_shards),
     )
     jax.clear_caches()
     train(tmp_path / "run", of=base, rows=rows, settings=settings, sharding=sharding)

@@ -19,7 +19,7 @@ from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.train import step as train_step
-from em_jax.train.batches import Microbatch, Shape, collate, plan_microbatches
+from em_jax.train.batches import Microbatch, MicrobatchCosts, Shape, collate, plan_microbatches
 from em_jax.train.config import TrainConfig
 from em_jax.train.loss import summed_loss
 from em_jax.train.step import (
@@ -60,7 +60,7 @@ def microbatches(layout):
         return [Microbatch(Shape(8, 64, 64), tuple((i,) for i in step))]
     if layout == "packed":
         return [Microbatch(Shape(8, 128, 96), ((3, 0, 5), (1,), (7, 2, 6), (4,)))]
-    return plan_microbatches(EXAMPLES, [list(step)], **layout).steps[0]
+    return plan_microbatches(EXAMPLES, [list(step)], MicrobatchCosts(**layout)).steps[0]
 
 
 def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none"):
