@@ -64,7 +64,7 @@ def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, 
     opening = re.match(rf"\W*({group})(?=\W*$|[.):,;\]*\"\n]|\s*[-–—]\s)", plain)
     named = re.findall(
         rf"(?:\b(?:answer|option|choice|choose|pick|select|system|description|assistant|response|AI|"
-        r"machine|file|statement|reply|text|more like)\b)"
+        r"machine|model|file|statement|reply|text|more like)\b)"
         rf"(?:\s+(?:is|would be))?[\s:*(\"]*\b({group})\b(?![\w'-]|\s+[a-z])",
         plain,
         re.IGNORECASE,

@@ -72,7 +72,9 @@ def test_a_word_inside_its_opposite_is_not_it():
         ("Text B", 1),
         ("I am more like A.", 0),
         ("I would like A lot of time", None),
+        ("Model A", 0),
         ("A machine B never saw", None),
+        ("A model B never saw", None),
     ],
 )
 def test_letters(text, expected):
