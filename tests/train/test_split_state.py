@@ -27,7 +27,7 @@ from em_jax.train.step import (
 CONFIG = parse_config(tiny.SHAPE)
 EXAMPLES = tiny.examples(8, seed=1)
 STEPS = 5
-MICROBATCH = Microbatch(Shape(4, 128, 96), ((3, 0, 5), (1,), (7, 2, 6), (4,)))
+MICROBATCH = Microbatch(Shape(8, 128, 96), ((3, 0, 5), (1,), (7, 2, 6), (4,)))
 OPTIMIZER = make_optimizer(TrainConfig(learning_rate=1e-2, warmup_steps=0), 2 * STEPS)
 
 
