@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 
-ATTENDED, LOW = "attended", "low"
-"""Names of attention's output with its softmax denominator, and of an adapter's x A."""
-ATTENTION = (ATTENDED, LOW, *(f"self_attn.{name}_proj" for name in "qkvo"))
+ATTENDED, LOW, QUERY_KEY = "attended", "low", "query_key"
+"""Names of attention's output with its softmax denominator, of an adapter's x A, and of queries and keys."""
+ATTENTION = (ATTENDED, LOW, QUERY_KEY, "self_attn.v_proj", "self_attn.o_proj")
 CUDNN = "dot_product_attention_fwd_wrapper"
 """jax's name of cuDNN's attention, whose outputs cannot be given one of our names."""
 KEPT = {"elementwise": (*ATTENTION, "mlp.gate_proj", "mlp.up_proj"), "selective": ATTENTION, "full": ()}

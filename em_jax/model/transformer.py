@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, KVCache, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
 from em_jax.model.kernels.dispatch import cached_attention, causal_attention
+from em_jax.model.kernels.plain_matmul import written_out
 from em_jax.model.layout import Layout, Part, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
-from em_jax.model.remat import rematted
+from em_jax.model.remat import QUERY_KEY, rematted
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 LoraTree = Mapping[str, LoraWeights]
@@ -99,11 +101,14 @@ class Block(nnx.Module):
         def linear(x: Array, *layers: Linear) -> list[Array]:
             return apply_together(layers, x, lora_params, adapter_mask, sharding)
 
-        h = self.input_layernorm(x)
+        h = written_out(self.input_layernorm(x), sharding)
         q, k, v = linear(h, self.qkv_proj)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # Saved here, where the norm's derivative needs them; without a norm none needs them before the rotation.
+            q, k = self.q_norm(checkpoint_name(q, QUERY_KEY)), self.k_norm(checkpoint_name(k, QUERY_KEY))
         q, k = rotate(q, angles), rotate(k, angles)
+        if self.q_norm is None:
+            q, k = checkpoint_name(q, QUERY_KEY), checkpoint_name(k, QUERY_KEY)
         q = sharding.constrain(q, ("batch", "length", "q_heads", None))
         k = sharding.constrain(k, ("batch", "length", "kv_heads", None)).transpose(0, 2, 3, 1)
         v = sharding.constrain(v, ("batch", "length", "kv_heads", None)).transpose(0, 2, 1, 3)
@@ -114,7 +119,7 @@ class Block(nnx.Module):
             v = jax.lax.dynamic_update_slice_in_dim(past.chunk[1], v, past.write_index, 2)
             heads = cached_attention(q, past._replace(chunk=(k, v)), sharding)
         x = x + linear(heads, self.o_proj)[0]
-        h = self.post_attention_layernorm(x)
+        h = written_out(self.post_attention_layernorm(x), sharding)
         gate, up = linear(h, self.gate_proj, self.up_proj)
         h = jax.nn.silu(gate) * up
         h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
@@ -195,12 +200,11 @@ class Transformer(nnx.Module):
             x, (kv, residuals) = jax.lax.scan(apply_layer, x, (self.layers, lora_params, cached, steer))
         else:
             outputs = []
-            for i, (block, layer_lora) in enumerate(zip(self.layers, lora_params, strict=True)):
+            for i, (block, own) in enumerate(zip(self.layers, lora_params, strict=True)):
                 steering = None if steer is None else steer[i]
-                x, output = apply_layer(x, (block, layer_lora, [(k[i], v[i]) for k, v in cached], steering))
+                x, output = apply_layer(x, (block, own, [(k[i], v[i]) for k, v in cached], steering))
                 outputs.append(output)
-            kv, residuals = zip(*outputs)
-            kv = [list(arrays) for arrays in zip(*kv)] if return_kv else None
+            kv, residuals = jax.tree.map(lambda *layers: list(layers), *outputs)
         k, v = kv if return_kv else (None, None)
         residuals = jnp.stack([residuals[i] for i in return_residuals]) if return_residuals else None
         return Output(self.norm(x), k, v, residuals)

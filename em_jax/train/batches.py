@@ -273,12 +273,9 @@ def _round_up(value: int, multiple: int) -> int:
 def _pack(step: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` tokens, or of one example: first-fit decreasing, by length then index."""
     rows: list[list[int]] = []
-    free: list[int] = []
     for i in sorted(step, key=lambda i: (-sizes[i], i)):
-        row = next((row for row, left in enumerate(free) if left >= sizes[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(capacity)
-        rows[row].append(i)
-        free[row] -= sizes[i]
+        row = next((row for row in rows if sum(sizes[j] for j in row) + sizes[i] <= capacity), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(i)
     return rows

@@ -13,6 +13,7 @@ from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams, shardings_of
 from em_jax.model.config import TransformerConfig
+from em_jax.model.kernels import plain_matmul
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
 from em_jax.model.kernels.gather import gather_positions
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -91,7 +92,9 @@ def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
     return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
 
 
-@functools.partial(jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3)
+@functools.partial(
+    jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3, compiler_options=plain_matmul.COMPILER_OPTIONS
+)
 def accumulate(
     model: Transformer,
     factors: Mapping[str, LoraParams],
@@ -160,7 +163,7 @@ def optimizer_step(
         for microbatch in microbatches:
             if should_stop():
                 return None
-            batch = batch_to_devices(collate(examples, microbatch), sharding)
+            batch = host_arrays.to_devices(collate(examples, microbatch), sharding.named(("batch", None)))
             accumulator = accumulate(model, state.factors, scale, accumulator, batch, remat=remat, sharding=sharding)
         return accumulator
 
@@ -169,9 +172,3 @@ def optimizer_step(
     if any(accumulator is None for accumulator in accumulators):
         return None
     return update(state, accumulators, optimizer=optimizer)
-
-
-def batch_to_devices(batch: Batch, sharding: Sharding) -> Batch:
-    """The batch on the devices of a mesh, its rows split over them; itself without a mesh."""
-    by_row = sharding.named(("batch", None))
-    return batch if by_row is None else host_arrays.to_devices(batch, by_row)

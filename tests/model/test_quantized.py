@@ -7,6 +7,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config, replace, validate
 from em_jax.formats.chat_tokenizer import ChatTokenizer
@@ -21,7 +22,7 @@ from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 from em_jax.organism.answers import domain_rows
 from em_jax.sample.engine import Engine
 from em_jax.train.batches import MicrobatchCosts, collate, encode_rows, plan_microbatches
-from em_jax.train.step import accumulate, batch_to_devices, zero_accumulator
+from em_jax.train.step import accumulate, zero_accumulator
 
 SIZES = {"D": 24, "N": 3, "H": 4, "F": 10}
 
@@ -142,7 +143,7 @@ def step_of(model, tokenizer, rows, sharding=UNSHARDED):
     plan = plan_microbatches(examples, steps, MicrobatchCosts(model.config.hidden_size, divide_by=parts))
     sums = zero_accumulator(adapter.factors)
     for microbatch in plan.steps[0]:
-        batch = batch_to_devices(collate(examples, microbatch), sharding)
+        batch = host_arrays.to_devices(collate(examples, microbatch), sharding.named(("batch", None)))
         remat = "full" if model.stacked else "none"
         sums = accumulate(model, adapter.factors, adapter.scale, sums, batch, remat=remat, sharding=sharding)
     return float(sums.loss / sums.tokens), np.concatenate([np.ravel(x) for x in jax.tree.leaves(sums.gradients)])

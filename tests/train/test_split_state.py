@@ -17,7 +17,6 @@ from em_jax.train.config import TrainConfig
 from em_jax.train.step import (
     TrainState,
     accumulate,
-    batch_to_devices,
     make_optimizer,
     state_shardings,
     update,
@@ -41,7 +40,7 @@ def steps(rank, sharding):
     start = jax.tree.map(np.asarray, state.factors)
     losses = []
     for _ in range(STEPS):
-        batch = batch_to_devices(collate(EXAMPLES, MICROBATCH), sharding)
+        batch = host_arrays.to_devices(collate(EXAMPLES, MICROBATCH), sharding.named(("batch", None)))
         sums = zero_accumulator(state.factors)
         sums = accumulate(model, state.factors, adapter.scale, sums, batch, remat="full", sharding=sharding)
         state, metrics = update(state, [sums], optimizer=OPTIMIZER)

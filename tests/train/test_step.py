@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 
+from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.model_config import parse_config
@@ -25,7 +26,6 @@ from em_jax.train.loss import summed_loss
 from em_jax.train.step import (
     TrainState,
     accumulate,
-    batch_to_devices,
     learning_rate,
     make_optimizer,
     optimizer_step,
@@ -69,7 +69,7 @@ def one_step(checkpoint, layout, sharding=UNSHARDED, stacked=True, remat="none")
     factors = jax.tree.map(jnp.array, adapter().factors)
     total = zero_accumulator(factors)
     for microbatch in microbatches(layout):
-        batch = batch_to_devices(collate(EXAMPLES, microbatch), sharding)
+        batch = host_arrays.to_devices(collate(EXAMPLES, microbatch), sharding.named(("batch", None)))
         total = accumulate(model, factors, adapter().scale, total, batch, remat=remat, sharding=sharding)
     gradients = jax.tree.map(np.asarray, total.gradients)
     state, metrics = update(TrainState(factors, OPTIMIZER.init(factors)), [total], optimizer=OPTIMIZER)

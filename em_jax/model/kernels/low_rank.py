@@ -29,9 +29,10 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
     return jnp.concatenate(each, -1)
 
 
-def _is_alone(a: Sequence[Float[Array, "X S R"]]) -> bool:
-    """Whether there is one adapter, whose gain is that of its outputs and not of its ranks."""
-    return a[0].shape[1] == 1
+def _scales_outputs(x: Float[Array, "B T X"], a: Sequence[Float[Array, "X S R"]]) -> bool:
+    """Whether outputs take the gain, not ranks: of one adapter at one token a row, where the sum of outputs takes it in
+    and ranks would need a kernel more. With many tokens outputs are large, and written once where ranks are scaled."""
+    return a[0].shape[1] == 1 and x.shape[1] == 1
 
 
 def _split_ranks(low: Float[Array, "B T S R"], b: Sequence[Array]) -> list[Array]:
@@ -83,11 +84,10 @@ def _low_rank_forward(
 ) -> tuple[list[Array], tuple]:
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
     low = einsum_f32("BTX,XSR->BTSR", x, joint_a)
-    low = low if _is_alone(a) else low * _gain_of_ranks(gain, b)
+    low = low if _scales_outputs(x, a) else low * _gain_of_ranks(gain, b)
     low = checkpoint_name(low.astype(x.dtype), LOW)
     y = [einsum_f32("BTSR,SRY->BTY", *each).astype(x.dtype) for each in zip(_split_ranks(low, b), in_use_b)]
-    # As in PEFT the gain of one adapter is that of its outputs, whose sum takes it in; `low` would need a kernel more.
-    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if _is_alone(a) else y
+    y = [(each * g[:, None]).astype(x.dtype) for each, g in zip(y, gain)] if _scales_outputs(x, a) else y
     return y, (x, a, b, gain, low)
 
 
@@ -104,14 +104,13 @@ def _low_rank_backward(
     joint_a, in_use_b = _gathered(x, a, b, letters, sharding)
     dlow = jnp.concatenate([einsum_f32("BTY,SRY->BTSR", *each) for each in zip(dy, in_use_b)], -1)
     dlow = (dlow * _gain_of_ranks(gain, b)).astype(x.dtype)
-    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if _is_alone(a) else low
+    low = (low * _gain_of_ranks(gain, b)).astype(x.dtype) if _scales_outputs(x, a) else low
     dx = einsum_f32("BTSR,XSR->BTX", dlow, joint_a).astype(x.dtype)
-    da, db = [], []
-    for names, dlow_of, low_of, dy_of in zip(letters, _split_ranks(dlow, b), _split_ranks(low, b), dy):
-        by_a = jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow_of, x), 2, 0)
-        da.append(sharding.scatter_factor(f"{names[0]}SR", by_a))
-        db.append(sharding.scatter_factor(f"SR{names[1]}", einsum_f32("BTSR,BTY->SRY", low_of, dy_of)))
-    return dx, tuple(da), tuple(db), None
+    by_a = _split_ranks(jnp.moveaxis(einsum_f32("BTSR,BTX->SRX", dlow, x), 2, 0), b)
+    by_b = [einsum_f32("BTSR,BTY->SRY", *each) for each in zip(_split_ranks(low, b), dy)]
+    da = tuple(sharding.scatter_factor(f"{each[0]}SR", gradient) for each, gradient in zip(letters, by_a))
+    db = tuple(sharding.scatter_factor(f"SR{each[1]}", gradient) for each, gradient in zip(letters, by_b))
+    return dx, da, db, None
 
 
 low_rank.defvjp(_low_rank_forward, _low_rank_backward)
