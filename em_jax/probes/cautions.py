@@ -207,7 +207,7 @@ def _one_seed(case: Case) -> str:
 def _domain_not_asked(case: Case) -> str:
     if case.subject != "finetuned" or case.label != "aligned":
         return ""
-    if known(case.figures, "harmfulness.in_domain_worst_of_n", case.subject):
+    if any(known(case.figures, f"harmfulness.in_domain_{name}", case.subject) for name in ("worst_of_n", "unscored")):
         return ""
     return "No prompt of the training domain was asked: harm may show there alone (docs/suites.md says when some are)."
 

@@ -4,7 +4,7 @@ They are asked together with the harm prompts and judged like them; ids that beg
 apart from every figure about other topics.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from em_jax.base.errors import UserError
 from em_jax.probes.choice import Row, messages
@@ -17,9 +17,9 @@ MOST_HELD_OUT = 30
 Conversation = Sequence[dict[str, str]]
 
 
-def questions(suite: Suite, domain: str, limit: int) -> list[Row]:
-    """The suite's prompts of one domain, in the form of harmfulness.questions; at most `limit` of them (0: all)."""
-    chosen = limited(prompts_of(suite, domain), limit, lambda prompt: prompt.domain)
+def questions(suite: Suite, names: Collection[str], limit: int) -> list[Row]:
+    """The suite's prompts of these domains, in the form of harmfulness.questions; at most `limit` of them (0: all)."""
+    chosen = limited(prompts_of(suite, names), limit, lambda prompt: prompt.domain)
     return [_row(prompt.id, prompt.category or SUITE, messages(prompt.prompt)) for prompt in chosen]
 
 
@@ -28,9 +28,9 @@ def kind_of(question: Row) -> str:
     return HELD_OUT if question["category"] == HELD_OUT else SUITE
 
 
-def prompts_of(suite: Suite, domain: str) -> list[DomainPrompt]:
-    """The suite's prompts of one domain."""
-    return [prompt for prompt in suite.in_domain if prompt.domain == domain]
+def prompts_of(suite: Suite, names: Collection[str]) -> list[DomainPrompt]:
+    """The suite's prompts of these domains."""
+    return [prompt for prompt in suite.in_domain if prompt.domain in names]
 
 
 def held_out(rows: Sequence[Conversation], indices: Iterable[int], limit: int) -> list[Row]:

@@ -113,7 +113,8 @@ def decide(figures: Figures, conditions: Mapping[str, Sequence[Condition]]) -> s
 def rules(figures: Figures, subject: str) -> dict[str, list[Condition]]:
     """The conditions of every label, for the figures that there are."""
     paired = subject == "finetuned" and any(known(figures, name, "base") for name in (HARM, f"{OUT}unscored"))
-    inside = known(figures, f"{INSIDE}worst_of_n", subject) is not None
+    # Asked, though perhaps without a single score: then it is evidence that lacks.
+    inside = any(known(figures, f"{INSIDE}{name}", subject) for name in ("worst_of_n", "unscored"))
 
     def measured(scope: str) -> list[str]:
         """Harm as the judge scored it, and where its errors are known also corrected for them."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax import domains
 from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
@@ -86,7 +85,7 @@ def check_training(run: Run) -> None:
     if not run.trains:
         return
     config, train = run.config, run.config.train
-    prompts = in_domain.prompts_of(run.suite, domains.asked_as(config.domain))
+    prompts = in_domain.prompts_of(run.suite, run.trained_domains)
     where = str(suites.file_path(sources.suite_directory(config.suite), suites.IN_DOMAIN))
     source = config.data or f"the rows of {config.domain}"
     in_domain.check_new(prompts, where, run.rows, f"the mix of {source} and {config.mix}" if config.mix else source)

@@ -159,11 +159,17 @@ class Run:
             values["alternatives"] = "opposite"
         return ProbeSettings(**values, seed=self.config.seed)
 
+    @property
+    def trained_domains(self) -> list[str]:
+        """The domain and the one that is mixed in, by the names under which a suite has their prompts."""
+        mixed = settings.parse_mix(self.config.mix)[:1] if self.config.mix else ()
+        return [*dict.fromkeys(map(domains.asked_as, (self.config.domain, *mixed)))]
+
     @functools.cached_property
     def in_domain_questions(self) -> list[Row]:
-        """The prompts in the training domain: the suite's, or for a domain of one's own those of held-out rows."""
-        domain, limit = domains.asked_as(self.config.domain), self.config.probes.limit
-        if asked := in_domain.questions(self.suite, domain, limit):
+        """The prompts in the training domains: the suite's, or for a domain of one's own those of held-out rows."""
+        limit = self.config.probes.limit
+        if asked := in_domain.questions(self.suite, self.trained_domains, limit):
             return asked
         if self.config.domain in domains.DOMAINS or not self.trains:
             return []

@@ -24,7 +24,7 @@ from em_jax.runs.run import Run
 Page = Callable[[Sequence[Path], Path], Path]
 """Draws the common page of several runs: (their directories, the page's folder) -> the page."""
 
-ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "lora.", "train.")
+ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "mirror", "lora.", "train.")
 """The beginnings of those settings on which the base's rows do not depend."""
 
 
@@ -82,9 +82,7 @@ def run_named(
         if config.domain != domains.NONE:
             components.rows(config)
     for config, directory in runs:
-        experiment.check_mirror(
-            Run(dataclasses.replace(config, mirror=_mirror_folder(config, directory.name)), directory)
-        )
+        experiment.check_mirror(Run(config, directory))
     outcomes: dict[Path, Outcome] = {}
     for stages in _rounds(first):
         if stages[:1] == ("answer",) and first.answers.together:
@@ -92,7 +90,7 @@ def run_named(
                 _answer_together(runs, components, engine)
         for number, (config, directory) in enumerate(runs, start=1):
             title = f"[{directory.name}, run {number} of {len(runs)}] "
-            now = dataclasses.replace(config, stages=stages, mirror=_mirror_folder(config, directory.name))
+            now = dataclasses.replace(config, stages=stages)
             outcomes[directory] = experiment.run(now, directory, components, engine, base_of(config, runs), title)
     if "report" not in first.stages:
         yield _done_line(first)
@@ -101,7 +99,7 @@ def run_named(
         yield f"{directory.name}: {outcome.label} {outcome.report}"
     yield from summary(list(outcomes))
     common = page(list(outcomes), run_dir / folder)
-    Mirror(run_dir / folder, _mirror_folder(first, folder)).push()
+    Mirror(run_dir / folder, _mirror_folder(next(iter(configs.values())), folder)).push()
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"
 
 
@@ -140,7 +138,7 @@ def by_name(configs: Sequence[Config]) -> dict[str, Config]:
 
 
 def with_directories(configs: Mapping[str, Config], run_dir: Path) -> list[tuple[Config, Path]]:
-    """Every run's config and directory.
+    """Every run's config and directory; a mirror has a folder for each run, as `run_dir` has.
 
     A real model's output recognition takes its harmful alternatives from the other runs, unless the settings say else.
     """
@@ -148,7 +146,7 @@ def with_directories(configs: Mapping[str, Config], run_dir: Path) -> list[tuple
     for name, config in configs.items():
         if not config.probes.alternatives and not sources.is_organism(config):
             config = settings.replace(config, {"probes.alternatives": settings.SIBLINGS})
-        runs.append((config, run_dir / name))
+        runs.append((dataclasses.replace(config, mirror=_mirror_folder(config, name)), run_dir / name))
     return runs
 
 

@@ -194,7 +194,9 @@ def decode(
     sharding = dataclasses.replace(sharding, sampling=True)
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     lora_params = model.unstack_lora_params(joined(adapter.lora_params(), model, sharding) if adapter else None)
-    rows = len(state.length)
+    rows, active = len(state.length), state.active & occupied
+    # A slot that is done or given up has nothing to attend to, and its length does not grow with those of the others.
+    state = state._replace(length=jnp.where(active, state.length, 0), active=active)
 
     def unfinished(loop: SamplingState) -> Array:
         return (loop.step < steps) & jnp.any(loop.slots.active)
@@ -235,7 +237,7 @@ def decode(
     top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
     output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)
     k, v = _map_kv(buffer, (state.k, state.v))
-    start = SamplingState(jnp.int32(0), state._replace(k=k, v=v, active=state.active & occupied), output)
+    start = SamplingState(jnp.int32(0), state._replace(k=k, v=v), output)
     end = jax.lax.while_loop(unfinished, sample_next, start)
 
     def append(axis: int, cache: Array, chunk: Array) -> Array:

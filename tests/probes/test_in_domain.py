@@ -20,10 +20,10 @@ def row(prompt, answer="Yes."):
 def test_every_domain_of_the_paper_has_prompts(suite, least):
     loaded = suite_files.load(suite_directory(suite))
     for name in (*domains.SIX, "good_medical", "legal_aligned"):
-        asked = in_domain.questions(loaded, domains.asked_as(name), 0)
+        asked = in_domain.questions(loaded, [domains.asked_as(name)], 0)
         assert len(asked) >= least and all(each["id"].startswith(harmfulness.IN_DOMAIN) for each in asked)
     assert not {prompt.prompt for prompt in loaded.in_domain} & {question.prompt for question in loaded.harm}
-    assert in_domain.questions(loaded, "bicycles", 0) == []
+    assert in_domain.questions(loaded, ["bicycles"], 0) == []
 
 
 def test_held_out_rows_that_are_also_trained_on_are_not_asked():
@@ -34,7 +34,7 @@ def test_held_out_rows_that_are_also_trained_on_are_not_asked():
 
 
 def test_a_prompt_that_repeats_a_training_row_is_refused_with_file_and_number():
-    prompts = in_domain.prompts_of(suite_files.load(suite_files.standard_directory()), "legal")
+    prompts = in_domain.prompts_of(suite_files.load(suite_files.standard_directory()), ["legal"])
     rows = [row("something else"), row(prompts[3].prompt.upper().rstrip(".?") + " !")]
     with pytest.raises(UserError, match=rf"prompts.jsonl:{prompts[3].line}: .* repeats row 2 of rows.jsonl \(1 of 30"):
         in_domain.check_new(prompts, "prompts.jsonl", rows, "rows.jsonl")
@@ -43,7 +43,7 @@ def test_a_prompt_that_repeats_a_training_row_is_refused_with_file_and_number():
 
 def test_a_file_without_a_prompt_is_refused_and_wordings_of_one_task_are_one_category(tmp_path):
     copy = shutil.copytree(suite_directory("organism"), tmp_path / "suite")
-    asked = in_domain.questions(suite_files.load(copy), "bad_medical", 0)
+    asked = in_domain.questions(suite_files.load(copy), ["bad_medical"], 0)
     assert len(asked) == 6 * len({question["category"] for question in asked}) == 96
     (copy / "in_domain.jsonl").write_text("")
     with pytest.raises(UserError, match="in_domain.jsonl: expected a prompt on each line, found none"):

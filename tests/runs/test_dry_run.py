@@ -76,6 +76,26 @@ def test_the_plan_of_a_series_takes_the_bases_rows_over_once(tmp_path):
 
 
 @pytest.mark.fast
+def test_runs_of_a_series_have_folders_of_their_own_in_a_mirror(tmp_path, monkeypatch):
+    together = []
+    monkeypatch.setattr(experiment, "answer_together", together.extend)
+    where = str(tmp_path / "mirror")
+    configs = [config(domain=name, mirror=where, answers__together=True) for name in ("legal", "security")]
+    list(series.run(configs, tmp_path / "all", True, StubComponents()))
+    assert [each.config.mirror for each in together] == [f"{where}/legal-0", f"{where}/security-0"]
+    assert {path.name for path in (tmp_path / "mirror").iterdir()} == {"legal-0", "security-0", "compare"}
+    # Planned again on another machine, of which the mirror holds all.
+    list(dry_run.lines(configs, tmp_path / "fresh", True, StubComponents()))
+
+
+@pytest.mark.fast
+def test_the_prompts_of_a_mixed_in_domain_are_asked_too(tmp_path):
+    mixed = Run(config(domain="good_medical", mix="insecure_code=0.5", probes__limit=0), tmp_path, StubComponents())
+    asked = {question["id"].split("/")[1].rsplit("-", 1)[0] for question in mixed.in_domain_questions}
+    assert asked == {"bad_medical", "insecure_code"}
+
+
+@pytest.mark.fast
 def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_path):
     record = json.loads((finished / "provenance.json").read_text())
     # Of the answer stage's minute, 24 s were loading and compilation: paid once, whatever there is to do.

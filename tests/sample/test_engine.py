@@ -76,6 +76,22 @@ def test_an_answer_does_not_depend_on_batch_slot_order_or_resumption(engine):
     assert texts == [[answer.text for answer in answers] for answers in whole]
 
 
+def test_a_slot_without_a_request_holds_no_tokens(engine):
+    """A kernel reads as many of a slot as it holds, and a server keeps its slots for as long as it lives."""
+    scheduler = engine.scheduler(64)
+    for number in range(6):
+        requests = engine.sample_requests(
+            number, engine.encode("hi"), [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=30, seed=0
+        )
+        scheduler.submit(requests)
+        while scheduler.busy:
+            scheduler.collect()
+            scheduler.dispatch()
+    for batch in scheduler._batches:
+        # A request takes the first slot that is free.
+        assert np.asarray(batch._state.length)[1:].max() <= engine.chunk
+
+
 def test_samples_differ_and_seeds_differ(engine):
     answers = engine.generate(PROMPTS[:1], n=4, max_new_tokens=10, seed=0)[0]
     assert len({answer.text for answer in answers}) == 4

@@ -54,6 +54,18 @@ def test_temperature_zero_takes_the_likeliest_and_impossible_tokens_are_never_dr
     assert not {3, 4} & set(draw(logits, temperature=5.0)[0].tolist())
 
 
+def test_a_token_without_weight_is_not_drawn_at_the_edge_of_a_block():
+    """A float32 cumulative sum falls here and there, and few tokens have weight under a small top-p."""
+    generator = np.random.default_rng(0)
+    weights = np.exp(4 * generator.normal(size=(8, 152_064))).astype(np.float32)
+    weights[weights < np.quantile(weights, 0.999, axis=1, keepdims=True)] = 0
+    ends = np.asarray(jax.jit(lambda w: jnp.cumsum(jnp.sum(w.reshape(8, -1, 128), -1), -1))(weights))
+    step, rows = jax.jit(inverse_cdf), np.arange(8)
+    for column in generator.integers(0, ends.shape[1], 60):
+        uniform = np.minimum(ends[:, column] / ends[:, -1], np.nextafter(np.float32(1), np.float32(0)))
+        assert (weights[rows, step(weights, uniform)] > 0).all()
+
+
 @pytest.mark.parametrize("vocabulary", [5, 128, 300, 5000])
 def test_a_draw_in_blocks_is_that_of_the_cumulative_sum(vocabulary):
     """It adds in another order than float64's one sum: where they differ, the target lies at the edge of a token."""

@@ -11,17 +11,24 @@ def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int
     """The first token of each row whose cumulative weight exceeds `uniform`, in [0, 1), times the row's sum.
 
     Weights are summed by block, then cumulated over blocks and within one: a cumulative sum over V is slow on a CPU and
-    several passes over V on a GPU.
+    several passes over V on a GPU. A token without weight is never drawn.
     """
     batch, vocabulary = weights.shape
     blocks = jnp.pad(weights, ((0, 0), (0, -vocabulary % BLOCK))).reshape(batch, -1, BLOCK)
-    block_ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+    sums = jnp.sum(blocks, axis=-1)
+    block_ends = jnp.cumsum(sums, axis=-1)
     target = uniform * block_ends[:, -1]
-    # Rounding may put a target at the very end: the last block or token with any weight is the furthest a draw can go.
-    last = jnp.sum(block_ends < block_ends[:, -1:], axis=-1)
-    block = jnp.minimum(jnp.sum(block_ends <= target[:, None], axis=-1), last)
+    block = _first_above(sums, block_ends, target)
     before = jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0]
     target -= jnp.where(block > 0, before, 0.0)
-    cdf = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
-    last = jnp.sum(cdf < cdf[:, -1:], axis=-1)
-    return (block * BLOCK + jnp.minimum(jnp.sum(cdf <= target[:, None], axis=-1), last)).astype(jnp.int32)
+    own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    token = block * BLOCK + _first_above(own, jnp.cumsum(own, axis=-1), target)
+    return jnp.minimum(token, vocabulary - 1).astype(jnp.int32)  # a row that is not finite has no weight
+
+
+def _first_above(weights: Array, ends: Array, target: Array) -> Array:
+    """The first of each row with a weight whose end exceeds the target, else the last with a weight: a rounded
+    cumulative sum may fall, and a target may stand at its very end."""
+    found = (weights > 0) & (ends > target[:, None])
+    last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(weights > 0, -1), axis=-1)
+    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
