@@ -79,7 +79,7 @@ def test_an_answer_does_not_depend_on_batch_slot_order_or_resumption(engine):
 def test_a_slot_without_a_request_holds_no_tokens(engine):
     """A kernel reads as many of a slot as it holds, and a server keeps its slots for as long as it lives."""
     scheduler = engine.scheduler(64)
-    for number in range(6):
+    for number in range(40):
         requests = engine.sample_requests(
             number, engine.encode("hi"), [0], "base", temperature=1.0, top_p=1.0, max_new_tokens=30, seed=0
         )
