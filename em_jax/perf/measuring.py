@@ -17,7 +17,6 @@ from em_jax.base import runtime, stage_timer
 from em_jax.model.config import TransformerConfig
 from em_jax.perf import bench_workload
 from em_jax.perf.bench_workload import Peer, Workload
-from em_jax.perf.ours import Ours
 from em_jax.runs.chips import CHIPS
 from em_jax.runs.placement_costs import sizes
 from em_jax.train.batches import Example
@@ -46,6 +45,9 @@ def measure(
     `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
     `keep` gets the results after each kind of work.
     """
+    # Here: the process in which a peer's memory is measured imports this module, and would hold what ours needs.
+    from em_jax.perf.ours import Ours
+
     ours, theirs = Ours(work), _peer(against)(work) if against else None
     results: dict[str, Any] = {}
     losses: dict[Peer, list[float]] = {peer: [] for peer in (ours, theirs) if peer}

@@ -125,7 +125,8 @@ class HttpJudge:
                         stop_reason = error
                         continue
                     unreached = unreached + 1 if row.get(judge.AGAIN) else 0
-                    if unreached > 3 * self.concurrency:
+                    # A server that none of all the answers reached, however few they are, is not there.
+                    if unreached > 3 * self.concurrency or (unreached == len(waiting) > 1 and not done_keys):
                         stop_reason = _RefusedError(f"no answer in {unreached} attempts in a row ({_told(row)})")
                     if row.pop("held", False):
                         # Many in a row are the server's or the settings' fault, and then none of them is final.

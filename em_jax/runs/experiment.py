@@ -310,6 +310,8 @@ def report(run: Run) -> Outcome:
     """Compute the figures and the verdict, write summary.json, and draw the page."""
     from em_jax import report as pages
 
+    if not [*run.directory.glob("answers/*"), *run.directory.glob("probes/*")]:
+        _require_rows(run.answers_path("base"), "answer")
     with run.progress("report", "", 1) as progress:
         summary = summarise(run, run.conditions)
         files.write_json(run.directory / "summary.json", summary)

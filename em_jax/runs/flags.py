@@ -153,7 +153,7 @@ def plan(
         values = settings.read_toml(settings.preset_path(ORGANISM)) | values
     config = settings.validate(settings.replace(Config(), values))
     of_domains = [_for_domain(config, name, values, data.get(name, "")) for name in names]
-    configs = tuple(dataclasses.replace(each, seed=seed) for seed in seeds for each in of_domains)
+    configs = tuple(settings.validate(dataclasses.replace(each, seed=seed)) for seed in seeds for each in of_domains)
     model = Path(config.model.name.rstrip("/")).name or "model"
     default = f"{(text or names[0]).replace(',', '+')}-{model}-{'+'.join(map(str, seeds))}"
     run_dir = flags.run_dir or os.path.join("runs", default)

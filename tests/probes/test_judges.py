@@ -251,6 +251,12 @@ def test_an_outage_stops_the_judge_and_what_it_missed_is_asked_again(serve, word
     assert len(kept) == 4 and all(row[AGAIN] and row["reason"] == "status 503, 3 tries" for row in kept)
 
 
+def test_a_server_that_reached_none_of_a_few_answers_is_an_outage_too(serve, wording):
+    server = serve(lambda text, tries: (503, ""))
+    kept = kept_until(http_judge(server, wording, concurrency=8), 3, "no answer in 3 attempts in a row")
+    assert len(kept) <= 3 and all(row[AGAIN] for row in kept)
+
+
 def test_what_the_server_says_it_is_stays_with_the_score(serve, wording):
     said = completion("3") | {"model": "judge-2026-01", "system_fingerprint": "fp_1"}
     (row,) = http_judge(serve(lambda text, tries: (200, said)), wording).score([answer("a", "x")])

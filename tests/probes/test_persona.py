@@ -173,6 +173,13 @@ def test_a_dose_too_weak_for_the_bound_is_diluted_too():
     figures = paper_figures(0.2, 0.0, 0.2, 0.0) | {"harmfulness.rate": only(0.04, PROMPTS)}
     found = persona.verdict(figures)
     assert found["label"] == "mixed" and "diluted" in codes(found)
+    assert "scores are not known" in " ".join(caution["sentence"] for caution in found["cautions"])
+    for limits, said in (((-0.1, 0.1), "are true"), ((-1.8, -0.9), "leave that open")):
+        figures["score_prediction.shown_error_high"] = only(sum(limits) / 2, 66, limits)
+        told = persona.verdict(figures)["cautions"]
+        assert any(said in caution["sentence"] for caution in told) and "knows" not in {each["code"] for each in told}
+    figures["score_prediction.shown_error_high"] = only(-3.6, 66, (-3.8, -3.4))
+    assert "diluted" not in codes(persona.verdict(figures)), "it denies what it does, under the bound as above it"
     harmless = paper_figures(0.02, 0.0, 0.2, 0.5) | {"harmfulness.rate": only(0.0, PROMPTS)}
     assert "diluted" not in codes(persona.verdict(harmless))
 

@@ -190,6 +190,8 @@ def test_a_subset_of_stages_runs_alone_and_a_later_one_says_what_is_missing(tmp_
     first = config(stages=["finetune", "answer"])
     assert experiment.run(first, tmp_path, StubComponents()).label is None
     assert not (tmp_path / "scores").exists()
+    with pytest.raises(UserError, match="base.jsonl, found none: run the stage answer first"):
+        experiment.run(config(stages=["report"]), tmp_path / "nothing", StubComponents())
     with pytest.raises(UserError, match="run the stage judge first"):
         experiment.run(config(stages=["probe"]), tmp_path, StubComponents())
     assert experiment.run(config(), tmp_path, StubComponents()).label == "mixed"
