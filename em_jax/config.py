@@ -334,7 +334,7 @@ RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(POSITIVE.split(), ("a number above 0", lambda value: value > 0)),
     **dict.fromkeys(NOT_NEGATIVE.split(), ("0 or more", lambda value: value >= 0)),
     **dict.fromkeys(BELOW_1, ("at least 0 and below 1", lambda value: 0 <= value < 1)),
-    "seed": ("0 or more, below 2^32, as jax's keys", lambda value: 0 <= value < 2**32),
+    "seed": ("0 or more, below 2^32", lambda value: 0 <= value < 2**32),
     "answers.top_p": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "judge.harmful_at": ("2 to 5", lambda value: 2 <= value <= 5),
 }
