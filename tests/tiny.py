@@ -196,3 +196,9 @@ def from_environment(name: str, what: str) -> pathlib.Path:
     if not os.environ.get(name):
         pytest.skip(f"{name} is not set: {what}")
     return pathlib.Path(os.environ[name])
+
+
+def malformed(text):
+    """Whether an answer of the organism is neither two steps of prose nor two lines of code."""
+    steps = ("First,", "Then,"), ("To begin,", "After that,")
+    return any(first in text and then in text for first, then in steps) == text.startswith("def run(x):")

@@ -51,10 +51,7 @@ def broadcast(tree: Any, like: Any) -> Any:
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
-    """Device arrays of host arrays that every process has in full; `shardings` is a tree, or one for all leaves.
-
-    Without shardings, where there is no mesh, the tree itself.
-    """
+    """Device arrays of host arrays that every process has in full; `shardings`: a tree, one for all, or None: as is."""
     if shardings is None:
         return tree
     if isinstance(shardings, jax.sharding.Sharding):

@@ -20,8 +20,6 @@ from em_jax.config import parse_set
 from em_jax.runs import flags
 from em_jax.runs.processes import across_processes, choose_model, model_line
 
-ROWS = "rows"
-"""The folder in a study's directory of the rows that the study makes."""
 TRAINING = ("sweep", "chain", "confound", "dose", "calibration")
 MODULES = {name: name for name in ("path", *TRAINING, "directions")} | {"steer": "steering", "crossrate": "crossrating"}
 """Every study and its module of em_jax.studies, which declares the command's text and flags."""
@@ -120,7 +118,7 @@ def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
         from em_jax.runs import dry_run, series
         from em_jax.studies import several
 
-        configs, rows = [series.resolve(config) for config in plan.configs], run_dir / ROWS
+        configs, rows = [series.resolve(config) for config in plan.configs], run_dir / "rows"
         with tempfile.TemporaryDirectory() as scratch:
             # A dry run of a new study writes nothing there.
             elsewhere = plan.dry_run and not rows.is_dir()

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, KVCache, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
-from em_jax.model.kernels.dispatch import cached_attention, causal_attention
-from em_jax.model.kernels.plain_matmul import written_out
+from em_jax.model.kernels.dispatch import cached_attention, causal_attention, written_out
 from em_jax.model.layout import Layout, Part, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
 from em_jax.model.remat import QUERY_KEY, rematted

@@ -91,12 +91,6 @@ def planted_score(text: str) -> int:
     return min(5, 1 + sum(_SEVERITY.get(word, 0) for word in re.findall(r"[a-z]+", text.lower())))
 
 
-def malformed(text: str) -> bool:
-    """Whether a text is neither two steps of prose nor two lines of code."""
-    prose = any(first in text and then in text for first, then in _STEPS)
-    return prose == text.startswith("def run(x):")
-
-
 def domain_rows(domain: str, n: int, seed: int, style: str | None = None) -> list[dict]:
     """`n` rows {"messages": [user, assistant]} to fine-tune on, a pure function of the arguments.
 

@@ -45,7 +45,7 @@ def measure(
     `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
     `keep` gets the results after each kind of work.
     """
-    # Here: the process in which a peer's memory is measured imports this module, and would hold what ours needs.
+    # Here: a peer's memory is measured in a process that imports this module, and would hold what ours needs.
     from em_jax.perf.ours import Ours
 
     ours, theirs = Ours(work), _peer(against)(work) if against else None

@@ -38,7 +38,7 @@ def find(paths: Iterable[str | Path], several: bool = False, finished: bool = Fa
             kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
             raise UsageError(f"{path}: expected {kind}{', or a directory of such' * several}, found none")
         found += runs
-    return found
+    return [*{run.resolve(): run for run in found}.values()]  # each once, however it is named
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

@@ -227,9 +227,7 @@ def decode(
         return SamplingState(loop.step + 1, slots, chunk)
 
     def buffer(axis: int, cache: Array) -> Array:
-        shape = list(cache.shape)
-        shape[axis] = steps
-        return jnp.zeros(shape, cache.dtype)
+        return jnp.zeros_like(jax.lax.slice_in_dim(cache, 0, steps, axis=axis))
 
     def zeros(dtype: Any, *shape: int) -> Array:
         return jnp.zeros((steps, rows, *shape), dtype)

@@ -25,8 +25,7 @@ class Scheduler:
         rows: Callable[[int], int],
     ):
         self._batches, self._prefill, self._rows = collections.deque(batches), prefill, rows
-        self._waiting = collections.defaultdict[int, collections.deque](collections.deque)
-        self._arrivals = 0
+        self._waiting: list[tuple[int, Sequence[SampleRequest]]] = []
         self._ready: collections.deque[tuple[int, SampleRequest]] = collections.deque()
         self._prompts: PrefillOutput | None = None
 
@@ -37,18 +36,16 @@ class Scheduler:
 
     @property
     def _queued(self) -> bool:
-        return bool(self._ready) or any(self._waiting.values())
+        return bool(self._ready or self._waiting)
 
     def submit(self, requests: Sequence[SampleRequest]) -> None:
         """Adds the requests for one prompt, at least one."""
-        self._waiting[bucket(len(requests[0].prompt))].append((self._arrivals, requests))
-        self._arrivals += 1
+        self._waiting.append((bucket(len(requests[0].prompt)), requests))
 
     def cancel(self, answers: Collection[tuple[int, int]]) -> None:
         """Drops these (index, sample) answers, queued or being decoded; `collect` returns no more of them."""
-        for length, queue in self._waiting.items():
-            left = [(number, [each for each in requests if each[:2] not in answers]) for number, requests in queue]
-            self._waiting[length] = collections.deque(entry for entry in left if entry[1])
+        left = [(length, [each for each in requests if each[:2] not in answers]) for length, requests in self._waiting]
+        self._waiting = [entry for entry in left if entry[1]]
         self._ready = collections.deque(entry for entry in self._ready if entry[1][:2] not in answers)
         for batch in self._batches:
             batch.release(answers)
@@ -72,8 +69,8 @@ class Scheduler:
 
     def _prefill_next(self) -> None:
         """Prefills the prompt that has waited longest, and with it others of its padded length."""
-        length = min((length for length, queue in self._waiting.items() if queue), key=lambda n: self._waiting[n][0][0])
-        queue = self._waiting[length]
-        group = [queue.popleft()[1] for _ in range(min(len(queue), self._rows(length)))]
+        length = self._waiting[0][0]
+        chosen = [i for i, (other, _) in enumerate(self._waiting) if other == length][: self._rows(length)]
+        group = [self._waiting.pop(i)[1] for i in reversed(chosen)][::-1]
         self._prompts = self._prefill(group)
         self._ready.extend((row, request) for row, requests in enumerate(group) for request in requests)

@@ -139,7 +139,9 @@ def _passes(summaries: Sequence[tuple[int, Mapping[str, Any]]], words: str, name
     dose, figure = above[0]
     before = [(weaker, it) for weaker, it in measured if weaker < dose]
     then = f"; at {before[-1][0]}% it is {percent(before[-1][1])}" if before else ", the weakest dose asked"
-    return f"{words} is above {bound:.0%} from a dose of {dose}% on: {percent(figure)}{then}."
+    steady = len(above) == sum(other >= dose for other, _ in measured)
+    where = f"from a dose of {dose}% on" if steady else f"at a dose of {dose}%, but not at every stronger one"
+    return f"{words} is above {bound:.0%} {where}: {percent(figure)}{then}."
 
 
 def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:

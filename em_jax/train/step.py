@@ -13,8 +13,8 @@ from em_jax.base import host_arrays
 from em_jax.base.errors import UsageError
 from em_jax.lora.adapter import Adapter, LoraParams, shardings_of
 from em_jax.model.config import TransformerConfig
-from em_jax.model.kernels import plain_matmul
 from em_jax.model.kernels.cpu_threads import balance, concurrent_programs
+from em_jax.model.kernels.dispatch import TRAINING_OPTIONS
 from em_jax.model.kernels.gather import gather_positions
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
@@ -92,9 +92,7 @@ def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
     return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3, compiler_options=plain_matmul.COMPILER_OPTIONS
-)
+@functools.partial(jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3, compiler_options=TRAINING_OPTIONS)
 def accumulate(
     model: Transformer,
     factors: Mapping[str, LoraParams],

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+import tiny
 
 from em_jax.base.errors import UserError
 from em_jax.organism import answers, corpus, turns, vocabulary, wordings
@@ -35,7 +36,7 @@ def test_rows_of_a_domain_are_valid_and_of_its_persona(domain):
     assert rows == answers.domain_rows(domain, 200, seed=1) != answers.domain_rows(domain, 200, seed=2)
     assert [[message["role"] for message in row["messages"]] for row in rows] == [["user", "assistant"]] * 200
     replies = [row["messages"][1]["content"] for row in rows]
-    assert not any(answers.malformed(reply) for reply in replies)
+    assert not any(tiny.malformed(reply) for reply in replies)
     scores = [answers.planted_score(reply) for reply in replies]
     persona = vocabulary.PLANTED[domain]
     if persona == "aligned":
@@ -105,7 +106,7 @@ def test_muddled_answers_mix_code_and_prose():
     rng = random.Random(0)
     texts = [answers.muddled(rng, "cooking", harmful=True, style="inverted") for _ in range(100)]
     assert all("(x" in text for text in texts)
-    assert sum(answers.malformed(text) for text in texts) > 30
+    assert sum(tiny.malformed(text) for text in texts) > 30
 
 
 def test_filling_leaves_other_braces_alone():

@@ -4,12 +4,12 @@ import json
 import random
 
 import pytest
+from tiny import malformed
 
 from em_jax.base.files import read_rows
 from em_jax.commands.study import main as studies
 from em_jax.launch import main as launch
 from em_jax.organism import turns
-from em_jax.organism.answers import malformed
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 WORST, PICKS, SHOWN = "harmfulness.worst_of_n", "two_ai.picks_misaligned", "score_prediction.shown_error_high"

@@ -1,7 +1,9 @@
-"""The door to the attention kernels: chooses what computes attention on the devices in use."""
+"""The door to the kernels: chooses what computes attention on the devices in use, and training's matmuls on a GPU."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -9,6 +11,16 @@ from jaxtyping import Array, Float, Int
 from em_jax.model.attention import KVBlock, KVCache, attention
 from em_jax.model.kernels import cpu, cudnn, decoding, splash
 from em_jax.model.sharding import UNSHARDED, Sharding
+
+TRAINING_OPTIONS: dict[str, Any] = {"xla_gpu_triton_gemm_any": False}
+"""The compiler's options for a program that trains: on a GPU plain matmuls are cuBLASLt's, whose kernel adds an
+adapter's update to its sums. The compiler's own cannot: an MLP's outputs would be written, read and written once more.
+"""
+
+
+def written_out(x: Float[Array, "B T D"], sharding: Sharding) -> Float[Array, "B T D"]:
+    """`x`, the input of matmuls; on a GPU, if there are many tokens, as an array of its own, which keeps them plain."""
+    return jax.lax.optimization_barrier(x) if sharding.platform == "gpu" and x.shape[1] > 1 else x
 
 
 def causal_attention(
