@@ -40,10 +40,10 @@ class Parser(argparse.ArgumentParser):
         empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
         if empty:  # argparse takes that value for the end of the flags, and gives none
             raise UsageError(f"expected a value in {empty[0]!r}")
-        given = [word.partition("=")[0] for word in arguments]
         for flag, action in self._option_string_actions.items():
-            if given.count(flag) > 1 and isinstance(action, argparse._StoreAction):
-                raise UsageError(f"{flag} is given {given.count(flag)} times: expected it once")
+            count = sum(word.partition("=")[0] == flag for word in arguments)
+            if count > 1 and isinstance(action, argparse._StoreAction):
+                raise UsageError(f"{flag} is given {count} times: expected it once")
         flags, unknown = self.parse_known_args(arguments)
         if not unknown:
             return flags
@@ -141,8 +141,7 @@ def command(
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
         return fail(name, arguments, f"{word}; what is done is kept", status, again)
     except BrokenPipeError:
-        # The reader of the output, such as head, has ended; nor may the interpreter's own last flush complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
         return 1
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

@@ -119,10 +119,8 @@ def _train(name: str, study: Any, arguments: Sequence[str]) -> None:
         from em_jax.studies import several
 
         configs, rows = [series.resolve(config) for config in plan.configs], run_dir / "rows"
-        with tempfile.TemporaryDirectory() as scratch:
-            # A dry run of a new study writes nothing there.
-            elsewhere = plan.dry_run and not rows.is_dir()
-            built = study.build(configs, own, run_dir, Path(scratch) if elsewhere else rows)
+        with tempfile.TemporaryDirectory() as scratch:  # for a dry run, which writes nothing elsewhere
+            built = study.build(configs, own, run_dir, Path(scratch) if plan.dry_run and not rows.is_dir() else rows)
             print(model_line(built.members[0].config, why), flush=True)
             if plan.dry_run:
                 named = built.configs()

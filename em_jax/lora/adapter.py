@@ -129,10 +129,8 @@ def stack_adapters(config: TransformerConfig, adapters: Sequence[Adapter]) -> Ad
 def zero_params(config: TransformerConfig, target: str, rank: int) -> LoraParams:
     """An update of one target that changes nothing, S = 1."""
     inputs, outputs = layout_shapes(config, target)
-    layers = config.num_hidden_layers
-    return LoraParams(
-        jnp.zeros((layers, *inputs, 1, rank), jnp.float32), jnp.zeros((layers, 1, rank, *outputs), jnp.float32)
-    )
+    a, b = (config.num_hidden_layers, *inputs, 1, rank), (config.num_hidden_layers, 1, rank, *outputs)
+    return LoraParams(jnp.zeros(a, jnp.float32), jnp.zeros(b, jnp.float32))
 
 
 def shardings_of(config: TransformerConfig, factors: Mapping[str, Any], sharding: Sharding) -> dict[str, LoraParams]:

@@ -45,8 +45,7 @@ def measure(
     `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
     `keep` gets the results after each kind of work.
     """
-    # Here: a peer's memory is measured in a process that imports this module, and would hold what ours needs.
-    from em_jax.perf.ours import Ours
+    from em_jax.perf.ours import Ours  # not in a peer's process, whose memory is measured
 
     ours, theirs = Ours(work), _peer(against)(work) if against else None
     results: dict[str, Any] = {}

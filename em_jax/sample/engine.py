@@ -6,7 +6,7 @@ import functools
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,6 @@ from em_jax.sample.choices import collate_rows, encode_questions, joint_logprobs
 from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
 from em_jax.sample.scheduler import Scheduler
-
-Sizes = TypeVar("Sizes", bound=tuple[int, ...])
 
 
 class Answer(NamedTuple):
@@ -355,9 +353,9 @@ class Engine:
     def _rows(self, length: int) -> int:
         return pass_rows(length, self.pass_tokens, self.sharding.batch_shards)
 
-    def _groups(self, sizes: Sequence[Sizes]) -> list[tuple[Sizes, list[int]]]:
+    def _groups(self, sizes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[int]]]:
         """The indices of equal sizes, the first of which is a row's length, as many as go through the model at once."""
-        by_size = collections.defaultdict[Sizes, list[int]](list)
+        by_size = collections.defaultdict[tuple[int, ...], list[int]](list)
         for index, size in enumerate(sizes):
             by_size[size].append(index)
         return [

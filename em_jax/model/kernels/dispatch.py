@@ -13,9 +13,8 @@ from em_jax.model.kernels import cpu, cudnn, decoding, splash
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 TRAINING_OPTIONS: dict[str, Any] = {"xla_gpu_triton_gemm_any": False}
-"""The compiler's options for a program that trains: on a GPU plain matmuls are cuBLASLt's, whose kernel adds an
-adapter's update to its sums. The compiler's own cannot: an MLP's outputs would be written, read and written once more.
-"""
+"""The compiler's options of a program that trains: a GPU's plain matmuls are cuBLASLt's, which add an adapter's update
+to their sums. The compiler's own cannot, and an MLP's outputs would be written, read and written once more."""
 
 
 def written_out(x: Float[Array, "B T D"], sharding: Sharding) -> Float[Array, "B T D"]:

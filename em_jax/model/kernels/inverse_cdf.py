@@ -22,13 +22,12 @@ def inverse_cdf(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int
     before = jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0]
     target -= jnp.where(block > 0, before, 0.0)
     own = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    token = block * BLOCK + _first_above(own, jnp.cumsum(own, axis=-1), target)
-    return jnp.minimum(token, vocabulary - 1).astype(jnp.int32)  # a row that is not finite has no weight
+    # A row of no finite number has no weight at all.
+    return jnp.minimum(block * BLOCK + _first_above(own, jnp.cumsum(own, axis=-1), target), vocabulary - 1)
 
 
 def _first_above(weights: Array, ends: Array, target: Array) -> Array:
-    """The first of each row with a weight whose end exceeds the target, else the last with a weight: a rounded
-    cumulative sum may fall, and a target may stand at its very end."""
+    """The first of each row with weight whose end exceeds the target, else the last with weight: sums are rounded."""
     found = (weights > 0) & (ends > target[:, None])
     last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(weights > 0, -1), axis=-1)
     return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)

@@ -30,8 +30,7 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
 
 
 def _scales_outputs(x: Float[Array, "B T X"], a: Sequence[Float[Array, "X S R"]]) -> bool:
-    """Whether outputs take the gain, not ranks: of one adapter at one token a row, where the sum of outputs takes it in
-    and ranks would need a kernel more. With many tokens outputs are large, and written once where ranks are scaled."""
+    """Whether outputs take the gain, not ranks: of one adapter at one token a row, where ranks need a kernel more."""
     return a[0].shape[1] == 1 and x.shape[1] == 1
 
 
