@@ -40,10 +40,6 @@ class Parser(argparse.ArgumentParser):
         empty = [word for word in arguments if word.startswith("--") and word.endswith("=--")]
         if empty:  # argparse takes that value for the end of the flags, and gives none
             raise UsageError(f"expected a value in {empty[0]!r}")
-        for flag, action in self._option_string_actions.items():
-            count = sum(word.partition("=")[0] == flag for word in arguments)
-            if count > 1 and isinstance(action, argparse._StoreAction):
-                raise UsageError(f"{flag} is given {count} times: expected it once")
         flags, unknown = self.parse_known_args(arguments)
         if not unknown:
             return flags

@@ -128,6 +128,9 @@ def plan(
       UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
     """
     flags = parser().parse_args(arguments)
+    for flag in ("--domain", "--seed"):
+        if sum(word.partition("=")[0] == flag for word in arguments) > 1:
+            raise UsageError(f"{flag} is given twice: expected all in one, with commas")
     if flags.json and flags.dry_run:
         raise UsageError("--json prints what a run does: expected no --dry_run")
     log = tuple(dict.fromkeys(flags.log or ()))
