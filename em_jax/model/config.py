@@ -46,6 +46,6 @@ class TransformerConfig:
     @property
     def dims(self) -> dict[str, int]:
         """The size behind each shape letter of a weight."""
-        heads = self.num_attention_heads, self.num_key_value_heads, self.head_dim
-        others = self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.vocab_size
-        return dict(zip("NKHDFLV", (*heads, *others)))
+        sizes = {"D": self.hidden_size, "F": self.intermediate_size, "L": self.num_hidden_layers}
+        heads = {"N": self.num_attention_heads, "K": self.num_key_value_heads, "H": self.head_dim}
+        return sizes | heads | {"V": self.vocab_size}
