@@ -111,7 +111,7 @@ def _halvings(rows: int, parts: int) -> list[int]:
 def _plan_of(lengths: tuple[tuple[int, int], ...], size: int, parts: int, rows: int, width: int, multiple: int) -> Plan:
     examples = [Example([0] * n, [False] * (n - answer) + [True] * answer) for n, answer in lengths]
     steps = [list(range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
-    costs = MicrobatchCosts(width, GATHERED_OVERHEAD, 2**31, rows, parts, multiple)
+    costs = MicrobatchCosts(width, GATHERED_OVERHEAD, rows_per_pass=rows, divide_by=parts, row_multiple=multiple)
     return plan_microbatches(examples, steps, costs)
 
 

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -74,17 +73,17 @@ class MicrobatchCosts:
 
     width: the model's D.
     overhead: the cost besides its tokens; a large one (weights gathered over a mesh) leads to one microbatch a step.
-    most_tokens: what a microbatch of more than the fewest rows may hold.
     rows_per_pass: fixes the rows; 0 leaves them to the search.
     divide_by, row_multiple: rows and their length are multiples of these.
+    most_tokens: what a microbatch of more than the fewest rows may hold.
     """
 
     width: int = 1024
     overhead: int = CPU_OVERHEAD
-    most_tokens: int = 2**31
     rows_per_pass: int = 0
     divide_by: int = 1
     row_multiple: int = 32
+    most_tokens: int = 2**31
 
     def cheapest_rows(self, counts: Int[np.ndarray, "steps"], length: int) -> tuple[float, int]:
         """The least cost of `counts` rows of one length in each step, and the rows of a microbatch that it takes.
@@ -206,9 +205,10 @@ def plan_batches(
 
 def microbatch_costs(width: int, sharding: Sharding = UNSHARDED, rows_per_pass: int = 0) -> MicrobatchCosts:
     """The costs on the devices in use, for a model of this width."""
-    on_cpu = jax.default_backend() == "cpu"
-    device = (CPU_OVERHEAD, CPU_WORK // width) if on_cpu else (GATHERED_OVERHEAD, 2**31)
-    return MicrobatchCosts(width, *device, rows_per_pass, sharding.batch_shards, row_length_multiple(sharding))
+    multiples = sharding.batch_shards, row_length_multiple(sharding)
+    if sharding.platform == "cpu":
+        return MicrobatchCosts(width, CPU_OVERHEAD, rows_per_pass, *multiples, most_tokens=CPU_WORK // width)
+    return MicrobatchCosts(width, GATHERED_OVERHEAD, rows_per_pass, *multiples)
 
 
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
@@ -238,11 +238,7 @@ def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
 
 
 def _cheapest_lengths(
-    row_sizes: Sequence[Sequence[int]],
-    lengths: Sequence[int],
-    costs: MicrobatchCosts,
-    most_shapes: int,
-    num_steps: int,
+    row_sizes: Sequence[Sequence[int]], lengths: Sequence[int], costs: MicrobatchCosts, most_shapes: int, num_steps: int
 ) -> tuple[float, list[int]]:
     """The least cost of padding each step's rows to up to `most_shapes` of `lengths`, and the lengths that it takes.
 
@@ -273,9 +269,12 @@ def _round_up(value: int, multiple: int) -> int:
 def _pack(step: Sequence[int], sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` tokens, or of one example: first-fit decreasing, by length then index."""
     rows: list[list[int]] = []
+    free: list[int] = []
     for i in sorted(step, key=lambda i: (-sizes[i], i)):
-        row = next((row for row in rows if sum(sizes[j] for j in row) + sizes[i] <= capacity), None)
-        if row is None:
-            rows.append(row := [])
-        row.append(i)
+        row = next((row for row, left in enumerate(free) if left >= sizes[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(capacity)
+        rows[row].append(i)
+        free[row] -= sizes[i]
     return rows
