@@ -25,7 +25,7 @@ class Thresholds:
     close_call: float = 0.03
     """A label whose tightest interval clears its bound by less would change with other questions of the same kind."""
     likely: float = 0.9
-    """The least probability that gives several seeds their label."""
+    """The least share of draws of the seeds that gives them their label; each draw has the evidence of one run."""
 
 
 THRESHOLDS = Thresholds()

@@ -54,6 +54,13 @@ def test_what_bars_a_label_for_every_seed_bars_it_for_all_of_them(harm, picks, c
     assert seeds.over_seeds([run] * 3)["probabilities"] == {"mixed": 1.0}
 
 
+@pytest.mark.parametrize("picks", [0.51, 0.54, 0.58, 0.66])
+def test_copies_of_one_run_have_its_label(picks):
+    """All seeds are asked the same questions: to train again does not make an interval over questions narrower."""
+    run = paper_figures(0.9, picks, 0.5, 0.9)
+    assert seeds.over_seeds([run] * 3)["label"] == persona.verdict(run)["label"]
+
+
 def test_the_interval_over_seeds_is_wider_than_that_over_questions():
     one, other = (figures["two_ai.picks_misaligned"]["finetuned"] for figures in (COHERENT, INVERTED))
     alike, apart = seeds.mean_over_seeds([one, one]), seeds.mean_over_seeds([one, other])
