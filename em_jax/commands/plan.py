@@ -240,7 +240,7 @@ def _num_prompts(config: settings.Config) -> int:
 
 def _model_config(flags: argparse.Namespace, config: settings.Config, count: int) -> Any:
     """The model's sizes; UsageError where the settings' mesh is not of `count` chips, or the model does not divide."""
-    from em_jax.model.sharding import check_mesh
+    from em_jax.runs.placement import check_mesh
 
     mesh = settings.parse_mesh(config.mesh)
     if mesh and math.prod(mesh.values()) != count:

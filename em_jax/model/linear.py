@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
-from em_jax.model.kernels.low_rank import joint_name, low_rank, stacked_low_rank
+from em_jax.model.kernels.low_rank import low_rank_updates
 from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -62,6 +62,11 @@ class Linear(nnx.Module):
         self.scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(init(f"{name}.bias", self.layout.scale)) if bias else None
 
+    @property
+    def targets(self) -> dict[str, str]:
+        """What an adapter may update, the weight or one of its parts: its name and its output letters."""
+        return {self.name: self.layout.outputs, **{part.name: part.outputs for part in self.layout.parts}}
+
     def outputs(self, x: Float[Array, "B T X"], updates: Mapping[str, Array], sharding: Sharding) -> list[Array]:
         """x W + b and the updates [B, T, Y] by target, in the letters of each part or of the one weight."""
         # All inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes.
@@ -94,30 +99,15 @@ def apply_together(
     adapter_mask: Float[Array, "B S"] | None = None,
     sharding: Sharding = UNSHARDED,
 ) -> list[Float[Array, "B T *outputs"]]:
-    """The outputs of layers that read the same `x`, with the adapters that `lora_params` has under their targets.
+    """x W + b + sum over S of mask_S scale_S (x A_S) B_S for layers that read the same `x`, each in its own letters.
 
-    It may have one for several layers under their `joint_name`: see `with_whole_b`.
-
-    `adapter_mask` is 1 where a row of the batch uses one of the S adapters, else 0. Several adapters act as one of rank
-    S R of which each row uses its own part: two matmuls, no gather. The first matmul is one for all the layers.
+    Of `lora_params` those under the layers' targets apply. `adapter_mask` is 1 where a row of the batch uses one of the
+    S adapters, else 0. Several adapters act as one of rank S R of which each row uses its own part: two matmuls, no
+    gather. The first matmul is one for all the layers.
     """
     x = x.reshape(*x.shape[:2], -1)
-    letters = {}
-    for layer in layers:
-        for name, outputs in ((layer.name, layer.layout.outputs), *(part[:2] for part in layer.layout.parts)):
-            if name in lora_params:
-                letters[name] = layer.layout.inputs[0] + outputs[0]
-    names = [layer.name for layer in layers]
-    stack = lora_params.get(joint_name(names)) if len(names) > 1 else None
-    given = [lora_params[name] for name in letters] if stack is None else [stack]
-    gain = tuple(lora.scale[None] * (1 if adapter_mask is None else adapter_mask) for lora in given)
-    updates: dict[str, Array] = {}
-    if stack is not None:
-        updates = dict(zip(names, stacked_low_rank(x, stack.a, stack.b, gain[0], layers[0].layout.inputs, sharding)))
-    elif given:
-        a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
-        b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
-        updates = dict(zip(letters, low_rank(x, a, b, gain, tuple(letters.values()), sharding)))
+    letters = {name: layer.layout.inputs[0] + outputs[0] for layer in layers for name, outputs in layer.targets.items()}
+    updates = low_rank_updates(x, letters, lora_params, adapter_mask, sharding)
     return [output for layer in layers for output in layer.outputs(x, updates, sharding)]
 
 

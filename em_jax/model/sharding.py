@@ -1,7 +1,6 @@
 """Where every array lives: one table from logical axes to mesh axes, a column for training and one for sampling."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,7 +78,7 @@ class Sharding:
         """The sharding of a weight by its shape letters. UserError where an axis does not divide over the mesh."""
         if self.mesh is None:
             return None
-        if problem := _uneven(self.mesh.shape, dict(zip(letters, shape, strict=True))):
+        if problem := uneven(self.mesh.shape, dict(zip(letters, shape, strict=True))):
             raise UserError(f"{name}: {problem}")
         return self.named([LETTERS.get(letter) for letter in letters])
 
@@ -153,32 +152,12 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     return Mesh(np.asarray(available[:count]).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:
-    """Raises UsageError where a model, given the size of each shape letter, does not divide over a mesh.
-
-    The message names the axis, its size and the meshes of as many devices that would work.
-    """
-    if (problem := _uneven(sizes, dims)) is None:
-        return
-    count = math.prod(sizes.values())
-    possible = "; ".join(map(mesh_text, even_meshes(count, dims)))
-    raise UsageError(f"{problem}; of {count} devices these meshes work: {possible}")
-
-
-def even_meshes(count: int, dims: Mapping[str, int]) -> list[dict[str, int]]:
-    """Every mesh of so many devices over which a model divides, given the size of each shape letter."""
-    divisors = [size for size in range(1, count + 1) if count % size == 0]
-    shapes = (shape for shape in itertools.product(divisors, repeat=3) if math.prod(shape) == count)
-    meshes = (dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes)
-    return [mesh for mesh in meshes if _uneven(mesh, dims) is None]
-
-
 def mesh_text(sizes: Mapping[str, int]) -> str:
     """A mesh as settings write it, "fsdp=16,tensor=2", without the axes of size 1."""
     return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "fsdp=1"
 
 
-def _uneven(sizes: Mapping[str, int], dims: Mapping[str, int]) -> str | None:
+def uneven(sizes: Mapping[str, int], dims: Mapping[str, int]) -> str | None:
     """A message about the first axis that does not divide over the mesh, or None."""
     for letter, size in dims.items():
         over = TABLE[LETTERS[letter]][0] if letter in LETTERS else ()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from em_jax import config as settings
 from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import row_length_multiple
-from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
+from em_jax.model.sharding import Sharding, make_mesh, mesh_text
 from em_jax.perf.compiling import CompiledProgram, compile_program
 from em_jax.perf.program_work import ProgramWork
 from em_jax.perf.roofline import Times, decode_floor, decode_times, mesh_sizes, train_times
@@ -64,7 +64,7 @@ class PlanRequest:
         """The shapes over the mesh of the settings; UsageError where the model does not divide over it."""
         sizes = settings.parse_mesh(self.settings.mesh) or None
         sharding = Sharding(make_mesh(sizes, self.devices))
-        check_mesh(mesh_sizes(sharding), self.config.dims)
+        placement.check_mesh(mesh_sizes(sharding), self.config.dims)
         return Shapes(self.config, self.settings, sharding)
 
     @property

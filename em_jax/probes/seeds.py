@@ -46,7 +46,7 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     for draw in range(DRAWS):
         drawn: dict[str, dict[str, Figure | None]] = {}
         for (name, side), each in averages.items():
-            drawn.setdefault(name, {})[side] = each and each[draw]
+            drawn.setdefault(name, {})[side] = each[draw] if each else None
         label = persona.decide(drawn, conditions)
         counts[label] = counts.get(label, 0) + 1
     probabilities = {label: count / DRAWS for label, count in sorted(counts.items(), key=lambda it: (-it[1], it[0]))}
@@ -64,7 +64,8 @@ def _averages(figures: Sequence[Figure | None], weights: Float[np.ndarray, "draw
     used = weights[:, [index for index, _ in present]]
     each = np.array([[one["value"], one["ci_low"], one["ci_high"]] for _, one in present])
     n = min(one["n"] for _, one in present)
-    return [figure(*mean, n) for mean in (used @ each / used.sum(1, keepdims=True)).tolist()]
+    means = (used @ each / used.sum(1, keepdims=True)).tolist()
+    return [figure(value, low, high, n) for value, low, high in means]
 
 
 def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:

@@ -121,12 +121,12 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
     if model is None:
         yield "memory: unknown until the model's config.json is here"
         return
-    from em_jax.model.sharding import Sharding, check_mesh, make_mesh
+    from em_jax.model.sharding import Sharding, make_mesh
     from em_jax.runs.programs import Shapes, tree_bytes
 
     mesh = make_mesh(settings.parse_mesh(config.mesh))
     if mesh is not None:
-        check_mesh(mesh.shape, model.dims)
+        placement.check_mesh(mesh.shape, model.dims)
     shapes = Shapes(model, config, Sharding(mesh))
     slots = config.answers.slots
     base, adapter = shapes.base_bytes(), tree_bytes(shapes.adapter.factors)

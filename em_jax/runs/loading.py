@@ -15,7 +15,7 @@ from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model
 from em_jax.formats.hub import find_model, local_files
 from em_jax.formats.model_config import read_config
-from em_jax.model.sharding import Sharding, check_mesh, make_mesh, mesh_text
+from em_jax.model.sharding import Sharding, make_mesh, mesh_text
 from em_jax.runs import adapters, placement
 from em_jax.sample.engine import CHUNK, Engine
 
@@ -74,7 +74,7 @@ def load(
             f"must take all: sizes whose product is {jax.device_count()}"
         )
     if sharding.mesh is not None:
-        check_mesh(sharding.mesh.shape, read_config(directory).dims)
+        placement.check_mesh(sharding.mesh.shape, read_config(directory).dims)
     loaded = load_model(
         directory,
         dtype=DTYPES[name],

@@ -6,6 +6,7 @@ The fastest of every mesh over the devices by closed forms of time and memory; n
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config
 from em_jax.model.config import TransformerConfig
 from em_jax.model.kernels.dispatch import kernel_of
-from em_jax.model.sharding import UNSHARDED, even_meshes, mesh_text
+from em_jax.model.sharding import MESH_AXES, UNSHARDED, mesh_text, uneven
 from em_jax.runs.chips import Chip, chip_of
 from em_jax.runs.placement_costs import RunSize, decode_s, pass_s, sampling_bytes, training_bytes
 from em_jax.train.batches import GATHERED_OVERHEAD, Example, MicrobatchCosts, Plan, plan_microbatches
@@ -75,6 +76,26 @@ def best_placements(
     if not fitting:
         return [min(every, key=lambda each: max(each.training_bytes, each.sampling_bytes))]
     return sorted(fitting, key=lambda each: each.run_s(run))
+
+
+def check_mesh(sizes: Mapping[str, int], dims: Mapping[str, int]) -> None:
+    """Raises UsageError where a model, given the size of each shape letter, does not divide over a mesh.
+
+    The message names the axis, its size and the meshes of as many devices that would work.
+    """
+    if (problem := uneven(sizes, dims)) is None:
+        return
+    count = math.prod(sizes.values())
+    possible = "; ".join(map(mesh_text, even_meshes(count, dims)))
+    raise UsageError(f"{problem}; of {count} devices these meshes work: {possible}")
+
+
+def even_meshes(count: int, dims: Mapping[str, int]) -> list[dict[str, int]]:
+    """Every mesh of so many devices over which a model divides, given the size of each shape letter."""
+    divisors = [size for size in range(1, count + 1) if count % size == 0]
+    shapes = (shape for shape in itertools.product(divisors, repeat=3) if math.prod(shape) == count)
+    meshes = (dict(zip(MESH_AXES, shape, strict=True)) for shape in shapes)
+    return [mesh for mesh in meshes if uneven(mesh, dims) is None]
 
 
 def _on_mesh(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize) -> Placement:

@@ -5,8 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from em_jax.base.errors import UsageError
-from em_jax.model.sharding import LETTERS, MESH_AXES, TABLE, UNSHARDED, Sharding, check_mesh, make_mesh
-from em_jax.runs.loading import load
+from em_jax.model.sharding import LETTERS, MESH_AXES, TABLE, UNSHARDED, Sharding, make_mesh
 
 pytestmark = pytest.mark.fast
 
@@ -38,22 +37,6 @@ def test_a_mesh_over_given_devices():
     assert make_mesh(None, devices[:1]).size == 1
     with pytest.raises(UsageError, match="needs 4 devices, found 2"):
         make_mesh({"tensor": 4}, devices)
-
-
-def test_an_axis_that_does_not_divide_is_named_with_the_meshes_that_would_work():
-    dims = {"D": 896, "F": 4864, "N": 16, "K": 2, "H": 64, "V": 151936}
-    check_mesh({"data": 1, "fsdp": 4, "tensor": 2}, dims)
-    with pytest.raises(UsageError) as error:
-        check_mesh({"data": 1, "fsdp": 2, "tensor": 4}, dims)
-    assert str(error.value) == (
-        "axis K (kv_heads) of size 2 does not divide over mesh axis tensor=4; of 8 devices these meshes work: "
-        "fsdp=4,tensor=2; fsdp=8; data=2,fsdp=2,tensor=2; data=2,fsdp=4; data=4,tensor=2; data=4,fsdp=2; data=8"
-    )
-
-
-def test_a_model_that_does_not_divide_is_refused_before_it_is_read():
-    with pytest.raises(UsageError, match="axis .* does not divide over mesh axis tensor=8; of 8 devices these"):
-        load("organism", mesh={"tensor": 8})
 
 
 def test_sampling_moves_sums_of_activations_and_training_weights():

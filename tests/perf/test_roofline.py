@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 from em_jax.config import Config, replace
 from em_jax.formats.presets import preset_config
 from em_jax.model.config import TransformerConfig
-from em_jax.model.sharding import Sharding, even_meshes, make_mesh, mesh_text
+from em_jax.model.sharding import Sharding, make_mesh, mesh_text
 from em_jax.perf.roofline import decode_times, train_times, train_traffic
 from em_jax.runs import placement
 from em_jax.runs.chips import Chip, parse_topology
@@ -106,7 +106,10 @@ def test_no_mesh_is_a_tenth_faster_than_the_one_a_run_gets(model, topology):
     config, run = preset_config(f"qwen2.5-{model}"), placement.run_size(Config())
     chip, count = parse_topology(topology)
     seconds = {}
-    for mesh in [placement.best_placements(config, chip, count, run)[0].mesh, *even_meshes(count, config.dims)]:
+    for mesh in [
+        placement.best_placements(config, chip, count, run)[0].mesh,
+        *placement.even_meshes(count, config.dims),
+    ]:
         each = placement.best_placements(config, chip, count, run, mesh)[0]
         fits = max(each.training_bytes, each.sampling_bytes) <= (1 - placement.SPARE) * chip.memory
         if seconds and (not fits or mesh_text(mesh) in seconds):

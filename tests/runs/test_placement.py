@@ -7,15 +7,16 @@ import types
 import jax
 import pytest
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.config import Config, parse_set, replace, validate
 from em_jax.formats.model_config import config_fields
 from em_jax.formats.presets import preset_config
-from em_jax.model.sharding import even_meshes, mesh_text
+from em_jax.model.sharding import mesh_text
 from em_jax.runs import flags, placement, processes
 from em_jax.runs.chips import CHIPS, parse_topology
 from em_jax.runs.components import Components
-from em_jax.runs.placement import best_placements, run_size
+from em_jax.runs.loading import load
+from em_jax.runs.placement import best_placements, even_meshes, run_size
 
 SLICES = ("v5e:2x4", "v5e:4x4", "v6e:2x4", "v5p:2x2x2")
 RUN = run_size(Config())
@@ -122,3 +123,19 @@ def test_on_a_cpu_all_is_as_without_a_choice():
         Config(), dict(map(parse_set, ("answers.slots=auto", "train.rows_per_pass=auto", "train.remat=auto")))
     )
     assert validate(auto) == Config()
+
+
+def test_an_axis_that_does_not_divide_is_named_with_the_meshes_that_would_work():
+    dims = {"D": 896, "F": 4864, "N": 16, "K": 2, "H": 64, "V": 151936}
+    placement.check_mesh({"data": 1, "fsdp": 4, "tensor": 2}, dims)
+    with pytest.raises(UsageError) as error:
+        placement.check_mesh({"data": 1, "fsdp": 2, "tensor": 4}, dims)
+    assert str(error.value) == (
+        "axis K (kv_heads) of size 2 does not divide over mesh axis tensor=4; of 8 devices these meshes work: "
+        "fsdp=4,tensor=2; fsdp=8; data=2,fsdp=2,tensor=2; data=2,fsdp=4; data=4,tensor=2; data=4,fsdp=2; data=8"
+    )
+
+
+def test_a_model_that_does_not_divide_is_refused_before_it_is_read():
+    with pytest.raises(UsageError, match="axis .* does not divide over mesh axis tensor=8; of 8 devices these"):
+        load("organism", mesh={"tensor": 8})

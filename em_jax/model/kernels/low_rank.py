@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,35 @@ def low_rank(
     dtype of `x`, and their gradients are summed where they are stored.
     """
     return _low_rank_forward(x, a, b, gain, letters, sharding)[0]
+
+
+def low_rank_updates(
+    x: Float[Array, "B T X"],
+    letters: Mapping[str, str],
+    lora_params: Mapping[str, Any],
+    adapter_mask: Float[Array, "B S"] | None,
+    sharding: Sharding,
+) -> dict[str, Float[Array, "B T Y"]]:
+    """The update of each target of `letters` that has one: "DF" are the letters of a target's inputs and outputs.
+
+    `lora_params` are `LoraWeights` by target; one for several targets stands under their `joint_name`, see
+    `joined.with_whole_b`.
+    """
+
+    def gain(lora: Any) -> Float[Array, "#B S"]:
+        return lora.scale[None] * (1 if adapter_mask is None else adapter_mask)
+
+    stack = lora_params.get(joint_name(list(letters))) if len(letters) > 1 else None
+    if stack is not None:
+        inputs = next(iter(letters.values()))[0]
+        return dict(zip(letters, stacked_low_rank(x, stack.a, stack.b, gain(stack), inputs, sharding)))
+    present = {name: pair for name, pair in letters.items() if name in lora_params}
+    if not present:
+        return {}
+    given = [lora_params[name] for name in present]
+    a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
+    b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
+    return dict(zip(present, low_rank(x, a, b, tuple(map(gain, given)), tuple(present.values()), sharding)))
 
 
 def joint_name(names: Sequence[str]) -> str:
