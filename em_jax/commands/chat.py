@@ -10,8 +10,8 @@ from em_jax.base.errors import UsageError, UserError
 from em_jax.base.sanitize import sanitize
 
 HELP = (
-    "Tab or /next, /base, /finetuned, /both: who answers   /temperature X, /seed N, /samples N: how it is sampled   "
-    "/reset: forget what was said   /quit: end"
+    "Tab or /next, /base, /finetuned, /both: who answers; /temperature X, /seed N, /samples N: how it is sampled; "
+    "/reset: forget what was said; /quit: end"
 )
 ONE_SAMPLE = "One sample is no finding: another seed may answer otherwise; /samples 8 shows how much answers vary."
 MOST_SAMPLES = 64
@@ -134,7 +134,7 @@ def _bind_tab() -> None:
 def _flags(arguments: Sequence[str]) -> Any:
     parser = Parser(
         prog="em-jax chat",
-        description="Talk to a run's models: base and fine-tuned answer side by side. " + HELP,
+        description="Talk to a run's models: base and fine-tuned answer side by side. In the chat: " + HELP,
     )
     parser.add_argument("--run_dir", metavar="RUN", required=True, help="the run's directory")
     parser.add_argument("--max_new_tokens", **count_flag(200, 1, "length of an answer"))

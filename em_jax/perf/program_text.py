@@ -40,6 +40,11 @@ class Instruction(NamedTuple):
     arguments: str
 
     @property
+    def bytes(self) -> int:
+        """The size of its result, wherever that is."""
+        return sum(one.bytes for one in self.types)
+
+    @property
     def called(self) -> tuple[str, ...]:
         """The names of the computations that it runs."""
         return tuple(

@@ -189,9 +189,10 @@ def _size(each: Instruction) -> int:
 
 def _plain_bytes(each: Instruction, operands: Sequence[Instruction]) -> int:
     if each.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * _size(each)
+        return min(each.bytes, _size(operands[0])) + _size(each)
     if each.opcode in UPDATED:
-        return 2 * _size(operands[UPDATED[each.opcode]])
+        update = operands[UPDATED[each.opcode]]
+        return _size(update) + min(update.bytes, _size(each))
     if each.opcode.endswith("-start") and len(each.types) > 1:
         # A copy, or a slice, between the main memory and the chip's own.
         source, result = operands[0].types[0] if operands else each.types[0], each.types[1]
@@ -213,19 +214,20 @@ def _read(
     """
     if each.name in known:
         return known[each.name]
-    whole, used = _size(each), 0
+    whole, used = each.bytes, 0
     for user in called.values():
         for number, name in enumerate(user.operands):
-            flat = user.opcode == "bitcast"
+            # A TPU's compiler makes a fusion of a bitcast alone.
+            flat = {one.opcode for one, _ in _inside(program, user, called)} <= {"bitcast", "fusion", "parameter"}
             passed_on = user.opcode == "tuple" or (flat and user.is_root) or (number == 0 and user.opcode in UPDATED)
             if name != each.name or (passed_on and not computed):
                 continue
             if number == 0 and user.opcode in ("dynamic-slice", "slice", "gather"):
-                used += _size(user)
+                used += user.bytes
             elif flat and not user.is_root:
                 used += _read(program, called, user, known, computed=computed)
-            elif user.opcode in POINTWISE and not user.is_root and _size(user):
-                used += whole * _read(program, called, user, known, computed=True) // _size(user)
+            elif user.opcode in POINTWISE and not user.is_root and user.bytes:
+                used += whole * _read(program, called, user, known, computed=True) // user.bytes
             elif user.opcode == "fusion" and user.called and not computed:
                 inner = program.computations[user.called[0]]
                 parameters = {int(one.arguments): one for one in inner.values() if one.opcode == "parameter"}
@@ -243,10 +245,10 @@ def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Comput
         if each.opcode == "tuple":
             return sum(written(called[name]) for name in each.operands)
         if each.opcode == "bitcast" and each.operands[0] in called:
-            return min(_size(each), written(called[each.operands[0]]))
+            return min(each.bytes, written(called[each.operands[0]]))
         if each.opcode in UPDATED:
-            return _size(called[each.operands[UPDATED[each.opcode]]])
-        return 0 if each.opcode == "parameter" else _size(each)
+            return called[each.operands[UPDATED[each.opcode]]].bytes
+        return 0 if each.opcode == "parameter" else each.bytes
 
     root = next(each for each in called.values() if each.is_root)
     # Inside a fusion nothing says where an array is: the fusion's own type and its operands' do.

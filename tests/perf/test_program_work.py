@@ -181,6 +181,63 @@ def test_a_slice_of_a_fusion_within_a_fusion_counts_one_layer():
     assert work_of_text(NESTED).bytes == 2 * (8 * 64 + 64 * 32 + 8 * 32) + 4
 
 
+RESHAPED = """HloModule head
+
+%same (table: bf16[128,64]) -> bf16[128,64] {
+  %table = bf16[128,64]{1,0} parameter(0)
+  ROOT %flat = bf16[128,64]{1,0} bitcast(%table)
+}
+
+%multiply (x: bf16[8,64], w: bf16[128,64]) -> f32[8,128] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %w = bf16[128,64]{1,0} parameter(1)
+  %weight = bf16[128,64]{1,0} fusion(%w), kind=kLoop, calls=%same
+  ROOT %product = f32[8,128]{1,0} convolution(%x, %weight), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (m0: bf16[8,64], m1: bf16[128,64]) -> f32[8,128] {
+  %m0 = bf16[8,64]{1,0} parameter(0)
+  %m1 = bf16[128,64]{1,0} parameter(1)
+  ROOT %out = f32[8,128]{1,0} fusion(%m0, %m1), kind=kOutput, calls=%multiply
+}
+"""
+"""A TPU's product with the head, which it passes through a fusion that only renames its axes."""
+
+
+@pytest.mark.fast
+def test_an_array_that_a_fusion_within_only_reshapes_is_read():
+    assert work_of_text(RESHAPED).bytes == 2 * (8 * 64 + 128 * 64) + 4 * 8 * 128
+
+
+PREFETCHED = """HloModule step, is_scheduled=true
+
+%fused_slice (p0: bf16[3,64,128], p1: s32[]) -> bf16[1,64,128] {
+  %p0 = bf16[3,64,128]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,64,128]{2,1,0:S(1)} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,64,128}
+}
+
+ENTRY %main (m0: bf16[3,64,128], m1: s32[], m2: bf16[8,128]) -> bf16[8,128] {
+  %m0 = bf16[3,64,128]{2,1,0} parameter(0)
+  %m1 = s32[]{:S(1)} parameter(1)
+  %m2 = bf16[8,128]{1,0} parameter(2)
+  %none = s32[] constant(0)
+  %fused = bf16[1,64,128]{2,1,0:S(1)} fusion(%m0, %m1), kind=kLoop, calls=%fused_slice
+  %plain = bf16[1,64,128]{2,1,0:S(1)} dynamic-slice(%m0, %m1, %none, %none), dynamic_slice_sizes={1,64,128}
+  %row = bf16[1,128]{1,0:S(1)} slice(%plain), slice={[0:1], [0:1], [0:128]}
+  ROOT %new = bf16[8,128]{1,0} dynamic-update-slice(%m2, %row, %m1, %none)
+}
+"""
+"""A TPU takes a layer's weights into its own memory, by a fusion and by itself, and writes a row out of it."""
+
+
+@pytest.mark.fast
+def test_what_goes_into_a_chips_own_memory_is_read_and_what_leaves_it_is_written():
+    layer, row = 64 * 128 * 2, 128 * 2
+    assert [step.bytes for step in work_of_text(PREFETCHED).steps] == [layer, layer, 0, row]
+
+
 PARTIAL_SUMS = """HloModule step, is_scheduled=true
 
 %fused_keys (p: f32[4,8,48], b: bf16[8,48]) -> bf16[8,16] {
