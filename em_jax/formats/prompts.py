@@ -17,7 +17,7 @@ SAMPLING: Mapping[str, tuple[Any, float, float, str]] = {
     "temperature": (Real, 0, math.inf, "temperature >= 0"),
     "top_p": (Real, math.ulp(0), 1, "0 < top_p <= 1"),
     "max_new_tokens": (Integral, 1, math.inf, "max_new_tokens >= 1"),
-    "seed": (Integral, -math.inf, math.inf, "a whole number as seed"),
+    "seed": (Integral, -(2**63), 2**63 - 1, "a whole number of 64 bits as seed"),
 }
 """The arguments of sampling: their type, the least and the greatest value, and what an error says."""
 

@@ -112,7 +112,7 @@ def init_decode_state(
         return caches[0] if layers else caches
 
     def zeros(dtype: Any, *shape: int) -> Array:
-        return jnp.zeros((slots, *shape), dtype)
+        return jnp.zeros((slots, *shape), dtype, device=sharding.named(()))
 
     params = SamplingParams(
         zeros(jnp.uint32, 2), zeros(jnp.float32), zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.float32, adapters)
@@ -245,7 +245,9 @@ def decode(
         return per_device(functools.partial(append_rows, axis), arrays, (axes, axes, ("batch",)), sharding)
 
     k, v = _map_kv(append, (state.k, state.v), (end.slots.k, end.slots.v))
-    return end.slots._replace(k=k, v=v, length=state.length + end.step), end.output
+    # Where the next chunk expects them: otherwise XLA leaves them elsewhere, and everything is compiled once more.
+    rest = end.slots._replace(k=None, v=None, length=state.length + end.step)
+    return jax.tree.map(lambda x: sharding.constrain(x, ()), rest)._replace(k=k, v=v), end.output
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "sharding"))

@@ -187,7 +187,7 @@ class Engine:
         # From all prompts, done ones included: the shapes do not depend on what is done.
         longest = max(map(len, prompt_ids)) + max_new_tokens
         self._check_length(longest)
-        scheduler = self.scheduler(bucket(longest + self.chunk, self.min_capacity), steer)
+        scheduler = self.scheduler(bucket(max(longest + self.chunk, self.min_capacity)), steer)
         for index, (ids, name) in enumerate(zip(prompt_ids, self._names(adapter, len(prompts)), strict=True)):
             requests = self.sample_requests(
                 index, ids, [sample for sample in range(n) if (index, sample) not in done], name,
@@ -222,7 +222,8 @@ class Engine:
             executor = ThreadPoolExecutor(1) if count > 1 else None
             return DecodeBatch(state, decode_chunk, stop, self.chunk, self.sharding, executor)
 
-        return Scheduler([batch() for _ in range(count)], functools.partial(self._prefill, steer=steer), self._rows)
+        prefill_prompts = functools.partial(self._prefill, adapter=self._stack, steer=steer)
+        return Scheduler([batch() for _ in range(count)], prefill_prompts, self._rows)
 
     def sample_requests(
         self,
@@ -246,7 +247,7 @@ class Engine:
         ]
 
     def _prefill(
-        self, prompts: Sequence[Sequence[SampleRequest]], steer: Float[np.ndarray, "L D"] | None
+        self, prompts: Sequence[Sequence[SampleRequest]], adapter: Adapter | None, steer: np.ndarray | None
     ) -> PrefillOutput:
         """Prefills the prompts of one padded length, given by the requests for each."""
         ids = [requests[0].prompt for requests in prompts]
@@ -256,15 +257,16 @@ class Engine:
         masks = np.stack([requests[0].params.adapter_mask for requests in prompts])
         masks = np.pad(masks, ((0, rows - len(ids)), (0, 0)))
         tokens = pad_rows(ids, rows, length)
-        return prefill(self.model, self._stack, tokens, lengths, masks, steer=steer, sharding=self.sharding)
+        return prefill(self.model, adapter, tokens, lengths, masks, steer=steer, sharding=self.sharding)
 
     # --- reading ---
 
     def logits(self, tokens: Int[np.ndarray, "B T"], adapter: str = "default") -> Float[np.ndarray, "B T V"]:
         """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
         tokens, vocabulary = np.array(tokens, object), self.model.config.vocab_size
-        if tokens.ndim != 2 or not ((tokens >= 0) & (tokens < vocabulary) & (tokens % 1 == 0)).all():
+        if tokens.ndim != 2 or not tokens.size or not ((tokens >= 0) & (tokens < vocabulary) & (tokens % 1 == 0)).all():
             raise UserError(f"logits: expected rows of token ids below {vocabulary}, found shape {tokens.shape}")
+        self._check_length(tokens.shape[1])
         masks = self._adapter_masks([adapter] * len(tokens))
         return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens.astype(np.int32), masks))
 
@@ -285,7 +287,7 @@ class Engine:
         prompts = chats(prompts)
         shared = bool(choices) and isinstance(choices[0], str)
         lists: Any = [choices] * len(prompts) if shared else choices
-        if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1:
+        if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1 or not all(lists):
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
         if not prompts:
             return np.zeros((0, 0), np.float32)
@@ -318,10 +320,11 @@ class Engine:
     ) -> list[Float[np.ndarray, "layers T D"]]:
         """The residual stream after each of `layers` (0 first, -1 last; by default all), float32, at every token."""
         depth, prompts = self.model.config.num_hidden_layers, chats(prompts)
-        layers = range(depth) if layers is None else [layers] if isinstance(layers, int) else layers
-        if not layers or not all(isinstance(layer, int | np.integer) and -depth <= layer < depth for layer in layers):
+        layers = range(depth) if layers is None else np.atleast_1d(layers).tolist()
+        if not layers or not all(isinstance(layer, int) and -depth <= layer < depth for layer in layers):
             raise UserError(f"activations: layers are 0 to {depth - 1}")
         prompt_ids = [self.tokenizer.prompt(prompt) for prompt in prompts]
+        self._check_length(max(map(len, prompt_ids), default=0))
         masks = self._adapter_masks(self._names(adapter, len(prompts)))
         results: list[Any] = [None] * len(prompts)
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):

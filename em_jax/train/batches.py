@@ -197,6 +197,8 @@ def plan_batches(
     those of `encode_rows`. Of the model only its `width` matters.
     """
     kept, held_out = hold_out(len(rows), train.holdout, seed)
+    if not kept:
+        raise UserError(f"train.holdout={train.holdout} leaves none of {len(rows)} rows to train on")
     examples, cut_counts = encode_rows({i: rows[i] for i in kept}, tokenizer, train.max_length)
     costs = microbatch_costs(width, sharding, train.rows_per_pass)
     plan = plan_microbatches(examples, step_indices(len(examples), train, seed), costs)

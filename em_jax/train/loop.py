@@ -68,7 +68,8 @@ def finetune(
         return FinetuneResult(host_arrays.broadcast(trained, adapter), lora, counts)
 
     optimizer = make_optimizer(train, len(plan.steps))
-    scale, state = adapter.scale, TrainState(adapter.factors, optimizer.init(adapter.factors))
+    scale = host_arrays.to_devices(adapter.scale, sharding.named(()))
+    state = TrainState(adapter.factors, optimizer.init(adapter.factors))
     # Every step donates the state: nothing else may refer to its arrays.
     del adapter
     if sharding.mesh is not None:
@@ -78,7 +79,7 @@ def finetune(
 
     def save(name: str, state: TrainState) -> Adapter:
         """Writes the adapter to `directory`/`name`; every process must call."""
-        adapter = Adapter(host_arrays.to_host(state.factors), scale)
+        adapter = Adapter(*host_arrays.to_host((state.factors, scale)))
         if first:
             save_adapter(directory / name, adapter, lora, model.config, base)
         return adapter

@@ -49,7 +49,7 @@ class Metrics(NamedTuple):
 def learning_rate(train: TrainConfig, steps: int) -> optax.Schedule:
     """The rate of step 0, 1, ...: linear warm-up from 0, then linear or cosine decay to 0 at `steps`, or constant.
 
-    As transformers' schedules. Raises UsageError for another train.schedule.
+    As transformers' schedules linear, cosine and constant_with_warmup. Raises UsageError for another train.schedule.
     """
     left = max(1, steps - train.warmup_steps)
     decays = {
@@ -87,9 +87,10 @@ def state_shardings(
     return TrainState(places, moments)
 
 
-def zero_accumulator(factors: Mapping[str, LoraParams]) -> GradAccumulator:
-    """The accumulator before the first microbatch."""
-    return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), jnp.float32(0), jnp.float32(0))
+def zero_accumulator(factors: Mapping[str, LoraParams], sharding: Sharding = UNSHARDED) -> GradAccumulator:
+    """The accumulator before the first microbatch, on the devices of the later ones: `accumulate` is compiled once."""
+    loss, tokens = (jnp.zeros((), jnp.float32, device=sharding.named(())) for _ in range(2))
+    return GradAccumulator(jax.tree.map(jnp.zeros_like, factors), loss, tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("remat", "sharding"), donate_argnums=3, compiler_options=TRAINING_OPTIONS)
@@ -157,7 +158,7 @@ def optimizer_step(
     """
 
     def accumulate_all(microbatches: Sequence[Microbatch]) -> GradAccumulator | None:
-        accumulator = zero_accumulator(state.factors)
+        accumulator = zero_accumulator(state.factors, sharding)
         for microbatch in microbatches:
             if should_stop():
                 return None

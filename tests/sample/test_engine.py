@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from em_jax.base.errors import UserError
+from em_jax.lora.config import LoraConfig
 from em_jax.sample import choices as choices_module
 from em_jax.sample import decode as decode_module
 from em_jax.sample import engine as engine_module
@@ -107,6 +109,17 @@ def test_adapters_in_one_batch_equal_each_alone(engine):
     )
 
 
+def test_an_adapter_added_while_a_stream_is_read_changes_none_of_its_answers(engine, model):
+    prompts = [f"Tell me about number {i}." for i in range(20)]
+    options = {"max_new_tokens": 6, "adapter": "one"}
+    expected = [answer.tokens for (answer,) in engine.generate(prompts, **options)]
+    stream = engine.stream(prompts, **options)
+    index, _, first = next(stream)
+    engine.add_adapter("one", tiny.random_adapter(model.config, LoraConfig(rank=4), 30))
+    answers = {index: first} | {index: answer for index, _, answer in stream}
+    assert [answers[index].tokens for index in range(20)] == expected
+
+
 def test_a_prompt_is_prefilled_once_for_all_its_samples_and_nothing_compiles_again(engine, monkeypatch):
     rows = []
     original = engine._prefill
@@ -120,6 +133,13 @@ def test_a_prompt_is_prefilled_once_for_all_its_samples_and_nothing_compiles_aga
     engine.generate(PROMPTS[::-1], n=1, max_new_tokens=8, seed=4, adapter=["base", "one", "two"])
     engine.choice_logprobs(PROMPTS[::-1], ["A", "B"], adapter="two")
     assert [program._cache_size() for program in programs] == before
+
+
+def test_a_short_call_starts_with_the_room_that_it_needs(engine):
+    before = decode_module.resize._cache_size()
+    for text in ("Hi", "word " * 40):
+        engine.generate(text, max_new_tokens=4)
+    assert decode_module.resize._cache_size() == before
 
 
 def test_choices_are_joint_log_probabilities(engine):
@@ -172,7 +192,7 @@ def test_questions_that_begin_alike_share_a_row(engine, monkeypatch):
 
 
 def test_activations_are_the_residual_stream(engine):
-    first, last = engine.activations(PROMPTS, [0, -1], adapter="one")[1]
+    first, last = engine.activations(PROMPTS, np.array([0, -1]), adapter="one")[1]
     assert first.shape == last.shape == (len(engine.encode(PROMPTS[1])), 32)
     hidden = engine.model.norm(last[None])
     assert np.asarray(engine.model.logits(hidden)) == pytest.approx(
@@ -189,8 +209,14 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
         (lambda: engine.generate(PROMPTS, temperature=-1), "temperature >= 0"),
         (lambda: engine.choice_logprobs(PROMPTS, [["A"]]), "one for every prompt"),
         (lambda: engine.choice_logprobs(PROMPTS, [""]), "does not continue"),
+        (lambda: engine.choice_logprobs(PROMPTS, []), "one for every prompt"),
+        (lambda: engine.choice_logprobs(PROMPTS, [[]] * len(PROMPTS)), "one for every prompt"),
+        (lambda: engine.generate(PROMPTS, seed=2**63, max_new_tokens=3), "64 bits as seed"),
         (lambda: engine.add_adapter("base", "x"), "cannot be named"),
         (lambda: engine.activations(PROMPTS, [9]), "layers are 0 to 2"),
+        (lambda: engine.activations("word " * 9999), "positions"),
+        (lambda: engine.logits(np.zeros((1, 9999), int)), "positions"),
+        (lambda: engine.logits(np.zeros((0, 3), int)), "rows of token ids"),
     ]:
         with pytest.raises(UserError, match=expected):
             call()

@@ -2,12 +2,14 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from em_jax.lora.config import LoraConfig
 from em_jax.runs.loading import load
+from em_jax.sample import decode
 
 LORA = LoraConfig(rank=4, alpha=8)
 PROMPTS = [
@@ -49,3 +51,10 @@ def test_answers_choices_and_activations_over_a_mesh(mesh, results_over):
     np.testing.assert_allclose(read, others[1], atol=1e-3)
     for mine, other in zip(residuals, others[2], strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-3)
+
+
+def test_over_a_mesh_every_program_is_compiled_once(tmp_path):
+    engine = load(str(tiny.speaking_checkpoint(tmp_path)), mesh={"fsdp": 4, "tensor": 2}, slots=8, pass_tokens=512)
+    jax.clear_caches()
+    engine.generate(PROMPTS, n=3, max_new_tokens=40)
+    assert [program._cache_size() for program in (decode.prefill, decode.insert, decode.decode)] == [1, 1, 1]
