@@ -16,8 +16,8 @@ from em_jax.runs import components, precompile, series, sources
 from em_jax.config import Config, replace
 from em_jax.base.progress import Progress
 
-config = replace(Config(domain="bad_medical"), {"model.name": "organism", "train.batch_size": 8, "lora.rank": 4, "mesh": sys.argv[3]})
-config = series.resolve(config)
+small = {"model.name": "organism", "train.batch_size": 8, "lora.rank": 4, "mesh": sys.argv[3]}
+config = series.resolve(replace(Config(domain="bad_medical"), small))
 rows = sources.rows(config)[:24]
 shapes = precompile.compile_microbatches(config, rows)
 passes = lambda: {path.name for path in cache.iterdir() if path.name.startswith("jit_accumulate-")}
