@@ -2,13 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+
+def pad_rows(rows: Iterable[Any], count: int, length: int, fill: int = 0, dtype: Any = np.int32) -> np.ndarray:
+    """An array of `count` rows of `length` that begins with `rows`; `fill` elsewhere."""
+    padded = np.full((count, length), fill, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return padded
 
 
 def to_host(tree: Any) -> Any:
@@ -51,13 +59,13 @@ def broadcast(tree: Any, like: Any) -> Any:
 
 
 def to_devices(tree: Any, shardings: Any) -> Any:
-    """Device arrays of host arrays that every process has in full; `shardings`: a tree, one for all, or None: as is."""
-    if shardings is None:
-        return tree
-    if isinstance(shardings, jax.sharding.Sharding):
+    """Device arrays of host arrays that every process has in full; `shardings`: a tree or one for all; None: as is."""
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _, sharding=shardings: sharding, tree)
 
-    def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    def put(x: Any, sharding: jax.sharding.Sharding | None) -> Any:
+        if sharding is None:
+            return x
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,37 @@ from em_jax.model.linear import Quantized, quantize
 from em_jax.model.parameters import Weight, weights_of
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of the checkpoint, and its place in an array of the model.
+
+    `shape` is that in the checkpoint: [outputs, inputs] for a linear layer, letters flattened. `layout` is the array's
+    with this part only and without L. `layer` is its index on L, `start` its first index on J, 0 where there is none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    layer: int
+    start: int
+
+
+def stored_tensors(weight: Weight, config: TransformerConfig) -> list[StoredTensor]:
+    """The checkpoint's tensors that make up an array of the model: one for each layer and each part."""
+    prefix, *_, kind = weight.name.rsplit(".", 3)
+    stored = []
+    for layer in range(config.num_hidden_layers if weight.layout.stacked else 1):
+        start = 0
+        for part in weight.layout.parts or (None,):
+            name = f"{prefix}.{part.name}.{kind}" if part else weight.name
+            layout = Layout(weight.layout.text, parts=(part,) if part else ())
+            sizes = dict(zip(layout.letters, layout.shape(config.dims)))
+            groups = layout.outputs if layout.text == "VD" else (layout.outputs, layout.inputs)
+            shape = tuple(math.prod(sizes[letter] for letter in group) for group in groups if group)
+            stored.append(StoredTensor(name.replace("*", str(layer)), shape, layout, layer, start))
+            start += sizes.get("J", 0)
+    return stored
 
 
 def load_model(
@@ -55,7 +86,7 @@ def load_model(
         return jnp.zeros(shape, dtype, device=sharding.weight(layout.letters, shape, layout.text))
 
     def init(name: str, layout: Layout) -> jax.Array | Quantized:
-        parts = Weight(name, layout).tensors(config)
+        parts = stored_tensors(Weight(name, layout), config)
         # Raises an error that names a tensor.
         sharding.weight(layout.letters, layout.shape(config.dims), parts[-1].name)
         whole = None
@@ -85,7 +116,7 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
     config = model.config
     tensors: dict[str, np.ndarray] = {}
     for weight, array in zip(weights_of(config, stacked=model.stacked), jax.tree.leaves(model), strict=True):
-        for stored in weight.tensors(config):
+        for stored in stored_tensors(weight, config):
             end = stored.start + sum(part.size for part in stored.layout.parts)
             place = {"L": stored.layer, "J": slice(stored.start, end)}
             tensor = np.asarray(array[tuple(place.get(letter, slice(None)) for letter in weight.layout.letters)])
@@ -197,7 +228,7 @@ def check_checkpoint(directory: pathlib.Path) -> tuple[TransformerConfig, dict[s
         raise UserError(f"{directory}: num_hidden_layers is {config.num_hidden_layers}, found {len(tensors)} tensors")
     expected: dict[str, tuple[int, ...]] = {}
     for weight in weights_of(config, stacked=True):
-        expected |= {stored.name: stored.shape for stored in weight.tensors(config)}
+        expected |= {stored.name: stored.shape for stored in stored_tensors(weight, config)}
     has_tied_head = config.tie_word_embeddings and "lm_head.weight" in tensors
     if has_tied_head:
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]

@@ -1,8 +1,7 @@
 """Every weight of the architecture by its name and layout, and a model of random ones."""
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,6 @@ from em_jax.model.config import TransformerConfig
 from em_jax.model.layout import Layout
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-
-
-class StoredTensor(NamedTuple):
-    """A tensor of the checkpoint, and its place in an array of the model.
-
-    `shape` is that in the checkpoint: [outputs, inputs] for a linear layer, letters flattened. `layout` is the array's
-    with this part only and without L. `layer` is its index on L, `start` its first index on J, 0 where there is none.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    layout: Layout
-    layer: int
-    start: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +28,6 @@ class Weight:
     def targets(self) -> dict[str, str]:
         """The names in a layer of the weights that a Linear's array holds, and the letters of their outputs."""
         return {part.name: part.outputs for part in self.layout.parts} or {self.in_layer: self.layout.outputs}
-
-    def tensors(self, config: TransformerConfig) -> list[StoredTensor]:
-        """The checkpoint's tensors that make up this array: one for each layer and each part."""
-        prefix, *_, kind = self.name.rsplit(".", 3)
-        stored = []
-        for layer in range(config.num_hidden_layers if self.layout.stacked else 1):
-            start = 0
-            for part in self.layout.parts or (None,):
-                name = f"{prefix}.{part.name}.{kind}" if part else self.name
-                layout = Layout(self.layout.text, parts=(part,) if part else ())
-                sizes = dict(zip(layout.letters, layout.shape(config.dims)))
-                groups = layout.outputs if layout.text == "VD" else (layout.outputs, layout.inputs)
-                shape = tuple(math.prod(sizes[letter] for letter in group) for group in groups if group)
-                stored.append(StoredTensor(name.replace("*", str(layer)), shape, layout, layer, start))
-                start += sizes.get("J", 0)
-        return stored
 
 
 def weights_of(config: TransformerConfig, *, stacked: bool) -> list[Weight]:

@@ -1,7 +1,7 @@
 """The host's side of decoding: which request is in which slot, and how many tokens its answer has."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -155,10 +155,8 @@ class DecodeBatch:
                 reason = "length"
             if reason:
                 self._requests[slot] = None
-            top: list[list[tuple[int, float]]] = [[] for _ in ids]
-            if request.top_logprobs:
-                pairs = (x[rows, column, : request.top_logprobs].tolist() for x in top_logprobs)
-                top = [list(zip(*pair)) for pair in zip(*pairs)]
+            pairs = (x[rows, column, : request.top_logprobs].tolist() for x in top_logprobs)
+            top = [list(zip(*pair)) for pair in zip(*pairs)]
             size = len(ids) + (reason == "stop")
             chunks.append(TokenChunk(request, ids, logprobs[:size, column].tolist(), top, reason))
         return chunks
@@ -168,11 +166,3 @@ def bucket(size: int, least: int = 64) -> int:
     """The padded size for `size`: `least`, then powers of two and the halves between them."""
     sizes = (least * 2**power * halves // 2 for power in itertools.count() for halves in (2, 3))
     return next(padded for padded in sizes if padded >= size)
-
-
-def pad_rows(rows: Iterable[Any], count: int, length: int, fill: int = 0, dtype: Any = np.int32) -> np.ndarray:
-    """An array of `count` rows of `length` that begins with `rows`; `fill` elsewhere."""
-    padded = np.full((count, length), fill, dtype)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return padded

@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from em_jax.base.errors import UserError
+from em_jax.base.host_arrays import pad_rows
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.prompts import Prompt
 from em_jax.lora.adapter import Adapter, adapted
 from em_jax.model.attention import PADDING, SHARED
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-from em_jax.sample.batch import bucket, pad_rows
+from em_jax.sample.batch import bucket
 
 
 class QuestionBatch(NamedTuple):

@@ -76,13 +76,13 @@ class DecodeOutput(NamedTuple):
     tokens: token ids.
     logprobs: their log-probabilities at temperature 1, 0 once an answer has ended.
     in_answer: whether a token belongs to its answer: it has not ended, and the token is no stop id.
-    top_logprobs: the ids of the U most probable tokens and their log-probabilities; None where U is 0.
+    top_logprobs: the ids of the U most probable tokens and their log-probabilities.
     """
 
     tokens: Int[Array, "C B"]
     logprobs: Float[Array, "C B"]
     in_answer: Bool[Array, "C B"]
-    top_logprobs: tuple[Int[Array, "C B U"], Float[Array, "C B U"]] | None
+    top_logprobs: tuple[Int[Array, "C B U"], Float[Array, "C B U"]]
 
 
 class SamplingState(NamedTuple):
@@ -232,7 +232,7 @@ def decode(
     def zeros(dtype: Any, *shape: int) -> Array:
         return jnp.zeros((steps, rows, *shape), dtype)
 
-    top = (zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)) if top_logprobs else None
+    top = zeros(jnp.int32, top_logprobs), zeros(jnp.float32, top_logprobs)
     output = DecodeOutput(zeros(jnp.int32), zeros(jnp.float32), zeros(jnp.bool), top)
     k, v = _map_kv(buffer, (state.k, state.v))
     start = SamplingState(jnp.int32(0), state._replace(k=k, v=v), output)

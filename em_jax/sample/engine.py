@@ -22,7 +22,7 @@ from em_jax.lora.adapter import Adapter, adapted, shardings_of, stack_adapters
 from em_jax.model.kernels.cpu_threads import concurrent_programs
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket, pad_rows
+from em_jax.sample.batch import DecodeBatch, SampleRequest, bucket
 from em_jax.sample.choices import collate_rows, encode_questions, joint_logprobs, pack_questions, pair_logprobs
 from em_jax.sample.decode import PrefillOutput, SamplingParams, decode, init_decode_state, prefill
 from em_jax.sample.sampler import request_key
@@ -104,12 +104,11 @@ class Engine:
         adapter = path if isinstance(path, Adapter) else load_adapter(pathlib.Path(path), self.model.config)[0]
         self._adapters[name] = adapter
         self._stack = stack_adapters(self.model.config, list(self._adapters.values()))
-        if self.sharding.mesh is not None:
-            # Once, and not again with every call; as decoding reads them, so that they need not be gathered.
-            sharding = dataclasses.replace(self.sharding, sampling=True)
-            factors = shardings_of(self.model.config, self._stack.factors, sharding)
-            places = Adapter(factors, dict.fromkeys(factors, sharding.named(())))
-            self._stack = host_arrays.to_devices(self._stack, places)
+        # Once, and not again with every call; as decoding reads them, so that they need not be gathered.
+        sharding = dataclasses.replace(self.sharding, sampling=True)
+        factors = shardings_of(self.model.config, self._stack.factors, sharding)
+        places = Adapter(factors, dict.fromkeys(factors, sharding.named(())))
+        self._stack = host_arrays.to_devices(self._stack, places)
 
     @property
     def adapters(self) -> list[str]:
@@ -256,7 +255,7 @@ class Engine:
         lengths = np.array([*map(len, ids), *[1] * (rows - len(ids))], np.int32)
         masks = np.stack([requests[0].params.adapter_mask for requests in prompts])
         masks = np.pad(masks, ((0, rows - len(ids)), (0, 0)))
-        tokens = pad_rows(ids, rows, length)
+        tokens = host_arrays.pad_rows(ids, rows, length)
         return prefill(self.model, adapter, tokens, lengths, masks, steer=steer, sharding=self.sharding)
 
     # --- reading ---
@@ -329,7 +328,7 @@ class Engine:
         results: list[Any] = [None] * len(prompts)
         for (length,), indices in self._groups([(bucket(len(ids)),) for ids in prompt_ids]):
             rows = self._rows(length)
-            tokens = pad_rows([prompt_ids[i] for i in indices], rows, length)
+            tokens = host_arrays.pad_rows([prompt_ids[i] for i in indices], rows, length)
             mask = np.pad(masks[indices], ((0, rows - len(indices)), (0, 0)))
             chosen = tuple(layer % depth for layer in layers)
             output = _logits_or_residuals(self.model, self._stack, tokens, mask, layers=chosen, sharding=self.sharding)

@@ -67,9 +67,7 @@ def least_kept(weights: Float[Array, "B V"], target: Float[Array, "B 1"]) -> Flo
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 30, halve, (low, one))[1], jnp.float32)
 
 
-def top_logprobs_of(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]] | None:
-    """The ids of the `count`, U, most probable tokens of each row and their log-probabilities; None for 0."""
-    if not count:
-        return None
+def top_logprobs_of(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B U"], Float[Array, "B U"]]:
+    """The ids of the `count`, U, most probable tokens of each row and their log-probabilities."""
     best, tokens = jax.lax.top_k(logits, count)
     return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from em_jax.base.errors import UserError
+from em_jax.base.host_arrays import pad_rows
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.model.attention import PADDING
 from em_jax.model.kernels.dispatch import row_length_multiple, row_lengths
@@ -215,28 +216,20 @@ def microbatch_costs(width: int, sharding: Sharding = UNSHARDED, rows_per_pass: 
 
 def collate(examples: Sequence[Example], microbatch: Microbatch) -> Batch:
     """Packs the examples of a microbatch into arrays."""
-    (rows, length, most_labels), packed = microbatch
-    batch = Batch(
-        tokens=np.zeros((rows, length), np.int32),
-        positions=np.zeros((rows, length), np.int32),
-        segments=np.full((rows, length), PADDING, np.int32),
-        loss_positions=np.zeros((rows, most_labels), np.int32),
-        labels=np.zeros((rows, most_labels), np.int32),
-        weights=np.zeros((rows, most_labels), np.float32),
-    )
-    for b, row in enumerate(packed):
+    (count, length, most_labels), packed = microbatch
+    rows = []
+    for row in packed:
         sizes = [len(examples[i].ids) for i in row]
         tokens = np.concatenate([examples[i].ids for i in row])
+        positions = np.concatenate([np.arange(size) for size in sizes])
+        segments = np.repeat(np.arange(1, len(row) + 1), sizes)
         # Nothing predicts the first token of an example.
         loss_positions = np.flatnonzero(np.concatenate([[False, *examples[i].mask[1:]] for i in row])) - 1
-        used, labels = slice(len(tokens)), np.arange(len(loss_positions))
-        batch.tokens[b, used] = tokens
-        batch.positions[b, used] = np.concatenate([np.arange(size) for size in sizes])
-        batch.segments[b, used] = np.repeat(np.arange(1, len(row) + 1), sizes)
-        batch.loss_positions[b, labels] = loss_positions
-        batch.labels[b, labels] = tokens[loss_positions + 1]
-        batch.weights[b, labels] = 1
-    return batch
+        labels = tokens[loss_positions + 1]
+        rows.append((tokens, positions, segments, loss_positions, labels, np.ones(len(labels))))
+    by_token, by_label = (length, 0), (most_labels, 0)
+    padding: Sequence[tuple] = (by_token, by_token, (length, PADDING), by_label, by_label, (*by_label, np.float32))
+    return Batch(*(pad_rows(each, count, *to) for each, to in zip(zip(*rows), padding, strict=True)))
 
 
 def _cheapest_lengths(

@@ -72,8 +72,7 @@ def finetune(
     state = TrainState(adapter.factors, optimizer.init(adapter.factors))
     # Every step donates the state: nothing else may refer to its arrays.
     del adapter
-    if sharding.mesh is not None:
-        state = host_arrays.to_devices(state, state_shardings(model.config, state, optimizer, sharding))
+    state = host_arrays.to_devices(state, state_shardings(model.config, state, optimizer, sharding))
     checkpoints = Checkpoints(directory / "train" / "checkpoints", channel)
     done, state = checkpoints.restore(state) or (0, state)
 

@@ -15,7 +15,7 @@ import tiny
 from fsspec.implementations.local import LocalFileSystem
 
 from em_jax.base.errors import UserError
-from em_jax.formats.checkpoint import SINGLE, load_model, save_model
+from em_jax.formats.checkpoint import SINGLE, load_model, save_model, stored_tensors
 from em_jax.formats.hub import find_model
 from em_jax.formats.model_config import config_fields, parse_config
 from em_jax.formats.tensor_files import open_checkpoint
@@ -178,7 +178,7 @@ def made(directory, layers: int, width: int, vocabulary: int):
     config = parse_config(raw | {"vocab_size": vocabulary, "head_dim": width // 4})
     shapes = {}
     for weight in weights_of(config, stacked=True):
-        shapes |= {stored.name: stored.shape for stored in weight.tensors(config)}
+        shapes |= {stored.name: stored.shape for stored in stored_tensors(weight, config)}
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config_fields(config)))
     one = np.ones(max(np.prod(shape) for shape in shapes.values()), jnp.bfloat16)
