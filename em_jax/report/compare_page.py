@@ -28,7 +28,7 @@ MEDICAL = ("bad_medical", "emergent_medical")
 CSV_COLUMNS = (
     *("domain", "seed", "model", "suite", "judge", "verdict", "cautions", "probabilities", "planted"),
     *("figure", "condition"),
-    *("value", "ci_low", "ci_high", "n", "paper_32b", "follow_up_7b"),
+    *("value", "ci_low", "ci_high", "n", "paper_32b", "follow_up_7b", "run"),
 )
 
 
@@ -125,14 +125,14 @@ def compare(
       The path of compare.html.
 
     Raises:
-      UserError: none of the directories holds a summary.
+      UserError: a directory's files cannot be read as a run's, or none of them holds a summary.
     """
     runs, missing = [], []
     for directory in run_dirs:
-        try:
+        if (Path(directory) / "summary.json").exists():
             runs.append(read_run(directory))
-        except UserError as error:
-            missing.append(str(error) if not Path(directory).name else f"{Path(directory).name}: no readable summary")
+        else:
+            missing.append(f"{Path(directory).name}: no summary")
     if not runs:
         raise UserError("nothing to compare: none of the run directories holds a summary.json; run them first")
     out_dir = Path(out_dir)
@@ -154,7 +154,7 @@ def compare(
         missing=missing,
         drawing=drawing,
         planted=[group for group in groups if group.planted],
-        seeds=max(len(group.runs) for group in groups),
+        seeds=max([1, *(len(group.runs) for group in groups if not group.runs[0].given_adapter)]),
         agreements=[entry for run in runs for entry in agreements(run)],
         several={key: names for key, names in values.items() if len(names) > 1},
         links={run.directory: _link(run, out_dir) for run in runs},
@@ -177,23 +177,27 @@ def _groups(
         for name, value in made_with[run.directory].items()
         if any(made_with[each.directory].get(name, value) != value for each in runs if each.domain == run.domain)
     }
-    for run in runs:
+    for run in sorted(runs, key=lambda run: str(run.directory)):
         made = made_with[run.directory].items()
         own = [f"{name}={value or 'none'}" for name, value in made if (run.domain, name) in differing]
-        by_key.setdefault((run.domain, run.model, run.suite, run.judge, ", ".join(own)), []).append(run)
+        key = (run.domain, run.model, run.suite, run.judge, ", ".join(own))
+        if any(each.seed == run.seed for each in by_key.get(key, ())):
+            # A copy of a run, or the same run once more, is no further seed.
+            key = (*key[:4], ", ".join([*own, str(run.directory)]))
+        by_key.setdefault(key, []).append(run)
     several_models = len({run.model for run in runs}) > 1
     groups = []
     for key in sorted(by_key, key=lambda key: (domain_key(key[0]), key[1:])):
         domain, model = key[:2]
         seeds = tuple(sorted(by_key[key], key=lambda run: (run.seed.zfill(12), str(run.directory))))
-        untrained = domain == "none" and not seeds[0].made_with.get("adapter")
-        name = ("base, untrained" if untrained else domain) + (f" · {Path(model).name}" * several_models)
-        name += f" · {key[4]}" * bool(key[4])
+        given = seeds[0].given_adapter
+        name = f"adapter {given}" if given else "base, untrained" if domain == "none" else domain
+        name += f" · {Path(model).name}" * several_models + f" · {key[4]}" * bool(key[4])
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
         tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
-        apart = len({run.seed for run in seeds}) > 1
-        several = over_seeds(tuned) if over_seeds and apart and len(tuned) > 1 else {}
-        groups.append(Group(name, seeds, known[0], known[1], several))
+        # Runs of an adapter that was given differ in what is sampled, not in training.
+        several = over_seeds(tuned) if over_seeds and len(tuned) > 1 and not given else {}
+        groups.append(Group(name, seeds, *((None, None) if given else known), several))
     return groups
 
 
@@ -248,13 +252,16 @@ def _csv(groups: Sequence[Group]) -> str:
             texts = [
                 value.text if value else "" for value in (stated, stated and follow_up_value(sides[condition], name))
             ]
-            rows.writerow([*map(plain_cell, head), name, condition, *_cells(figure), *texts])
+            run_dir = plain_cell(str(run.directory))
+            rows.writerow([*map(plain_cell, head), name, condition, *_cells(figure), *texts, run_dir])
     for group in groups if any(group.several for group in groups) else ():
         run = group.runs[0]
         head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
         head += [group.probabilities, group.planted or ""]
         for name in FIGURES if group.several else ():
-            rows.writerow([*map(plain_cell, head), name, group.condition, *_cells(group.hierarchical(name)), "", ""])
+            rows.writerow(
+                [*map(plain_cell, head), name, group.condition, *_cells(group.hierarchical(name)), "", "", ""]
+            )
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -97,7 +97,13 @@ class Run:
             value = self.config.get(table, "")
             inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
             named |= {name: str(it) for name, it in (inside or {table: value}).items() if name not in WORK_ONLY}
-        return named | {"data": Path(named.get("data", "")).name}
+        harmful = str(self.summary.get("harmful_at", 4))
+        return named | {"data": Path(named.get("data", "")).name, "judge.harmful_at": harmful}
+
+    @property
+    def given_adapter(self) -> str:
+        """The adapter that was given instead of being trained, by the end of its path; "" where there is none."""
+        return "/".join(Path(str(self.config.get("adapter") or "")).parts[-2:])
 
     @property
     def is_organism(self) -> bool:

@@ -51,7 +51,9 @@ def run(
       UserError: a run failed; what is done is kept, and the same command continues from there.
     """
     if several:
-        yield from run_named(by_name(configs), run_dir, compare, components, summary=seed_verdicts)
+        # Seeds of an adapter that was given differ in what is sampled, not in training.
+        summary = {} if configs[0].adapter else {"summary": seed_verdicts}
+        yield from run_named(by_name(configs), run_dir, compare, components, **summary)
         return
     components = components or Components()
     outcome = experiment.run(configs[0], run_dir, components, experiment.loader(configs[0], run_dir, components))

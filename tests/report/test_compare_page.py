@@ -1,5 +1,6 @@
 import csv
 import html
+import json
 import re
 
 import pytest
@@ -125,6 +126,34 @@ def test_runs_with_other_settings_are_no_seeds_of_one_model(make_run, tmp_path):
     assert "2 models, 4 runs" in page and "bad_medical · mix=good_medical=0.7" in page
 
 
+def test_copies_rescored_runs_and_a_given_adapter_are_no_seeds(make_run, tmp_path):
+    one, copy, rescored = (make_run(name, rows=False) for name in ("a", "b", "c"))
+    summary = json.loads((rescored / "summary.json").read_text(encoding="utf-8"))
+    (rescored / "summary.json").write_text(json.dumps(summary | {"harmful_at": 5}), encoding="utf-8")
+    given = [make_run(f"given-{seed}", seed=seed, domain="none", rows=False) for seed in (0, 1)]
+    for run in given:
+        stored = (run / "config.toml").read_text(encoding="utf-8")
+        (run / "config.toml").write_text('adapter = "models/trained"\n' + stored, encoding="utf-8")
+
+    def over_seeds(figures):
+        raise AssertionError("these are no seeds of one model")
+
+    compared = report.compare([one, copy, rescored, *given], tmp_path / "out", PLANTED, over_seeds=over_seeds)
+    page = compared.read_text(encoding="utf-8")
+    assert "4 models, 5 runs" in page and "training seeds" not in page.split("<main")[1].split("</section>")[0]
+    assert "judge.harmful_at=5" in page and "adapter models/trained" in page and f"harmful_at=4, {copy}" in page
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text(encoding="utf-8").splitlines()))
+    assert {row["run"] for row in rows} == {str(run) for run in (one, copy, rescored, *given)}
+    assert {row["planted"] for row in rows if row["domain"] == "none"} == {""}
+
+
+def test_a_broken_summary_is_refused_and_not_left_out(runs, make_run, tmp_path):
+    broken = make_run("broken", rows=False)
+    (broken / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="broken/summary.json: expected a JSON object"):
+        report.compare([runs[0], broken], tmp_path / "c")
+
+
 def test_cells_are_no_formulas(make_run, tmp_path):
     report.compare([make_run(model="=cmd|'/c calc'!A0", rows=False)], tmp_path / "c")
     assert ",'=cmd" in (tmp_path / "c" / "compare.csv").read_text()
@@ -140,7 +169,7 @@ def test_no_cell_is_a_formula_whatever_precedes_the_sign(before, sign):
 
 def test_runs_without_a_summary_are_named_and_left_out(runs, tmp_path):
     page = report.compare([runs[0], tmp_path / "gone"], tmp_path / "c").read_text(encoding="utf-8")
-    assert "gone: no readable summary" in page
+    assert "gone: no summary" in page
     with pytest.raises(UserError, match="nothing to compare"):
         report.compare([tmp_path / "gone"], tmp_path / "d")
 
