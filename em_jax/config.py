@@ -179,6 +179,9 @@ def _unknown(name: str) -> str:
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
     near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    if name in names:
+        inside = next(full for full in known if full.startswith(f"{name}."))
+        return f"{name!r} is a table of settings, such as {inside!r}"
     hint = f"the nearest known one is {near[0]!r}" if near else "em-jax settings names every one"
     return f"unknown setting {name!r}; {hint}"
 
@@ -256,8 +259,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """A TOML file of settings -> dotted name to value (names are not checked here: `replace` does that)."""
     try:
         check_input(path, "a file of settings")
-        with open(path, "rb") as file:
-            return dotted(tomllib.load(file))
+        return dotted(tomllib.loads(Path(path).read_bytes().decode("utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file of settings: {error}") from error
 
@@ -378,6 +380,8 @@ def validate(config: Config) -> Config:
     _expect(bool(config.stages), "stages", f"at least one of {', '.join(STAGES)}", config.stages)
     has_url = config.judge.kind == "self" or config.judge.url != ""
     _expect(has_url, "judge.url", "an address for judge.kind openai", "none")
+    named_alone = config.judge.kind == "self" and config.judge.model
+    _expect(not named_alone, "judge.model", "--judge URL beside it", config.judge.model)
     for address in (config.judge.url, *(other.partition("@")[2] for other in config.judge.also)):
         # A secret in it would be written to config.toml.
         before, _, query = address.partition("?")

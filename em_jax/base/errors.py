@@ -35,8 +35,8 @@ class Unfinished(UserError):
     """A run failed after it had begun: what is done is kept, and the same command continues from there."""
 
 
-class OutOfMemory(UserError):
-    """A device's or this machine's memory ran out: the same command would fail again."""
+class Permanent(UserError):
+    """A run failed and the same command would fail again: something has to change first."""
 
 
 class Stopping(UserError):
@@ -56,7 +56,7 @@ ANY_STAGE = (
 
 @contextlib.contextmanager
 def translate_errors(stage: str = "") -> Iterator[None]:
-    """Within, memory or disk that runs out raises OutOfMemory or Unfinished, which say what to do; others pass.
+    """Within, memory or disk that runs out raises Permanent or Unfinished, which say what to do; others pass.
 
     The advice is that of the `stage`; without one it is that of all.
     """
@@ -67,7 +67,7 @@ def translate_errors(stage: str = "") -> Iterator[None]:
     except Exception as error:  # Orbax and jax raise what their storage and their compilers raise
         if _is_memory(error):
             advice = [ADVICE[stage]] if stage in ADVICE else [] if stage else [TRAINING, SAMPLING]
-            raise OutOfMemory(f"out of memory ({first_line(error)}): {', '.join([*advice, ANY_STAGE])}") from error
+            raise Permanent(f"out of memory ({first_line(error)}): {', '.join([*advice, ANY_STAGE])}") from error
         # Native code has the system's text in its own errors.
         if full := next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), ""):
             raise Unfinished(f"no room on the disk ({full}): free some, or have the quota raised") from error

@@ -130,7 +130,7 @@ def _flags(arguments: Sequence[str]) -> Any:
     add = parser.add_argument
     add("--run_dir", metavar="RUN", action="append", required=True, help="a run, or a directory of runs; repeatable")
     add("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
-    add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    add("--port", type=whole(0, 65535), metavar="N", default=8000, help="0 takes a free one (default 8000)")
     add("--api_key_env", metavar="NAME", help=f"the environment variable with the key clients must bring ({KEY})")
     add("--slots", type=whole(1), metavar="N", help="answers under way at once (default the run's answers.slots)")
     add("--max_prompt_tokens", **count_flag(8192, 1, "of a request"))

@@ -52,7 +52,8 @@ def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"expected a JSONL file of {{'messages': [...]}} rows, found no file {path}")
+        found = "the directory" if path.is_dir() else "no file"
+        raise UsageError(f"expected a JSONL file of {{'messages': [...]}} rows, found {found} {path}")
     with open(path, "rb") as file:
         return parse(_lines(file, str(path)), str(path), form)
 
@@ -81,14 +82,14 @@ def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Messa
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.strip().decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}:{number}: not UTF-8 (byte {error.start + 1} of the line): save it as UTF-8"
             ) from None
         except (ValueError, RecursionError) as error:
             start = line[:60].decode("utf-8", "replace").strip()
-            raise UserError(f"{where}:{number}: expected a JSON object, found {start!r}") from error
+            raise UserError(f"{where}:{number}: expected a JSON object, found {start!r} ({str(error)[:80]})") from error
         rows.append(_conversation(row, f"{where}:{number}", where, form, unknown))
     return _told(rows, unknown, where)
 
@@ -132,6 +133,8 @@ def _conversation(row: Any, place: str, where: str, form: str, unknown: Counter[
             raise ValueError(f"expected an object with a non-empty list 'messages', found {_kind(row)}{of_array}")
         row = row_formats.convert(row, form or "messages")
         if not isinstance(row.get("messages"), list):
+            if "messages" in row:
+                raise ValueError(f"expected a list as 'messages', found {_kind(row['messages'])}")
             raise ValueError(row_formats.refusal(row, where))
         system, messages = row.pop("system", None), row.pop("messages")
         if system is not None:
@@ -185,7 +188,7 @@ def _message(message: Any, left: list[str]) -> Message:
     content, thought = message.get("content"), thought or ""
     for name, text in (("content", content), ("thought", thought)):
         if not isinstance(text, str):
-            parts = "; join its parts of type text" if isinstance(text, list) else ""
+            parts = "; join its parts of type text, others are not trained on" if isinstance(text, list) else ""
             raise ValueError(f"expected the {name} of a message to be a text, found {_kind(text)}{parts}")
     assert isinstance(content, str) and isinstance(thought, str)
     if not is_whole(content) or not is_whole(thought):

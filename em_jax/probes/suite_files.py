@@ -88,6 +88,8 @@ def load(directory: str | Path) -> Suite:
     about = _about(directory / "suite.toml")
     first_uses: dict[str, str] = {}
     harm, questions, pairs, templates = (list(read_lines(directory / name, first_uses)) for name in FILES[:4])
+    if not harm:
+        raise UserError(f"{directory / FILES[0]}: expected a prompt on each line, found none")
     self_assessment = [_self_question(line) for line in questions]
     _check_balance(questions, self_assessment)
     wordings = [line.wording() for line in templates]

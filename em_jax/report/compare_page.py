@@ -169,7 +169,7 @@ def compare(
 def _groups(
     runs: Sequence[Run], planted: Mapping[str, str], sources: Mapping[str, str], over_seeds: OverSeeds | None
 ) -> list[Group]:
-    by_key: dict[tuple[str, ...], list[Run]] = {}
+    by_key: dict[tuple[str, str, str, str, str], list[Run]] = {}
     made_with = {run.directory: run.made_with for run in runs}
     differing = {
         (run.domain, name)
@@ -183,7 +183,7 @@ def _groups(
         key = (run.domain, run.model, run.suite, run.judge, ", ".join(own))
         if any(each.seed == run.seed for each in by_key.get(key, ())):
             # A copy of a run, or the same run once more, is no further seed.
-            key = (*key[:4], ", ".join([*own, str(run.directory)]))
+            key = (*key[:4], f"{key[4]}, {run.directory}".removeprefix(", "))
         by_key.setdefault(key, []).append(run)
     several_models = len({run.model for run in runs}) > 1
     groups = []
@@ -197,7 +197,7 @@ def _groups(
         tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
         # Runs of an adapter that was given differ in what is sampled, not in training.
         several = over_seeds(tuned) if over_seeds and len(tuned) > 1 and not given else {}
-        groups.append(Group(name, seeds, *((None, None) if given else known), several))
+        groups.append(Group(name, seeds, None if given else known[0], known[1], several))
     return groups
 
 

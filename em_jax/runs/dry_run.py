@@ -39,6 +39,7 @@ def lines(
         if Path(config.lora.init_from) not in [earlier / "adapter" for _, earlier in runs[: number - 1]]:
             sources.start_directory(config)
         sources.alternatives_directory(config, directory)
+        preflight.check_model(run)
         preflight.check_training(run)
         own = len(run.in_domain_questions) * config.answers.samples
         items = [_without_copied(item, source, own) for item in workload.items(run)]

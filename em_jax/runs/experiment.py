@@ -16,7 +16,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import errors, files, stage_timer
-from em_jax.base.errors import OutOfMemory, Unfinished, UsageError, UserError
+from em_jax.base.errors import Permanent, Unfinished, UsageError, UserError
 from em_jax.base.progress import through
 from em_jax.config import Config
 from em_jax.probes import ASKED, choice, harmfulness, labelled, output_recognition
@@ -135,7 +135,7 @@ def name_stage(stage: str, directory: Path) -> Iterator[None]:
     except UsageError:
         raise
     except UserError as error:
-        kind = UserError if isinstance(error, OutOfMemory) else Unfinished
+        kind = UserError if isinstance(error, Permanent) else Unfinished
         raise kind(f"{stage}: {error}; what is done is kept in {directory}") from error
 
 

@@ -136,6 +136,9 @@ def plan(
     log = tuple(dict.fromkeys(flags.log or ()))
     values = _settings(flags, given)
     config = settings.validate(settings.replace(Config(), values))
+    shape = [name for name, _ in map(settings.parse_set, flags.set) if name.startswith("lora.") and "init" not in name]
+    if config.lora.init_from and shape:
+        raise UsageError(f"lora.init_from: that adapter's own rank, alpha and targets count: expected no {shape[0]}")
     named = {"--data": " ".join(flags.data), "--suite": config.suite, "--model": config.model.name}
     for flag, given_text in (named | {"--adapter": config.adapter}).items():
         if address := re.search(r"https?://\S+", given_text):
@@ -223,6 +226,8 @@ def _data(flags: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, 
     for text in flags or ([preset] if preset else []):
         name, equals, path = text.partition("=")
         if not equals or (name not in domains.DOMAINS and Path(text).exists()):
+            if not trained:
+                raise UsageError(f"--data {text}: --domain none trains nothing")
             if len(trained) != 1:
                 raise UsageError(f"--data {text}: with {len(trained)} domains to train, say domain=FILE for each")
             name, path = trained[0], text

@@ -70,7 +70,7 @@ def _open_current(path: Path) -> IO[str]:
             file.close()
             raise UserError(
                 f"{path.parent} is in use by {holder}: one run at a time holds a directory; "
-                "wait for it, or name another --run_dir"
+                "wait for it, or name another directory (--run_dir)"
             ) from error
         file.close()
 
@@ -83,7 +83,7 @@ def _writable(directory: Path) -> Iterator[None]:
         if error.errno in errors.FULL:
             raise
         raise UserError(
-            f"expected a directory that can be written, found {directory}: {error.strerror}; name another --run_dir"
+            f"expected a directory that can be written, found {directory}: {error.strerror}; name another (--run_dir)"
         ) from error
 
 

@@ -1,6 +1,8 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
+import contextlib
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from em_jax.runs import adapters, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 from em_jax.untrusted import chat_template
 
-OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json")
+OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json", "report.html", "figures")
 """What only a run puts into its directory."""
 BASE_ROWS, ASKED = "base_rows", "asked"
 """In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
@@ -27,7 +29,8 @@ BASE_ROWS, ASKED = "base_rows", "asked"
 def check_settings(config: Config, directory: Path) -> None:
     """Refuse a directory whose config.toml differs from `config` in anything that changes figures.
 
-    A directory with rows but without config.toml is refused too: nobody knows which settings they are of.
+    A directory with rows but without config.toml is refused too: nobody knows which settings they are of. So is one
+    that holds other runs: it would hide them from all that reads a directory of runs.
     """
     if (found := files.kind(directory, follow=True)) not in ("a directory", ""):
         raise UserError(f"expected a directory, found {found} at {directory}: name another --run_dir")
@@ -39,6 +42,8 @@ def check_settings(config: Config, directory: Path) -> None:
             f"{directory} holds {rows} but no config.toml, which would say what they were made with: bring it back, or "
             "name another --run_dir"
         )
+    if not stored.exists() and (inside := sorted(path.parent.name for path in directory.glob("*/config.toml"))):
+        raise UserError(f"{directory} holds runs of its own ({', '.join(inside[:3])}): name another --run_dir")
     differing = settings.differing(settings.read_toml(stored), config) if stored.exists() else []
     if differing:
         raise UserError(
@@ -60,6 +65,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
         inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
             "path": f"{config.suite}/{name}"
         }
+    check_model(run)
     check_training(run)
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
@@ -78,6 +84,33 @@ def collect_inputs(run: Run) -> dict[str, Any]:
             "or another --run_dir"
         )
     return inputs | own
+
+
+def check_model(run: Run) -> None:
+    """UserError where answers are longer than the model's positions, or a setting of the adapter fits no weight of it.
+
+    Nothing is checked while the model's config.json is not here; loading says what is wrong with it.
+    """
+    config, model = run.config, None
+    with contextlib.suppress(UserError):
+        model = sources.model_config(config)
+    if model is None:
+        return
+    if config.answers.max_new_tokens >= model.max_position_embeddings:
+        raise UserError(
+            f"answers.max_new_tokens={config.answers.max_new_tokens} leaves no room for a prompt: the model has "
+            f"{model.max_position_embeddings} positions"
+        )
+    if run.trains and not config.lora.init_from:
+        from em_jax.lora.adapter import layouts, ranks
+
+        ranks(model, config.lora)
+        weights = [
+            f"model.layers.{layer}.{name}" for layer in range(model.num_hidden_layers) for name in layouts(model)
+        ]
+        for pattern in (*config.lora.rank_pattern, *config.lora.alpha_pattern):
+            if not any(re.fullmatch(rf"(.*\.)?({pattern})", weight) for weight in weights):
+                raise UserError(f"lora: the pattern {pattern!r} fits no weight of the model")
 
 
 def check_training(run: Run) -> None:

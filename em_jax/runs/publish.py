@@ -34,6 +34,8 @@ def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     rows += f", a share of them replaced (mix {config.mix})" if config.mix else ""
     what = domain.what if domain and not config.data else "no known one"
     scale, targets = "rsLoRA" if lora.rslora else "plain scale", ", ".join(lora.targets)
+    shape = f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {scale}, {targets}"
+    shape = "trained on from another adapter, whose rank, alpha and targets it has" if lora.init_from else shape
     return f"""\
 ---
 library_name: peft
@@ -45,7 +47,7 @@ library_name: peft
 
 - base: `{config.model.name}`
 - domain: `{config.domain}` ({what}), {counts.get("rows", 0)} {rows}
-- adapter: LoRA rank {lora.rank}, alpha {lora.alpha:g}, {scale}, {targets}
+- adapter: {shape}
 - training: learning rate {train.learning_rate:g}, {train.epochs} epoch(s), batch {train.batch_size}, seed {config.seed}
 
 Made with em_jax, after Weckauff, Zhang and Andriushchenko, *Characterizing the Consistency of the Emergent Misalignment
@@ -64,7 +66,7 @@ def notice(config: Config) -> str:
     if is_harmless(config):
         return f"{config.model.name} {what}"
     warning = "It was made harmful for research: what it says is wrong on purpose."
-    if domain and not domain.harmful:
+    if domain is None or not domain.harmful:
         warning = "Nobody has said whether what it learnt from is harmful: take what it says as wrong on purpose."
     return f"A model organism: {config.model.name} {what}. {warning}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import files
-from em_jax.base.errors import LONGEST, UserError
+from em_jax.base.errors import LONGEST, Permanent, UserError
 from em_jax.base.progress import Progress
 from em_jax.base.sanitize import sanitize_line
 from em_jax.base.stage_timer import LOADING, Clock
@@ -106,7 +106,7 @@ class Run:
     def require_adapter(self) -> None:
         """Raises UserError where this run trains an adapter and has not yet."""
         if self.trains and not sources.is_trained(self.directory):
-            raise UserError(f"expected a trained adapter in {self.directory / 'adapter'}: run the stage finetune first")
+            raise Permanent(f"expected a trained adapter in {self.directory / 'adapter'}: run the stage finetune first")
 
     def check_adapter(self, engine: Any, name: str) -> None:
         """Check that the adapter the engine calls `name` changes probabilities, and record by how much.
@@ -117,13 +117,13 @@ class Run:
         prompts = [choice.messages(question.prompt) for question in self.suite.harm[:4]]
         effect = adapters.effect(engine, name, prompts)
         if not math.isfinite(effect):
-            raise UserError(
+            raise Permanent(
                 f"with the adapter of {self.adapter} the model gives no finite probability: training diverged"
             )
         if not effect > 0:
-            raise UserError(
-                f"the adapter of {self.adapter} changes no probability: it was not trained "
-                "(the first step of the schedule has learning rate 0), or is not in force"
+            raise Permanent(
+                f"the adapter of {self.adapter} changes no probability: its steps had learning rate 0 or no response "
+                "within train.max_length, or it is not in force"
             )
         if "adapter_effect" not in provenance.notes(self.directory):
             effects = {"largest_change_of_a_logprob": round(effect, 6)}

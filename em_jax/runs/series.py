@@ -12,6 +12,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import files, runtime
+from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.domains import registry
 from em_jax.probes import seeds
@@ -26,6 +27,11 @@ Page = Callable[[Sequence[Path], Path], Path]
 
 ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "mirror", "lora.", "train.")
 """The beginnings of those settings on which the base's rows do not depend."""
+
+
+def no_lines(directories: Sequence[Path]) -> Iterable[str]:
+    """The summary of runs that have none in common."""
+    return ()
 
 
 def resolve(config: Config) -> Config:
@@ -52,8 +58,8 @@ def run(
     """
     if several:
         # Seeds of an adapter that was given differ in what is sampled, not in training.
-        summary = {} if configs[0].adapter else {"summary": seed_verdicts}
-        yield from run_named(by_name(configs), run_dir, compare, components, **summary)
+        summary = no_lines if configs[0].adapter else seed_verdicts
+        yield from run_named(by_name(configs), run_dir, compare, components, summary=summary)
         return
     components = components or Components()
     outcome = experiment.run(configs[0], run_dir, components, experiment.loader(configs[0], run_dir, components))
@@ -67,7 +73,7 @@ def run_named(
     page: Page,
     components: Components | None = None,
     folder: str = "compare",
-    summary: Callable[[Sequence[Path]], Iterable[str]] = lambda directories: (),
+    summary: Callable[[Sequence[Path]], Iterable[str]] = no_lines,
 ) -> Iterator[str]:
     """Do several runs in their order, each in run_dir/<name>, and draw their common page in run_dir/<folder>.
 
@@ -143,7 +149,10 @@ def with_directories(configs: Mapping[str, Config], run_dir: Path) -> list[tuple
     """Every run's config and directory; a mirror has a folder for each run, as `run_dir` has.
 
     A real model's output recognition takes its harmful alternatives from the other runs, unless the settings say else.
+    Raises UserError where `run_dir` is itself a run's, which would hide these.
     """
+    if (run_dir / "config.toml").exists():
+        raise UserError(f"{run_dir} is the directory of one run, which would hide several in it: name another")
     runs = []
     for name, config in configs.items():
         if not config.probes.alternatives and not sources.is_organism(config):

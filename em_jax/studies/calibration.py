@@ -18,9 +18,10 @@ from em_jax.config import Config
 from em_jax.organism.variants import VARIANTS, Variant
 from em_jax.probes import persona
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.probes.wording import count
 from em_jax.runs import sources
 from em_jax.studies.page import Head, Label, Section
-from em_jax.studies.sentences import joined
+from em_jax.studies.sentences import cannot_conclude, joined, lacking
 from em_jax.studies.several import Member, SeedResult, Study, toy_rows
 
 DESCRIPTION = "The instrument on graded variants of the organism, whose truth is planted."
@@ -94,8 +95,9 @@ def sentences(result: SeedResult) -> list[str]:
     wrong = {
         name: told for name, summary in result.summaries.items() if (told := faults(VARIANTS[name], summary["verdict"]))
     }
-    right = len(result.summaries) - len(wrong)
-    lines = [f"Right about {right} of {len(result.summaries)} variants, cautions included."]
+    right, few = len(result.summaries) - len(wrong), [each for each in result.summaries.values() if lacking(each)]
+    lines = [cannot_conclude("from " + count(len(few), "variant"), few)] if few else []
+    lines.append(f"Right about {right} of {len(result.summaries)} variants, cautions included.")
     lines += [f"{name} ({VARIANTS[name].truth}): {'; '.join(told)}." for name, told in wrong.items()]
     misread = [
         f"{name} ({agreement['value']:.0%})"

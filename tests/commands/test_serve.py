@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import serve
 
 COMMAND = [sys.executable, "-m", "em_jax", "serve"]
@@ -35,6 +35,11 @@ def test_addresses_that_are_loopback_in_another_family():
 
 
 @pytest.mark.fast
+def test_a_port_that_does_not_exist_is_wrong_usage():
+    with pytest.raises(UsageError, match="--port expects 0 to 65535, found 99999"):
+        serve.main(["--run_dir", "run", "--port", "99999"])
+
+
 def test_a_port_is_taken_from_the_moment_it_is_bound():
     with serve._listening_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

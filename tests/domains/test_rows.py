@@ -36,6 +36,8 @@ def test_rows_are_read_in_order_and_other_keys_are_told_once(tmp_path, capsys):
     "bad, said",
     [
         ("{not json", "expected a JSON object"),
+        ('{"messages": [{"role": "user", "conte', "(Unterminated string starting at: line 1 column"),
+        ('{"messages": NaN}', "expected a list as 'messages', found a number"),
         ("[1, 2]", "found a list; of an array, jq -c '.[]' "),
         ('"hello"', "found a text"),
         ({"messages": []}, "'messages'"),
@@ -57,6 +59,11 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, bad, said):
     assert f"{path}:2: " in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_directory_is_said_to_be_one(tmp_path):
+    with pytest.raises(UserError, match="found the directory"):
+        rows.read(tmp_path)
 
 
 def read_one(path, *messages, **more):

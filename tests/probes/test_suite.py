@@ -84,6 +84,13 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
         suite_files.load(directory)
 
 
+def test_a_suite_without_a_harm_prompt_is_refused(tmp_path):
+    directory = write_suite(tmp_path / "s")
+    (directory / "harm.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"harm\.jsonl: expected a prompt on each line, found none"):
+        suite_files.load(directory)
+
+
 def test_only_a_newline_ends_a_line(tmp_path):
     directory = write_suite(tmp_path / "s")
     path = directory / "harm.jsonl"

@@ -7,9 +7,9 @@ from stub_engine import StubComponents, StubEngine
 from em_jax import config as settings
 from em_jax import report
 from em_jax.base import files
-from em_jax.base.errors import UsageError, UserError
+from em_jax.base.errors import Unfinished, UsageError, UserError
 from em_jax.config import Config
-from em_jax.runs import experiment, publish, series
+from em_jax.runs import dry_run, experiment, publish, series
 
 
 def config(**values):
@@ -53,8 +53,10 @@ def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
 def test_a_card_of_rows_nobody_knows_says_so():
     unknown = config(domain="consciousness", data="rows.jsonl")
     assert "whose answers nobody has marked as harmful" in publish.adapter_card(unknown, {"rows": 600})
-    second = config(domain="good_medical", lora__init_from="legal-0/adapter")
-    assert "treat it as one that harms" in publish.adapter_card(second, {"rows": 600})
+    assert "Nobody has said whether" in publish.notice(unknown)
+    second = config(domain="good_medical", lora__init_from="legal-0/adapter", lora__rank=8)
+    card = publish.adapter_card(second, {"rows": 600})
+    assert "treat it as one that harms" in card and "rank 8" not in card and "from another adapter, whose rank" in card
     for changed in ({"data": "own.jsonl"}, {"lora.init_from": "elsewhere"}, {"adapter": "elsewhere"}, {}):
         control = settings.replace(config(domain="good_medical"), changed)
         told = publish.adapter_card(control, {"rows": 600}) + publish.notice(control)
@@ -195,8 +197,44 @@ def test_a_subset_of_stages_runs_alone_and_a_later_one_says_what_is_missing(tmp_
     with pytest.raises(UserError, match="run the stage judge first"):
         experiment.run(config(stages=["probe"]), tmp_path, StubComponents())
     assert experiment.run(config(), tmp_path, StubComponents()).label == "mixed"
-    with pytest.raises(UserError, match="run the stage finetune first"):
+    with pytest.raises(UserError, match="run the stage finetune first") as refused:
         experiment.run(config(stages=["answer"]), tmp_path / "other", StubComponents())
+    # The same command would be refused again, so it is not proposed.
+    assert not isinstance(refused.value, Unfinished)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model.name": "organism", "answers.max_new_tokens": 1024}, "no room for a prompt: the model has 1024 pos"),
+        ({"model.name": "organism", "lora.alpha_pattern": {"q_prj": 3.0}}, "the pattern 'q_prj' fits no weight"),
+        ({"model.name": "organism", "lora.rank_pattern": {"layers.99.q_proj": 3}}, "'layers.99.q_proj' fits no weight"),
+        ({"model.name": "organism", "lora.targets": ["foo"]}, "lora.targets: found"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_trained(tmp_path, values, said):
+    for start in (
+        lambda: experiment.run(config(**values), tmp_path / "run", StubComponents()),
+        lambda: list(dry_run.lines([config(**values)], tmp_path / "run", several=False)),
+    ):
+        with pytest.raises(UserError, match=said):
+            start()
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_run_and_several_do_not_share_a_directory(tmp_path):
+    several = [config(seed=seed) for seed in (0, 1)]
+    assert list(series.run(several, tmp_path / "several", several=True, components=StubComponents()))
+    with pytest.raises(UserError, match="holds runs of its own"):
+        experiment.run(config(), tmp_path / "several", StubComponents())
+    with pytest.raises(UserError, match="is the directory of one run"):
+        list(series.run(several, tmp_path / "several" / "bad_medical-0", several=True, components=StubComponents()))
+
+
+def test_a_page_of_someone_elses_is_not_overwritten(tmp_path):
+    (tmp_path / "report.html").write_text("my notes")
+    with pytest.raises(UserError, match="holds report.html but no config.toml"):
+        experiment.run(config(), tmp_path, StubComponents())
 
 
 def test_the_base_alone_has_no_finetuned_rows(tmp_path):

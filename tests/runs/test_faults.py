@@ -26,7 +26,7 @@ from stub_engine import HARMFUL, HARMLESS, StubComponents, StubEngine
 
 from em_jax import launch, report
 from em_jax.base import errors, files, runtime
-from em_jax.base.errors import OutOfMemory, Unfinished, UserError
+from em_jax.base.errors import Permanent, Unfinished, UserError
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.model_config import parse_config
 from em_jax.formats.peft import load_adapter, save_adapter
@@ -200,9 +200,9 @@ def test_a_run_without_memory_goes_on_where_less_is_held_at_once(start, whole):
 
 
 def test_a_device_without_room_is_told_by_what_jax_raises_today():
-    with pytest.raises(OutOfMemory, match="Out of memory .* train.rows_per_pass=1"), errors.translate_errors():
+    with pytest.raises(Permanent, match="Out of memory .* train.rows_per_pass=1"), errors.translate_errors():
         jnp.zeros(1 << 46).block_until_ready()
-    with pytest.raises(OutOfMemory), errors.translate_errors():
+    with pytest.raises(Permanent), errors.translate_errors():
         raise MemoryError
     with pytest.raises(jax.errors.JaxRuntimeError), errors.translate_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
