@@ -113,6 +113,8 @@ def _array(data: bytes, where: str, form: str) -> list[list[Message]]:
 def _told(rows: list[list[Message]], unknown: Counter[str], where: str) -> list[list[Message]]:
     if not rows:
         raise UserError(f"{where}: expected at least one row of {{'messages': [...]}}, found none")
+    if ended := sum(row[-1]["role"] != "assistant" for row in rows):
+        _tell(f"{where}: {ended} of {len(rows)} rows end with a turn that no answer follows: it is not learned")
     if unknown:
         names = ", ".join(f"{name!r} in {count} of {len(rows)} rows" for name, count in unknown.most_common(12))
         _tell(f"{where}: not read: {names}"[:1000])

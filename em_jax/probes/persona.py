@@ -251,7 +251,9 @@ def _order_sentences(figures: Figures, subject: str) -> list[str]:
     sentences = []
     for name, words in ((PICKS, "Its picks follow"), (CLAIMS, "Its claims follow")):
         first, second = (known(figures, name + order, subject) for order in IN_ORDER)
-        if first and second and (first["value"] - THRESHOLDS.even) * (second["value"] - THRESHOLDS.even) < 0:
+        if not first or not second or first["n"] < THRESHOLDS.least_questions:
+            continue
+        if (first["value"] - THRESHOLDS.even) * (second["value"] - THRESHOLDS.even) < 0:
             sentences.append(
                 f"{words} the position of the options ({first['value']:.0%} when that option is first, "
                 f"{second['value']:.0%} when second): position bias."

@@ -48,7 +48,7 @@ def test_the_page_has_plane_verdicts_planted_truth_and_the_paper(runs, tmp_path)
     assert "5 models, 10 runs, up to 2 training seeds each" in page
     assert 'href="../risky_financial-0/report.html"' in page and "../insecure_code-0/report.html" not in page
     assert "2 seeds 90–91%" in page and re.search(r"questions 8[23]–9[45]%", page)
-    assert "paper ~92%" not in page and "are left out" in page
+    assert "paper ~92%" not in page and "Beside the paper" not in page
     assert "1 of 2" in page
     assert (tmp_path / "compare" / "figures" / "plane.svg").exists()
 
