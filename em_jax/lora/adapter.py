@@ -30,7 +30,7 @@ class LoraParams(NamedTuple):
 class Adapter(NamedTuple):
     """S adapters (one, or a stack) by target. `factors` is trained; `scale`, float32[L, S], is not.
 
-    A layer without an update, and the ranks that an adapter lacks beside a larger one, are zeros in both A and B. Where
+    A layer without an update, and the ranks that pad an adapter to the largest one's, are zeros in both A and B. Where
     both are zero, both gradients are zero, so they stay zero in training.
     """
 
@@ -56,7 +56,7 @@ def layouts(config: TransformerConfig) -> dict[str, Layout]:
         if weight.layout.inputs
         for name, outputs in weight.targets.items()
     }
-    # A fresh adapter's numbers depend on this order.
+    # The order decides each target's random key.
     return dict(sorted(found.items(), key=lambda each: each[0].rpartition(".")[2]))
 
 
@@ -134,7 +134,7 @@ def zero_params(config: TransformerConfig, target: str, rank: int) -> LoraParams
 
 
 def shardings_of(config: TransformerConfig, factors: Mapping[str, Any], sharding: Sharding) -> dict[str, LoraParams]:
-    """Where every A and B lies: split as the axes of its matrix are, and the rank over what they leave."""
+    """The sharding of every A and B: that of its weight's axes, and the rank over the mesh axes that remain."""
     return {
         target: LoraParams(
             sharding.factor(f"L{layouts(config)[target].inputs}SR", params.a.shape),

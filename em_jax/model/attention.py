@@ -32,9 +32,9 @@ class KVBlock(NamedTuple):
 class KVCache(NamedTuple):
     """KV cache: a read-only prefix and a chunk buffer, each of keys and values in the axes of KVBlock.
 
-    A row attends to the first `length` tokens of its prefix and, in the buffer, up to `write_index`, where its new
-    token's keys and values are written; XLA can write in place. Arrays of all layers have a leading L where the model's
-    layers are stacked, and are sequences of L arrays where they are not.
+    A row attends to the first `length` tokens of its prefix and, in the buffer, up to and including `write_index`,
+    where its new token's keys and values are written; XLA can write in place. Arrays of all layers have a leading L
+    where the model's layers are stacked, and are sequences of L arrays where they are not.
     """
 
     prefix: tuple[Any, Any]

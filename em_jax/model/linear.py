@@ -73,7 +73,7 @@ class Linear(nnx.Module):
         weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...]).reshape(x.shape[-1], -1)
         y = jnp.einsum("BTX,XY->BTY", x, weight.astype(x.dtype))
         if self.scale is not None:
-            # In float32, of results that are written in x's dtype: an accelerator would write float32 ones out.
+            # Scaled in float32, but the matmul's output is in x's dtype: an accelerator would write float32 out.
             y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
         if self.name in updates:
             y += updates[self.name]

@@ -1,4 +1,4 @@
-"""Where every array lives: one table from logical axes to mesh axes, a column for training and one for sampling."""
+"""The sharding of every array: one table from logical axes to mesh axes, a column for training and one for sampling."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "drawn_batch": (("data", "fsdp"), ("data", "fsdp", "tensor")),
     "length": ((), ()),
     "width": (("fsdp",), ("fsdp",)),
-    "width_in_use": ((), ("fsdp",)),
+    "width_in_matmul": ((), ("fsdp",)),
     "q_heads": (("tensor",), ("tensor",)),
     "kv_heads": (("tensor",), ("tensor",)),
     "mlp": (("tensor",), ("tensor",)),
@@ -34,7 +34,7 @@ TABLE: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The sharding table. Weights are sharded the same way in both columns; what moves between devices differs.
 
 Training and prefill have many tokens a pass: each layer's weights are gathered over fsdp just before their matmul
-("width_in_use"), in the dtype in which they are stored.
+("width_in_matmul"), in the dtype in which they are stored.
 Sampling has one token a row: the residual stream and the MLP keep all rows of a data shard and split the width as the
 weights do, so that small sums of activations travel and the weights stay in place. "lookup_batch" is the batch axis of
 an embedding lookup, whose columns are sharded as the table's are; "drawn_batch" that of logits from which tokens are
@@ -46,7 +46,7 @@ would be contracted there: one more sum of the residual stream for every matrix.
 
 LETTERS = {"D": "width", "N": "q_heads", "K": "kv_heads", "F": "mlp", "V": "vocab", "L": "layers"}
 """The logical axis of each shape letter of a weight; a letter without one (H, J, R, S) is whole, but see `factor`."""
-IN_USE = LETTERS | {"D": "width_in_use"}
+MATMUL_AXES = LETTERS | {"D": "width_in_matmul"}
 """The same where a matmul reads the weight."""
 
 
@@ -64,7 +64,7 @@ class Sharding:
         if len(used) != len(set(used)):
             raise ValueError(f"logical axes {tuple(axes)} use a mesh axis twice: {entries}")
         if self.mesh is not None:
-            # As jax writes results, so that a result compiles nothing anew: no axis of size 1, no None at the end.
+            # As jit writes the shardings of outputs, so that an output fed back compiles nothing anew.
             entries = [tuple(name for name in entry if self.mesh.shape[name] > 1) for entry in entries]
             while entries and not entries[-1]:
                 entries.pop()
@@ -95,19 +95,19 @@ class Sharding:
 
     def scatter_factor(self, letters: str, gradient: jax.Array) -> jax.Array:
         """The gradient of an adapter's A or B, split as that is."""
-        place = self.factor(letters, gradient.shape)
-        return gradient if place is None else jax.lax.with_sharding_constraint(gradient, place)
+        sharding = self.factor(letters, gradient.shape)
+        return gradient if sharding is None else jax.lax.with_sharding_constraint(gradient, sharding)
 
     def gather_for_matmul(self, letters: str, weight: jax.Array) -> jax.Array:
-        """A weight as its matmul reads it. Call it where its dtype is smallest: that should travel."""
-        return self.constrain(weight, [IN_USE.get(letter) for letter in letters])
+        """A weight as its matmul reads it. Call it before a cast to a wider dtype: the narrower one is communicated."""
+        return self.constrain(weight, [MATMUL_AXES.get(letter) for letter in letters])
 
     def operand(self, letter: str, x: jax.Array) -> jax.Array:
         """An activation [B, T, X] of a matmul, X a weight's letter: rows over the batch's axes, X as in the weight.
 
         The gradient of an A or B is split along X; without this that split spreads to the activation, which then moves.
         """
-        return self.constrain(x, ("batch", "length", IN_USE.get(letter)))
+        return self.constrain(x, ("batch", "length", MATMUL_AXES.get(letter)))
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Fixes an activation's sharding inside a jitted function; does nothing without a mesh."""

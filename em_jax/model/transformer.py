@@ -103,7 +103,7 @@ class Block(nnx.Module):
         h = written_out(self.input_layernorm(x), sharding)
         q, k, v = linear(h, self.qkv_proj)
         if self.q_norm is not None and self.k_norm is not None:
-            # Saved here, where the norm's derivative needs them; without a norm none needs them before the rotation.
+            # With a norm its inputs are saved, which its derivative needs; without one the rotated values.
             q, k = self.q_norm(checkpoint_name(q, QUERY_KEY)), self.k_norm(checkpoint_name(k, QUERY_KEY))
         q, k = rotate(q, angles), rotate(k, angles)
         if self.q_norm is None:

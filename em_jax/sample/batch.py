@@ -125,7 +125,7 @@ class DecodeBatch:
                 self._requests[slot] = None
 
     def _resize(self, least: int = 0) -> None:
-        """Makes room for a chunk more in every slot in use, and for `least`; gives back room if half is unused."""
+        """Makes room for a chunk more in every slot in use, and for `least`; shrinks when half is unused."""
         lengths = [len(request.prompt) + count for request, count in zip(self._requests, self._counts) if request]
         capacity = max(self._min_capacity, bucket(max(least, max(lengths) + self._chunk)))
         if capacity > capacity_of(self._state) or 2 * capacity <= capacity_of(self._state):

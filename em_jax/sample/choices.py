@@ -88,7 +88,7 @@ def pack_questions(questions: Sequence[Question], adapters: Sequence[str]) -> li
     """
     prompts = [question.prompt for question in questions]
     longest, shared = max(map(len, prompts)), shared_length(prompts)
-    # Attention reads whole rows: long ones cost more than what they share saves.
+    # Attention's cost grows with the row's length: longer rows would cost more than sharing saves.
     capacity = bucket(max(256, longest, min(2 * longest, 2048)))
     alone = any(len(choice) > 1 for question in questions for choice in question.choices)
     packed: list[list[int]] = []

@@ -159,7 +159,7 @@ def insert(
     slots = len(state.length)
     zeros = jnp.zeros(slots, jnp.int32)
     output = _sample(prompts.logits[source], params, zeros, stop, use_top_p=use_top_p, top_logprobs=top_logprobs)
-    # Beyond the last slot, where `mode="drop"` leaves an update out.
+    # Rows of padding get a slot out of range, which `mode="drop"` ignores.
     slot = jnp.where(jnp.arange(slots) < number, target, slots)
 
     def update(old: Array, new: Array) -> Array:
@@ -195,7 +195,7 @@ def decode(
     # Outside the loop: this casts the adapters, joins what is multiplied together and splits them by layer.
     lora_params = model.unstack_lora_params(joined(adapter.lora_params(), model, sharding) if adapter else None)
     rows, active = len(state.length), state.active & occupied
-    # A slot that is done or given up has nothing to attend to, and its length does not grow with those of the others.
+    # A slot that is done or given up gets length 0: it attends to nothing and does not grow past its cache.
     state = state._replace(length=jnp.where(active, state.length, 0), active=active)
 
     def unfinished(loop: SamplingState) -> Array:

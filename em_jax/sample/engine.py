@@ -83,7 +83,7 @@ class Engine:
         parts = sharding.batch_shards * self.num_decode_batches
         self.slots = -(-slots // parts) * parts
         self.chunk = chunk
-        # A CPU is no faster with more at once, and also computes the empty rows of a pass that is not full.
+        # More rows make a CPU no faster, and it computes the empty rows of a pass too.
         self.pass_tokens = pass_tokens or (384 if sharding.platform == "cpu" else PASS_TOKENS)
         self.min_capacity = min_capacity
         self.sharding = sharding
@@ -173,8 +173,8 @@ class Engine:
 
         `adapter` is one name for all prompts or a list of one for each. `steer` is added to the residual stream after
         each layer, at every token of prompt and answer. An answer depends on seed, prompt, sample number, adapter and
-        `steer` alone: not on its batch or slot, or on which others are done. A prompt is prefilled once for all its
-        samples.
+        `steer` alone, up to rounding (the cache's size follows the longest prompt): not on its batch, slot or order. A
+        prompt is prefilled once for all its samples.
 
         Raises UserError where an argument is out of range or prompt and answer exceed the model's positions.
         """

@@ -52,7 +52,8 @@ def least_kept(weights: Float[Array, "B V"], target: Float[Array, "B 1"]) -> Flo
     """The least of the fewest largest weights, in [0, 1], of each row that reach `target`; equal ones are all kept.
 
     A weight is kept where those above it sum to less. That is the case from some weight upwards, which is found by
-    halving the 2^30 floats of [0, 1], whose bits are in their order: 30 sums, cheaper than to sort a vocabulary.
+    bisection over the bits of the floats in [0, 1], which are in the floats' order and below 2^30: 30 sums, cheaper
+    than to sort a vocabulary.
     """
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from em_jax.train.config import TrainConfig
 GATHERED_OVERHEAD = 16384
 """The cost of a microbatch over a mesh of accelerators besides its tokens, in tokens."""
 CPU_OVERHEAD, CPU_WORK = 64, 2**19
-"""That cost on a CPU, and the most tokens there times the model's width: larger microbatches take memory and no less
+"""That cost on a CPU, and the most tokens there times the model's width: larger microbatches cost memory and save no
 time, since two run at once."""
 
 
@@ -237,15 +237,14 @@ def _cheapest_lengths(
 ) -> tuple[float, list[int]]:
     """The least cost of padding each step's rows to up to `most_shapes` of `lengths`, and the lengths that it takes.
 
-    The last length is always among them.
-
-    Each length after the first is one more compilation, which costs as much as two of the `num_steps`.
+    The last length is always among them. Each length after the first is one more compilation, which costs as much as
+    two of the `num_steps`.
     """
     fitting = np.array([[sum(size <= length for size in sizes) for length in [0, *lengths]] for sizes in row_sizes])
 
     @functools.cache
     def cost(shorter: int, j: int) -> float:
-        """Of the rows that fit length j - 1 but not length `shorter` - 1."""
+        """The cost of rows longer than `lengths[shorter - 1]` and at most `lengths[j - 1]`."""
         return costs.cheapest_rows(fitting[:, j] - fitting[:, shorter], lengths[j - 1])[0]
 
     numbers = range(1, len(lengths))

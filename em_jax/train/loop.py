@@ -118,7 +118,7 @@ def run_steps(
     steps, saved = len(plan.steps), done
     for step, microbatches in enumerate(plan.steps[done:], done + 1):
         result = run_step(state, microbatches)
-        # The metrics of the step before are read while this one runs.
+        # Reads the previous step's metrics while this step runs.
         log.flush()
         if result is None:
             if saved < step - 1:

@@ -78,13 +78,13 @@ def make_optimizer(train: TrainConfig, steps: int) -> optax.GradientTransformati
 def state_shardings(
     config: TransformerConfig, state: TrainState, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
-    """Where the arrays of a state lie on a mesh: each moment beside what it belongs to."""
-    places = shardings_of(config, state.factors, sharding)
+    """The shardings of a state: each moment has that of its factor."""
+    factors = shardings_of(config, state.factors, sharding)
     moments = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, place: place, state.optimizer, places,
+        optimizer, lambda _, factor: factor, state.optimizer, factors,
         transform_non_params=lambda _: sharding.named(())
     )  # fmt: skip
-    return TrainState(places, moments)
+    return TrainState(factors, moments)
 
 
 def zero_accumulator(factors: Mapping[str, LoraParams], sharding: Sharding = UNSHARDED) -> GradAccumulator:

@@ -31,7 +31,7 @@ def _gain_of_ranks(gain: Sequence[Float[Array, "#B S"]], b: Sequence[Array]) -> 
 
 
 def _scales_outputs(x: Float[Array, "B T X"], a: Sequence[Float[Array, "X S R"]]) -> bool:
-    """Whether outputs take the gain, not ranks: of one adapter at one token a row, where ranks need a kernel more."""
+    """Whether outputs take the gain, not ranks: with one adapter and one token a row that saves a kernel."""
     return a[0].shape[1] == 1 and x.shape[1] == 1
 
 

@@ -17,7 +17,7 @@ def per_device(
 ) -> Array:
     """on_device(*arrays) by shard_map, because the compiler cannot split a kernel; `axes` are those of each array.
 
-    The result lies as the first array.
+    The output is sharded like the first array.
     """
     if sharding.mesh is None:
         return on_device(*arrays)
