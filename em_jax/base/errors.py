@@ -58,7 +58,7 @@ ANY_STAGE = (
 def translate_errors(stage: str = "") -> Iterator[None]:
     """Within, memory or disk that runs out raises Permanent or Unfinished, which say what to do; others pass.
 
-    The advice is that of the `stage`; without one it is that of all.
+    A file that cannot be used is a UserError with its name. The advice is that of the `stage`; without one it is that of all.
     """
     try:
         yield
@@ -71,6 +71,8 @@ def translate_errors(stage: str = "") -> Iterator[None]:
         # Native code has the system's text in its own errors.
         if full := next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), ""):
             raise Unfinished(f"no room on the disk ({full}): free some, or have the quota raised") from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise UserError(f"{error.filename} cannot be read or written: {error.strerror}") from error
         raise
 
 

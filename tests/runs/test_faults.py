@@ -211,6 +211,11 @@ def test_a_device_without_room_is_told_by_what_jax_raises_today():
 # Places that cannot be written, and directories in use.
 
 
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone/x cannot be read or written: No such file"), errors.translate_errors():
+        (tmp_path / "gone" / "x").write_text("")
+
+
 def read_only(place):
     """A directory in which nothing can be written; how it is undone. Skips where the system offers no way."""
     if os.geteuid():
