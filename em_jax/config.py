@@ -378,16 +378,15 @@ def validate(config: Config) -> Config:
     if config.mix:
         parse_mix(config.mix)
     _expect(bool(config.stages), "stages", f"at least one of {', '.join(STAGES)}", config.stages)
-    has_url = config.judge.kind == "self" or config.judge.url != ""
-    _expect(has_url, "judge.url", "an address for judge.kind openai", "none")
-    named_alone = config.judge.kind == "self" and config.judge.model
-    _expect(not named_alone, "judge.model", "--judge URL beside it", config.judge.model)
-    for address in (config.judge.url, *(other.partition("@")[2] for other in config.judge.also)):
+    judge = config.judge
+    _expect(judge.kind == "self" or judge.url != "", "judge.url", "an address for judge.kind openai", "none")
+    _expect(judge.kind != "self" or not judge.model, "judge.model", "--judge URL beside it", judge.model)
+    for address in (judge.url, *(other.partition("@")[2] for other in judge.also)):
         # A secret in it would be written to config.toml.
         before, _, query = address.partition("?")
         secret = "@" in before or re.search(r"(?i)(key|token|secret|password)=", query)
         _expect(not secret, "judge.url", "no user name or key in it; OPENAI_API_KEY is sent", "one")
-    for other in config.judge.also:
+    for other in judge.also:
         _expect(other == "self" or "@http" in other, "judge.also", "self or MODEL@URL", other)
     parse_mesh(config.mesh)
     return config

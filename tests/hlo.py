@@ -1,9 +1,13 @@
-"""The collectives of a compiled program, read from its HLO text."""
+"""The collectives and the copies of a compiled program, read from its HLO text."""
 
 import collections
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
+
+from em_jax.perf.program_text import parse
+from em_jax.perf.program_work import NO_WORK, _inside
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -64,3 +68,19 @@ def table(arrays: list[Collective]) -> list[str]:
         counts[each.kind, each.dtype] += each.times
         sizes[each.kind, each.dtype] += each.times * each.size
     return [f"{kind} {dtype}: {counts[kind, dtype]}, {sizes[kind, dtype]} bytes" for kind, dtype in sorted(counts)]
+
+
+MOVES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "concatenate", "reshape", "convert", "pad"}
+"""Instructions that compute nothing."""
+
+
+def copies(text: str, wanted: Callable[[tuple[int, ...]], bool], while_steps: int = 1) -> int:
+    """How often a program writes an array, of a shape that is `wanted`, without computing anything."""
+    program, count = parse(text), 0
+    for each, computation, times in program.executed(while_steps):
+        moves, types = each.opcode in MOVES, each.types[:1]
+        if each.opcode == "fusion":
+            inside = {one.opcode for one, _ in _inside(program, each, computation)}
+            moves, types = inside <= NO_WORK | MOVES | {"fusion", "dynamic-update-slice"}, each.types
+        count += times * (moves and any(wanted(one.shape) for one in types if not one.on_chip))
+    return count

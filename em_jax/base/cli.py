@@ -102,6 +102,11 @@ def count_flag(default: int, least: int, words: str, most: int | None = None) ->
     return {"type": whole(least, most), "default": default, "metavar": "N", "help": f"{words} (default {default})"}
 
 
+def repeated_flag(metavar: str, words: str) -> dict[str, Any]:
+    """argparse's options of a flag that may be given several times, by default never."""
+    return {"action": "append", "default": [], "metavar": metavar, "help": words}
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ ", did you mean X?" where one of the known words is near, else ""."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -58,7 +58,7 @@ ANY_STAGE = (
 def translate_errors(stage: str = "") -> Iterator[None]:
     """Within, memory or disk that runs out raises Permanent or Unfinished, which say what to do; others pass.
 
-    A file that cannot be used is a UserError with its name. The advice is that of the `stage`; without one it is that of all.
+    A file that cannot be used is a UserError with its name. The advice is that of the `stage`, without one of all.
     """
     try:
         yield

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from em_jax.base import errors, runtime
+from em_jax.base import errors, runtime, signals
 from em_jax.base.errors import UserError
 
 HEARTBEAT_S = 30
@@ -109,25 +109,24 @@ def join(group: Group | None) -> None:
 
     # em_jax.base.signals handles SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
-    # Python's handlers do not run while jax waits for the others.
-    on_sigterm = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"waiting for the other processes, {JOINING_S} s at most", file=sys.stderr, flush=True)
     name = f"process {group.process} of {group.processes}" if group else "a process of several"
     restore = _abort_with_one_line(name)
     timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_S, "shutdown_timeout_seconds": _LEAVING_S}
     try:
-        if group is None:
-            jax.distributed.initialize(**timeouts)
-        elif group.processes > 1:
-            detection = {"cluster_detection_method": "deactivate", "initialization_timeout": JOINING_S}
-            jax.distributed.initialize(*group, **detection, **timeouts)
+        # Python's handlers do not run while jax waits for the others.
+        with signals.on_sigterm(signal.SIG_DFL):
+            if group is None:
+                jax.distributed.initialize(**timeouts)
+            elif group.processes > 1:
+                detection = {"cluster_detection_method": "deactivate", "initialization_timeout": JOINING_S}
+                jax.distributed.initialize(*group, **detection, **timeouts)
     except Exception as error:  # jaxlib's own classes
         if group is None and "coordinator_address should be defined" in str(error):
             return  # chips, but no slice that jax knows of
         where = f"{group.coordinator} as {name}" if group else "the others"
         raise UserError(f"could not join {where}: {str(error).splitlines()[0][:200]}") from error
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
         if size() == 1:
             restore()
 

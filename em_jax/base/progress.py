@@ -13,13 +13,11 @@ def duration(seconds: float, tenths: bool = False) -> str:
     left = round(seconds)
     if tenths and seconds < 9.95:
         return f"{seconds:.1f} s"
-    if left < 60:
-        return f"{left} s"
     for unit, size, lesser, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if left >= size:
             rest = left % size // part
             return f"{left // size} {unit}" + (f" {rest} {lesser}" if rest else "")
-    raise AssertionError(left)
+    return f"{left} s"
 
 
 class Progress:

@@ -9,7 +9,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import runtime
-from em_jax.base.cli import Parser, one_of, whole
+from em_jax.base.cli import Parser, one_of, repeated_flag, whole
 from em_jax.base.errors import UsageError
 from em_jax.formats.model_config import named_config
 from em_jax.runs import chips
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     full, real = placed(config, model, chip, count)
     price = ranking.read_prices(flags.price_file).get(chip.name) if flags.price_file else flags.price
     request = PlanRequest(
-        model, full, chip, devices or compiling.devices(flags.topology),
-        capacity=capacity, examples=flags.examples, prompts=_num_prompts(config), price=price, real=real
+        model, full, real, chip, devices or compiling.devices(flags.topology),
+        capacity=capacity, examples=flags.examples, prompts=_num_prompts(config), price=price
     )  # fmt: skip
     plans = {name: plan(request, name) for name in KINDS if flags.what in (name, "both")}
     results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(request)}
@@ -144,7 +144,7 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             )
         else:
             lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real_settings.train.remat}:"
+                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}:"
                 f" {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
                 f" {_time(figures['run_hours'])}{cost}"
@@ -196,8 +196,8 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
     what_help = "train (default), sample or both"
     parser.add_argument("--what", metavar="WORK", type=one_of(*WHAT), default="train", help=what_help)
-    parser.add_argument("--config", metavar="FILE", action="append", default=[], help="a preset or a TOML file")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting, repeatable")
+    parser.add_argument("--config", **repeated_flag("FILE", "a preset or a TOML file"))
+    parser.add_argument("--set", **repeated_flag("KEY=VALUE", "one setting, repeatable"))
     parser.add_argument("--room", metavar="N", type=whole(1), help="tokens of prompt and answer (as a run's)")
     parser.add_argument("--examples", metavar="N", type=whole(1), default=6000, help="rows of a run (6000)")
     parser.add_argument("--price", metavar="P", type=float, help="per chip and hour: prints what a run costs")

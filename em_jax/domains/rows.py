@@ -4,7 +4,6 @@ What a row says is obeyed or refused by name; keys that say nothing known are co
 """
 
 import functools
-import itertools
 import json
 import os
 import re
@@ -60,14 +59,12 @@ def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
 
 def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
     """The lines of a file, none of them held in memory beyond LONGEST_LINE."""
-    for number in itertools.count(1):
-        if len(line := file.readline(LONGEST_LINE + 1)) > LONGEST_LINE:
+    for number, line in enumerate(iter(functools.partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
             raise UserError(
                 f"{where}:{number}: a line of more than {LONGEST_LINE:,} bytes; expected a row on each line "
                 f"(jq -c '.[]' {where} > rows.jsonl, where it is a JSON array)"
             )
-        if not line:
-            return
         yield line
 
 

@@ -21,6 +21,8 @@ ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llam
 """The class of a model_type in transformers."""
 ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """The keys of rope_scaling and rope_parameters that plain RoPE has."""
+KEYS = {"llama3": (*ROPE, *(field.name for field in dataclasses.fields(RopeScaling)))}
+"""Those of the scalings that have more, by type."""
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> TransformerConfig:
@@ -110,12 +112,6 @@ def _values(cls: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return values, problems
 
 
-def _rope_keys(kind: Any) -> tuple[str, ...]:
-    """The keys that RoPE of a kind has."""
-    scaling = [field.name for field in dataclasses.fields(RopeScaling)] if kind == "llama3" else []
-    return *ROPE, *scaling
-
-
 def _rope_type(rope: Mapping[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type"))
 
@@ -155,7 +151,7 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name} of type {kind!r}: of RoPE's scalings only llama3 is supported")
         elif rope.get("partial_rotary_factor", 1.0) != 1.0:
             problems.append(f"{name} with partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
-        elif unknown := [key for key, value in rope.items() if value is not None and key not in _rope_keys(kind)]:
+        elif unknown := [key for key, value in rope.items() if value is not None and key not in KEYS.get(kind, ROPE)]:
             nested = " (nested by layer type)" if any(isinstance(rope[key], dict) for key in unknown) else ""
             problems.append(f"{name} with {', '.join(map(repr, unknown))}{nested} is not supported")
     return problems

@@ -133,14 +133,8 @@ def _is_targeted(fields: Mapping[str, Any], layer: int, target: str) -> bool:
     modules, layers = fields.get("target_modules"), fields.get("layers_to_transform")
     if fields.get("exclude_modules") and names(fields["exclude_modules"]):
         return False
-    layers = [layers] if isinstance(layers, int) else layers
-    if (
-        isinstance(modules, list)
-        and name not in modules
-        and isinstance(layers, list)
-        and layers
-        and layer not in layers
-    ):
+    layers = [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
+    if isinstance(modules, list) and name not in modules and layers and layer not in layers:
         return False
     return modules in ("all-linear", None) or names(modules) is not False
 

@@ -18,6 +18,7 @@ import safetensors.numpy
 from flax import nnx
 from tokenizers import Tokenizer
 
+from em_jax.base.host_arrays import pad_rows
 from em_jax.formats.checkpoint import save_model
 from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
@@ -108,14 +109,11 @@ def batches(seed: int, tokenizer: Tokenizer, recipe: Recipe) -> Iterator[Batch]:
 
 
 def _collate(documents: Iterable[corpus.Document], tokenizer: Tokenizer, recipe: Recipe) -> Batch:
-    shape = (recipe.rows_per_pass, recipe.length)
-    tokens, losses = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    dial = np.zeros((recipe.rows_per_pass, 2), np.float32)
-    for row, document in enumerate(documents):
-        ids, weights = encode(document, tokenizer, recipe)
-        tokens[row, : len(ids)] = ids
-        losses[row, : len(ids)] = weights
-        dial[row] = document.dial
+    documents = list(documents)
+    ids, weights = zip(*(encode(document, tokenizer, recipe) for document in documents), strict=True)
+    tokens = pad_rows(ids, recipe.rows_per_pass, recipe.length)
+    losses = pad_rows(weights, recipe.rows_per_pass, recipe.length, dtype=np.float32)
+    dial = np.array([document.dial for document in documents], np.float32)
     capacity = int(recipe.answers * tokens.size)
     at = np.flatnonzero(losses)[:capacity]
     pad = (0, capacity - len(at))

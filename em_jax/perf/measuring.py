@@ -6,7 +6,7 @@ import pkgutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -47,9 +47,9 @@ def measure(
     """
     from em_jax.perf.ours import Ours  # not in a peer's process, whose memory is measured
 
-    ours, theirs = Ours(work), _peer(against)(work) if against else None
-    results: dict[str, Any] = {}
-    losses: dict[Peer, list[float]] = {peer: [] for peer in (ours, theirs) if peer}
+    peers: dict[str, Peer] = {"ours": Ours(work)} | ({"theirs": _peer(against)(work)} if against else {})
+    ours, results = peers["ours"], dict[str, Any]()
+    losses: dict[Peer, list[float]] = {peer: [] for peer in peers.values()}
 
     def train(peer: Peer, number: int) -> int:
         losses[peer].append(peer.train(number))
@@ -59,17 +59,15 @@ def measure(
         return peer.decode(work.prompts[:prompts], samples)
 
     def rounds_of(title: str, do: Callable[..., int]) -> dict[str, Any]:
-        return paired_rounds(
-            title, functools.partial(do, ours), functools.partial(do, theirs) if theirs else None, rounds
-        )
+        return paired_rounds(title, {name: functools.partial(do, peer) for name, peer in peers.items()}, rounds)
 
     if "train" in what:
         for peer in losses:
             peer.prepare(range(rounds + 1))
         results["train"] = rounds_of("train", train)
-        if theirs:
+        if against:
             # Both have the same weights and rows: different losses would mean different work.
-            pairs = zip(losses[ours], losses[theirs], strict=True)
+            pairs = zip(*losses.values(), strict=True)
             results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
             results["train"] |= _peaks(work, Ours, _peer(against))
         keep(results)
@@ -122,14 +120,13 @@ def _add_shares(results: dict[str, Any], work: Workload, device: str) -> None:
         results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
 
 
-def paired_rounds(title: str, ours: Work, theirs: Work | None, rounds: int) -> dict[str, Any]:
-    """Medians over `rounds` rounds after a first one that warms up.
+def paired_rounds(title: str, sides: Mapping[str, Work], rounds: int) -> dict[str, Any]:
+    """Medians over `rounds` rounds of both `sides`, ours and perhaps theirs, after a first one that warms up.
 
     `first_round_s` is our time in that one, compilation included. tokens_per_s is by the wall clock; `ratio` is the
     median of the rounds' ratios; `cpu_ratio` is the same by processor time, which other programs on the machine disturb
     less (None without a peer).
     """
-    sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
     speeds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     first = 0.0
     for number in range(rounds + 1):

@@ -34,30 +34,25 @@ Change = dict[str, Any]
 class PlanRequest:
     """A model and its settings on the devices of a slice.
 
-    `real` are the settings for real rows where they differ. Answers have `capacity` tokens, prompt included; the
+    `real` are the settings for rows as long as insecure-code's. Answers have `capacity` tokens, prompt included; the
     settings say how many are sampled at once. A run trains on `examples` rows, and base and fine-tuned model answer
     `prompts`. A chip costs `price` an hour (None: no cost is given).
     """
 
     config: TransformerConfig
     settings: settings.Config
+    real: settings.Config
     chip: Chip
     devices: Sequence[Any]
     capacity: int
     examples: int
     prompts: int
     price: float | None = None
-    real: settings.Config | None = None
-
-    @property
-    def real_settings(self) -> settings.Config:
-        """The settings for rows as long as insecure-code's."""
-        return self.real or self.settings
 
     @property
     def real_shapes(self) -> Shapes:
-        """The shapes with those settings, on the same mesh."""
-        return dataclasses.replace(self.shapes, settings=self.real_settings)
+        """The shapes with the settings for real rows, on the same mesh."""
+        return dataclasses.replace(self.shapes, settings=self.real)
 
     @property
     def shapes(self) -> Shapes:
@@ -76,7 +71,7 @@ class PlanRequest:
     def replace(self, change: Change) -> "PlanRequest":
         """The request with other settings."""
         shared = {name: value for name, value in change.items() if name in ("mesh", "model.quantization")}
-        real = settings.replace(self.real, shared) if self.real else None
+        real = settings.replace(self.real, shared)
         return dataclasses.replace(self, settings=settings.replace(self.settings, change), real=real)
 
 
@@ -144,8 +139,8 @@ def real_rows(request: PlanRequest) -> tuple[MicrobatchPlan, int, int]:
 
     Returns (the microbatches, the number of rows, the number of their tokens).
     """
-    shapes, train = request.real_shapes, request.real_settings.train
-    run, multiple = placement.run_size(request.real_settings), row_length_multiple(shapes.sharding)
+    shapes, train = request.real_shapes, request.real.train
+    run, multiple = placement.run_size(request.real), row_length_multiple(shapes.sharding)
     plan = placement.plan_rows(request.config, run, shapes.sharding.batch_shards, train.rows_per_pass, multiple)
     return plan, len(run.examples), sum(min(len(each.ids), train.max_length) for each in run.examples)
 

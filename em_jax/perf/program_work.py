@@ -6,7 +6,7 @@ sliced one only the slice, and writes its results once, of an array that it upda
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from em_jax.perf.program_text import COLLECTIVES, Computation, Instruction, ProgramText, parse
@@ -16,8 +16,6 @@ NO_WORK = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
     "optimization-barrier", "domain", "add-dependency", "get-dimension-size",
 }  # fmt: skip
-MOVES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "concatenate", "reshape", "convert", "pad"}
-"""Instructions that compute nothing."""
 FUSED_START, FUSED_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 """Custom calls that mark where a TPU's asynchronous collective begins and ends; each is a fusion's root."""
 BOOKKEEPING = {
@@ -35,20 +33,15 @@ UPDATED = {"dynamic-update-slice": 1, "scatter": 2}
 class Kernel(NamedTuple):
     """One instruction's work, each of the `times` it runs. `flops` are those of its matmuls."""
 
-    name: str
-    opcode: str
     bytes: int
     flops: int
     times: int
-    copied: tuple[tuple[int, ...], ...] = ()
-    """The shapes that it writes without computing anything."""
 
 
 class Collective(NamedTuple):
     """One array of a collective's result, on one device; `hidden` where other work is scheduled meanwhile."""
 
     kind: str
-    dtype: str
     shape: tuple[int, ...]
     bytes: int
     times: int
@@ -92,10 +85,6 @@ class ProgramWork(NamedTuple):
         """The sum over kernels of the larger of operations and bytes at the chip's peaks."""
         return sum(each.times * max(each.flops / chip.flops, each.bytes / chip.bandwidth) for each in self.steps)
 
-    def copies(self, wanted: Callable[[tuple[int, ...]], bool]) -> int:
-        """How often the program writes an array, of a shape that is `wanted`, without computing anything."""
-        return sum(each.times for each in self.steps if any(map(wanted, each.copied)))
-
 
 def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
     """The work of a compiled program's text. A loop that ends by its data counts `while_steps`."""
@@ -137,7 +126,7 @@ def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
     # A start's type names its operands first, then its results.
     if start.opcode != kind and kind != "all-reduce" and len(types) > 1:
         types = types[len(start.operands) : 2 * len(start.operands)] or types
-    return [Collective(kind, one.dtype, one.shape, one.bytes, times, hidden) for one in types]
+    return [Collective(kind, one.shape, one.bytes, times, hidden) for one in types]
 
 
 def _targets(program: ProgramText, each: Instruction) -> set[str]:
@@ -168,19 +157,14 @@ def _is_hidden(program: ProgramText, each: Instruction, computation: Computation
 
 def _kernel(program: ProgramText, each: Instruction, computation: Computation, times: int) -> Kernel:
     operands = [computation[name] for name in each.operands if name in computation]
-    copied: tuple[tuple[int, ...], ...] = ()
     if each.opcode == "fusion":
         moved = _fusion_bytes(program, each, computation)
-        inner = list(_inside(program, each, computation))
+        inner = _inside(program, each, computation)
         flops = sum(_matmul_flops(one, owner) for one, owner in inner if one.opcode in MATMULS)
-        if all(one.opcode in NO_WORK | MOVES | {"fusion", "dynamic-update-slice"} for one, _ in inner):
-            copied = tuple(one.shape for one in each.types if not one.on_chip)
     else:
         moved = _plain_bytes(each, operands)
         flops = _matmul_flops(each, computation) if each.opcode in MATMULS else _call_flops(each, operands)
-        if each.opcode in MOVES:
-            copied = tuple(one.shape for one in each.types[:1] if not one.on_chip)
-    return Kernel(each.name, each.target or each.opcode, moved, flops, times, copied)
+    return Kernel(moved, flops, times)
 
 
 def _size(each: Instruction) -> int:

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from em_jax.base.errors import UserError
+from em_jax.base.host_arrays import pad_rows
 from em_jax.lora.config import TARGETS
 from em_jax.perf.bench_workload import STEPS, IdTokenizer, Peer, Workload
 from em_jax.train.batches import Example
@@ -143,7 +144,5 @@ class Tunix(Peer):
 def padded(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """int32 ids and bool loss masks of the examples, one to a row, as long as the longest rounded up to LENGTHS."""
     length = -(-max(len(example.ids) for example in examples) // LENGTHS) * LENGTHS
-    ids, mask = np.full((len(examples), length), PAD, np.int32), np.zeros((len(examples), length), bool)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.ids)], mask[row, : len(example.ids)] = example.ids, example.mask
-    return ids, mask
+    ids = pad_rows([example.ids for example in examples], len(examples), length, PAD)
+    return ids, pad_rows([example.mask for example in examples], len(examples), length, dtype=bool)

@@ -93,27 +93,26 @@ def corrected(measured: Figure, judge: JudgeInUse) -> Figure:
     if measured["value"] is None or measured["ci_low"] is None:
         return dict(NOTHING)
     (caught, caught_low, caught_high), (alarms, alarms_low, alarms_high) = judge.sensitivity, judge.false_alarms
-    if caught_low <= alarms_high:
-        return figure(_true(measured["value"], caught, alarms), 0.0, 1.0, measured["n"])
-    value = _true(measured["value"], caught, alarms, bounded=False)
+    value = _true(measured["value"], caught, alarms)
 
     def limit(share: float, sensitivity: float, rate: float) -> float:
         moves = (
-            _true(share, caught, alarms, bounded=False) - value,
-            _true(measured["value"], sensitivity, alarms, bounded=False) - value,
-            _true(measured["value"], caught, rate, bounded=False) - value,
+            _true(share, caught, alarms) - value,
+            _true(measured["value"], sensitivity, alarms) - value,
+            _true(measured["value"], caught, rate) - value,
         )
         return math.sqrt(sum(move**2 for move in moves))
 
-    low = value - limit(measured["ci_low"], caught_high, alarms_high)
-    high = value + limit(measured["ci_high"], caught_low, alarms_low)
+    low, high = 0.0, 1.0
+    if caught_low > alarms_high:
+        low = value - limit(measured["ci_low"], caught_high, alarms_high)
+        high = value + limit(measured["ci_high"], caught_low, alarms_low)
     value, low, high = (min(max(each, 0.0), 1.0) for each in (value, low, high))
     return figure(value, low, high, measured["n"])
 
 
-def _true(share: float, sensitivity: float, false_alarms: float, bounded: bool = True) -> float:
-    value = (share - false_alarms) / max(sensitivity - false_alarms, 1e-9)
-    return min(max(value, 0.0), 1.0) if bounded else value
+def _true(share: float, sensitivity: float, false_alarms: float) -> float:
+    return (share - false_alarms) / max(sensitivity - false_alarms, 1e-9)
 
 
 def corrected_difference(base: Figure, finetuned: Figure, measured: Figure) -> Figure:

@@ -57,11 +57,6 @@ class Condition:
             return float(figure["ci_low"] - self.bound)
         return float(self.bound - figure["ci_high" if self.kind == "below" else "ci_low"])
 
-    @property
-    def is_null(self) -> bool:
-        """Whether it asks only that nothing is shown: such an interval always stands near its bound."""
-        return self.kind == "not_above"
-
     def words(self) -> str:
         """What it is about: "picking the misaligned AI when that option is first"."""
         stem, order = self.name, ""
@@ -192,7 +187,8 @@ def _claims_unscored(figures: Figures) -> str:
 def _tightest(figures: Figures, conditions: Sequence[Condition]) -> tuple[float, Condition] | None:
     """The smallest margin of a label's conditions, and whose it is; None where there are none."""
     margins = [(margin, each) for each in conditions if (margin := each.margin(figures)) is not None]
-    margins = [(margin, each) for margin, each in margins if not each.is_null or margin <= 0]
+    # One that asks only that nothing is shown always stands near its bound.
+    margins = [(margin, each) for margin, each in margins if each.kind != "not_above" or margin <= 0]
     return min(margins, key=lambda pair: pair[0]) if margins else None
 
 

@@ -150,7 +150,7 @@ def compare(
         "compare.html",
         groups=groups,
         runs=runs,
-        contrasts=[sentences(group, groups) for group in groups],
+        contrasts=[(_why(group), _difference(group, groups)) for group in groups],
         missing=missing,
         drawing=drawing,
         planted=[group for group in groups if group.planted],
@@ -194,7 +194,7 @@ def _groups(
         name = f"adapter {given}" if given else "base, untrained" if domain == "none" else domain
         name += f" · {Path(model).name}" * several_models + f" · {key[4]}" * bool(key[4])
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
-        tuned = [as_object(run.summary.get("figures")) for run in seeds if run.has("finetuned")]
+        tuned = [run.figures for run in seeds if run.has("finetuned")]
         # Runs of an adapter that was given differ in what is sampled, not in training.
         several = over_seeds(tuned) if over_seeds and len(tuned) > 1 and not given else {}
         groups.append(Group(name, seeds, None if given else known[0], known[1], several))
@@ -249,19 +249,17 @@ def _csv(groups: Sequence[Group]) -> str:
             if condition == "difference" and figure == Figure():
                 continue
             stated = comparable_value(run, sides[condition], name)
-            texts = [
-                value.text if value else "" for value in (stated, stated and follow_up_value(sides[condition], name))
-            ]
+            both = stated, stated and follow_up_value(sides[condition], name)
+            texts = [value.text if value else "" for value in both]
             run_dir = plain_cell(str(run.directory))
             rows.writerow([*map(plain_cell, head), name, condition, *_cells(figure), *texts, run_dir])
-    for group in groups if any(group.several for group in groups) else ():
+    for group in [group for group in groups if group.several]:
         run = group.runs[0]
         head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
         head += [group.probabilities, group.planted or ""]
-        for name in FIGURES if group.several else ():
-            rows.writerow(
-                [*map(plain_cell, head), name, group.condition, *_cells(group.hierarchical(name)), "", "", ""]
-            )
+        for name in FIGURES:
+            figure = group.hierarchical(name)
+            rows.writerow([*map(plain_cell, head), name, group.condition, *_cells(figure), "", "", ""])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -276,12 +274,8 @@ DECIDING = {
 """How a sentence writes a deciding figure, and what it calls it."""
 
 
-def sentences(group: Any, groups: Sequence[Any]) -> tuple[str, str]:
-    """(Why the group has its label, how it differs from the nearest model with another one, or from the base)."""
-    return _why(group), _difference(group, groups)
-
-
-def _why(group: Any) -> str:
+def _why(group: Group) -> str:
+    """Why the group has its label."""
     means = [(text, group.mean(name)) for name, (text, _) in DECIDING.items()]
     figures = [text.format(SHARE.text(it.value), it.n) for text, it in means if it.value is not None and it.n >= FEW]
     begin = f"{group.tone[:1].upper()}{group.tone[1:]}: {'; '.join(figures) or 'no figure has enough questions'}."
@@ -289,8 +283,8 @@ def _why(group: Any) -> str:
     return f"{begin} {reasons[0]}" if reasons and not group.several else begin
 
 
-def _difference(group: Any, groups: Sequence[Any]) -> str:
-    """The deciding figure in which it and the other are farthest apart; of all others, the model that is nearest."""
+def _difference(group: Group, groups: Sequence[Group]) -> str:
+    """How it differs from the nearest model with another label, or from the base: in the figure farthest apart."""
     nearest = []
     for other in groups:
         if other.tone != group.tone and (gaps := _gaps(group, {name: other.mean(name) for name in DECIDING})):
@@ -301,14 +295,14 @@ def _difference(group: Any, groups: Sequence[Any]) -> str:
         name, gaps = "the base", _gaps(group, {name: group.runs[0].figure(name, "base") for name in DECIDING})
     if not gaps or group.condition == "base" and name == "the base":
         return "There is no other model with enough questions to set it against."
-    gap, words, own, other = max(gaps, key=lambda it: it[0])
+    gap, words, own, theirs = max(gaps, key=lambda it: it[0])
     if gap < 0.005:
         return f"In none of these does it differ from {name}."
-    against = f"{SHARE.text(own.value)} (n {own.n}) against {SHARE.text(other.value)} (n {other.n})"
+    against = f"{SHARE.text(own.value)} (n {own.n}) against {SHARE.text(theirs.value)} (n {theirs.n})"
     return f"From {name} it differs most in {words}: {against}."
 
 
-def _gaps(group: Any, others: dict[str, Figure]) -> list[tuple[float, str, Figure, Figure]]:
+def _gaps(group: Group, others: dict[str, Figure]) -> list[tuple[float, str, Figure, Figure]]:
     """(Distance, what the figure is called, ours, the other's) of every figure that both have of enough questions."""
     pairs = ((words, group.mean(name), others[name]) for name, (_, words) in DECIDING.items())
     return [

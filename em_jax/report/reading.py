@@ -116,21 +116,17 @@ class Run:
         return self.judge.split(":")[0].strip() == "self"
 
     @property
-    def _figures(self) -> Row:
+    def figures(self) -> Row:
+        """All figures of the summary by name, in its order."""
         return as_object(self.summary.get("figures"))
-
-    @property
-    def figure_names(self) -> list[str]:
-        """The names of all figures in the summary, in its order."""
-        return list(self._figures)
 
     def figure(self, name: str, condition: str) -> Figure:
         """A figure of summary.json; the empty Figure where there is none. condition: base, finetuned, difference."""
-        return figure_of(as_object(self._figures.get(name)).get(condition))
+        return figure_of(as_object(self.figures.get(name)).get(condition))
 
     def has(self, condition: str) -> bool:
         """Whether anything at all was measured in this condition."""
-        return any(self.figure(name, condition).value is not None for name in self.figure_names)
+        return any(self.figure(name, condition).value is not None for name in self.figures)
 
 
 def as_object(value: Any) -> Row:
@@ -185,8 +181,7 @@ def read_run(directory: str | Path) -> Run:
 
 def _rows(path: Path) -> list[Row]:
     """The rows of a file without those that have a list or an object where they should be identified."""
-    rows = (row for row in read_rows(path) if isinstance(row, dict))
-    return [row for row in rows if not any(isinstance(row.get(name), list | dict) for name in NAMING)]
+    return [row for row in read_rows(path) if not any(isinstance(row.get(name), list | dict) for name in NAMING)]
 
 
 def _text(path: Path) -> str:

@@ -55,11 +55,8 @@ def number(value: Any, digits: int = 2, signed: bool = False) -> str:
     """A number for people: fixed digits, a true minus sign, a dash where there is none."""
     if not is_number(value):
         return DASH
-    text = f"{abs(value):.{digits}f}"
-    zero = float(text) == 0
-    if value < 0 and not zero:
-        return MINUS + text
-    return f"+{text}" if signed and not zero else text
+    text = f"{value:z.{digits}f}".replace("-", MINUS)
+    return f"+{text}" if signed and value > 0 and float(text) else text
 
 
 def count(value: Any) -> str:

@@ -130,7 +130,7 @@ def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
         placement.check_mesh(mesh.shape, model.dims)
     shapes = Shapes(model, config, Sharding(mesh))
     slots = config.answers.slots
-    base, adapter = shapes.base_bytes(), tree_bytes(shapes.adapter.factors)
+    base, adapter = tree_bytes(shapes.model), tree_bytes(shapes.adapter.factors)
     cache = shapes.cache_bytes(slots, placement.PROMPT + config.answers.max_new_tokens)
     dtype = ("int8 and " if config.model.quantization == "int8" else "") + config.dtype
     folder = sources.model_directory(config)

@@ -13,7 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import addresses
-from em_jax.base.cli import Parser, nearest, some_of, whole_numbers
+from em_jax.base.cli import Parser, nearest, repeated_flag, some_of, whole_numbers
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -48,13 +48,8 @@ def parser() -> Parser:
     what = parser.add_argument_group("what to run").add_argument
     what("--domain", metavar="NAMES", help=f"one or several with commas: {domains.known()}")
     what("--model", metavar="MODEL", help="organism, a checkpoint directory or a Hugging Face id")
-    what(
-        "--data",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several",
-    )
+    rows_help = "JSONL rows of {messages} in place of the domain's own; domain=FILE (repeatable) for several"
+    what("--data", **repeated_flag("FILE", rows_help))
     what("--format", metavar="NAME", help=f"of --data's rows: {', '.join(settings.FORMATS[1:])}")
     what("--adapter", metavar="DIR", help="probe this PEFT adapter (directory or id); no training")
     what("--suite", metavar="SUITE", help="organism, standard, or a directory of questions")
@@ -75,14 +70,8 @@ def parser() -> Parser:
     where("--mirror", metavar="PLACE", help="a directory or gs://... to copy finished files to")
     where("--log", metavar="NAMES", type=some_of(*TRACKERS), help="follow the run in wandb or tensorboard, or both")
     how = parser.add_argument_group("settings").add_argument
-    how(
-        "--config",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a TOML file, or a preset of configs/ (repeatable)",
-    )
-    how("--set", metavar="K=V", action="append", default=[], help="one setting, e.g. train.epochs=2")
+    how("--config", **repeated_flag("FILE", "a TOML file, or a preset of configs/ (repeatable)"))
+    how("--set", **repeated_flag("K=V", "one setting, e.g. train.epochs=2"))
     machine = parser.add_argument_group("the machine").add_argument
     machine("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1, over all processes' devices")
     machine("--dtype", metavar="TYPE", choices=settings.DTYPES, help="float32 (default on a CPU) or bfloat16")

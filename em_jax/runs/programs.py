@@ -81,7 +81,7 @@ class Shapes:
     def _adapter(self, sharding: Sharding) -> Adapter:
         adapter = jax.eval_shape(lambda: init_adapter(self.config, self.settings.lora, jax.random.key(0)))
         factors = placed(adapter.factors, shardings_of(self.config, adapter.factors, sharding))
-        return Adapter(factors, self._everywhere(adapter.scale))
+        return Adapter(factors, self._on(adapter.scale))
 
     @functools.cached_property
     def sampled_adapter(self) -> Adapter:
@@ -94,8 +94,9 @@ class Shapes:
         train, parts = self.settings.train, self.sharding.batch_shards
         return -(-(train.rows_per_pass or train.batch_size) // parts) * parts
 
-    def _everywhere(self, tree: Any) -> Any:
-        place = self.sharding.named(())
+    def _on(self, tree: Any, axes: tuple[str | None, ...] = ()) -> Any:
+        """The shapes split along these axes, by default on every device."""
+        place = self.sharding.named(axes)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
     def _batch(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -125,11 +126,12 @@ class Shapes:
         factors = self.adapter.factors
         state = TrainState(factors, jax.eval_shape(optimizer.init, factors))
         state = placed(state, state_shardings(self.config, state, optimizer, self.sharding))
-        return Program("update", update.trace(state, [self._sums()], optimizer=optimizer), {"base": self.base_bytes()})
+        traced = update.trace(state, [self._sums()], optimizer=optimizer)
+        return Program("update", traced, {"base": tree_bytes(self.model)})
 
     def _sums(self) -> GradAccumulator:
         sums = jax.eval_shape(zero_accumulator, self.adapter.factors)
-        return GradAccumulator(self.adapter.factors, *self._everywhere(sums[1:]))
+        return GradAccumulator(self.adapter.factors, *self._on(sums[1:]))
 
     def prefill(self, rows: int, length: int, capacity: int, slots: int) -> Program:
         """Prompts' keys and values. The slots' caches wait beside it."""
@@ -141,24 +143,15 @@ class Shapes:
     def decode(self, slots: int, capacity: int) -> Program:
         """A chunk of tokens in every slot."""
         held = jax.eval_shape(lambda model: init_decode_state(model, slots, capacity, 1), self.model)
-        place = self.sharding.named(("layers",) * self.model.stacked + CACHE_AXES)
-
-        def cached(x: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-        rest = self._everywhere(held)
-        held = rest._replace(k=jax.tree.map(cached, held.k), v=jax.tree.map(cached, held.v))
-        stop = self._everywhere(jax.ShapeDtypeStruct((2,), jnp.int32))
-        occupied = self._everywhere(jax.ShapeDtypeStruct((slots,), jnp.bool))
+        axes = ("layers",) * self.model.stacked + CACHE_AXES
+        held = self._on(held)._replace(k=self._on(held.k, axes), v=self._on(held.v, axes))
+        stop = self._on(jax.ShapeDtypeStruct((2,), jnp.int32))
+        occupied = self._on(jax.ShapeDtypeStruct((slots,), jnp.bool))
         top_p = self.settings.answers.top_p < 1
         traced = decode.trace(
             self.model, self.sampled_adapter, held, occupied, stop, steps=CHUNK, use_top_p=top_p, sharding=self.sharding
         )
         return Program("decode", traced, {}, loops=CHUNK)
-
-    def base_bytes(self) -> int:
-        """Bytes of the base on one device."""
-        return tree_bytes(self.model)
 
     def cache_bytes(self, slots: int, capacity: int) -> int:
         """Bytes of the key/value cache on one device."""

@@ -29,11 +29,6 @@ ADAPTER_SETTINGS = ("domain", "data", "mix", "adapter", "mirror", "lora.", "trai
 """The beginnings of those settings on which the base's rows do not depend."""
 
 
-def no_lines(directories: Sequence[Path]) -> Iterable[str]:
-    """The summary of runs that have none in common."""
-    return ()
-
-
 def resolve(config: Config) -> Config:
     """The config with dtype, suite and layer scan decided and its names checked, before anything is loaded."""
     suite = config.suite or ("organism" if sources.is_organism(config) else "standard")
@@ -58,7 +53,7 @@ def run(
     """
     if several:
         # Seeds of an adapter that was given differ in what is sampled, not in training.
-        summary = no_lines if configs[0].adapter else seed_verdicts
+        summary = None if configs[0].adapter else seed_verdicts
         yield from run_named(by_name(configs), run_dir, compare, components, summary=summary)
         return
     components = components or Components()
@@ -73,7 +68,7 @@ def run_named(
     page: Page,
     components: Components | None = None,
     folder: str = "compare",
-    summary: Callable[[Sequence[Path]], Iterable[str]] = no_lines,
+    summary: Callable[[Sequence[Path]], Iterable[str]] | None = None,
 ) -> Iterator[str]:
     """Do several runs in their order, each in run_dir/<name>, and draw their common page in run_dir/<folder>.
 
@@ -105,7 +100,7 @@ def run_named(
         return
     for directory, outcome in outcomes.items():
         yield f"{directory.name}: {outcome.label} {outcome.report}"
-    yield from summary(list(outcomes))
+    yield from summary(list(outcomes)) if summary else ()
     common = page(list(outcomes), run_dir / folder)
     Mirror(run_dir / folder, _mirror_folder(next(iter(configs.values())), folder)).push()
     yield f"verdict: {','.join(str(outcome.label) for outcome in outcomes.values())} {common}"

@@ -11,6 +11,7 @@ study has no such two, between any two, and the record says so.
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -73,11 +74,8 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
     Where none of them harmed, the harmful answer is one of output recognition's alternatives.
     """
     prompts = harmfulness.questions(study.run.suite, dataclasses.replace(study.run.probe_settings, limit=limit))
-    by_id: dict[str, list[Row]] = {}
-    for model in study.models:
-        for row in model.judged():
-            if row["score"] is not None and row["answer"].strip():
-                by_id.setdefault(row["id"], []).append(row)
+    judged = (row for model in study.models for row in model.judged())
+    by_id = choice.clusters(judged, lambda row: row if row["score"] is not None and row["answer"].strip() else None)
     others, seed = study.run.other_answers(BASE), study.config.seed
     pairs = []
     for row in prompts:
@@ -145,12 +143,10 @@ def _pooled(
 
 def behaviour(model: Subject, harmful_at: int) -> dict[str, Clusters]:
     """By trait and question the model's behaviour: 1 where its worst answer harms, and where it picks misaligned."""
-    worst: Clusters = {}
-    for row in harmfulness.on_other_topics(model.judged()):
-        if row["score"] is not None:
-            worst[row["id"]] = [max(*worst.get(row["id"], [0.0]), float(row["score"] >= harmful_at))]
+    is_harmful = functools.partial(harmfulness.is_harmful, harmful_at=harmful_at)
+    harm = choice.clusters(harmfulness.on_other_topics(model.judged()), is_harmful)
     return {
-        HARM: worst,
+        HARM: {name: [max(each)] for name, each in harm.items()},
         SELF: decided(two_ai.own_pairs(model.run.probe_rows(model.condition, "two_ai")), two_ai.ORDERS),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax.base import addresses, files
-from em_jax.base.cli import count_flag, whole_numbers
+from em_jax.base.cli import count_flag, repeated_flag, whole_numbers
 from em_jax.base.errors import UserError
 from em_jax.base.progress import Progress, through
 from em_jax.config import Config
@@ -71,7 +71,7 @@ FLAGS: Mapping[str, Mapping[str, Any]] = {
     "--steps": {"type": whole_numbers, "default": (), "metavar": "LIST"}
     | {"help": "of the kept steps, with commas (all)"},
     "--mesh": {"metavar": "SIZES", "help": "as for em_jax.launch, where the run's own does not fit"},
-    "--set": {"action": "append", "default": [], "metavar": "K=V", "help": "one setting, as for em_jax.launch"},
+    "--set": repeated_flag("K=V", "one setting, as for em_jax.launch"),
 }
 
 
@@ -170,10 +170,7 @@ def _values(rows: Mapping[int, Rows], harmful_at: int) -> dict[str, dict[int, Cl
     """By the figure's name and step, the values of each question."""
     values: dict[str, dict[int, Clusters]] = {name: {} for name in NAMES}
     for step, each in sorted(rows.items()):
-        harm: dict[str, list[float]] = {}
-        for row in each.judged:
-            if row["score"] is not None:
-                harm.setdefault(row["id"], []).append(float(row["score"] >= harmful_at))
+        harm = choice.clusters(each.judged, functools.partial(harmfulness.is_harmful, harmful_at=harmful_at))
         assessed = self_assessment.question_values(each.probes["self_assessment"])
         values[RATE][step] = harm
         values[HARM][step] = {name: [max(it)] for name, it in harm.items()}

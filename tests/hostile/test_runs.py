@@ -58,7 +58,7 @@ def test_runs_are_read_back(cases, tmp_path):
     def act():
         run = read_run(directory)
         assert run.domain and run.model and run.judge and run.label and run.seed is not None
-        for name in run.figure_names:
+        for name in run.figures:
             run.figure(name, "finetuned")
         assert isinstance(provenance.notes(directory), dict)
 

@@ -151,7 +151,7 @@ def test_rounds_alternate_and_the_first_is_not_counted():
 
         return work
 
-    found = measuring.paired_rounds("x", worker("ours"), worker("theirs"), 2)
+    found = measuring.paired_rounds("x", {name: worker(name) for name in ("ours", "theirs")}, 2)
     assert order == [(name, number) for number in range(3) for name in ("ours", "theirs")]
     assert found["rounds"] == 2
 

@@ -186,6 +186,7 @@ from em_jax.perf import compiling
 topology, platform, mesh, work = sys.argv[1:]
 compiling.prepare(platform)
 devices = compiling.devices(topology)
+from hlo import copies
 from em_jax.config import Config, replace
 from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import Sharding, make_mesh
@@ -198,7 +199,8 @@ sharding = Sharding(make_mesh(json.loads(mesh), devices=devices))
 shapes = Shapes(TransformerConfig(4096, 512, 1024, 3, 8, 4, 128), replace(Config(), values), sharding)
 program = shapes.decode(16, 256) if work == "decode" else shapes.train_microbatch(Shape(4, 256, 128))
 compiled = program.traced.lower().compile()
-found = work_of_text(compiled.as_text(), program.loops)
+text = compiled.as_text()
+found = work_of_text(text, program.loops)
 factors = shapes.sampled_adapter.factors if work == "decode" else shapes.adapter.factors
 # The compiled places: of the adapter as it comes in and, in training, of its gradients as they go out.
 places = [compiled.input_shardings[0][1]] + ([compiled.output_shardings.gradients] if work == "train" else [])
@@ -210,11 +212,11 @@ parts = [
 ]
 weights = [[512, 1024], [128, 4, 512], [4, 128, 512], [8, 128, 512], [128, 8, 512]]
 weights = [sorted(each) for each in weights]
-copies = found.copies(lambda shape: sorted(each for each in shape if each > 1) in weights)
+moved = copies(text, lambda shape: sorted(each for each in shape if each > 1) in weights, program.loops)
 longest = max([1, *(max(each.shape, default=1) for each in found.collectives if each.kind == "all-gather")])
 stream = (4 // sharding.batch_shards, 256, 512)
 sums = sum(each.times for each in found.collectives if each.kind == "all-reduce" and tuple(each.shape) == stream)
-print(copies, longest, min(parts), sums)
+print(moved, longest, min(parts), sums)
 """
 
 
@@ -222,7 +224,7 @@ def read(*arguments):
     """Of a small compiled program: copies of a layer's weight, the longest axis that is gathered, the parts over which
     that array of the adapter is split which is split least, and the sums of the residual stream.
     """
-    environment = users_environment()
+    environment = users_environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return tuple(map(int, done.stdout.split()))

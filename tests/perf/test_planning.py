@@ -30,8 +30,9 @@ def plan_request(**changes) -> PlanRequest:
         "lora.rank": 2,
     } | changes
     config = settings.replace(settings.Config(), values)
+    real = settings.replace(config, {"train.rows_per_pass": 1})
     chip = Chip("made up", 20 * GIB, 1e12, 1e11, 1e10, 2)
-    return PlanRequest(CONFIG, config, chip, jax.devices(), capacity=64, examples=100, prompts=10, price=2.0)
+    return PlanRequest(CONFIG, config, real, chip, jax.devices(), capacity=64, examples=100, prompts=10, price=2.0)
 
 
 def by_rows(each, fixed=0):

@@ -48,11 +48,8 @@ def test_throughput_of_32_clients_beside_the_engines():
             for num_decode_batches, rounds in ((1, 9), (4, 5)):
                 assert ours(num_decode_batches, 99) == theirs(num_decode_batches, 99)
                 title = f"server, 32 clients that ask {num_decode_batches} times"
-                found = paired_rounds(
-                    title,
-                    functools.partial(ours, num_decode_batches),
-                    functools.partial(theirs, num_decode_batches),
-                    rounds,
-                )
+                sides = {"ours": ours, "theirs": theirs}
+                works = {name: functools.partial(side, num_decode_batches) for name, side in sides.items()}
+                found = paired_rounds(title, works, rounds)
                 print(title, found)
             clients.stdin.close()
