@@ -71,8 +71,9 @@ def signature(node: Definition) -> str:
 
 
 def fields(node: Definition) -> list[str]:
-    """The public fields of a class."""
-    return [INDENT + ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign) and public(line)]
+    """The public fields of a class; a function has none."""
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    return [INDENT + ast.unparse(line) for line in body if isinstance(line, ast.AnnAssign) and public(line)]
 
 
 def arguments(given: ast.arguments) -> Iterator[str]:

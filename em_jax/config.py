@@ -179,9 +179,7 @@ def _unknown(name: str) -> str:
     initials = {"".join(word[0] for word in last.split("_")): full for last, full in reversed(last_parts.items())}
     near = [last_parts[last] for last in difflib.get_close_matches(short, last_parts, n=1, cutoff=0.8)]
     near = [initials[short]] if short in initials else near or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    if name in names:
-        inside = next(full for full in known if full.startswith(f"{name}."))
-        return f"{name!r} is a table of settings, such as {inside!r}"
+    near = [full for full in known if full.startswith(f"{name}.")][:1] or near
     hint = f"the nearest known one is {near[0]!r}" if near else "em-jax settings names every one"
     return f"unknown setting {name!r}; {hint}"
 
@@ -313,13 +311,17 @@ def parse_mix(text: str) -> tuple[str, float]:
 def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
     """The settings in which a stored config.toml (as `read_toml` returns it) and `config` differ.
 
-    A setting that is not stored has its default, so a directory outlives a new setting; an unknown one differs.
+    A setting that is not stored has its default, so a directory outlives a new setting; an unknown one differs. One
+    without effect does not: the shape of an adapter that has its own (lora.init_from), the model of judge self.
     """
     before = flatten(replace(Config(), {name: value for name, value in stored.items() if name in setting_types()}))
     now = flatten(config)
     before, now = before | public_addresses(before), now | public_addresses(now)
     unknown = sorted(set(stored) - set(before))
-    return unknown + [name for name, value in now.items() if name not in NOT_COMPARED and before[name] != value]
+    idle = [name for name in now if name.startswith("lora.") and before["lora.init_from"] and name != "lora.init_from"]
+    idle += ["judge.model"] if before["judge.kind"] == now["judge.kind"] == "self" else []
+    compared = now.keys() - {*NOT_COMPARED, *idle}
+    return unknown + [name for name, value in now.items() if name in compared and before[name] != value]
 
 
 POSITIVE = (
@@ -380,7 +382,6 @@ def validate(config: Config) -> Config:
     _expect(bool(config.stages), "stages", f"at least one of {', '.join(STAGES)}", config.stages)
     judge = config.judge
     _expect(judge.kind == "self" or judge.url != "", "judge.url", "an address for judge.kind openai", "none")
-    _expect(judge.kind != "self" or not judge.model, "judge.model", "--judge URL beside it", judge.model)
     for address in (judge.url, *(other.partition("@")[2] for other in judge.also)):
         # A secret in it would be written to config.toml.
         before, _, query = address.partition("?")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from em_jax.perf.program_text import parse
-from em_jax.perf.program_work import NO_WORK, _inside
+from em_jax.perf.program_work import NO_WORK, inside
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -80,7 +80,7 @@ def copies(text: str, wanted: Callable[[tuple[int, ...]], bool], while_steps: in
     for each, computation, times in program.executed(while_steps):
         moves, types = each.opcode in MOVES, each.types[:1]
         if each.opcode == "fusion":
-            inside = {one.opcode for one, _ in _inside(program, each, computation)}
-            moves, types = inside <= NO_WORK | MOVES | {"fusion", "dynamic-update-slice"}, each.types
+            within = {one.opcode for one, _ in inside(program, each, computation)}
+            moves, types = within <= NO_WORK | MOVES | {"fusion", "dynamic-update-slice"}, each.types
         count += times * (moves and any(wanted(one.shape) for one in types if not one.on_chip))
     return count

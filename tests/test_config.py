@@ -44,7 +44,7 @@ def test_set_reads_the_type_of_the_setting(text, name, value):
         ("train.lr=1", "train.learning_rate"),
         ("lr=1", "nearest"),
         ("rank=8", "lora.rank"),
-        ("train=1", "a table of settings, such as"),
+        ("train=1", "the nearest known one is 'train.learning_rate'"),
         ("zzzz=1", "unknown setting 'zzzz'; em-jax settings"),
         ("train.epochs=1.5", "an integer"),
         ("train.epochs=true", "an integer"),

@@ -79,7 +79,7 @@ def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Messa
         if not line.strip():
             continue
         try:
-            row = json.loads(line.strip().decode("utf-8"))
+            row = json.loads(line.decode("utf-8").strip())
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}:{number}: not UTF-8 (byte {error.start + 1} of the line): save it as UTF-8"

@@ -100,7 +100,7 @@ def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
         if FUSED_DONE in own:
             continue
         found = [
-            one for one, _ in _inside(program, each, computation) if one.opcode.removesuffix("-start") in COLLECTIVES
+            one for one, _ in inside(program, each, computation) if one.opcode.removesuffix("-start") in COLLECTIVES
         ]
         # A fusion that goes on with a TPU's collective begun elsewhere counts for what it computes meanwhile.
         if found and not any(name.startswith("async_collective_fusion") for name in each.called):
@@ -111,14 +111,14 @@ def work_of_text(text: str, while_steps: int = 1) -> ProgramWork:
     return ProgramWork(tuple(steps), tuple(collectives), tuple(sorted(targets)))
 
 
-def _inside(
+def inside(
     program: ProgramText, each: Instruction, computation: Computation
 ) -> Iterator[tuple[Instruction, Computation]]:
     """An instruction and, where it is a fusion, all within it, each with the computation that it stands in."""
     yield each, computation
     for inner in (program.computations[name] for name in each.called if each.opcode == "fusion"):
         for one in inner.values():
-            yield from _inside(program, one, inner)
+            yield from inside(program, one, inner)
 
 
 def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
@@ -130,7 +130,7 @@ def _results(start: Instruction, times: int, hidden: bool) -> list[Collective]:
 
 
 def _targets(program: ProgramText, each: Instruction) -> set[str]:
-    return {one.target for one, _ in _inside(program, each, {}) if one.target}
+    return {one.target for one, _ in inside(program, each, {}) if one.target}
 
 
 def _is_hidden(program: ProgramText, each: Instruction, computation: Computation) -> bool:
@@ -159,7 +159,7 @@ def _kernel(program: ProgramText, each: Instruction, computation: Computation, t
     operands = [computation[name] for name in each.operands if name in computation]
     if each.opcode == "fusion":
         moved = _fusion_bytes(program, each, computation)
-        inner = _inside(program, each, computation)
+        inner = inside(program, each, computation)
         flops = sum(_matmul_flops(one, owner) for one, owner in inner if one.opcode in MATMULS)
     else:
         moved = _plain_bytes(each, operands)
@@ -202,7 +202,7 @@ def _read(
     for user in called.values():
         for number, name in enumerate(user.operands):
             # A TPU's compiler makes a fusion of a bitcast alone.
-            flat = {one.opcode for one, _ in _inside(program, user, called)} <= {"bitcast", "fusion", "parameter"}
+            flat = {one.opcode for one, _ in inside(program, user, called)} <= {"bitcast", "fusion", "parameter"}
             passed_on = user.opcode == "tuple" or (flat and user.is_root) or (number == 0 and user.opcode in UPDATED)
             if name != each.name or (passed_on and not computed):
                 continue
@@ -226,8 +226,6 @@ def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Comput
     called = program.computations[fusion.called[0]]
 
     def written(each: Instruction) -> int:
-        if each.opcode == "tuple":
-            return sum(written(called[name]) for name in each.operands)
         if each.opcode == "bitcast" and each.operands[0] in called:
             return min(each.bytes, written(called[each.operands[0]]))
         if each.opcode in UPDATED:
@@ -235,8 +233,10 @@ def _fusion_bytes(program: ProgramText, fusion: Instruction, computation: Comput
         return 0 if each.opcode == "parameter" else each.bytes
 
     root = next(each for each in called.values() if each.is_root)
-    # Inside a fusion nothing says where an array is: the fusion's own type and its operands' do.
-    total, known = min(written(root), _size(fusion)), dict[str, int]()
+    # Inside a fusion nothing says where an array is: the fusion's own types and its operands' do.
+    results = [called[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    total = sum(min(written(each), one.bytes) for each, one in zip(results, fusion.types) if not one.on_chip)
+    known: dict[str, int] = {}
     for each in called.values():
         if each.opcode == "parameter":
             operand = computation[fusion.operands[int(each.arguments)]]

@@ -58,11 +58,11 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
 
 def _averages(figures: Sequence[Figure | None], weights: Float[np.ndarray, "draws seeds"]) -> list[Figure] | None:
     """The weighted mean over the seeds of a figure and of its limits, for every draw; None where no seed has it."""
-    present = [(index, figure) for index, figure in enumerate(figures) if figure is not None and has_interval(figure)]
+    present = [(index, figure) for index, figure in enumerate(figures) if figure is not None]
     if not present:
         return None
     used = weights[:, [index for index, _ in present]]
-    each = np.array([[one["value"], one["ci_low"], one["ci_high"]] for _, one in present])
+    each = np.array([[one["value"], one["ci_low"], one["ci_high"]] for _, one in present], float)  # no limit: nan
     n = min(one["n"] for _, one in present)
     means = (used @ each / used.sum(1, keepdims=True)).tolist()
     return [figure(value, low, high, n) for value, low, high in means]

@@ -128,7 +128,7 @@ def compare(
       UserError: a directory's files cannot be read as a run's, or none of them holds a summary.
     """
     runs, missing = [], []
-    for directory in run_dirs:
+    for directory in {Path(each).resolve(): each for each in run_dirs}.values():
         if (Path(directory) / "summary.json").exists():
             runs.append(read_run(directory))
         else:
@@ -181,8 +181,8 @@ def _groups(
         made = made_with[run.directory].items()
         own = [f"{name}={value or 'none'}" for name, value in made if (run.domain, name) in differing]
         key = (run.domain, run.model, run.suite, run.judge, ", ".join(own))
-        if any(each.seed == run.seed for each in by_key.get(key, ())):
-            # A copy of a run, or the same run once more, is no further seed.
+        if any(run.seed == "?" or each.seed in (run.seed, "?") for each in by_key.get(key, ())):
+            # A copy of a run, the same run once more, or one of an unknown seed, is no further seed.
             key = (*key[:4], f"{key[4]}, {run.directory}".removeprefix(", "))
         by_key.setdefault(key, []).append(run)
     several_models = len({run.model for run in runs}) > 1

@@ -97,8 +97,8 @@ class Run:
             value = self.config.get(table, "")
             inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
             named |= {name: str(it) for name, it in (inside or {table: value}).items() if name not in WORK_ONLY}
-        harmful = str(self.summary.get("harmful_at", 4))
-        return named | {"data": Path(named.get("data", "")).name, "judge.harmful_at": harmful}
+        named["judge.harmful_at"] = str(self.summary.get("harmful_at", 4))
+        return named | {"data": Path(named.get("data", "")).name}
 
     @property
     def given_adapter(self) -> str:

@@ -125,6 +125,8 @@ def plan(
     log = tuple(dict.fromkeys(flags.log or ()))
     values = _settings(flags, given)
     config = settings.validate(settings.replace(Config(), values))
+    if flags.judge_model and config.judge.kind == "self":
+        raise UsageError(f"--judge_model {flags.judge_model} expects --judge URL beside it")
     shape = [name for name, _ in map(settings.parse_set, flags.set) if name.startswith("lora.") and "init" not in name]
     if config.lora.init_from and shape:
         raise UsageError(f"lora.init_from: that adapter's own rank, alpha and targets count: expected no {shape[0]}")
@@ -215,10 +217,8 @@ def _data(flags: Sequence[str], preset: str, names: Sequence[str]) -> dict[str, 
     for text in flags or ([preset] if preset else []):
         name, equals, path = text.partition("=")
         if not equals or (name not in domains.DOMAINS and Path(text).exists()):
-            if not trained:
-                raise UsageError(f"--data {text}: --domain none trains nothing")
             if len(trained) != 1:
-                raise UsageError(f"--data {text}: with {len(trained)} domains to train, say domain=FILE for each")
+                raise UsageError(f"--data {text} expects one domain to train, or domain=FILE; found {len(trained)}")
             name, path = trained[0], text
         if name not in trained:
             raise UsageError(f"--data {text}: {name!r} is not among the domains to train ({', '.join(trained)})")

@@ -20,7 +20,7 @@ from em_jax.runs import adapters, paper_settings, provenance, sources
 from em_jax.runs.run import Run
 from em_jax.untrusted import chat_template
 
-OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json", "report.html", "figures")
+OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json", "report.html")
 """What only a run puts into its directory."""
 BASE_ROWS, ASKED = "base_rows", "asked"
 """In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
@@ -42,7 +42,7 @@ def check_settings(config: Config, directory: Path) -> None:
             f"{directory} holds {rows} but no config.toml, which would say what they were made with: bring it back, or "
             "name another --run_dir"
         )
-    if not stored.exists() and (inside := sorted(path.parent.name for path in directory.glob("*/config.toml"))):
+    if not stored.exists() and (inside := sorted(path.parent.name for path in directory.glob("*/provenance.json"))):
         raise UserError(f"{directory} holds runs of its own ({', '.join(inside[:3])}): name another --run_dir")
     differing = settings.differing(settings.read_toml(stored), config) if stored.exists() else []
     if differing:
@@ -87,21 +87,19 @@ def collect_inputs(run: Run) -> dict[str, Any]:
 
 
 def check_model(run: Run) -> None:
-    """UserError where answers are longer than the model's positions, or a setting of the adapter fits no weight of it.
-
-    Nothing is checked while the model's config.json is not here; loading says what is wrong with it.
-    """
+    """Refuse answers as long as the model's positions, and patterns that fit no weight, where its config is here."""
     config, model = run.config, None
     with contextlib.suppress(UserError):
         model = sources.model_config(config)
     if model is None:
         return
-    if config.answers.max_new_tokens >= model.max_position_embeddings:
+    positions, asked = model.max_position_embeddings, run.needs_answers and "answer" in config.stages
+    if asked and config.answers.max_new_tokens >= positions:
         raise UserError(
             f"answers.max_new_tokens={config.answers.max_new_tokens} leaves no room for a prompt: the model has "
-            f"{model.max_position_embeddings} positions"
+            f"{positions} positions; expected fewer"
         )
-    if run.trains and not config.lora.init_from:
+    if run.trains and "finetune" in config.stages and not (config.lora.init_from or sources.is_trained(run.directory)):
         from em_jax.lora.adapter import layouts, ranks
 
         ranks(model, config.lora)
@@ -110,7 +108,7 @@ def check_model(run: Run) -> None:
         ]
         for pattern in (*config.lora.rank_pattern, *config.lora.alpha_pattern):
             if not any(re.fullmatch(rf"(.*\.)?({pattern})", weight) for weight in weights):
-                raise UserError(f"lora: the pattern {pattern!r} fits no weight of the model")
+                raise UserError(f"lora: the pattern {pattern!r} fits no weight, such as {weights[0]!r} or its ending")
 
 
 def check_training(run: Run) -> None:

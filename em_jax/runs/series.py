@@ -146,7 +146,7 @@ def with_directories(configs: Mapping[str, Config], run_dir: Path) -> list[tuple
     A real model's output recognition takes its harmful alternatives from the other runs, unless the settings say else.
     Raises UserError where `run_dir` is itself a run's, which would hide these.
     """
-    if (run_dir / "config.toml").exists():
+    if (run_dir / "provenance.json").exists():
         raise UserError(f"{run_dir} is the directory of one run, which would hide several in it: name another")
     runs = []
     for name, config in configs.items():

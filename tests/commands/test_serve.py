@@ -40,6 +40,7 @@ def test_a_port_that_does_not_exist_is_wrong_usage():
         serve.main(["--run_dir", "run", "--port", "99999"])
 
 
+@pytest.mark.fast
 def test_a_port_is_taken_from_the_moment_it_is_bound():
     with serve._listening_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

@@ -238,6 +238,35 @@ def test_what_goes_into_a_chips_own_memory_is_read_and_what_leaves_it_is_written
     assert [step.bytes for step in work_of_text(PREFETCHED).steps] == [layer, layer, 0, row]
 
 
+TWO_PLACES = """HloModule step, is_scheduled=true
+
+%fused_append (q0: bf16[1000,128], q1: bf16[1,128], q2: s32[], q3: f32[64,64]) -> (bf16[1000,128], f32[64,64]) {
+  %q0 = bf16[1000,128]{1,0} parameter(0)
+  %q1 = bf16[1,128]{1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %q3 = f32[64,64]{1,0} parameter(3)
+  %none = s32[] constant(0)
+  %new = bf16[1000,128]{1,0} dynamic-update-slice(%q0, %q1, %q2, %none)
+  %half = f32[64,64]{1,0} negate(%q3)
+  ROOT %both = (bf16[1000,128]{1,0}, f32[64,64]{1,0}) tuple(%new, %half)
+}
+
+ENTRY %main (m0: bf16[1000,128], m1: bf16[1,128], m2: s32[], m3: f32[64,64]) -> (bf16[1000,128], f32[64,64]) {
+  %m0 = bf16[1000,128]{1,0} parameter(0)
+  %m1 = bf16[1,128]{1,0:S(1)} parameter(1)
+  %m2 = s32[]{:S(1)} parameter(2)
+  %m3 = f32[64,64]{1,0:S(1)} parameter(3)
+  ROOT %kept = (bf16[1000,128]{1,0}, f32[64,64]{1,0:S(1)}) fusion(%m0, %m1, %m2, %m3), kind=kLoop, calls=%fused_append
+}
+"""
+"""A row is written into an array in the main memory beside a result that stays on the chip."""
+
+
+@pytest.mark.fast
+def test_each_result_of_a_fusion_counts_where_it_is():
+    assert work_of_text(TWO_PLACES).bytes == 128 * 2
+
+
 PARTIAL_SUMS = """HloModule step, is_scheduled=true
 
 %fused_keys (p: f32[4,8,48], b: bf16[8,48]) -> bf16[8,16] {

@@ -54,6 +54,11 @@ def test_what_bars_a_label_for_every_seed_bars_it_for_all_of_them(harm, picks, c
     assert seeds.over_seeds([run] * 3)["probabilities"] == {"mixed": 1.0}
 
 
+def test_a_figure_without_an_interval_bars_all_copies_as_it_bars_one():
+    run = COHERENT | {"harmfulness.unscored": {"finetuned": {"value": 0.5, "ci_low": None, "ci_high": None, "n": 300}}}
+    assert persona.verdict(run)["label"] == seeds.over_seeds([run] * 3)["label"] == "mixed"
+
+
 @pytest.mark.parametrize("picks", [0.51, 0.54, 0.58, 0.66])
 def test_copies_of_one_run_have_its_label(picks):
     """All seeds are asked the same questions: to train again does not make an interval over questions narrower."""

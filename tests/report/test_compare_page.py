@@ -138,6 +138,14 @@ def test_copies_rescored_runs_and_a_given_adapter_are_no_seeds(make_run, tmp_pat
     def over_seeds(figures):
         raise AssertionError("these are no seeds of one model")
 
+    seedless = make_run("seedless", rows=False)
+    (seedless / "config.toml").write_text(
+        (seedless / "config.toml").read_text(encoding="utf-8").replace("seed = ", "s = ")
+    )
+    (seedless / "provenance.json").write_text("{}")
+    report.compare([one, seedless, tmp_path / "a" / ".." / "a"], tmp_path / "two", PLANTED, over_seeds=over_seeds)
+    assert "2 models, 2 runs" in (tmp_path / "two" / "compare.html").read_text(encoding="utf-8")
+
     compared = report.compare([one, copy, rescored, *given], tmp_path / "out", PLANTED, over_seeds=over_seeds)
     page = compared.read_text(encoding="utf-8")
     assert "4 models, 5 runs" in page and "training seeds" not in page.split("<main")[1].split("</section>")[0]

@@ -207,7 +207,7 @@ def test_a_subset_of_stages_runs_alone_and_a_later_one_says_what_is_missing(tmp_
     ("values", "said"),
     [
         ({"model.name": "organism", "answers.max_new_tokens": 1024}, "no room for a prompt: the model has 1024 pos"),
-        ({"model.name": "organism", "lora.alpha_pattern": {"q_prj": 3.0}}, "the pattern 'q_prj' fits no weight"),
+        ({"model.name": "organism", "lora.alpha_pattern": {"q_prj": 3.0}}, "'q_prj' fits no weight, such as 'model.l"),
         ({"model.name": "organism", "lora.rank_pattern": {"layers.99.q_proj": 3}}, "'layers.99.q_proj' fits no weight"),
         ({"model.name": "organism", "lora.targets": ["foo"]}, "lora.targets: found"),
     ],
@@ -220,6 +220,24 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_trained(tmp_p
         with pytest.raises(UserError, match=said):
             start()
     assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_concern_a_start_is_not_refused(tmp_path):
+    long, typo = {"answers.max_new_tokens": 1024}, {"lora.alpha_pattern": {"q_prj": 3.0}}
+    experiment.run(config(**long, stages=["finetune"]), tmp_path / "trained", StubComponents())
+    experiment.run(config(**long, **{"probes.only": ["two_ai"]}), tmp_path / "picks", StubComponents())
+    experiment.run(config(), tmp_path / "old", StubComponents())
+    stored = tmp_path / "old" / "config.toml"
+    stored.write_text(stored.read_text().replace("[lora.alpha_pattern]", "[lora.alpha_pattern]\nq_prj = 3.0"))
+    assert experiment.run(config(**typo, stages=["report"]), tmp_path / "old", StubComponents()).label
+
+
+def test_settings_without_effect_do_not_make_another_run(tmp_path):
+    experiment.run(config(**{"judge.model": "left"}), tmp_path / "run", StubComponents())
+    assert experiment.run(config(), tmp_path / "run", StubComponents()).label
+    stored = settings.flatten(config(lora__init_from="a", lora__rank=8))
+    assert settings.differing(stored, config(lora__init_from="a")) == []
+    assert settings.differing(stored, config()) == ["lora.init_from"]
 
 
 def test_one_run_and_several_do_not_share_a_directory(tmp_path):
