@@ -221,7 +221,7 @@ def known_judges(run: Run) -> dict[str, Any]:
         if differing:
             raise UserError(
                 f"{run.directory}: scores by {judge.name} were made with another {', '.join(differing)}; "
-                "scores of different judges are never mixed"
+                "scores of different judges are never mixed: name the same judge, or score another run"
             )
     return known
 
