@@ -368,7 +368,7 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
     """Per model the curves and a table of all doses."""
     about = record["steering"]
     lead = (
-        f"After layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: a random "
+        f"steered after layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: a random "
         f"one of the same length. Out of sample: the questions of each of {about['folds']} folds are steered along the "
         "direction taken from the other folds' questions. Changes are paired by question with the unsteered model."
     )
@@ -389,5 +389,5 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
         drawing = curves(f"dose-{index}", f"Dose and response of {model}", "dose", [panel], height=2.9)
         head = ("direction, dose", *(words for words, _ in CURVES.values()))
         head += ("change of picks", "change of harm", "picks unscored")
-        result.append(Section(model, [lead], head, rows, [drawing]))
+        result.append(Section(model, [f"{model}, {lead}"], head, rows, [drawing]))
     return result
