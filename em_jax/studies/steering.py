@@ -368,9 +368,9 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
     """Per model the curves and a table of all doses."""
     about = record["steering"]
     lead = (
-        f"steered after layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: a "
-        f"random one of the same length. Out of sample: the questions of each of {about['folds']} folds are steered along "
-        "the direction taken from the other folds' questions. Changes are paired by question with the unsteered model."
+        f"steered after layer {about['layer']}, at every token. Solid: the direction of {about['direction']}; dashed: "
+        f"a random one of the same length. Out of sample: the questions of each of {about['folds']} folds are steered "
+        "along the direction taken from the others' questions. Changes are paired by question with the unsteered model."
     )
     result = []
     for index, (model, vectors) in enumerate(record["figures"].items()):
