@@ -153,9 +153,8 @@ def lacking_of(figures: Figures, name: str, unscored_name: str, subject: str) ->
         return [f"{IN_WORDS[name]} has no data"]
     lacking = []
     if figure["n"] < THRESHOLDS.least_questions:
-        lacking.append(
-            f"{IN_WORDS[name]} rests on {count(figure['n'], 'question')}, under {THRESHOLDS.least_questions}"
-        )
+        rests = f"{IN_WORDS[name]} rests on {count(figure['n'], 'question')}"
+        lacking.append(f"{rests}, under {THRESHOLDS.least_questions}")
     if not has_interval(figure):
         lacking.append(f"{IN_WORDS[name]} has no interval")
     unscored = known(figures, unscored_name, subject)

@@ -91,14 +91,15 @@ class Run:
 
     @property
     def made_with(self) -> dict[str, str]:
-        """The settings that make another model or another measurement of it, but for the seed; of rows the file."""
+        """The settings that make another model or measurement, but for the seed (NAME-SEED/adapter); of rows the file."""
         named: dict[str, str] = {}
         for table in ("data", "mix", "adapter", "lora", "train", "answers", "probes"):
             value = self.config.get(table, "")
             inside = {f"{table}.{name}": it for name, it in value.items()} if isinstance(value, dict) else {}
             named |= {name: str(it) for name, it in (inside or {table: value}).items() if name not in WORK_ONLY}
         named["judge.harmful_at"] = str(self.summary.get("harmful_at", 4))
-        return named | {"data": Path(named.get("data", "")).name}
+        start = named.get("lora.init_from", "").removesuffix("/adapter").removesuffix(f"-{self.seed}")
+        return named | {"data": Path(named.get("data", "")).name, "lora.init_from": start}
 
     @property
     def given_adapter(self) -> str:

@@ -126,6 +126,16 @@ def test_runs_with_other_settings_are_no_seeds_of_one_model(make_run, tmp_path):
     assert "2 models, 4 runs" in page and "bad_medical · mix=good_medical=0.7" in page
 
 
+def test_chains_of_several_seeds_are_one_model(make_run, tmp_path):
+    runs = [make_run(f"second-{seed}", seed=seed, rows=False) for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        start = f'[lora]\ninit_from = "chain/first-{seed}/adapter"\n'
+        with (run / "config.toml").open("a", encoding="utf-8") as file:
+            file.write(start)
+    page = report.compare(runs, tmp_path / "c").read_text(encoding="utf-8")
+    assert "1 model, 2 runs, up to 2 training seeds each" in page
+
+
 def test_copies_rescored_runs_and_a_given_adapter_are_no_seeds(make_run, tmp_path):
     one, copy, rescored = (make_run(name, rows=False) for name in ("a", "b", "c"))
     summary = json.loads((rescored / "summary.json").read_text(encoding="utf-8"))
