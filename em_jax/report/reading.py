@@ -91,7 +91,7 @@ class Run:
 
     @property
     def made_with(self) -> dict[str, str]:
-        """What makes another model or measurement: settings without the seed, as in NAME-SEED/adapter; of rows the file."""
+        """Settings that make another model or measurement; no seed (as in NAME-SEED/adapter), of rows the file."""
         named: dict[str, str] = {}
         for table in ("data", "mix", "adapter", "lora", "train", "answers", "probes"):
             value = self.config.get(table, "")
