@@ -54,7 +54,7 @@ def layouts(config: TransformerConfig) -> dict[str, Layout]:
         name: Layout(f"{weight.layout.inputs}->{outputs}")
         for weight in weights_of(config, stacked=True)
         if weight.layout.inputs
-        for name, outputs in weight.targets.items()
+        for name, outputs in weight.layout.targets(weight.in_layer).items()
     }
     # The order decides each target's random key.
     return dict(sorted(found.items(), key=lambda each: each[0].rpartition(".")[2]))

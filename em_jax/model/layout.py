@@ -54,6 +54,10 @@ class Layout:
         """The layout of a quantised weight's scales: one for each output."""
         return Layout(self.outputs, self.stacked, self.parts)
 
+    def targets(self, name: str) -> dict[str, str]:
+        """The weights that the array holds, its parts or the one called `name`, each with its output letters."""
+        return {part.name: part.outputs for part in self.parts} or {name: self.outputs}
+
     def shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of the array, given the size behind each letter but J."""
         sizes = {**dims, "J": sum(part.size for part in self.parts)}

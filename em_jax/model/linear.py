@@ -64,8 +64,8 @@ class Linear(nnx.Module):
 
     @property
     def targets(self) -> dict[str, str]:
-        """What an adapter may update, the weight or one of its parts: its name and its output letters."""
-        return {self.name: self.layout.outputs, **{part.name: part.outputs for part in self.layout.parts}}
+        """What an adapter may update, the array as a whole or a weight in it: its name and its output letters."""
+        return {self.name: self.layout.outputs} | self.layout.targets(self.name)
 
     def outputs(self, x: Float[Array, "B T X"], updates: Mapping[str, Array], sharding: Sharding) -> list[Array]:
         """x W + b and the updates [B, T, Y] by target, in the letters of each part or of the one weight."""

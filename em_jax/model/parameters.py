@@ -24,11 +24,6 @@ class Weight:
         """The name in a layer of a Linear's weight: "self_attn.qkv_proj"."""
         return self.name.removeprefix("model.layers.*.").removesuffix(".weight")
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """The names in a layer of the weights that a Linear's array holds, and the letters of their outputs."""
-        return {part.name: part.outputs for part in self.layout.parts} or {self.in_layer: self.layout.outputs}
-
 
 def weights_of(config: TransformerConfig, *, stacked: bool) -> list[Weight]:
     """Every weight of the architecture, in the order of the model's leaves."""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from scipy import special
 
 from em_jax.probes import persona
@@ -56,8 +55,8 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     return {"label": label, "probabilities": probabilities, "figures": means}
 
 
-def _averages(figures: Sequence[Figure | None], weights: Float[np.ndarray, "draws seeds"]) -> list[Figure] | None:
-    """The weighted mean over the seeds of a figure and of its limits, for every draw; None where no seed has it."""
+def _averages(figures: Sequence[Figure | None], weights: np.ndarray) -> list[Figure] | None:
+    """The mean of a figure and of its limits for every draw, by float[draws, seeds]; None where no seed has it."""
     present = [(index, figure) for index, figure in enumerate(figures) if figure is not None]
     if not present:
         return None

@@ -167,9 +167,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def limited(items: Sequence[Item], limit: int, stratum: Callable[[Item], Hashable]) -> list[Item]:
     """At most `limit` items (0: all), taken in turn from each stratum so that a short run covers every kind."""
+    if not limit or limit >= len(items):
+        return list(items)
     strata: dict[Hashable, list[Item]] = defaultdict(list)
     for item in items:
         strata[stratum(item)].append(item)
     in_turn = [item for turn in range(len(items)) for group in strata.values() for item in group[turn : turn + 1]]
-    chosen = {id(item) for item in in_turn[: limit or None]}
+    chosen = {id(item) for item in in_turn[:limit]}
     return [item for item in items if id(item) in chosen]

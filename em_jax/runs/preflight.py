@@ -1,8 +1,8 @@
 """Checks and records at the start of a run: a directory made with other settings, inputs or judges is refused."""
 
 import contextlib
+import dataclasses
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from em_jax.base import addresses, files
 from em_jax.base.errors import UserError
 from em_jax.config import Config
 from em_jax.formats import hub, thoughts
-from em_jax.lora.config import CONFIG
+from em_jax.lora.config import CONFIG, LoraConfig
 from em_jax.probes import harmfulness, in_domain
 from em_jax.probes import suite_files as suites
 from em_jax.report import reading
@@ -103,12 +103,11 @@ def check_model(run: Run) -> None:
         from em_jax.lora.adapter import layouts, ranks
 
         ranks(model, config.lora)
-        weights = [
-            f"model.layers.{layer}.{name}" for layer in range(model.num_hidden_layers) for name in layouts(model)
-        ]
+        every = LoraConfig(rank=1)
         for pattern in (*config.lora.rank_pattern, *config.lora.alpha_pattern):
-            if not any(re.fullmatch(rf"(.*\.)?({pattern})", weight) for weight in weights):
-                raise UserError(f"lora: the pattern {pattern!r} fits no weight, such as {weights[0]!r} or its ending")
+            if ranks(model, dataclasses.replace(every, rank_pattern={pattern: 2})) == ranks(model, every):
+                example = f"model.layers.0.{next(iter(layouts(model)))}"
+                raise UserError(f"lora: the pattern {pattern!r} fits no weight, such as {example!r} or its ending")
 
 
 def check_training(run: Run) -> None:
