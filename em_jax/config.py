@@ -1,4 +1,4 @@
-"""Every setting of a run: frozen dataclasses, TOML presets, --set, and the comparison that guards a run directory."""
+"""Every setting of a run: frozen dataclasses with their ranges, TOML presets, --set."""
 
 import dataclasses
 import difflib
@@ -27,11 +27,6 @@ MESH_AXES = ("data", "fsdp", "tensor")
 SIBLINGS = "siblings"
 """probes.alternatives of the runs of a series: their directory may move, so its path is not stored."""
 
-NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.concurrency", "judge.max_requests"}
-NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
-"""What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
-which change no figure. A run that ran out of memory must be free to change these."""
-ALSO = "judge.also"
 CHOSEN = {"train.rows_per_pass", "answers.slots"}
 """Numbers that the program chooses where they are 0, or "auto"."""
 OLD_VALUES = {"train.remat": {"true": "full", "false": "none"}}
@@ -287,13 +282,14 @@ def to_toml(config: Config) -> str:
     """
     import tomli_w
 
-    return tomli_w.dumps(dataclasses.asdict(replace(config, public_addresses(flatten(config)))))
+    return tomli_w.dumps(dataclasses.asdict(public(config)))
 
 
-def public_addresses(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are addresses, without what may be secret in them."""
-    also = [f"{model}{at}{addresses.public(url)}" for model, at, url in (it.partition("@") for it in values[ALSO])]
-    return {"judge.url": addresses.public(values["judge.url"]), ALSO: also}
+def public(config: Config) -> Config:
+    """The settings, their addresses without what may be secret in them."""
+    also = (it.partition("@") for it in config.judge.also)
+    named = [f"{model}{at}{addresses.public(url)}" for model, at, url in also]
+    return replace(config, {"judge.url": addresses.public(config.judge.url), "judge.also": named})
 
 
 def parse_mix(text: str) -> tuple[str, float]:
@@ -306,22 +302,6 @@ def parse_mix(text: str) -> tuple[str, float]:
     if not name or not 0 < value <= 1:
         raise UsageError(f"mix expects NAME=SHARE or FILE=SHARE, the share above 0 and at most 1; found {text!r}")
     return name, value
-
-
-def differing(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """The settings in which a stored config.toml (as `read_toml` returns it) and `config` differ.
-
-    A setting that is not stored has its default, so a directory outlives a new setting; an unknown one differs. One
-    without effect does not: the shape of an adapter that has its own (lora.init_from), the model of judge self.
-    """
-    before = flatten(replace(Config(), {name: value for name, value in stored.items() if name in setting_types()}))
-    now = flatten(config)
-    before, now = before | public_addresses(before), now | public_addresses(now)
-    unknown = sorted(set(stored) - set(before))
-    idle = [name for name in now if name.startswith("lora.") and before["lora.init_from"] and name != "lora.init_from"]
-    idle += ["judge.model"] if before["judge.kind"] == now["judge.kind"] == "self" else []
-    compared = now.keys() - {*NOT_COMPARED, *idle}
-    return unknown + [name for name, value in now.items() if name in compared and before[name] != value]
 
 
 POSITIVE = (

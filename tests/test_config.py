@@ -5,6 +5,7 @@ import pytest
 from em_jax import config
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
+from em_jax.runs import preflight
 
 pytestmark = pytest.mark.fast
 
@@ -118,9 +119,9 @@ def test_differing_names_what_changed_and_leaves_out_what_may(tmp_path):
     path.write_text(config.to_toml(Config()))
     stored = config.read_toml(path)
     moved = dataclasses.replace(Config(), stages=("report",), mesh="fsdp=8", mirror="elsewhere", verbosity=1)
-    assert config.differing(stored, moved) == []
-    assert config.differing(stored, changed("train.epochs=2", "seed=1")) == ["seed", "train.epochs"]
-    assert config.differing({**stored, "train.forgotten": 1}, Config()) == ["train.forgotten"]
+    assert preflight.differing_settings(stored, moved) == []
+    assert preflight.differing_settings(stored, changed("train.epochs=2", "seed=1")) == ["seed", "train.epochs"]
+    assert preflight.differing_settings({**stored, "train.forgotten": 1}, Config()) == ["train.forgotten"]
 
 
 def test_presets_are_found_by_name_and_a_missing_one_lists_them():

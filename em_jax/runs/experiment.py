@@ -85,7 +85,7 @@ def run(
 
 def check_mirror(run: Run) -> None:
     """Refuse a mirror that is not this run's. Raises as Mirror.check."""
-    run.mirror.check(lambda stored: settings.differing(settings.dotted(stored), run.config))
+    run.mirror.check(lambda stored: preflight.differing_settings(settings.dotted(stored), run.config))
 
 
 def loader(config: Config, directory: str | Path, components: Components) -> Callable[[], Any]:

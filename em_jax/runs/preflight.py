@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from em_jax.untrusted import chat_template
 
 OF_A_RUN = (*files.SEALED, "train", "adapter", "summary.json", "provenance.json", "report.html")
 """What only a run puts into its directory."""
+NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.concurrency", "judge.max_requests"}
+NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
+"""What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
+which change no figure. A run that ran out of memory must be free to change these."""
 BASE_ROWS, ASKED = "base_rows", "asked"
 """In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
 
@@ -44,12 +49,27 @@ def check_settings(config: Config, directory: Path) -> None:
         )
     if not stored.exists() and (inside := sorted(path.parent.name for path in directory.glob("*/provenance.json"))):
         raise UserError(f"{directory} holds runs of its own ({', '.join(inside[:3])}): name another --run_dir")
-    differing = settings.differing(settings.read_toml(stored), config) if stored.exists() else []
+    differing = differing_settings(settings.read_toml(stored), config) if stored.exists() else []
     if differing:
         raise UserError(
             f"{directory} was made with other settings ({', '.join(differing)}): "
             "give the same ones to go on with it, or another --run_dir"
         )
+
+
+def differing_settings(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """The settings in which a stored config.toml (as `read_toml` returns it) and `config` differ.
+
+    A setting that is not stored has its default, so a directory outlives a new setting; an unknown one differs. One
+    without effect does not: the shape of an adapter that has its own (lora.init_from), the model of judge self.
+    """
+    known = {name: value for name, value in stored.items() if name in settings.setting_types()}
+    before, now = (settings.flatten(settings.public(it)) for it in (settings.replace(Config(), known), config))
+    unknown = sorted(set(stored) - set(before))
+    idle = [name for name in now if name.startswith("lora.") and before["lora.init_from"] and name != "lora.init_from"]
+    idle += ["judge.model"] if before["judge.kind"] == now["judge.kind"] == "self" else []
+    compared = now.keys() - {*NOT_COMPARED, *idle}
+    return unknown + [name for name, value in now.items() if name in compared and before[name] != value]
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:

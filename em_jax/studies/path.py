@@ -25,7 +25,7 @@ from em_jax.probes.choice import decided
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.statistics import Clusters
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.runs import locking, sources, stored
+from em_jax.runs import locking, preflight, sources, stored
 from em_jax.runs.adapters import effect
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
@@ -88,9 +88,8 @@ def study(
     stored.open_run(run_dir)
     kept = kept_adapters(run_dir, options.steps)
     config = run_config(run_dir, {"answers.samples": options.samples, "probes.limit": options.limit, **changes})
-    values = settings.flatten(config)
-    values |= settings.public_addresses(values)
-    compared = {name: it for name, it in values.items() if name not in settings.NOT_COMPARED}
+    values = settings.flatten(settings.public(config))
+    compared = {name: it for name, it in values.items() if name not in preflight.NOT_COMPARED}
     hashes = {str(step): adapter_hashes(path) for step, path in kept.items()}
     with locking.lock(out):
         check_settings(out, {"settings": compared, "together": options.together, "adapters": hashes})

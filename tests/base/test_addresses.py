@@ -5,6 +5,7 @@ import pytest
 from em_jax import config as settings
 from em_jax.base.addresses import public
 from em_jax.config import Config
+from em_jax.runs import preflight
 
 pytestmark = pytest.mark.fast
 
@@ -36,5 +37,7 @@ def test_settings_are_stored_without_secrets_and_still_compared():
     text = settings.to_toml(config)
     assert "SECRET" not in text and "https://host/v1" in text
     stored = settings.dotted(settings.tomllib.loads(text))
-    assert settings.differing(stored, config) == []
-    assert settings.differing(stored, settings.replace(config, {"judge.url": "https://other/v1"})) == ["judge.url"]
+    assert preflight.differing_settings(stored, config) == []
+    assert preflight.differing_settings(stored, settings.replace(config, {"judge.url": "https://other/v1"})) == [
+        "judge.url"
+    ]

@@ -12,6 +12,7 @@ from em_jax.lora.config import LoraConfig
 from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.model.remat import KEPT
+from em_jax.runs import preflight
 
 D, F, L, N, K, H, R = 64, 96, 2, 4, 2, 8, 5
 B, T = 3, 24
@@ -56,4 +57,4 @@ def test_the_setting_takes_the_policies_and_what_it_took_before():
     with pytest.raises(config.UsageError, match="'train.remat' expects 'auto' or 'none' or .* found 'some'"):
         config.validate(config.replace(config.Config(), {"train.remat": "some"}))
     stored = {"train.remat": True, "model.scan_layers": True}
-    assert config.differing(stored, config.replace(config.Config(), {"model.scan_layers": "true"})) == []
+    assert preflight.differing_settings(stored, config.replace(config.Config(), {"model.scan_layers": "true"})) == []

@@ -9,7 +9,7 @@ from em_jax import report
 from em_jax.base import files
 from em_jax.base.errors import Unfinished, UsageError, UserError
 from em_jax.config import Config
-from em_jax.runs import dry_run, experiment, publish, series
+from em_jax.runs import dry_run, experiment, preflight, publish, series
 
 
 def config(**values):
@@ -236,8 +236,8 @@ def test_settings_without_effect_do_not_make_another_run(tmp_path):
     experiment.run(config(**{"judge.model": "left"}), tmp_path / "run", StubComponents())
     assert experiment.run(config(), tmp_path / "run", StubComponents()).label
     stored = settings.flatten(config(lora__init_from="a", lora__rank=8))
-    assert settings.differing(stored, config(lora__init_from="a")) == []
-    assert settings.differing(stored, config()) == ["lora.init_from"]
+    assert preflight.differing_settings(stored, config(lora__init_from="a")) == []
+    assert preflight.differing_settings(stored, config()) == ["lora.init_from"]
 
 
 def test_one_run_and_several_do_not_share_a_directory(tmp_path):
