@@ -127,8 +127,8 @@ def plan(
     config = settings.validate(settings.replace(Config(), values))
     if flags.judge_model and config.judge.kind == "self":
         raise UsageError(f"--judge_model {flags.judge_model} expects --judge URL beside it")
-    shape = [name for name, _ in map(settings.parse_set, flags.set) if name.startswith("lora.") and "init" not in name]
-    if config.lora.init_from and shape:
+    adapter = [name for name, _ in map(settings.parse_set, flags.set) if name.startswith("lora.")]
+    if config.lora.init_from and (shape := [name for name in adapter if name != "lora.init_from"]):
         raise UsageError(f"lora.init_from: that adapter's own rank, alpha and targets count: expected no {shape[0]}")
     named = {"--data": " ".join(flags.data), "--suite": config.suite, "--model": config.model.name}
     for flag, given_text in (named | {"--adapter": config.adapter}).items():
