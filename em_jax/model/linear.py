@@ -1,6 +1,7 @@
 """The linear layer, whole or in eight bits, with the low-rank update it may carry; and RMSNorm."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int8
 
+from em_jax.model.kernels.few_rows import matmul
 from em_jax.model.kernels.low_rank import low_rank_updates
 from em_jax.model.layout import Layout, Part
 from em_jax.model.sharding import UNSHARDED, Sharding
@@ -62,16 +64,11 @@ class Linear(nnx.Module):
         self.scale = None if scale is None else nnx.Param(scale)
         self.bias = nnx.Param(init(f"{name}.bias", self.layout.scale)) if bias else None
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """What an adapter may update, the array as a whole or a weight in it: its name and its output letters."""
-        return {self.name: self.layout.outputs} | self.layout.targets(self.name)
-
     def outputs(self, x: Float[Array, "B T X"], updates: Mapping[str, Array], sharding: Sharding) -> list[Array]:
         """x W + b and the updates [B, T, Y] by target, in the letters of each part or of the one weight."""
         # All inputs and all outputs as one axis: XLA:CPU would copy a weight to sum over two of its axes.
         weight = sharding.gather_for_matmul(self.layout.letters, self.weight[...]).reshape(x.shape[-1], -1)
-        y = jnp.einsum("BTX,XY->BTY", x, weight.astype(x.dtype))
+        y = matmul(x, weight, sharding)
         if self.scale is not None:
             # Scaled in float32, but the matmul's output is in x's dtype: an accelerator would write float32 out.
             y = (y * self.scale[...].reshape(1, 1, -1)).astype(x.dtype)
@@ -87,7 +84,8 @@ class Linear(nnx.Module):
         for part, output in zip(self.layout.parts, jnp.split(y, ends, axis=2 + self.layout.outputs.index("J"))):
             output = output.reshape(*y.shape[:2], -1, *y.shape[4:])  # KJH -> NH or KH
             if part.name in updates:
-                output += updates[part.name].reshape(output.shape)
+                # Joint updates are as wide as the widest.
+                output += updates[part.name][:, :, : math.prod(output.shape[2:])].reshape(output.shape)
             outputs.append(checkpoint_name(output, part.name))
         return outputs
 
@@ -101,12 +99,15 @@ def apply_together(
 ) -> list[Float[Array, "B T *outputs"]]:
     """x W + b + sum over S of mask_S scale_S (x A_S) B_S for layers that read the same `x`, each in its own letters.
 
-    Of `lora_params` those under the layers' targets apply. `adapter_mask` is 1 where a row of the batch uses one of the
+    Of `lora_params` those of the layers' weights apply. `adapter_mask` is 1 where a row of the batch uses one of the
     S adapters, else 0. Several adapters act as one of rank S R of which each row uses its own part: two matmuls, no
     gather. The first matmul is one for all the layers.
     """
     x = x.reshape(*x.shape[:2], -1)
-    letters = {name: layer.layout.inputs[0] + outputs[0] for layer in layers for name, outputs in layer.targets.items()}
+    letters: dict[str, str] = {}
+    for layer in layers:
+        targets = layer.layout.targets(layer.name)
+        letters |= {name: layer.layout.inputs[0] + outputs[0] for name, outputs in targets.items()}
     updates = low_rank_updates(x, letters, lora_params, adapter_mask, sharding)
     return [output for layer in layers for output in layer.outputs(x, updates, sharding)]
 

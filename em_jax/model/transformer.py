@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, KVCache, attention_mask
 from em_jax.model.config import RopeScaling, TransformerConfig
-from em_jax.model.kernels.dispatch import cached_attention, causal_attention, written_out
+from em_jax.model.kernels.dispatch import cached_attention, causal_attention, silu_gated, written_out
 from em_jax.model.layout import Layout, Part, einsum_f32
 from em_jax.model.linear import Linear, LoraWeights, ParamInit, RMSNorm, apply_together
 from em_jax.model.remat import QUERY_KEY, rematted
@@ -119,8 +119,7 @@ class Block(nnx.Module):
             heads = cached_attention(q, past._replace(chunk=(k, v)), sharding)
         x = x + linear(heads, self.o_proj)[0]
         h = written_out(self.post_attention_layernorm(x), sharding)
-        gate, up = linear(h, self.gate_proj, self.up_proj)
-        h = jax.nn.silu(gate) * up
+        h = silu_gated(h, self.gate_proj, self.up_proj, lora_params, adapter_mask, sharding)
         h = sharding.constrain(h, ("residual_batch", "length", "mlp"))
         x = x + linear(h, self.down_proj)[0]
         return sharding.constrain(x, RESIDUAL), (k, v)

@@ -10,7 +10,10 @@ from em_jax.base.errors import UserError
 from em_jax.formats.model_config import parse_config
 from em_jax.lora.adapter import init_adapter, layouts, ranks, stack_adapters
 from em_jax.lora.config import TARGETS, LoraConfig
-from em_jax.model.kernels.joined import with_joint_a, with_whole_b
+from em_jax.model import linear
+from em_jax.model.config import TransformerConfig
+from em_jax.model.kernels import few_rows
+from em_jax.model.kernels.joined import with_joint_a, with_stacks
 from em_jax.model.linear import Linear, LoraWeights, apply_together
 from em_jax.model.parameters import random_model
 
@@ -126,20 +129,38 @@ def test_the_gradients_by_hand_are_autodiffs(adapters, layout):
 
 @pytest.mark.parametrize("targets", [TARGETS, ("k_proj", "v_proj", "up_proj"), ("up_proj", "down_proj")])
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("ranks", [{"v_proj": 2}, {"v_proj": 2, "up_proj": 4}])
-def test_joined_adapters_are_those_of_each_layer(ranks, whole, targets):
+def test_joined_adapters_are_those_of_each_layer(whole, targets):
     """With every target, and without the first of those that read the same input; ranks and scales differ."""
-    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern=ranks, alpha_pattern={"k_proj": 9, "up_proj": 2})
+    patterns = {"v_proj": 2, "up_proj": 20}, {"k_proj": 9, "up_proj": 2}
+    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern=patterns[0], alpha_pattern=patterns[1])
     adapter, mask = tiny.random_adapter(CONFIG, lora), jnp.asarray([[1.0], [0.5]])
     if not whole:
         adapter = stack_adapters(CONFIG, [adapter, tiny.random_adapter(CONFIG, LoraConfig(rank=2), 1)])
         mask = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
     each = adapter.lora_params()
-    joint = with_whole_b(each, CONFIG) if whole else with_joint_a(each)
-    assert ("self_attn.qkv_proj" in joint) == (whole and "v_proj" in targets)
-    assert ("mlp.gate_proj+mlp.up_proj" in joint) == (whole and targets == TARGETS and "up_proj" not in ranks)
+    joint = with_stacks(each) if whole else with_joint_a(each)
+    assert ("mlp.gate_proj+mlp.up_proj" in joint) == (whole and targets == TARGETS)
     model, rows = random_model(CONFIG, jax.random.key(0), scale=0.2, stacked=True), tiny.tokens(2, 6)
     together = tiny.logits(model, rows, lora_params=joint, adapter_mask=mask)
     alone = tiny.logits(model, rows, lora_params=each, adapter_mask=mask)
     np.testing.assert_allclose(together, alone, atol=1e-5 * np.ptp(alone))
     assert np.abs(alone - tiny.logits(model, rows)).max() > 0.01 * np.ptp(alone)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("up_proj", "down_proj"), ("k_proj",)])
+def test_a_token_through_a_gpus_kernels_is_one_through_the_plain_matmuls(targets, monkeypatch):
+    """Ranks, scales and masks differ; an adapter of both layers, of one of them, and of neither."""
+    config = TransformerConfig(160, 128, 128, 2, 4, 2, 32)
+    lora = LoraConfig(rank=3, alpha=5, targets=targets, rank_pattern={"up_proj": 20}, alpha_pattern={"up_proj": 2})
+    each, mask = tiny.random_adapter(config, lora).lora_params(), jnp.asarray([[1.0], [0.5], [0.0]])
+    model, rows = random_model(config, jax.random.key(0), scale=0.2), tiny.tokens(3, 1)
+    alone = tiny.logits(model, rows, lora_params=each, adapter_mask=mask)
+    calls = []
+    for place, of in (few_rows, few_rows.gated), (linear, few_rows.matmul):
+        interpreted = lambda *args, of=of: calls.append(of.__name__) or of(*args, interpret=True)  # noqa: E731
+        monkeypatch.setattr(place, of.__name__, interpreted)
+    monkeypatch.setattr(few_rows, "serves", lambda *sizes: True)
+    together = tiny.logits(model, rows, lora_params=with_stacks(each), adapter_mask=mask)
+    plain = targets == ("up_proj", "down_proj")  # of gate and up both have an update, or none
+    assert calls == ["matmul", "matmul", *(["matmul"] * 2 if plain else ["gated"]), "matmul"] * 2
+    np.testing.assert_allclose(together, alone, atol=1e-5 * np.ptp(alone))

@@ -1,5 +1,7 @@
 """A device's own attention kernel against the plain one, in interpret mode: values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 
 from em_jax.model import attention
 from em_jax.model.attention import PADDING, KVBlock, KVCache, attention_mask
-from em_jax.model.kernels import append, cpu, cudnn, decoding, splash
-from em_jax.model.kernels.dispatch import cached_attention, causal_attention
+from em_jax.model.kernels import append, cpu, cudnn, decoding, few_rows, splash
+from em_jax.model.kernels.dispatch import cached_attention, causal_attention, silu_gated
 from em_jax.model.kernels.low_rank import low_rank
+from em_jax.model.linear import Linear
 from em_jax.model.remat import rematted
 from em_jax.model.sharding import UNSHARDED, Sharding, make_mesh
 
@@ -248,15 +251,17 @@ def test_the_decoding_kernel_reads_only_what_is_filled(cached):
     assert np.array_equal(*found)
 
 
+def lowered_for_a_gpu(step, *given):
+    """The program's text; it is not run."""
+    check = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    return jax.export.export(jax.jit(step), platforms=["cuda"], disabled_checks=[check])(*given).mlir_module()
+
+
 @pytest.mark.fast
 def test_decoding_for_a_gpu_is_one_kernel(cached, monkeypatch):
-    """Lowered for a GPU, not run."""
     monkeypatch.setattr(Sharding, "platform", "gpu")
     given = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, cached)
-    check = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
-    step = jax.jit(cached_attention)
-    exported = jax.export.export(step, platforms=["cuda"], disabled_checks=[check])
-    text = exported(*given).mlir_module()
+    text = lowered_for_a_gpu(cached_attention, *given)
     assert text.count("@__gpu$xla.gpu.triton(") == 1 and "stablehlo.dot_general" not in text
     assert decoding.serves(7, 128, 1024, 16, jnp.bfloat16, UNSHARDED)
     wrong = (17, 128, 1024, 16), (7, 96, 1024, 16), (7, 256, 1024, 16), (7, 128, 1000, 16), (7, 128, 1024, 12)
@@ -275,3 +280,85 @@ def test_the_decoding_kernel_itself_is_plain_attention(dtype, within, cached):
         plain = cached_attention(*jax.device_put(wide, jax.devices("cpu")[0]), on_cpu)
     ours = decoding.decoding_attention(*low, UNSHARDED)
     assert np.linalg.norm(np.asarray(ours, np.float32) - plain) < within * np.linalg.norm(plain)
+
+
+def rounded(x):
+    """Numbers that sixteen bits hold, so that sums alone differ."""
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    """A token of each row, weights of gate, up and down, and what an adapter adds to gate and up."""
+    keys = jax.random.split(jax.random.key(2), 7)
+    shapes = (64, 1, 256), (256, 128), (256, 128), (256, 64), (64, 256), (256, 128), (64,)
+    return [rounded(jax.random.normal(key, shape) / 4) for key, shape in zip(keys, shapes, strict=True)]
+
+
+MESHES = pytest.mark.parametrize("mesh", [None, {"data": 4}], ids=["one device", "mesh"])
+
+
+@pytest.mark.parametrize("batch", [4, 52, 64])
+@MESHES
+def test_the_matmul_of_few_rows_is_plain(mesh, batch, mlp):
+    """With rows that are not there, few and some, and with none."""
+    x, weight = mlp[0][:batch], mlp[3]
+    ours = few_rows.matmul(x, weight, Sharding(make_mesh(mesh)) if mesh else UNSHARDED, interpret=True)
+    np.testing.assert_allclose(ours, few_rows.matmul(x, weight, UNSHARDED), atol=2e-5)
+    steps = jnp.round(127 * weight / jnp.max(weight)).astype(jnp.int8)
+    ours = few_rows.matmul(x, steps, UNSHARDED, interpret=True)
+    np.testing.assert_allclose(ours, few_rows.matmul(x, steps, UNSHARDED), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@MESHES
+def test_the_gated_matmuls_of_few_rows_are_plain(mesh, scaled, updated, mlp):
+    x, gate, up, _, low, b, gain = (each[:52] if len(each) == 64 else each for each in mlp)
+    scales = [jnp.linspace(0.5, 1, 128), jnp.linspace(1, 2, 128)] if scaled else []
+    y = [jnp.einsum("BTX,XY->BTY", x, weight) for weight in (gate, up)]
+    y = [each * scale[None, None] for each, scale in zip(y, scales, strict=True)] if scaled else y
+    if updated:
+        halves = slice(128), slice(128, 256)
+        y = [y[j] + jnp.einsum("BR,RF,B->BF", low[:, ranks], b[ranks], gain)[:, None] for j, ranks in enumerate(halves)]
+    sharding = Sharding(make_mesh(mesh)) if mesh else UNSHARDED
+    ours = few_rows.gated(x, (gate, up), scales, (low, b, gain) if updated else (), sharding, interpret=True)
+    np.testing.assert_allclose(ours, jax.nn.silu(y[0]) * y[1], atol=1e-4)
+
+
+@pytest.mark.fast
+def test_a_token_of_each_row_for_a_gpu_is_two_kernels(mlp, monkeypatch):
+    """Of sixteen bits, one token a row, on one device, up to 64 rows; otherwise plain matmuls."""
+    monkeypatch.setattr(Sharding, "platform", "gpu")
+    x, *weights = (each.astype(jnp.bfloat16) for each in mlp[:4])
+    gate, up, down = (Linear("mlp", "D->F", lambda *_, weight=weight: weight) for weight in weights)
+
+    def step(x, sharding=UNSHARDED):
+        h = silu_gated(x, gate, up, {}, None, sharding)
+        return down.outputs(jnp.concatenate([h, h], -1), {}, sharding)[0]
+
+    text = lowered_for_a_gpu(step, x)
+    assert text.count("@__gpu$xla.gpu.triton(") == 2 and "stablehlo.dot_general" not in text
+    fsdp = functools.partial(step, sharding=Sharding(make_mesh({"fsdp": 2}), sampling=True))
+    for plain in (
+        (step, jnp.concatenate([x, x], 1)),
+        (step, x.astype(jnp.float32)),
+        (fsdp, x),
+        (step, jnp.concatenate([x, x])),
+    ):
+        text = jax.jit(plain[0]).trace(plain[1]).lower().as_text()
+        assert "triton" not in text and text.count("stablehlo.dot_general") == 3
+
+
+@pytest.mark.gpu
+def test_the_kernels_of_few_rows_themselves_are_plain(mlp):
+    """Against float32 from the same numbers."""
+    x, gate, up, down, low, b, gain = (each.astype(jnp.bfloat16) for each in mlp)
+    ours = few_rows.matmul(x, down, UNSHARDED), few_rows.gated(x, (gate, up), [], (low, b, gain), UNSHARDED)
+    with jax.default_matmul_precision("highest"):
+        x, gate, up, down, low, b, gain = (each.astype(jnp.float32) for each in (x, gate, up, down, low, b, gain))
+        y = [x[:, 0] @ weight for weight in (gate, up)]
+        y = [y[j] + gain[:, None] * (low[:, ranks] @ b[ranks]) for j, ranks in enumerate((slice(128), slice(128, 256)))]
+        plain = x[:, 0] @ down, jax.nn.silu(y[0]) * y[1]
+    for mine, other in zip(ours, plain, strict=True):
+        assert jnp.linalg.norm(mine[:, 0].astype(jnp.float32) - other) < 1e-2 * jnp.linalg.norm(other)

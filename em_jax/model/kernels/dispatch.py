@@ -1,6 +1,6 @@
 """The door to the kernels: chooses what computes attention on the devices in use, and training's matmuls on a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, KVCache, attention
-from em_jax.model.kernels import cpu, cudnn, decoding, splash
+from em_jax.model.kernels import cpu, cudnn, decoding, few_rows, splash
+from em_jax.model.kernels.low_rank import JOINT
+from em_jax.model.layout import einsum_f32
+from em_jax.model.linear import Linear, LoraWeights, apply_together
 from em_jax.model.sharding import UNSHARDED, Sharding
 
 TRAINING_OPTIONS: dict[str, Any] = {"xla_gpu_triton_gemm_any": False}
@@ -50,6 +53,29 @@ def cached_attention(
     in_prefix = (jnp.arange(capacity)[None] < cache.length[:, None])[:, None]
     in_chunk = jnp.broadcast_to(jnp.arange(steps) <= cache.write_index, (batch, 1, steps))
     return attention(q, [KVBlock(*cache.prefix, in_prefix), KVBlock(*cache.chunk, in_chunk)])
+
+
+def silu_gated(
+    x: Float[Array, "B T D"],
+    gate: Linear,
+    up: Linear,
+    lora_params: Mapping[str, LoraWeights],
+    adapter_mask: Float[Array, "B S"] | None,
+    sharding: Sharding,
+) -> Float[Array, "B T F"]:
+    """silu(gate) * up (Shazeer, arXiv:2002.05202), the updates of both included."""
+    (inputs, outputs), lora = gate.weight.shape, lora_params.get(gate.name + JOINT + up.name)
+    bare = x.shape[1] == 1 and not lora_params.keys() & {gate.name, up.name}
+    if not (bare and few_rows.serves(len(x), inputs, outputs, x.dtype, sharding)):
+        gates, ups = apply_together((gate, up), x, lora_params, adapter_mask, sharding)
+        return jax.nn.silu(gates) * ups
+    scales = [layer.scale[...] for layer in (gate, up) if layer.scale is not None]
+    update: tuple = ()
+    if lora is not None:
+        low = einsum_f32("BTX,XSR->BTSR", x, lora.a).astype(x.dtype).reshape(len(x), -1)
+        gain = jnp.ones(len(x)) if adapter_mask is None else adapter_mask[:, 0]
+        update = low, lora.b.reshape(-1, outputs), gain
+    return few_rows.gated(x, (gate.weight[...], up.weight[...]), scales, update, sharding)
 
 
 def kernel_of(length: int, width: int, dtype: DTypeLike, sharding: Sharding) -> Callable[..., Array] | None:

@@ -14,6 +14,9 @@ from em_jax.model.layout import einsum_f32
 from em_jax.model.remat import LOW
 from em_jax.model.sharding import UNSHARDED, Sharding
 
+JOINT = "+"
+"""Joins the names of targets into that of their common adapter."""
+
 
 def _gathered(
     x: Array, a: Sequence[Array], b: Sequence[Array], letters: tuple[str, ...], sharding: Sharding
@@ -67,17 +70,20 @@ def low_rank_updates(
 ) -> dict[str, Float[Array, "B T Y"]]:
     """The update of each target of `letters` that has one: "DF" are the letters of a target's inputs and outputs.
 
-    `lora_params` are `LoraWeights` by target; one for several targets stands under their `joint_name`, see
-    `joined.with_whole_b`.
+    `lora_params` are `LoraWeights` by target; those of several targets stand under all their names, see
+    `joined.with_stacks`, and their updates are as wide as the widest.
     """
 
     def gain(lora: Any) -> Float[Array, "#B S"]:
         return lora.scale[None] * (1 if adapter_mask is None else adapter_mask)
 
-    stack = lora_params.get(joint_name(list(letters))) if len(letters) > 1 else None
-    if stack is not None:
-        inputs = next(iter(letters.values()))[0]
-        return dict(zip(letters, stacked_low_rank(x, stack.a, stack.b, gain(stack), inputs, sharding)))
+    for name, stack in lora_params.items():
+        first, *others = name.split(JOINT)
+        if others and first in letters:
+            a = sharding.gather_for_matmul(f"{letters[first][0]}SR", stack.a.reshape(x.shape[-1], *stack.a.shape[-2:]))
+            low = einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype).reshape(*x.shape[:2], *stack.b.shape[1:3])
+            y = einsum_f32("BTJR,JRY->JBTY", low, stack.b[0]).astype(x.dtype)
+            return dict(zip([first, *others], (y * gain(stack)[None, :, None]).astype(x.dtype)))
     present = {name: pair for name, pair in letters.items() if name in lora_params}
     if not present:
         return {}
@@ -85,27 +91,6 @@ def low_rank_updates(
     a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
     b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
     return dict(zip(present, low_rank(x, a, b, tuple(map(gain, given)), tuple(present.values()), sharding)))
-
-
-def joint_name(names: Sequence[str]) -> str:
-    """The name of an adapter that updates several layers at once."""
-    return "+".join(names)
-
-
-def stacked_low_rank(
-    x: Float[Array, "B T X"],
-    a: Float[Array, "X S JR"],
-    b: Float[Array, "J S R Y"],
-    gain: Float[Array, "#B S"],
-    letter: str,
-    sharding: Sharding,
-) -> Float[Array, "J B T Y"]:
-    """`low_rank` of one adapter, S = 1, and J weights of the same shape in two products, for sampling alone."""
-    a = sharding.gather_for_matmul(f"{letter}SR", a)
-    low = einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype)
-    low = low.reshape(*low.shape[:3], len(b), -1)
-    y = einsum_f32("BTSJR,JSRY->JBTY", low, b).astype(x.dtype)
-    return (y * gain[None, :, None]).astype(x.dtype)
 
 
 def _low_rank_forward(
