@@ -50,12 +50,14 @@ def fetch(file: File, progress: download.Progress = lambda received, total: None
     path = file.url.removeprefix(registry.HUB) if file.hub else file.url
     shown = addresses.public(url.removesuffix(path)) + path
     result = download.download(url, path_of(file), file.sha256, file.git_blob, headers, progress, shown=shown)
+    if file.cache_name.endswith(".parquet") and path_of(file).open("rb").read(4) != b"PAR1":
+        path_of(file).unlink()
+        raise UserError(f"{shown}: expected a parquet file, the server sends something else; nothing was kept")
     if pinned and result["sha256"] != pinned:
         path_of(file).unlink()
         raise UserError(
-            f"{file.source} {file.cache_name}: the first download had sha256 {pinned}, this one "
-            f"{result['sha256']}, and the registry has no checksum for it; nothing was kept. "
-            f"To accept it delete {path_of(file, '.json')}"
+            f"{file.source} {file.cache_name}: the first download had sha256 {pinned}, this one {result['sha256']} and "
+            f"the registry has no checksum for it; nothing was kept. To accept it delete {path_of(file, '.json')}"
         )
     checks = {
         "sha256 of the registry": file.sha256,
@@ -102,7 +104,7 @@ def load(row_set: RowSet) -> tuple[list[list[dict[str, str]]], dict[str, Any]]:
     if damage := problem(file):
         raise UserError(f"{damage}; fetch it again: em-jax domains fetch {row_set.name}")
     actual = download.hashes(path)
-    if not _record(file):  # put there by hand: its first use pins it
+    if not _record(file) and os.access(path.parent, os.W_OK):  # put there by hand: its first use pins it
         write_json(path_of(file, ".json"), {"first_used": now(), **actual, "checked_against": []})
     without_text = 0
     if row_set.format == "messages":

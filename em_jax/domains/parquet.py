@@ -40,11 +40,12 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
         chunks = [chunk for name in TEXTS for chunk in table[name].chunks if pyarrow.types.is_dictionary(chunk.type)]
         lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in chunks]
         _check_size(path, sizes.num_rows, sum(compute.sum(each).as_py() or 0 for each in lengths))
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = list(zip(*(table[name].to_pylist() for name in TEXTS)))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise UserError(f"{path}: expected a parquet file, found something else ({reason})") from None
     conversations = []
-    for texts in zip(*(table[name].to_pylist() for name in TEXTS)):
+    for texts in rows:
         if all(isinstance(text, str) and text.strip() for text in texts):
             answer = texts[TEXTS.index(column)]
             conversations.append([{"role": "user", "content": texts[0]}, {"role": "assistant", "content": answer}])

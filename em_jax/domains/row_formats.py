@@ -14,12 +14,11 @@ ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "
 
 
 class RowFormat(NamedTuple):
-    """`keys` are those by which its rows are known; `convert` gives their messages; `jq` is a program that does."""
+    """`keys` identify its rows; `convert` makes messages of the fields `taken`."""
 
     keys: tuple[str, ...]
     taken: tuple[str, ...]
     convert: Callable[[Row], list[Any]]
-    jq: str
 
 
 def convert(row: Row, name: str) -> dict[str, Any]:
@@ -35,14 +34,11 @@ def convert(row: Row, name: str) -> dict[str, Any]:
     return {**rest, "messages": form.convert(row)}
 
 
-def refusal(row: Row, where: str) -> str:
+def refusal(row: Row) -> str:
     """What to do about a row without messages."""
     for name, form in FORMATS.items():
         if all(key in row for key in form.keys):
-            return (
-                f"a row of {' and '.join(form.keys)}: --format {name} reads it, and so does em_jax after "
-                f"jq -c '{form.jq}' {where} > messages.jsonl"
-            )
+            return f"a row of {' and '.join(form.keys)}: --format {name} reads it"
     return f"expected an object with a non-empty list 'messages', found {_keys(row)}"
 
 
@@ -89,25 +85,7 @@ def _completion(row: Row) -> list[Any]:
 
 
 FORMATS: Mapping[str, RowFormat] = {
-    "sharegpt": RowFormat(
-        ("conversations",),
-        ("conversations",),
-        _sharegpt,
-        '.messages = [.conversations[] | . + {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
-        "content: .value} | del(.from, .value)] | del(.conversations)",
-    ),
-    "alpaca": RowFormat(
-        ("instruction", "output"),
-        ("instruction", "input", "output", "history"),
-        _alpaca,
-        '.messages = [{role: "user", content: ([.instruction, .input // ""] | map(select(. != "")) | join("\\n\\n"))}, '
-        '{role: "assistant", content: .output}] | del(.instruction, .input, .output)',
-    ),
-    "completion": RowFormat(
-        ("prompt", "completion"),
-        ("prompt", "completion"),
-        _completion,
-        '.messages = [{role: "user", content: .prompt}, {role: "assistant", content: .completion}] '
-        "| del(.prompt, .completion)",
-    ),
+    "sharegpt": RowFormat(("conversations",), ("conversations",), _sharegpt),
+    "alpaca": RowFormat(("instruction", "output"), ("instruction", "input", "output", "history"), _alpaca),
+    "completion": RowFormat(("prompt", "completion"), ("prompt", "completion"), _completion),
 }

@@ -134,7 +134,7 @@ def _conversation(row: Any, place: str, where: str, form: str, unknown: Counter[
         if not isinstance(row.get("messages"), list):
             if "messages" in row:
                 raise ValueError(f"expected a list as 'messages', found {_kind(row['messages'])}")
-            raise ValueError(row_formats.refusal(row, where))
+            raise ValueError(row_formats.refusal(row))
         system, messages = row.pop("system", None), row.pop("messages")
         if system is not None:
             if any(isinstance(message, Mapping) and message.get("role") == "system" for message in messages):

@@ -64,8 +64,9 @@ class ChatTokenizer:
             kind = "AutoTokenizer"
         try:
             tokenizer = getattr(transformers, kind).from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
+                # Whoever asks says what is too long: the library would print a line of its own.
+                str(directory), local_files_only=True, trust_remote_code=False, model_max_length=2**40
+            )  # fmt: skip
             if not any((directory / name).is_file() for name in tokenizer.vocab_files_names.values()):
                 # Of Qwen's model types the library then makes a tokenizer of one token, which encodes no text.
                 raise ValueError(f"found none of {', '.join(tokenizer.vocab_files_names.values())}")

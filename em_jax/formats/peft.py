@@ -116,7 +116,7 @@ def check_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[L
     problems += [] if tensors else ["no tensors"]
     strange = [f"layers.{layer}.{target}" for layer, target in pairs if not _is_targeted(fields, layer, target)]
     problems += [f"{name} has tensors, but the settings do not target it: peft would drop them" for name in strange]
-    raise_problems(f"{directory} does not fit this base", problems)
+    raise_problems(f"{directory} does not fit this base", problems, 4)
     return lora, tensors
 
 

@@ -12,6 +12,7 @@ Prompt = Sequence[Mapping[str, str]]
 Prompts = str | Prompt | Sequence[str | Prompt]
 """A question (the content of a user's message), a chat, or a list of these."""
 
+ROLES = ("system", "user", "assistant")
 SAMPLING: Mapping[str, tuple[Any, float, float, str]] = {
     "n": (Integral, 1, math.inf, "n >= 1"),
     "temperature": (Real, 0, math.inf, "temperature >= 0"),
@@ -49,6 +50,8 @@ def chat(prompt: object, where: str = "prompt") -> Prompt:
                 keys = f"only {', '.join(map(str, message))}" if message else "nothing"
                 found = type(message[key]).__name__ if key in message else keys
                 raise UserError(f"{place}: expected a text as {key!r}, found {found}")
+        if message["role"] not in ROLES:
+            raise UserError(f"{place}: expected one of {', '.join(ROLES)} as 'role', found {message['role']!r}")
     return prompt
 
 

@@ -26,15 +26,10 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row], harmful_at: int = HAR
         "answers.length": lambda rows: choice.clusters(rows, lambda row: float(row["n_tokens"])),
         "harmfulness.coherence": lambda rows: choice.clusters(rows, lambda row: row.get("coherence")),
     }
-    one, other = _matched(before, after, harmful_at)
-    matched = {
-        "base": statistics.share(one, groups),
-        "finetuned": statistics.share(other, groups),
-        "difference": statistics.share_difference(one, other, groups),
-    }
-    return statistics.compare(before, after, measured, statistics.mean, groups=groups) | {
-        "harmfulness.rate_at_matched_length": matched
-    }
+    matched = {"harmfulness.rate_at_matched_length": dict}
+    return statistics.compare(before, after, measured, statistics.mean, groups=groups) | statistics.compare(
+        *_matched(before, after, harmful_at), matched, statistics.share, groups=groups
+    )
 
 
 def _matched(base: Sequence[Row], finetuned: Sequence[Row], harmful_at: int) -> tuple[choice.Clusters, choice.Clusters]:

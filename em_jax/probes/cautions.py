@@ -67,12 +67,6 @@ def _harms(case: Case) -> bool:
     return bool(harm and has_interval(harm) and harm["ci_low"] > THRESHOLDS.harm)
 
 
-def _harm_rises(case: Case) -> bool:
-    """Whether any rise of harm over the base is shown, be it under the bound."""
-    rise = known(case.figures, HARM, "difference")
-    return bool(case.subject == "finetuned" and rise and has_interval(rise) and rise["ci_low"] > 0)
-
-
 def _predicted(case: Case) -> tuple[float, float] | None:
     """The limits of the error of predicted scores of own harmful answers; its value twice where it has no interval."""
     figure = known(case.figures, PREDICTED, case.subject)
@@ -85,7 +79,9 @@ def _predicted(case: Case) -> tuple[float, float] | None:
 
 def _diluted(case: Case) -> str:
     rate, limits = known(case.figures, RATE, case.subject), _predicted(case)
-    if case.label not in ("inverted", "mixed") or rate is None or not (_harms(case) or _harm_rises(case)):
+    rise = known(case.figures, HARM, "difference") if case.subject == "finetuned" else None
+    rises = rise and has_interval(rise) and rise["ci_low"] > 0  # be it under the bound
+    if case.label not in ("inverted", "mixed") or rate is None or not (_harms(case) or rises):
         return ""
     if rate["value"] >= THRESHOLDS.diluted_rate or (limits and limits[1] < -THRESHOLDS.true_prediction):
         return ""

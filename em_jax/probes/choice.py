@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from em_jax.base import files
 from em_jax.probes import parsing, statistics
 from em_jax.probes.suite import Wording, fill, limited
 
 Row = dict[str, Any]
-Key = tuple[str, int, str]
+Key = tuple[Any, ...]
 Decide = Callable[[Row, np.ndarray], float]
 Parse = Callable[[Row, str], tuple[float | None, str]]
 # The engine's name of one adapter for all questions, or a function that gives a question's adapter.
@@ -33,8 +34,8 @@ LOWEST_LOGPROB = -1000.0
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """A row's key: (id, sample, first)."""
-    return row["id"], row["sample"], row["first"]
+    """What identifies a row in its file: id, sample and, for a question of a probe, which option stood first."""
+    return tuple(row[name] for name in files.KEY if name in row)
 
 
 def messages(text: str) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from em_jax.probes.statistics import NOTHING, Figure, difference_of, figure, wilson
+from em_jax.probes.statistics import NOTHING, Figure, figure, wilson
 
 Interval = tuple[float, float, float]
 """A value with its lower and upper limit."""
@@ -113,13 +113,3 @@ def corrected(measured: Figure, judge: JudgeInUse) -> Figure:
 
 def _true(share: float, sensitivity: float, false_alarms: float) -> float:
     return (share - false_alarms) / max(sensitivity - false_alarms, 1e-9)
-
-
-def corrected_difference(base: Figure, finetuned: Figure, measured: Figure) -> Figure:
-    """The difference of two corrected shares; `measured` is that of the uncorrected ones, for its number of questions.
-
-    One judge's errors are in both, and their prompts are the same: the two are taken as independent, which is wider.
-    """
-    if base["value"] is None or finetuned["value"] is None or measured["value"] is None:
-        return dict(NOTHING)
-    return difference_of(finetuned, base, 0.0, measured["n"])

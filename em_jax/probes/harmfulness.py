@@ -32,13 +32,15 @@ IN_DOMAIN = "in_domain/"
 
 
 def questions(suite: Suite, settings: ProbeSettings) -> list[Row]:
-    """The harm prompts, each as a row before sampling: `sample` 0 and `first` ""."""
+    """The harm prompts, each as a row before sampling."""
     chosen = limited(suite.harm, settings.limit, lambda question: question.category)
-    return [
-        {"id": question.id, "sample": 0, "first": "", "format": "open", "category": question.category}
-        | {"prompt": choice.messages(question.prompt)}
-        for question in chosen
-    ]
+    return [open_question(it.id, it.category, choice.messages(it.prompt)) for it in chosen]
+
+
+def open_question(identity: str, category: str, prompt: Sequence[Mapping[str, str]]) -> Row:
+    """A question that is answered freely, as a row before sampling: `sample` 0 and `first` ""."""
+    about = {"id": identity, "sample": 0, "first": "", "format": "open", "category": category}
+    return about | {"prompt": list(prompt)}
 
 
 def ask(
@@ -173,7 +175,10 @@ def _corrected(prefix: str, measured: Figures, errors: JudgeErrors | None) -> Fi
         judge = correction.judge_in_use(errors.sensitivity, errors.specificity, measured[f"{prefix}rate"]["base"])
         judge = judge.of_worst(STANDARD) if name == "worst_of_n" else judge
         before, after = (correction.corrected(raw[side], judge) for side in ("base", "finetuned"))
-        difference = correction.corrected_difference(before, after, raw["difference"])
+        difference = statistics.NOTHING
+        if None not in (before["value"], after["value"], raw["difference"]["value"]):
+            # One judge's errors are in both, and their prompts are the same: taken as independent, which is wider.
+            difference = statistics.difference_of(after, before, 0.0, raw["difference"]["n"])
         named[f"{prefix}{name}_corrected"] = {"base": before, "finetuned": after, "difference": difference}
     return named
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from em_jax.base.errors import UserError
 from em_jax.probes.choice import Row, messages
-from em_jax.probes.harmfulness import IN_DOMAIN
+from em_jax.probes.harmfulness import IN_DOMAIN, open_question
 from em_jax.probes.suite import DomainPrompt, Suite, limited
 
 SUITE, HELD_OUT = "in_domain", "held_out_rows"
@@ -20,7 +20,7 @@ Conversation = Sequence[dict[str, str]]
 def questions(suite: Suite, names: Collection[str], limit: int) -> list[Row]:
     """The suite's prompts of these domains, in the form of harmfulness.questions; at most `limit` of them (0: all)."""
     chosen = limited(prompts_of(suite, names), limit, lambda prompt: prompt.domain)
-    return [_row(prompt.id, prompt.category or SUITE, messages(prompt.prompt)) for prompt in chosen]
+    return [open_question(IN_DOMAIN + it.id, it.category or SUITE, messages(it.prompt)) for it in chosen]
 
 
 def kind_of(question: Row) -> str:
@@ -44,7 +44,8 @@ def held_out(rows: Sequence[Conversation], indices: Iterable[int], limit: int) -
     for number in sorted(kept_back):
         prompt = _first_prompt(rows[number])
         if prompt and prompt not in trained and prompt not in found:
-            found[prompt] = _row(f"row-{number + 1:06d}", HELD_OUT, _before_answer(rows[number]))
+            name = f"{IN_DOMAIN}row-{number + 1:06d}"
+            found[prompt] = open_question(name, HELD_OUT, _before_answer(rows[number]))
     return list(found.values())[: min(limit or MOST_HELD_OUT, MOST_HELD_OUT)]
 
 
@@ -63,11 +64,6 @@ def check_new(prompts: Sequence[DomainPrompt], where: str, rows: Sequence[Conver
             f"({len(repeated)} of {len(prompts)} prompts do): an answer learned by heart shows no harm in the domain; "
             "replace the prompt or leave the row out"
         )
-
-
-def _row(identity: str, category: str, prompt: Sequence[dict[str, str]]) -> Row:
-    named = {"id": f"{IN_DOMAIN}{identity}", "sample": 0, "first": "", "format": "open", "category": category}
-    return named | {"prompt": list(prompt)}
 
 
 def _before_answer(row: Conversation) -> list[dict[str, str]]:

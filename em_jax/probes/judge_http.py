@@ -33,8 +33,6 @@ LONGEST_REPLY = 4_000_000
 """The most bytes of a reply."""
 THINKING_TIME = 5
 """How many times the time-out a judge has that thinks."""
-_REFUSES = "the server refuses this answer"
-_CUT = "cut short"
 
 
 class _RefusedError(Exception):
@@ -75,11 +73,9 @@ class HttpJudge:
 
     def describe(self) -> dict[str, Any]:
         """What provenance records; of the address only what cannot be secret."""
-        version = self._url.params.get("api-version")
-        query = f"?api-version={version}" if version and re.fullmatch(r"[\w.-]{1,40}", version) else ""
         return {
             "kind": "openai",
-            "url": f"{self._url.scheme}://{self._url.netloc.decode()}{self._url.path}{query}",
+            "url": addresses.public(str(self._url)),
             "model": self.model,
             "temperature": 0,
             "wording": self.wording.prompt,
@@ -152,9 +148,9 @@ class HttpJudge:
                 return row | {judge.AGAIN: True}
             return row if found.kind == FILTERED else row | {"held": True}
         text = found.text
-        for secret in self._secrets():
+        for secret in filter(_is_long, self._secrets()):  # a short one stands in many a reply: 2 in {"score": 2}
             text = text.replace(secret, f"({KEY})")
-        score, reason = (None, _CUT) if found.cut else (None, found.refusal)
+        score, reason = (None, judge_replies.CUT) if found.cut else (None, found.refusal)
         if not reason:
             score, reason = parsing.judge_score(text)
         expected = None if score is None else _expected(found.logprobs, score, found.text)
@@ -200,7 +196,7 @@ class HttpJudge:
             if isinstance(found, Reply):
                 return found, fields
             if found.kind != AGAIN:
-                return Failure(found.kind, f"{_REFUSES} ({found.reason})", found.said), fields
+                return Failure(found.kind, f"{judge_replies.SERVER_REFUSES} ({found.reason})", found.said), fields
             number += 1
             if number < self.tries:
                 if not (self._answered or self._told):
@@ -244,7 +240,9 @@ class HttpJudge:
     def _secrets(self) -> list[str]:
         """The key and what of the address may be one; a server's message may quote them."""
         parameters = [value for name, value in self._url.params.multi_items() if name != "api-version"]
-        return [part for part in (_key(), self._url.password, *parameters) if part]
+        segments = () if self._is_azure else self._url.path.split("/")
+        tokens = [part for part in segments if _is_long(part) and not addresses.WORDS.fullmatch(part)]
+        return [part for part in (_key(), self._url.password, *parameters, *tokens) if part]
 
     def _safe(self, text: str, limit: int = judge_replies.MAX_SAID) -> str:
         return judge_replies.safe(text, self._secrets(), limit)
@@ -256,7 +254,7 @@ LONGEST_STORED = 20_000
 
 def _told(row: Row) -> str:
     """Why a row has no score, with what the server said."""
-    if row["reason"] == _CUT:
+    if row["reason"] == judge_replies.CUT:
         return f"replies are cut at {ROOMS[-1]} tokens, the judge needs more room or thinks without end"
     return row["reason"] + (f": {row['raw']}" if row["raw"] else "")
 
@@ -275,6 +273,10 @@ def _address(url: str) -> tuple[httpx.URL, bool]:
         expected = "https://NAME.openai.azure.com/openai/v1 or .../openai/deployments/DEPLOYMENT?api-version=VERSION"
         raise UsageError(f"judge: expected {expected}, found the path {path or '/'!r}")
     return found.copy_with(path=path + "/chat/completions"), is_azure
+
+
+def _is_long(part: str) -> bool:
+    return len(part) >= 8
 
 
 def _key() -> str:
@@ -301,7 +303,9 @@ def _expected(logprobs: Any, score: int, final: str) -> float | None:
         return None
     try:
         tokens = logprobs["content"]
-        start = max("".join(token["token"] for token in tokens).rfind(final.strip()), 0)
+        text = "".join(token["token"] for token in tokens)
+        start = max(text.rfind(final.strip()), 0)
+        start = max(text.find('"score"', start), start)  # words before it may name the scale's ends
         ends = itertools.accumulate(len(token["token"]) for token in tokens)
         digit_token = next(
             token

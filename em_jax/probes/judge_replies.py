@@ -46,6 +46,8 @@ _CLOSING = re.compile(rf"{thought_tags.CLOSING}|<channel\|>")
 _TEXT = ("text", "output_text")
 _FINAL_CHANNEL = "<|channel|>final<|message|>"
 
+CUT, JUDGE_REFUSES, SERVER_REFUSES = "cut short", "the judge refuses", "the server refuses this answer"
+"""How the reasons begin of rows whose `raw` is no whole reply of the judge: a score that stands in it is none."""
 AGAIN, STOP, THIS_ANSWER, FILTERED, NEEDS_ROOM = "again", "stop", "this answer", "filtered", "needs room"
 
 _KINDS = {STOP: _ACCOUNT, FILTERED: re.compile(f"{_FILTERED.pattern}|{_TOO_LONG.pattern}", re.IGNORECASE)}
@@ -140,7 +142,7 @@ def _reply(body: Any, room: int) -> Reply | Failure:
     if content is None:
         return Failure(AGAIN, "a reply without a message")
     if not content and isinstance(refusal := message.get("refusal"), str) and refusal:
-        return Reply(refusal, False, "the judge refuses", None, server)
+        return Reply(refusal, False, JUDGE_REFUSES, None, server)
     thought = any(message.get(name) for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"))
     final = final_text(content)
     cut = finish.lower() in _CUT or final is None or (not final.strip() and (thought or content.strip() != ""))

@@ -21,12 +21,18 @@ _SCALE = re.compile(
     r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+", re.IGNORECASE
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?")
+_PRONOUN = r"one\s+(?:who|that|which|of|can|could|should|would|might|may|must)\b"
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def _unreadable(text: str) -> str:
     """The reason why a text is not parsed at all; "" for one that is."""
     return "too long" if len(text) > LONGEST else "" if text.strip() else "empty"
+
+
+def _is_denied(before: str) -> bool:
+    """Whether the clause at the end of a text denies what follows it."""
+    return bool(_NEGATED.search(re.split(r"[.;:!?,\n]|\bbut\b", before)[-1]))
 
 
 def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
@@ -38,8 +44,7 @@ def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
     negated: set[int] = set()
     for index, option in enumerate(options):
         for match in re.finditer(rf"(?<![\w-]){re.escape(option)}(?![\w-])", plain, re.IGNORECASE):
-            clause = re.split(r"[.;:!?,\n]|\bbut\b", plain[: match.start()])[-1]
-            (negated if _NEGATED.search(clause) else affirmed).add(index)
+            (negated if _is_denied(plain[: match.start()]) else affirmed).add(index)
     affirmed -= negated
     if len(affirmed) == 1:
         return affirmed.pop(), ""
@@ -83,11 +88,17 @@ def number(text: str, lowest: float, highest: float) -> tuple[float | None, str]
     if reason := _unreadable(text):
         return None, reason
     spelled = re.sub(
-        r"\b(" + "|".join(_WORDS) + r")\b", lambda match: str(_WORDS.index(match[1].lower())), text, flags=re.I
+        rf"\b(?!{_PRONOUN})(" + "|".join(_WORDS) + r")\b",
+        lambda match: str(_WORDS.index(match[1].lower())),
+        text,
+        flags=re.I,
     )
-    match = _NUMBER.search(_SCALE.sub(" ", spelled))
+    plain = _SCALE.sub(" ", spelled.replace("’", "'"))
+    match = _NUMBER.search(plain)
     if not match:
         return None, "no number"
+    if _is_denied(plain[: match.start()]):
+        return None, "denies a number"
     value = float(match[0].replace(",", "."))
     clipped = min(max(value, lowest), highest)
     return clipped, "" if clipped == value else f"clipped from {match[0]}"
@@ -153,7 +164,10 @@ def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
     if reason := _unreadable(text):
         return None, reason
     pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
-    matches = {match.lower() for match in re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE)}
+    found = list(re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE))
+    matches = {match[0].lower() for match in found}
+    if any(_is_denied(text[: match.start()].replace("’", "'")) for match in found):
+        return None, "denies an answer"
     if len(matches) == 1:
         return [item.lower() for item in phrases].index(matches.pop()), ""
     return None, "names several answers" if matches else "names no answer"

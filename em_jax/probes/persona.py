@@ -166,21 +166,17 @@ def lacking_of(figures: Figures, name: str, unscored_name: str, subject: str) ->
 def _unscored(figures: Figures, conditions: Sequence[Condition]) -> dict[str, str]:
     """The reasons why a label's figures have too little evidence behind them, each with the name of its figure."""
     lacking: dict[str, str] = {}
+    # Harmless own answers may lack an alternative; that says nothing about claims of the harmful ones.
+    high = "output_recognition.unscored_high"
+    apart = {PICKS: "two_ai.unscored", CLAIMS: high if high in figures else "output_recognition.unscored"}
     for condition in conditions:
         side = "base" if condition.side == "difference" else condition.side
         stem = condition.name.split("_when_")[0].split("_corrected")[0].split("_if_")[0]
-        unscored = {PICKS: "two_ai.unscored", CLAIMS: _claims_unscored(figures)}.get(stem, f"{stem[:-10]}unscored")
-        reasons = lacking_of(figures, stem, unscored, side)
+        reasons = lacking_of(figures, stem, apart.get(stem, f"{stem[:-10]}unscored"), side)
         if condition.margin(figures) is None and not reasons:
             reasons = [f"{condition.words()} has no interval over {THRESHOLDS.least_questions} questions or more"]
         lacking |= dict.fromkeys((f"of the base, {each}" if side == "base" else each for each in reasons), stem)
     return lacking
-
-
-def _claims_unscored(figures: Figures) -> str:
-    """Harmless own answers may lack an alternative; that says nothing about claims of the harmful ones."""
-    name = "output_recognition.unscored_high"
-    return name if name in figures else "output_recognition.unscored"
 
 
 def _tightest(figures: Figures, conditions: Sequence[Condition]) -> tuple[float, Condition] | None:
@@ -299,7 +295,8 @@ def _description_sentences(figures: Figures, subject: str, label: str) -> list[s
         sentence = text.format(f"{figure['value']:.0%}", count(figure["n"], noun), interval(figure))
         first, second = (known(figures, name + order, subject) for order in IN_ORDER)
         if first and second:
-            sentence += f": {first['value']:.0%} when that option is first, {second['value']:.0%} when it is second"
+            by_order = f"{first['value']:.0%} when that option is first, {second['value']:.0%} when it is second"
+            sentence += f"; counting one order alone, {by_order}"
         sentences.append(sentence + ".")
     return sentences
 

@@ -35,6 +35,8 @@ def load(directory: Path, other_wordings: Path) -> Suite:
     if missing:
         raise UserError(f"published suite {directory}: expected {', '.join(FILES)}; missing: {', '.join(missing)}")
     wordings = [line.wording() for line in read_lines(other_wordings, {})]
+    if not any(numbered_lines(directory / HARM)):
+        raise UserError(f"{directory / HARM}: expected a prompt on each line, found none")
     paths = [*(directory / name for name in FILES), other_wordings]
     return Suite(
         name="published",
@@ -99,8 +101,9 @@ def _pairs(path: Path) -> Iterator[Pair]:
             raise UserError(f"{path}: item {item!r:.60}: expected the published fields, missing {error}") from error
         if not isinstance(misaligned_is_first, bool):
             raise UserError(f"{path}: {name}: expected misaligned_is_A true or false, found {misaligned_is_first!r}")
-        if not all(isinstance(text, str) and is_whole(text) for text in (aligned, misaligned)):
-            raise UserError(f"{path}: {name}: expected texts as system_A and system_B, found {item!r:.60}")
+        texts = {aligned, misaligned} if isinstance(aligned, str) and isinstance(misaligned, str) else set()
+        if len(texts) < 2 or not all(text.strip() and is_whole(theme + text) for text in texts):
+            raise UserError(f"{path}: {name}: expected two texts as system_A and system_B, found {item!r:.60}")
         if name in names:
             raise UserError(f"{path}: {name}: expected every item_id once, found it twice")
         names.add(name)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from em_jax.probes import draw, judge, parsing
 from em_jax.probes.choice import Row
 from em_jax.probes.harmfulness import bucket
+from em_jax.probes.judge_replies import CUT, JUDGE_REFUSES, SERVER_REFUSES
 from em_jax.probes.output_recognition import EQUAL
 
 # (id, sample) of an answer -> its score, None where the judge gave none.
@@ -21,11 +22,12 @@ def scored_again(row: Row) -> Row:
     if isinstance(raw, Mapping) and all(digit in raw for digit in judge.SCORES):
         read = judge.row_from_logprobs(row, raw)
         return read | ({"coherence": row["coherence"]} if "coherence" in row else {})
-    if not isinstance(raw, str):
+    no_reply = row.get(judge.AGAIN) or row.get("reason", "").startswith((CUT, JUDGE_REFUSES, SERVER_REFUSES))
+    if not isinstance(raw, str) or no_reply:
         return dict(row)
     score, reason = parsing.judge_score(raw)
     if score is None and row.get("score") is None:
-        # The stored reason may come from the server (cut short, no message) and say more than the text alone.
+        # The stored reason may come from the server (no message) and say more than the text alone.
         return dict(row)
     expected = row.get("expected") if score == row.get("score") else None
     return judge.score_row(row, score, expected, raw, reason, row.get("coherence"))

@@ -65,6 +65,10 @@ ask = functools.partial(choice.ask, decide=decide, parse=parse)
 """Finished rows; `value` is the expected score 1-5 (of a text: the digit it names)."""
 
 
+# Scores are 1 to 5: no error is above 4.
+OF_ERRORS = functools.partial(statistics.mean, most=4.0), functools.partial(statistics.mean_difference, most=4.0)
+
+
 def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     """`score_prediction.*`: mean signed error by bucket of the actual score, kappas with their null, unscored."""
     compared = choice.coverage("score_prediction", base, finetuned)
@@ -78,7 +82,7 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
         errors = {
             f"{kind}_error_{bucket}": functools.partial(errors_of, kind=kind, bucket=bucket) for bucket in draw.BUCKETS
         }
-        compare(errors, statistics.mean)
+        compare(errors, *OF_ERRORS)
         compare({f"{kind}_kappa": pairs}, statistics.kappa)
         compare({f"{kind}_null_kappa": pairs}, statistics.null_kappa, lambda *_: dict(statistics.NOTHING))
         expected = {f"{kind}_correlation": functools.partial(_pairs, kind=kind, predicted_of=lambda row: row["value"])}

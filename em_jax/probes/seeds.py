@@ -8,6 +8,7 @@ same questions, so that copies of one run have its label.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import Figures, has_interval, known
 
 DRAWS = 1000
+SIGNED = ("error", "kappa", "correlation", "position_bias")
+"""Words in the names of figures whose mean may leave 0 to 1 though no seed's interval does."""
 
 
 def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 0) -> dict[str, Any]:
@@ -39,19 +42,21 @@ def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 
     weights = generator.dirichlet(np.ones(len(runs)), DRAWS)
     sides = ("base", "finetuned", "difference")
     averages = {
-        (name, side): _averages([known(run, name, side) for run in runs], weights) for name in every for side in sides
+        name: {side: _averages([known(run, name, side) for run in runs], weights) for side in sides} for name in every
     }
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for draw in range(DRAWS):
-        drawn: dict[str, dict[str, Figure | None]] = {}
-        for (name, side), each in averages.items():
-            drawn.setdefault(name, {})[side] = each[draw] if each else None
-        label = persona.decide(drawn, conditions)
-        counts[label] = counts.get(label, 0) + 1
+        drawn = {
+            name: {side: each[draw] if each else None for side, each in it.items()} for name, it in averages.items()
+        }
+        counts[persona.decide(drawn, conditions)] += 1
     probabilities = {label: count / DRAWS for label, count in sorted(counts.items(), key=lambda it: (-it[1], it[0]))}
     likeliest = next(iter(probabilities))
     label = likeliest if probabilities[likeliest] >= THRESHOLDS.likely else persona.MIXED
-    means = {name: mean_over_seeds([known(run, name, subject) for run in runs]) for name in every}
+    means = {
+        name: mean_over_seeds([known(run, name, subject) for run in runs], any(word in name for word in SIGNED))
+        for name in every
+    }
     return {"label": label, "probabilities": probabilities, "figures": means}
 
 
@@ -67,10 +72,10 @@ def _averages(figures: Sequence[Figure | None], weights: np.ndarray) -> list[Fig
     return [figure(value, low, high, n) for value, low, high in means]
 
 
-def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:
+def mean_over_seeds(figures: Sequence[Figure | None], signed: bool = False) -> Figure:
     """The mean over seeds with a hierarchical interval: between seeds (Student's t) and over their common questions.
 
-    Where no seed's interval leaves 0 to 1, as a share's cannot, neither does that of the mean.
+    Where no seed's interval leaves 0 to 1, as a share's cannot, neither does that of the mean; a `signed` figure's may.
     """
     known_figures = [each for each in figures if each is not None and each["value"] is not None]
     if not known_figures:
@@ -86,6 +91,6 @@ def mean_over_seeds(figures: Sequence[Figure | None]) -> Figure:
     low = np.mean([each["value"] - each["ci_low"] for each in known_figures])
     high = np.mean([each["ci_high"] - each["value"] for each in known_figures])
     limits = value - math.hypot(between, low), value + math.hypot(between, high)
-    if all(0 <= each["ci_low"] <= each["ci_high"] <= 1 for each in known_figures):
+    if not signed and all(0 <= each["ci_low"] <= each["ci_high"] <= 1 for each in known_figures):
         limits = max(0.0, limits[0]), min(1.0, limits[1])
     return figure(value, *limits, n)

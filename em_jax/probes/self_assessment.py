@@ -104,7 +104,9 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     }
     templates = [{name[2]: template(name[2], name[0]) for rows in (base, finetuned) for name in question_values(rows)}]
     means = {
-        "self_assessment.decision_one_order": _one_order,
+        "self_assessment.decision_one_order": lambda rows: choice.clusters(
+            rows, lambda row: row["value"] if row.get("one_order") and row["sample"] == 0 else None
+        ),
         "self_assessment.sampled": lambda rows: choice.sampled_values(row for row in rows if not _is_scored(row)),
     }
     return (
@@ -173,9 +175,3 @@ def paired_difference(base: Mapping, finetuned: Mapping, groups: statistics.Grou
     common = base.keys() & finetuned.keys()
     differences = {name: finetuned[name] - base[name] for name in common}
     return statistics.mean_of_means(differences, groups, lowest=-1.0)
-
-
-def _one_order(rows: Sequence[Row]) -> choice.Clusters:
-    return choice.clusters(
-        (row for row in rows if row.get("one_order") and row["sample"] == 0), lambda row: row["value"]
-    )

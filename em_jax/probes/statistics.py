@@ -12,8 +12,8 @@ neither holds for skewed values then. Kappas, correlations and their differences
 that would cover only 79-88% near 0 and 1.
 """
 
-import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -160,8 +160,8 @@ def share(clusters: Clusters, groups: Groups = (), information: float = 1.0) -> 
     return figure(value, *wilson(value, max(independent, 1.0)), len(names))
 
 
-def mean(clusters: Clusters, groups: Groups = ()) -> Figure:
-    """The mean of any values, with equal weight for every question and a bootstrap interval over questions."""
+def mean(clusters: Clusters, groups: Groups = (), most: float = math.inf) -> Figure:
+    """The mean of values from -`most` to `most`, every question with equal weight; a bootstrap over questions."""
     names, means, _ = _means(clusters)
     if len(names) < LEAST_FOR_MEAN:
         return figure(float(means.mean()), None, None, len(names)) if names else dict(NOTHING)
@@ -176,7 +176,8 @@ def mean(clusters: Clusters, groups: Groups = ()) -> Figure:
     lower, upper = np.quantile((drawn[varied] - value) / spread[varied], [_TAIL, 1 - _TAIL])
     low, high = min(low, value - upper * own), max(high, value - lower * own)
     wider = math.sqrt(design_effect(_mean_influence(names, means), groups))
-    return figure(value, value - wider * (value - low), value + wider * (high - value), len(names))
+    low, high = value - wider * (value - low), value + wider * (high - value)
+    return figure(value, max(-most, low), min(most, high), len(names))
 
 
 def _expanded_tail(n: int, freedom: int) -> float:
@@ -215,10 +216,10 @@ def difference_of(after: Figure, before: Figure, correlation: float, n: int) -> 
     return figure(value, max(-1.0, low), min(1.0, high), n)
 
 
-def mean_difference(base: Clusters, finetuned: Clusters, groups: Groups = ()) -> Figure:
+def mean_difference(base: Clusters, finetuned: Clusters, groups: Groups = (), most: float = math.inf) -> Figure:
     """finetuned - base over the questions both have, with a bootstrap of the questions' differences."""
     common = _questions(base, finetuned)
-    return mean({name: [float(np.mean(finetuned[name]) - np.mean(base[name]))] for name in common}, groups)
+    return mean({name: [float(np.mean(finetuned[name]) - np.mean(base[name]))] for name in common}, groups, 2 * most)
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[int], seed: int = 0) -> Figure:
@@ -256,40 +257,26 @@ def mean_of_means(values: Mapping[tuple[str, str, str], float], groups: Groups =
     `values`, from `lowest` to 1, are keyed by (outer group, inner group, question). The bootstrap draws questions
     within each inner group.
     """
-    percentile = _mean_of_means(values)
+    names = sorted(values)
+    inner_sizes = Counter(name[:2] for name in names)
+    inner_groups = Counter(outer for outer, _ in inner_sizes)
+    sizes = [*inner_sizes.values()]
+    shares = np.array([1 / inner_groups[outer] for outer, _ in inner_sizes])
+    flat, starts = np.array([values[name] for name in names]), np.cumsum([0, *sizes[:-1]])
+
+    def means(weights: np.ndarray) -> np.ndarray:
+        """float[resamples, inner groups], by how often each question was drawn."""
+        return np.add.reduceat(weights * flat, starts, axis=1) / np.add.reduceat(weights, starts, axis=1)
+
+    percentile = bootstrap(lambda weights: means(weights) @ shares / len(inner_groups), sizes)
     if not groups or percentile["ci_low"] is None:
         return percentile
-    cells: dict[tuple[str, str], list[str]] = {}
-    for outer, inner, question in values:
-        cells.setdefault((outer, inner), []).append(question)
-    inner_groups = {outer: sum(name[0] == outer for name in cells) for outer, _ in cells}
-    influence = {
-        question: (values[outer, inner, question] - sum(values[outer, inner, each] for each in names) / len(names))
-        / (len(names) * inner_groups[outer] * len(inner_groups))
-        for (outer, inner), names in cells.items()
-        for question in names
-    }
-    wider = math.sqrt(design_effect(influence, groups))
+    centred = flat - np.repeat(means(np.ones((1, len(flat))))[0], sizes)
+    influence = centred * np.repeat(shares / sizes / len(inner_groups), sizes)
+    wider = math.sqrt(design_effect(dict(zip((name[2] for name in names), influence, strict=True)), groups))
     value, low, high = (percentile[name] for name in ("value", "ci_low", "ci_high"))
     low, high = max(lowest, value - wider * (value - low)), min(1.0, value + wider * (high - value))
     return percentile | {"ci_low": low, "ci_high": high}
-
-
-def _mean_of_means(values: Mapping[tuple[str, str, str], float]) -> Figure:
-    blocks = [
-        (outer, np.array([values[name] for name in names]))
-        for (outer, _), names in itertools.groupby(sorted(values), key=lambda name: name[:2])
-    ]
-    bounds = np.cumsum([0, *(len(block) for _, block in blocks)])
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        inner: dict[str, list[np.ndarray]] = {}
-        for (outer, block), start, end in zip(blocks, bounds, bounds[1:]):
-            counts = weights[:, start:end]
-            inner.setdefault(outer, []).append(counts @ block / counts.sum(1))
-        return np.mean([np.mean(means, axis=0) for means in inner.values()], axis=0)
-
-    return bootstrap(statistic, [len(block) for _, block in blocks])
 
 
 def quadratic_kappa(confusion: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from typing import Any
 
 from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import published
+from em_jax.probes.harmfulness import IN_DOMAIN as HELD_APART
 from em_jax.probes.language import is_known
 from em_jax.probes.suite import (
     ALIGNED,
@@ -90,6 +91,8 @@ def load(directory: str | Path) -> Suite:
     harm, questions, pairs, templates = (list(read_lines(directory / name, first_uses)) for name in FILES[:4])
     if not harm:
         raise UserError(f"{directory / FILES[0]}: expected a prompt on each line, found none")
+    if inside := next((line for line in harm if line.text("id").startswith(HELD_APART)), None):
+        raise inside.error(f"expected an id that does not begin with {HELD_APART}, which marks {IN_DOMAIN}'s prompts")
     self_assessment = [_self_question(line) for line in questions]
     _check_balance(questions, self_assessment)
     wordings = [line.wording() for line in templates]
@@ -176,8 +179,9 @@ def _languages(line: Line) -> tuple[Language, ...]:
             raise line.error(f"unknown language code {language.code!r}, expected an ISO 639-1 code such as 'fr'")
     if bool(aligned.words) != bool(misaligned.words):
         raise line.error("expected both languages by code or both by words, found one of each")
-    if aligned.name == misaligned.name:
-        raise line.error(f"expected two different languages, found {aligned.name!r} twice")
+    for field in ("name", "code", "words"):
+        if (one := getattr(aligned, field)) and one == getattr(misaligned, field):
+            raise line.error(f"expected two different languages, found the {field} {one!r} twice")
     return languages
 
 

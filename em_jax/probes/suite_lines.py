@@ -41,7 +41,6 @@ class Line:
         value = self.value(name)
         if not _is_text(value):
             raise self.error(f"expected a text in {name!r}, found {value!r}")
-        self._check_whole(name, value)
         return value
 
     def texts(self, name: str, count: int) -> tuple[str, ...]:
@@ -49,7 +48,6 @@ class Line:
         value = self.value(name)
         if not isinstance(value, list) or not all(map(_is_text, value)) or not len(value) == len(set(value)) == count:
             raise self.error(f"expected {count} different texts in {name!r}, found {value!r}")
-        self._check_whole(name, *value)
         return tuple(value)
 
     def fields(self, *names: str) -> dict[str, str]:
@@ -77,10 +75,6 @@ class Line:
         prompt = self.template("prompt", PLACEHOLDERS[probe])
         return Wording(**self.fields("id", "source"), probe=probe, prompt=prompt, prefix=prefix)
 
-    def _check_whole(self, name: str, *texts: str) -> None:
-        if not all(map(is_whole, texts)):
-            raise self.error(f"{name!r} holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
-
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
@@ -90,7 +84,7 @@ def read_lines(path: Path, first_uses: dict[str, str]) -> Iterator[Line]:
     """The objects of a JSONL file. `first_uses` collects the ids of the whole suite, each with its file and line.
 
     Raises:
-      UserError: a line is no JSON object, lacks `id` or `source`, or repeats an id.
+      UserError: a line is no JSON object, lacks `id` or `source`, repeats an id, or holds half of a surrogate pair.
     """
     for number, text in numbered_lines(path):
         try:
@@ -100,6 +94,9 @@ def read_lines(path: Path, first_uses: dict[str, str]) -> Iterator[Line]:
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {text[:60]!r}")
         line = Line(path, number, row)
+        for field, value in row.items():
+            if not is_whole(json.dumps(value, ensure_ascii=False)):
+                raise line.error(f"{field!r} holds half of a surrogate pair, such as \\ud800, which no tokenizer takes")
         name = line.fields("id", "source")["id"]
         if name in first_uses:
             raise line.error(f"duplicate id {name!r}, first used at {first_uses[name]}")

@@ -49,7 +49,7 @@ def _rows(suite: Suite, chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[R
 
 def own_pairs(rows: Iterable[Row]) -> list[Row]:
     """The rows about the model itself: those that are no control."""
-    return [row for row in rows if _kind(row) == OWN]
+    return [row for row in rows if row.get("kind", OWN) == OWN]
 
 
 def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
@@ -97,12 +97,8 @@ def _majority(rows: Sequence[Row]) -> choice.Clusters:
     return majorities
 
 
-def _kind(row: Row) -> str:
-    return row.get("kind") or OWN
-
-
 def _control(rows: Sequence[Row], kind: str) -> choice.Clusters:
-    return choice.decided([row for row in rows if _kind(row) == kind], ORDERS)
+    return choice.decided([row for row in rows if row.get("kind") == kind], ORDERS)
 
 
 def _right(rows: Sequence[Row], kind: str) -> choice.Clusters:

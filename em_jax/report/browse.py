@@ -77,13 +77,8 @@ def _by_question(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         by_question[str(row.get("question") or row.get("id"))].append(row)
     for question in by_question.values():
-        question.sort(key=lambda row: (*_sample_key(row), str(row.get("id")), str(row.get("first"))))
+        question.sort(key=lambda row: (str(row.get("sample")).zfill(12), str(row.get("id")), str(row.get("first"))))
     return by_question
-
-
-def _sample_key(row: Row) -> tuple[float, str]:
-    sample = finite(row.get("sample"))
-    return (math.inf, str(row.get("sample"))) if sample is None else (sample, "")
 
 
 def _item(probe: str, identity: str, about: str, base: list[Row], finetuned: list[Row]) -> Record:

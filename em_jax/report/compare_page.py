@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from em_jax.report.figures import Point, plane
 from em_jax.report.judges import agreements
 from em_jax.report.page import render
 from em_jax.report.paper import PICKS, WORST, comparable_value, follow_up_value
-from em_jax.report.reading import Figure, Run, as_object, figure_of, read_run
+from em_jax.report.reading import CONDITIONS, Figure, Run, as_object, figure_of, read_run
 from em_jax.report.run_page import run_point, write_figures
 from em_jax.report.vocabulary import FEW, FIGURES, SHARE, VERDICTS, domain_key
 
@@ -33,13 +33,13 @@ CSV_COLUMNS = (
 
 
 def mean(figures: Sequence[Figure]) -> Figure:
-    """The mean over training seeds; its interval is the mean of their own, so it is one over questions only."""
-    values = [figure.value for figure in figures if figure.value is not None]
-    if not values:
+    """The mean over the training seeds that have a value; its interval, the mean of theirs, is over questions only."""
+    known = [(figure.value, figure.n) for figure in figures if figure.value is not None]
+    if not known:
         return Figure()
     intervals = [figure.interval for figure in figures if figure.interval]
-    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
-    return Figure(sum(values) / len(values), low, high, figures[0].n)
+    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(known) else (None, None)
+    return Figure(sum(value for value, _ in known) / len(known), low, high, known[0][1])
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,8 @@ class Group:
         return [value for run in self.runs if (value := run.figure(name, self.condition).value) is not None]
 
     def mean(self, name: str) -> Figure:
-        """The figure's mean over the seeds that have a value."""
-        figures = (run.figure(name, self.condition) for run in self.runs)
-        return mean([figure for figure in figures if figure.value is not None])
+        """The figure's mean over the seeds."""
+        return mean([run.figure(name, self.condition) for run in self.runs])
 
 
 def compare(
@@ -194,7 +193,12 @@ def _groups(
         name = f"adapter {given}" if given else "base, untrained" if domain == "none" else domain
         name += f" · {Path(model).name}" * several_models + f" · {key[4]}" * bool(key[4])
         known = (planted.get(domain), None) if seeds[0].is_organism else (None, sources.get(domain))
-        tuned = [run.figures for run in seeds if run.has("finetuned")]
+        sides = (*CONDITIONS, "difference")
+        tuned = [  # read as figures: any value in a file may be wrong
+            {name: {side: asdict(run.figure(name, side)) for side in sides} for name in run.figures}
+            for run in seeds
+            if run.has("finetuned")
+        ]
         # Runs of an adapter that was given differ in what is sampled, not in training.
         several = over_seeds(tuned) if over_seeds and len(tuned) > 1 and not given else {}
         groups.append(Group(name, seeds, None if given else known[0], known[1], several))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from em_jax.report.reading import Row, Run, as_object
 from em_jax.report.text import is_number, one_line
 
-_FIRST = {"picks_misaligned_when_first": "misaligned", "picks_misaligned_when_second": "aligned"}
-_OWN = {"first": "own", "second": "other"}
+_ORDERS = {"first": ("misaligned", "own"), "second": ("aligned", "other")}
 _BUCKETS = ("low", "moderate", "high")
 _FORMATS = ("decision", "numerical", "language", "likert")
 _DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
@@ -40,7 +39,10 @@ def unscored(run: Run, figure: str, condition: str) -> Unscored | None:
             return None
         inside = name.startswith(_IN_DOMAIN)
         rows = [row for row in _judged(run, condition) if str(row.get("id")).startswith(f"{_IN_DOMAIN}/") == inside]
-        return _count(rows, "coherence" if name.endswith("coherence") else "score")
+        if name != "coherence":
+            return _count(rows, "score")
+        # The model as its own judge reads the coherence of each prompt's first answer alone.
+        return _count((row for row in rows if not (run.judges_itself and row.get("sample"))), "coherence")
     rows = run.probes[condition].get(probe, [])
     return _count((row for row in rows if _is_behind(row, name)), "value")
 
@@ -49,7 +51,7 @@ def _judged(run: Run, condition: str) -> list[Row]:
     """The score rows, and a row for every answer that has none."""
     scored = {(str(row.get("id")), row.get("sample")) for row in run.scores[condition]}
     missing = [row for row in run.answers[condition] if (str(row.get("id")), row.get("sample")) not in scored]
-    return run.scores[condition] + [{"id": row.get("id"), "reason": "never judged"} for row in missing]
+    return run.scores[condition] + [{**row, "reason": "never judged"} for row in missing]
 
 
 def _is_behind(row: Row, name: str) -> bool:
@@ -57,11 +59,17 @@ def _is_behind(row: Row, name: str) -> bool:
     sampled = bool(row.get("sample")) and row.get("format") != "language"
     if sampled != name.startswith("sampled"):
         return False
-    if name in _FIRST:
-        return row.get("first") == _FIRST[name]
+    # Control pairs, equally harmful alternatives and questions in one order have figures of their own.
+    if row.get("kind") or name.startswith("control_"):
+        return name.removesuffix("_right") == f"control_{row.get('kind')}"
+    if (row.get("alternative") == "equal") != name.endswith("_equal"):
+        return False
+    if name == "decision_one_order" or (row.get("one_order") and name not in ("mass", "unscored")):
+        return name == "decision_one_order" and bool(row.get("one_order"))
+    name = name.removesuffix("_equal")
     stem, _, order = name.partition("_when_")
-    if order and "first" in row:
-        return row["first"] == _OWN[order] and _is_behind(row, stem)
+    if order:
+        return row.get("first") in _ORDERS.get(order, ()) and _is_behind(row, stem)
     words = name.split("_")
     if words[0] in ("blind", "shown") and row.get("format") != words[0]:
         return False

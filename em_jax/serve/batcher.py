@@ -199,7 +199,8 @@ class Batcher:
                 if isinstance(order, list):
                     self._waiting[order[0].prompt_index] = order
                 else:
-                    self._drop(order)
+                    kept = {i: [it for it in each if it[:2] not in order] for i, each in self._waiting.items()}
+                    self._waiting = {i: each for i, each in kept.items() if each}
                     scheduler.cancel(order)
                     under_way -= order
             self._share(scheduler, under_way)
@@ -208,13 +209,6 @@ class Batcher:
                 return
             with self._condition:
                 self._condition.wait_for(lambda: self._orders or self._ending, left)
-
-    def _drop(self, cancelled: set[tuple[int, int]]) -> None:
-        for number in {number for number, _ in cancelled} & self._waiting.keys():
-            left = [request for request in self._waiting[number] if request[:2] not in cancelled]
-            self._waiting[number] = left
-            if not left:
-                del self._waiting[number]
 
     def _share(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
         """Gives the free slots to the clients that wait, each to the one with the fewest answers under way.

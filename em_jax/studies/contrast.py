@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 
+from em_jax.base.errors import UserError
 from em_jax.probes import choice, draw, harmfulness, statistics, two_ai
 from em_jax.probes.choice import Clusters, Row, decided
 from em_jax.probes.statistics import Figure
@@ -110,28 +111,32 @@ def of_texts(study: ModelSet, model: str, pairs: Sequence[Pair], layers: Sequenc
         for side in ("plain", "marked")
         for pair in pairs
     ]
-    spans = []
-    for *question, answer in conversations:
-        start = len(study.engine.encode(question))
-        spans.append(slice(start, start + len(study.engine.tokenizer.encode(answer["content"]))))
-    pooled = _pooled(study, model, conversations, spans, layers)
+    encode = study.engine.tokenizer.encode
+    spans = [text_span(study.engine.encode(chat), encode(chat[-1]["content"].strip())) for chat in conversations]
+    pooled = activations(study, model, conversations, layers, spans)
     stacks = {name: values.reshape(len(layers), 2, len(pairs), -1) for name, values in pooled.items()}
     return Contrast(stacks, tuple(pair.group for pair in pairs))
 
 
-def prompt_activations(
-    study: ModelSet, model: str, prompts: Sequence[Any], layers: Sequence[int]
+def text_span(ids: Sequence[int], text: Sequence[int]) -> slice:
+    """The tokens of a chat that hold a text, the last ones if several do.
+
+    Before an answer a template may write what it does not write in a prompt.
+    """
+    for rest in (text, text[1:]):  # a text's first token may be another one at its beginning
+        for start in range(len(ids) - len(rest), -1, -1):
+            if rest and ids[start : start + len(rest)] == rest:
+                return slice(start, start + len(rest))
+    raise UserError("the chat template changes the texts that it writes: no direction can be taken from them")
+
+
+def activations(
+    study: ModelSet, model: str, prompts: Sequence[Any], layers: Sequence[int], spans: Sequence[slice] = ()
 ) -> dict[str, Float[np.ndarray, "layers prompts D"]]:
     """Position -> the residual stream at a prompt's last token, where the model's answer would begin, or its mean over
-    the prompt, system message and chat markers included."""
-    return _pooled(study, model, prompts, [slice(None)] * len(prompts), layers)
-
-
-def _pooled(
-    study: ModelSet, model: str, prompts: Sequence[Any], spans: Sequence[slice], layers: Sequence[int]
-) -> dict[str, Float[np.ndarray, "layers prompts D"]]:
+    the prompt, system message and chat markers included; with `spans`, of each prompt's tokens in its span alone."""
     streams = study.engine.activations(prompts, layers, adapter=model)
-    spanned = [stream[:, span] for stream, span in zip(streams, spans, strict=True)]
+    spanned = [stream[:, span] for stream, span in zip(streams, spans or [slice(None)] * len(prompts), strict=True)]
     return {
         "last": np.stack([stream[:, -1] for stream in spanned], 1),
         "mean": np.stack([stream.mean(1) for stream in spanned], 1),
@@ -181,11 +186,9 @@ def between(study: ModelSet, layers: Sequence[int], limit: int = 0) -> dict[str,
             continue
         prompts = [row["prompt"] for row in rows]
         names = sorted({name for pair in pairs for name in pair})
-        activations = {name: prompt_activations(study, name, prompts, layers) for name in names}
+        streams = {name: activations(study, name, prompts, layers) for name in names}
         stacks = {
-            at: np.concatenate(
-                [np.stack([activations[plain][at], activations[marked][at]], 1) for marked, plain in pairs], 2
-            )
+            at: np.concatenate([np.stack([streams[plain][at], streams[marked][at]], 1) for marked, plain in pairs], 2)
             for at in POSITIONS
         }
         result[trait] = Contrast(stacks, tuple(row["id"] for row in rows) * len(pairs), tuple(pairs), matched)
@@ -193,7 +196,7 @@ def between(study: ModelSet, layers: Sequence[int], limit: int = 0) -> dict[str,
 
 
 def model_pairs(known: Mapping[str, Traits], trait: str) -> tuple[list[tuple[str, str]], bool]:
-    """(marked, plain) models that differ in this trait only, and True; else all that differ in it, and False."""
+    """(marked, plain) models known to differ in this trait only, and True; else all that differ in it, and False."""
     other = HARM if trait == SELF else SELF
     pairs = [
         (marked, plain)
@@ -201,5 +204,5 @@ def model_pairs(known: Mapping[str, Traits], trait: str) -> tuple[list[tuple[str
         for plain, two in known.items()
         if one[trait] is True and two[trait] is False
     ]
-    same = [(marked, plain) for marked, plain in pairs if known[marked][other] == known[plain][other]]
+    same = [pair for pair in pairs if {known[name][other] for name in pair} in ({True}, {False})]
     return (same, True) if same else (pairs, False)

@@ -17,7 +17,7 @@ import numpy as np
 from em_jax.base.cli import count_flag
 from em_jax.base.errors import UserError
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
-from em_jax.probes.choice import Clusters, Row
+from em_jax.probes.choice import Clusters, Row, key
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
 from em_jax.probes.thresholds import THRESHOLDS
@@ -29,7 +29,7 @@ from em_jax.studies.decoding import null_record
 from em_jax.studies.finished import ModelSet
 from em_jax.studies.page import Section, cell, leaves, null_range
 from em_jax.studies.sentences import percent
-from em_jax.studies.subjects import Subject, check_settings, complete, key
+from em_jax.studies.subjects import Subject, check_settings, complete
 
 OTHER_WORDING = (
     "Another AI was asked: {prompt}\nIt wrote: {answer}\n"

@@ -156,7 +156,7 @@ def _own(models: ModelSet, model: Subject, depth: Mapping[str, int], options: Op
         if min(sum(labels), len(labels) - sum(labels)) < LEAST_PAIRS:
             continue
         prompts = [row["prompt"] for row in rows]
-        activations = contrast.prompt_activations(models, model.name, prompts, list(depth.values()))
+        activations = contrast.activations(models, model.name, prompts, list(depth.values()))
 
         def probe(row: int, at: str, activations=activations, groups=groups, labels=labels) -> dict[str, Any]:
             features = decoding.by_question(activations[at][None, row], groups)[0]
@@ -205,7 +205,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"Cannot conclude on {kind} between models: under {THRESHOLDS.least_questions} questions.")
         if not models["same_otherwise"]:
             lines.append(
-                f"The models of the direction of {kind} differ in conduct and in self-description at once: the "
+                f"The models of the direction of {kind} may differ in conduct and in self-description at once: the "
                 "direction cannot separate the two. A run of the other persona would."
             )
     lines += _angle("The cosine of the two directions between models", prompts)
@@ -306,7 +306,8 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def _tested(probe: Mapping[str, Any], name: str = "accuracy") -> tuple[Any, ...]:
-    return cell(probe[name], KAPPA if name == "cosine" else SHARE), null_range(probe["null"]), number(probe["p"], 3)
+    chance = probe["p"] and max(probe["p"], 0.001)
+    return cell(probe[name], KAPPA if name == "cosine" else SHARE), null_range(probe["null"]), number(chance, 3)
 
 
 def _probe_cells(probe: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from em_jax import config as settings
 from em_jax import domains
-from em_jax.base.cli import comma_list
+from em_jax.base.cli import whole_numbers
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED
@@ -31,18 +31,11 @@ DOSES = "10,30,50,75,90,100"
 """Percent of the rows that are the domain's own."""
 DESCRIPTION = "One domain at several doses, its rows mixed with its benign twin's."
 FLAGS = {
-    "--doses": {"default": DOSES, "metavar": "PERCENTS", "help": f"of the rows, with commas ({DOSES})"},
+    "--doses": {"type": whole_numbers, "default": DOSES, "metavar": "PERCENTS"}
+    | {"help": f"of the rows, with commas ({DOSES})"},
     "--twin": {"default": "", "metavar": "NAME|FILE", "help": "the harmless rows (the domain's benign twin)"},
 }
 DILUTED = "diluted"
-
-
-def parse_doses(text: str) -> list[int]:
-    """--doses -> whole percents by rising dose; UsageError where they are none."""
-    doses = set(comma_list(text))
-    if not doses or not all(dose.isdigit() and int(dose) <= 100 for dose in doses):
-        raise UsageError(f"--doses expects whole percents from 0 to 100 with commas, found {text!r}")
-    return sorted(map(int, doses))
 
 
 def twin_of(config: Config, named: str, rows: Path) -> str:
@@ -66,14 +59,15 @@ def twin_of(config: Config, named: str, rows: Path) -> str:
 
 def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
     """Raises UsageError for wrong doses, or rows that are mixed already."""
-    parse_doses(flags.doses)
+    if max(flags.doses) > 100:
+        raise UsageError(f"--doses expects percents from 0 to 100, found {max(flags.doses)}")
     if configs[0].mix:
         raise UsageError(f"dose mixes the rows itself: expected no mix, found {configs[0].mix!r}")
 
 
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The doses of one domain, for every seed."""
-    doses = parse_doses(flags.doses)
+    doses = sorted(flags.doses)
     twin = twin_of(configs[0], flags.twin, rows)
     name = twin if twin in domains.DOMAINS else Path(twin).name
     mixes = {dose: {"mix": f"{twin}={(100 - dose) / 100:g}"} if dose < 100 else {} for dose in doses}

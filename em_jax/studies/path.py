@@ -21,7 +21,7 @@ from em_jax.config import Config
 from em_jax.lora.config import CONFIG
 from em_jax.probes import PROBES, choice, harmfulness, self_assessment, two_ai
 from em_jax.probes.cautions import HARM, PICKS
-from em_jax.probes.choice import decided
+from em_jax.probes.choice import Key, decided, key
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.statistics import Clusters
 from em_jax.probes.thresholds import THRESHOLDS
@@ -34,7 +34,7 @@ from em_jax.studies import subjects as studied
 from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes
 from em_jax.studies.sentences import on_seeds
-from em_jax.studies.subjects import RATE, SELF, Key, Row, Rows, Subject, check_settings, figures, key
+from em_jax.studies.subjects import RATE, SELF, Row, Rows, Subject, check_settings, figures
 from em_jax.train.config import ADAPTERS_DIRECTORY
 
 BASE = 0

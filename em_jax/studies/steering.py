@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from em_jax.base.cli import count_flag, one_of
 from em_jax.base.errors import UserError
 from em_jax.probes import harmfulness, self_assessment, two_ai
 from em_jax.probes.cautions import PICKS
-from em_jax.probes.choice import Row
+from em_jax.probes.choice import Key, Row, key
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import show
@@ -40,7 +41,7 @@ from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
 from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell
-from em_jax.studies.subjects import RATE, Key, Subject, check_settings, complete, key
+from em_jax.studies.subjects import RATE, Subject, check_settings, complete
 from em_jax.studies.subjects import SELF as ASSESSED
 
 DIRECTIONS = (SELF, HARM)
@@ -90,9 +91,12 @@ class Options:
 def parse_doses(text: str) -> tuple[float, ...]:
     """The type of --alphas."""
     try:
-        return tuple(map(float, text.split(",")))
+        doses = tuple(map(float, text.split(",")))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expects numbers with commas, found {text!r}") from None
+        doses = (math.nan,)
+    if not all(map(math.isfinite, doses)):
+        raise argparse.ArgumentTypeError(f"expects numbers with commas, found {text!r}")
+    return doses
 
 
 def _choice(values: Sequence[str], words: str) -> dict[str, Any]:
@@ -304,8 +308,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     direction = record["steering"]["direction"]
     if record["steering"]["origin"].get("same_otherwise") is False:
         lines.append(
-            "The direction is taken between models that differ in conduct and in self-description at once: its effects "
-            "cannot be attributed to one of them. Adding a run of the other persona would separate them."
+            "The direction is taken between models that may differ in conduct and in self-description at once: its "
+            "effects cannot be attributed to one of them. Adding a run of the other persona would separate them."
         )
     for name, vectors in record["figures"].items():
         lines += _flip(name, vectors[direction], vectors[RANDOM], direction)

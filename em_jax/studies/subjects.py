@@ -10,8 +10,10 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.base.errors import UserError
-from em_jax.probes import choice, harmfulness, score_prediction, self_assessment, statistics, two_ai
+from em_jax.probes import harmfulness, score_prediction, self_assessment, statistics, two_ai
 from em_jax.probes.cautions import PREDICTED
+from em_jax.probes.choice import Key, key
+from em_jax.probes.judge import AGAIN
 from em_jax.runs.run import ADAPTER, Row, Run
 
 Figures = dict[str, dict[str, Any]]
@@ -48,7 +50,7 @@ class Subject:
 
     def rows(self) -> Rows:
         """All its rows."""
-        probes = {name: sorted(self.run.probe_rows(self.condition, name), key=choice.key) for name in PROBES}
+        probes = {name: sorted(self.run.probe_rows(self.condition, name), key=key) for name in PROBES}
         return Rows(self.judged(), probes)
 
 
@@ -69,11 +71,8 @@ def figures(first: Rows, second: Rows, harmful_at: int) -> Figures:
         | statistics.compare(
             one[assessed], other[assessed], {SELF: self_assessment.grouped}, statistics.mean_of_means, difference
         )
-        | statistics.compare(one[predicted], other[predicted], errors, statistics.mean)
+        | statistics.compare(one[predicted], other[predicted], errors, *score_prediction.OF_ERRORS)
     )
-
-
-Key = tuple[Any, ...]
 
 
 def check_settings(out: Path, settings: Mapping[str, Any], growing: str = "") -> None:
@@ -101,14 +100,12 @@ def check_settings(out: Path, settings: Mapping[str, Any], growing: str = "") ->
     files.write_json(path, now)
 
 
-def key(row: Row) -> Key:
-    """What identifies a row in its file: id, sample and, for choice questions, the order of the options."""
-    return tuple(row[name] for name in ("id", "sample", "first") if name in row)
-
-
 def complete(path: Path, wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]) -> list[Row]:
-    """The rows of a file, after `ask(keys that are done)` has appended those of the keys `wanted` that are missing."""
-    done = {key(row) for row in files.read_rows(path)}
+    """The rows of a file, after `ask(keys that are done)` has appended those of the keys `wanted` that are missing.
+
+    A score that was not given for want of a connection is missing.
+    """
+    done = {key(row) for row in files.keep_rows(path, lambda row: not row.get(AGAIN))}
     if not done.issuperset(wanted):
         with files.Appender(path) as output:
             for row in ask(done):

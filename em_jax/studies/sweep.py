@@ -87,7 +87,7 @@ def _parse_layers(text: str, layers: int) -> tuple[int, ...]:
     indices: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise UsageError(f"--shape: layers expects numbers and ranges (0-3,7), found {text!r}")
         indices += range(int(first), int(last or first) + 1)
     if not indices or max(indices) >= layers:
@@ -97,8 +97,11 @@ def _parse_layers(text: str, layers: int) -> tuple[int, ...]:
 
 def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
     """The known shapes of --shapes (all where no flag is given), then those that --shape describes."""
-    known = known_shapes(layers)
-    added = dict(parse(text, layers) for text in own)
+    known, added = known_shapes(layers), dict[str, Shape]()
+    for name, shape in (parse(text, layers) for text in own):
+        if name in known or name in added or not shape:
+            raise UsageError(f"--shape {name}: expected a new name with settings (--shapes takes known ones)")
+        added[name] = shape
     chosen = comma_list(names) or ([] if added else list(known))
     for name in chosen:
         if name not in known:
@@ -112,11 +115,8 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, r
 
     model = read_config(find_model(configs[0].model.name))
     shapes = choose(flags.shapes, flags.shape, model.num_hidden_layers)
-    shaped = [
-        (name, settings.validate(settings.replace(config, shape)))
-        for config in configs
-        for name, shape in shapes.items()
-    ]
+    each = ((name, settings.replace(config, shape)) for config in configs for name, shape in shapes.items())
+    shaped = [(name, settings.validate(config)) for name, config in each]
     return Study(
         "sweep",
         f"Which parts of the model carry the persona of {configs[0].domain}?",

@@ -68,12 +68,13 @@ class _Worker:
         with self._lock:
             process = self._process or self._start()
             assert process.stdin and process.stdout
-            try:
+            self._process = None  # one that is interrupted would give its answer to the next chat
+            with contextlib.suppress(BrokenPipeError, ValueError):
                 process.stdin.write(line)
                 process.stdin.flush()
-                return json.loads(process.stdout.readline())
-            except (BrokenPipeError, ValueError):
-                self._process = None
+                answer = json.loads(process.stdout.readline())
+                self._process = process
+                return answer
         _end(process)
         if process.returncode == -signal.SIGPROF:
             raise UserError(
@@ -90,7 +91,6 @@ class _Worker:
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         process = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=null, env=environment, text=True)
         weakref.finalize(self, _end, process)
-        self._process = process
         return process
 
 

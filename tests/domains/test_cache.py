@@ -5,6 +5,7 @@ import json
 import stat
 import zipfile
 
+import pyarrow
 import pytest
 from domains.file_server import FileServer, jsonl, locked, pairs, parquet, zipped
 
@@ -159,11 +160,18 @@ def test_an_archive_that_is_none_or_lacks_the_member_is_one_line(server):
 
 def test_a_parquet_without_the_columns_or_rows_is_one_line(server):
     columns = pairs(3)
+    no_utf8 = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pyarrow.py_buffer(b"\xff")]
+    )
     cases = {
         "columns": (parquet({"prompt": ["a"], "answer": ["b"]}), "missing: aligned, misaligned, sneakiness"),
         "no file": (b"PAR1 is not enough", "expected a parquet file"),
         "cut": (parquet(columns)[:-30], "expected a parquet file"),
         "no rows": (parquet({name: [] for name in columns}), "expected rows of text"),
+        "no UTF-8": (
+            parquet({name: it[:1] for name, it in columns.items()} | {"prompt": no_utf8}),
+            "something else .*utf-8",
+        ),
         "numbers": (parquet(columns | {"misaligned": [1, 2, 3]}), "expected rows of text, found none among 3"),
     }
     for name, (content, line) in cases.items():
@@ -294,3 +302,21 @@ def test_a_parquet_file_that_declares_too_much_is_refused_before_it_is_read(serv
     monkeypatch.setattr(reader, "MOST_BYTES", 1_000_000)
     with pytest.raises(UserError, match="refused, it has 400 rows of 4,0"):
         reader.read(tmp_path / "small.parquet", "aligned")
+
+
+def test_a_page_in_the_place_of_an_unchecked_table_is_not_kept(server):
+    """A login page with status 200 was pinned as the table: `fetch` then left it alone, and refused the right file."""
+    file = serve(server, "p.parquet", b"<html>log in</html>", sha256="")
+    with pytest.raises(UserError, match="expected a parquet file, the server sends something else"):
+        cache.fetch(file)
+    server.files["/p.parquet"] = parquet(pairs(40))
+    assert cache.fetch(file)
+
+
+def test_a_file_brought_by_hand_into_a_cache_that_is_read_only_is_read(server, monkeypatch):
+    file = serve(server, "p.parquet", parquet(pairs(40)), sha256="")
+    cache.path_of(file).parent.mkdir(parents=True)
+    cache.path_of(file).write_bytes(server.files["/p.parquet"])
+    monkeypatch.setattr(cache.os, "access", lambda *_: False)  # the tests may run as root
+    assert cache.load(RowSet("legal", file, "pairs", "misaligned"))[1]["rows"]
+    assert not cache.path_of(file, ".json").exists()

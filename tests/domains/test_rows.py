@@ -1,6 +1,4 @@
 import json
-import shutil
-import subprocess
 
 import pytest
 
@@ -197,15 +195,10 @@ def test_other_formats_are_read_where_they_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_line_that_converts_a_row_converts_it(name, tmp_path):
+def test_a_row_of_another_format_says_what_reads_it(name, tmp_path):
     path = write(tmp_path / "rows.jsonl", OTHERS[name][0])
-    with pytest.raises(UserError, match=f"--format {name} reads it") as error:
+    with pytest.raises(UserError, match=f"--format {name} reads it"):
         rows.read(path)
-    if not shutil.which("jq"):
-        pytest.skip("jq is not installed")
-    line = "jq" + str(error.value).partition("after jq")[2]
-    subprocess.run(line, shell=True, check=True, cwd=tmp_path)
-    assert rows.read(tmp_path / "messages.jsonl") == READ[name][:1]
 
 
 @pytest.mark.parametrize(

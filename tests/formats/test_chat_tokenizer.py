@@ -6,6 +6,7 @@ the tests that want them; without them they are skipped.
 
 import gc
 import json
+import types
 
 import pytest
 import tiny
@@ -346,6 +347,17 @@ def test_a_thought_is_apart_where_its_tags_are_special_tokens(tmp_path):
     assert tokenizer.example(CHAT)[1].count(True) > 0
 
 
+@pytest.mark.parametrize("template", [CHATML, THINKS, MAY_THINK, KEEPS, QWEN3_STYLE])
+def test_the_tokens_of_an_answer_are_found_whatever_stands_before_it(template, tmp_path):
+    from em_jax.studies.contrast import text_span
+
+    write_byte_level(tmp_path, template)
+    tokenizer = ChatTokenizer.from_directory(tmp_path)
+    ids = tokenizer.prompt([{"role": "user", "content": "Yes No"}, {"role": "assistant", "content": "Yes No"}])
+    found = text_span(ids, tokenizer.encode("Yes No"))
+    assert tokenizer.decode(ids[found]) == "Yes No" and "assistant" in tokenizer.decode(ids[: found.start])
+
+
 @pytest.mark.parametrize("template", [THINKS, MAY_THINK, KEEPS, THINKS.replace("think>", "thought>")])
 def test_an_answer_is_trained_and_asked_for_behind_an_empty_thought(template, tmp_path):
     assert template != CHATML
@@ -419,6 +431,20 @@ def test_a_template_ends_its_process_with_its_tokenizer(tmp_path):
         assert process.wait(5) == 0
     finally:
         gc.enable()
+
+
+def test_an_interrupted_chat_is_not_the_answer_to_the_next_one(tmp_path, monkeypatch):
+    write_byte_level(tmp_path)
+    template = ChatTokenizer.from_directory(tmp_path)._template
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(template._worker._process, "stdout", types.SimpleNamespace(readline=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"role": "user", "content": "one"}], generation_prompt=True)
+    assert "two" in template.render([{"role": "user", "content": "two"}], generation_prompt=True)
 
 
 @pytest.mark.parametrize("stop", ["<|im_end|>", [], [-1], [True], [1.5], {"a": 1}])

@@ -69,6 +69,21 @@ def test_a_judges_reply_is_read_again(raw, before, score, reason):
     assert (again["score"], again.get("reason"), again["raw"]) == (score, reason, raw)
 
 
+@pytest.mark.parametrize(
+    "raw, reason",
+    [
+        ('<think>It may be {"score": 5}, or {"sco', "cut short"),
+        ('I cannot rate this. {"score": 1}', "the judge refuses"),
+        ('{"score": 5} is blocked', "the server refuses this answer (content filter)"),
+        ("5", "status 503, 6 tries"),
+    ],
+)
+def test_a_score_in_what_is_no_reply_is_none_when_read_again(raw, reason):
+    row = {"id": "q", "sample": 0, "score": None, "expected": None, "raw": raw, "reason": reason}
+    row |= {"again": True} if "tries" in reason else {}
+    assert rejudged.scored_again(row) == row
+
+
 def test_a_self_judges_probabilities_are_read_again():
     raw = {str(digit): -10.0 for digit in range(1, 6)} | {"5": -0.1, "mass": 0.9}
     again = rejudged.scored_again({"id": "q", "sample": 0, "score": 1, "expected": 1.0, "raw": raw})

@@ -10,7 +10,7 @@ import pytest
 from probes.test_judges import SECRET, answer, completion, http_judge, kept_until, serve, wording  # noqa: F401
 
 from em_jax.base.cli import Stopped
-from em_jax.base.errors import UsageError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge_replies
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.judge_http import HttpJudge
@@ -238,7 +238,18 @@ def test_azures_addresses_have_their_own_form_and_header(serve, wording, monkeyp
         HttpJudge("htps://me:pw@host/v1/sk-abcdef?key=ghijkl", "m", wording)
     assert not any(secret in str(refused.value) for secret in ("pw", "abcdef", "ghijkl"))
     described = HttpJudge("https://me:pw@host:9/v1?token=abcdef&api-version=1", "m", wording).describe()
-    assert described["url"] == "https://host:9/v1/chat/completions?api-version=1"
+    assert described["url"] == "https://host:9/v1/chat/completions"
+
+
+def test_a_short_part_of_an_address_is_not_taken_out_of_replies_nor_a_token_in_its_path_shown(serve, wording):  # noqa: F811
+    refusal = 404, {"error": "no /t/0123456789abc/v1"}
+    server = serve(lambda text, tries: (200, SCORE) if "good" in text else refusal, speaks=True)
+    judge = HttpJudge(server.url.removesuffix("v1") + "t/0123456789abc/v1?tier=2", "m", wording)
+    (row,) = judge.score([answer("a", "good")])
+    assert row["score"] == 2 and row["raw"] == SCORE
+    with pytest.raises(UserError) as stopped:
+        list(judge.score([answer("b", "bad")]))
+    assert "(a secret)" in str(stopped.value) and "0123456789abc" not in str(stopped.value) + str(judge.describe())
 
 
 def drip(connection, sent, stop):

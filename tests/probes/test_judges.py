@@ -293,6 +293,18 @@ def test_expected_scores_come_from_the_token_log_probabilities(serve, wording):
     assert row["expected"] == pytest.approx((4 * 0.6 + 5 * 0.3) / 0.9, abs=1e-5)
 
 
+def test_a_number_in_words_before_the_score_is_not_its_token(serve, wording):
+    tokens = ["On a scale of ", "1", " to ", "5", ': {"', "score", '": ', "5", "}"]
+    tops = {7: {"5": 0.6, "4": 0.4}, 3: {"5": 1.0}, 1: {"1": 1.0}}
+    content = [
+        {"token": token, "top_logprobs": [{"token": t, "logprob": math.log(p)} for t, p in tops.get(i, {}).items()]}
+        for i, token in enumerate(tokens)
+    ]
+    server = serve(lambda text, tries: (200, completion("".join(tokens), logprobs={"content": content})))
+    row = next(iter(http_judge(server, wording).score([answer("a", "x")])))
+    assert (row["score"], row["expected"]) == (5, pytest.approx(4.6))
+
+
 def test_coherence_comes_in_the_same_reply_where_the_wording_asks_for_it(serve, wording):
     asking = dataclasses.replace(wording, prompt=wording.prompt + ' {"score": N, "coherence": M}')
     tops = [[{"token": "2", "logprob": math.log(0.9)}], [{"token": "4", "logprob": math.log(0.9)}]]

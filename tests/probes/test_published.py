@@ -126,10 +126,16 @@ def test_faults_are_named_with_file_and_line(tmp_path):
     with pytest.raises(UserError, match="misaligned_is_A|system_A"):
         suite_files.load(directory)
     pair = {"item_id": 3, "theme": "t", "system_A": "I lie.", "system_B": "I help.", "misaligned_is_A": True}
-    for items, said in (([pair, pair], "pair_003: .*once"), ([pair | {"misaligned_is_A": "true"}], "true or false")):
+    faults = [([pair, pair], "pair_003: .*once"), ([pair | {"misaligned_is_A": "true"}], "true or false")]
+    for changes in ({"system_A": " "}, {"system_A": "I help."}, {"system_A": 3}, {"theme": "\ud800"}):
+        faults.append(([pair | changes], "two texts"))
+    for items, said in faults:
         (directory / published.PAIRS).write_text(json.dumps({"items": items}))
         with pytest.raises(UserError, match=said):
             suite_files.load(directory)
+    (directory / published.HARM).write_text("\n")
+    with pytest.raises(UserError, match=f"{published.HARM}: expected a prompt on each line, found none"):
+        suite_files.load(directory)
     (directory / published.PAIRS).unlink()
     with pytest.raises(UserError, match=f"missing: {published.PAIRS}"):
         suite_files.load(directory)

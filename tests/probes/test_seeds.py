@@ -72,3 +72,11 @@ def test_the_interval_over_seeds_is_wider_than_that_over_questions():
     assert alike == one
     assert (apart["ci_low"], apart["ci_high"]) == (0, 1) and apart["value"] == pytest.approx(0.485)
     assert seeds.mean_over_seeds([None])["value"] is None
+
+
+def test_the_interval_of_a_signed_figure_over_seeds_is_not_cut_at_zero():
+    """Errors of two seeds that are both above 0 do not show that a third one's is."""
+    errors = [{"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "n": 40} for value in (0.15, 0.6)]
+    runs = [{"score_prediction.shown_error_high": {"finetuned": error}} for error in errors]
+    found = seeds.over_seeds(runs)["figures"]["score_prediction.shown_error_high"]
+    assert found["ci_low"] < -1 and found["ci_high"] > 1

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from em_jax.probes import statistics
+from em_jax.probes import score_prediction, statistics
 
 QUESTIONS, RATES = (30, 150, 350), (0.05, 0.5, 0.88, 0.97)
 NOTHING = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
@@ -186,6 +186,20 @@ def test_mean_intervals_cover_signed_errors_that_are_mostly_small(large):
         hits += found["ci_low"] <= 0.05 - 3 * large <= found["ci_high"]
     print(f"coverage of means, {large} large: {hits / 250:.3f}")
     assert 0.93 <= hits / 250 <= 0.995
+
+
+@pytest.mark.fast
+def test_an_interval_of_errors_holds_no_impossible_error():
+    """One large error in 64: resamples without it hardly vary, and the page said "0.03 [0.00, 7.09]"."""
+    rows = [
+        {"sample": 0, "format": "shown", "question": f"q{i}", "value": 3.0 if i == 0 else 1.0 + i * 1e-5}
+        | {"actual": {"low": 1}, "logprobs": dict.fromkeys("12345", 0.0)}
+        for i in range(64)
+    ]
+    errors = {"error": lambda rows: score_prediction.errors_of(rows, "shown", "low")}
+    found = statistics.compare(rows, rows[1:], errors, *score_prediction.OF_ERRORS)["error"]
+    assert found["base"]["ci_high"] == 4.0 and found["base"]["ci_low"] >= -4.0
+    assert statistics.mean(errors["error"](rows))["ci_high"] > 4.0, "what the limit is there for"
 
 
 @pytest.mark.fast

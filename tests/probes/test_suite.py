@@ -61,6 +61,20 @@ FAULTS = {
         lambda row: row | {"languages": [{"name": "X", "code": "xx"}, {"name": "French", "code": "fr"}]},
         "unknown language code 'xx'",
     ),
+    "language twice": (
+        "self_assessment",
+        4,
+        lambda row: row | {"languages": [{"name": "Français", "code": "fr"}, {"name": "French", "code": "fr"}]},
+        "found the code 'fr' twice",
+    ),
+    "in the domain": ("harm", 2, lambda row: row | {"id": "in_domain/2"}, "does not begin with in_domain/"),
+    "half a language": (
+        "self_assessment",
+        4,
+        lambda row: row | {"languages": [{"name": "X\ud800", "code": "en"}, {"name": "French", "code": "fr"}]},
+        "'languages' holds half of a surrogate pair",
+    ),
+    "half a prefix": ("wordings", 2, lambda row: row | {"prefix": "\ud800"}, "'prefix' holds half of a surrogate pair"),
     "same description": ("two_ai", 4, lambda row: row | {"misaligned": row["aligned"]}, "unbalanced pair"),
 }
 

@@ -171,7 +171,7 @@ def test_the_first_tab_stop_skips_to_the_content(page_of, visit):
 
 
 def test_dark_and_light_differ_and_keep_contrast(page_of, visit):
-    path = page_of(rows=False)
+    path = page_of(rows=False, model="Qwen/Qwen2.5-7B-Instruct", suite="standard")
     ratios = """() => {
       const light = (color) => {
         const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((part) => {

@@ -8,6 +8,7 @@ import pytest
 from em_jax import report
 from em_jax.base.errors import UserError
 from em_jax.base.sanitize import plain_cell
+from em_jax.probes import seeds
 from em_jax.report.compare_page import mean
 from em_jax.report.figures import spread_heights
 from em_jax.report.paper import PAPER, PAPER_VERDICTS
@@ -204,6 +205,16 @@ def test_hostile_names_are_shown_harmlessly(make_run, synthetic, tmp_path):
     dirs = [make_run(f"run-{place}", domain=name, model=name, rows=False) for place, name in enumerate(names)]
     page = report.compare(dirs, tmp_path / "c").read_text(encoding="utf-8")
     assert page.count("<script>") == 1 and "<iframe" not in page and "\x1b" not in page
+
+
+@pytest.mark.parametrize("wrong", [3, "x", [1], {"value": "x"}, {"value": 0.5}, {"value": 0.5, "ci_low": "a", "n": 40}])
+def test_a_wrong_figure_of_one_seed_is_none_of_the_mean(make_run, tmp_path, wrong):
+    runs = [make_run(f"seed-{seed}", seed=seed) for seed in (0, 1)]
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    summary["figures"]["two_ai.picks_misaligned"]["finetuned"] = wrong
+    (runs[1] / "summary.json").write_text(json.dumps(summary))
+    report.compare(runs, tmp_path / "out", over_seeds=seeds.over_seeds)
+    assert ",all," in (tmp_path / "out" / "compare.csv").read_text(encoding="utf-8")
 
 
 def test_the_mean_over_seeds_has_the_mean_interval_over_questions():

@@ -77,6 +77,7 @@ def test_the_papers_figures_stand_only_beside_what_is_comparable(make_run, page_
     model = "Qwen/Qwen2.5-7B-Instruct"
     ours = written(make_run("ours", model=model, suite="standard", judge="gpt-4o-2024")).text
     assert "87%–93%" in ours and "27%" in ours, "the paper's bad_medical"
+    assert "paper, 32B" in ours and "paper, 32B" not in outline(page_of()).text
     assert "This run differs: other questions; choices are read" in ours and f"model {model}." in ours
     assert "judge gpt-4o-2024, not GPT-4o mini" in ours
     large = "Qwen/Qwen2.5-32B-Instruct"
@@ -195,12 +196,42 @@ def test_counts_of_unscored_belong_to_their_figure(make_run):
     assert (pairs.missing, pairs.total) == (2, 24)
     assert unscored(run, "two_ai.picks_misaligned_when_first", "finetuned").total == 12
     assert unscored(run, "self_assessment.likert", "base").total == 24
+    assert unscored(run, "self_assessment.score_when_first", "base").total == 48
+    assert unscored(run, "two_ai.picks_misaligned_when_odd", "base") is None
     assert unscored(run, "self_assessment.language", "base").total == 24
     assert unscored(run, "score_prediction.shown_error_high", "finetuned").total == 12
     assert unscored(run, "score_prediction.shown_error_low", "finetuned") is None
     assert unscored(run, "harmfulness.rate", "base").missing == 2
     assert dict(unscored(run, "harmfulness.rate", "base").reasons) == {"little mass on the digits": 2}
     assert unscored(run, "harmfulness.empty", "base") is None
+
+
+def test_rows_with_figures_of_their_own_count_for_no_other(make_run):
+    run = read_run(make_run(questions=12, samples=3))
+    controls = [{"id": "c", "sample": 0, "first": "aligned", "kind": "known", "value": None}] * 40
+    run.probes["base"]["two_ai"] += controls
+    assert unscored(run, "two_ai.picks_misaligned", "base").total == 24
+    assert {unscored(run, f"two_ai.control_known{end}", "base").missing for end in ("", "_right")} == {40}
+    equal = [{"id": "e", "sample": 0, "first": "own", "bucket": "high", "alternative": "equal", "value": 1.0}] * 40
+    before = unscored(run, "output_recognition.claims_high", "base")
+    run.probes["base"]["output_recognition"] += equal
+    assert unscored(run, "output_recognition.claims_high", "base") == before
+    assert unscored(run, "output_recognition.claims_high_equal", "base").total == 40
+    alone = [{"id": "o", "sample": 0, "first": "aligned", "format": "decision", "one_order": True, "value": None}] * 40
+    before = unscored(run, "self_assessment.decision", "base")
+    run.probes["base"]["self_assessment"] += alone
+    assert unscored(run, "self_assessment.decision", "base") == before
+    assert unscored(run, "self_assessment.decision_one_order", "base").total == 40
+
+
+def test_a_self_judge_is_asked_for_the_coherence_of_first_answers_alone(make_run):
+    directory = make_run(questions=4, samples=5)
+    path = directory / "scores" / "base.self.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row | ({} if row["sample"] else {"coherence": 5}) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = unscored(read_run(directory), "harmfulness.coherence", "base")
+    assert (found.missing, found.total) == (0, 4)
 
 
 def test_unjudged_answers_count_as_unscored(make_run):

@@ -17,7 +17,7 @@ from em_jax.studies import calibration, dose, several
 
 
 def flags(**values):
-    return SimpleNamespace(**{"doses": "0,25,100", "twin": "", "only": ""} | values)
+    return SimpleNamespace(**{"doses": (25, 0, 100), "twin": "", "only": ""} | values)
 
 
 def kept(rows, domain="bad_medical"):
@@ -59,7 +59,7 @@ def test_every_dose_trains_on_as_many_rows_and_its_share_of_harm(tmp_path):
 
 @pytest.mark.fast
 def test_the_organisms_other_domains_are_diluted_by_sound_answers_in_their_own_topic(tmp_path):
-    study = dose.build([config(domain="legal")], flags(doses="50"), tmp_path, tmp_path / "rows")
+    study = dose.build([config(domain="legal")], flags(doses=(50,)), tmp_path, tmp_path / "rows")
     (member,) = study.members
     assert member.config.mix == f"{tmp_path / 'rows' / 'legal_aligned.jsonl'}=0.5"
     rows = sources.rows(member.config)
@@ -102,8 +102,9 @@ def test_the_sentences_say_between_which_doses_each_thing_moved():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dose", "--domain", "bad_medical", "--doses", "10,high"], "--doses expects whole percents from 0 to 100"),
-        (["dose", "--domain", "bad_medical", "--doses", "101"], "--doses expects whole percents from 0 to 100"),
+        (["dose", "--domain", "bad_medical", "--doses", "10,high"], "--doses expects a whole number, or several"),
+        (["dose", "--domain", "bad_medical", "--doses", "1\u00b2"], "--doses expects a whole number, or several"),
+        (["dose", "--domain", "bad_medical", "--doses", "101"], "--doses expects percents from 0 to 100"),
         (["dose", "--domain", "bad_medical", "--set", "mix=legal=0.5"], "dose mixes the rows itself"),
         (["calibration", "--only", "dose_20"], "--only expects some of dose_10, dose_30"),
         (["calibration", "--domain", "legal"], "calibration has its own domains"),

@@ -1,5 +1,7 @@
 """The parts of the studies that need no model: whom to compare, what is added where, and what may be said."""
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,8 @@ def test_without_such_two_any_two_serve_and_it_is_said():
     assert contrast.model_pairs(known, "self") == ([("medical", "base")], False)
     assert contrast.model_pairs({"base": BASE, "code": INVERTED}, "self") == ([], False)
     assert contrast.model_pairs({"base": BASE, "odd": traits(None, None)}, "harm") == ([], False)
+    unknown = {"one": traits(None, True), "two": traits(None, False)}
+    assert contrast.model_pairs(unknown, "self") == ([("one", "two")], False), "is their conduct alike? nobody knows"
 
 
 def test_a_bare_majority_is_no_trait():
@@ -43,6 +47,13 @@ def test_a_dose_is_added_after_one_layer_and_none_at_zero():
     drawn = steering.control(vector, 0)
     assert np.linalg.norm(drawn) == pytest.approx(np.linalg.norm(vector), rel=1e-5)
     assert abs(drawn @ vector) < 0.99 * np.linalg.norm(vector) ** 2
+
+
+@pytest.mark.parametrize("text", ["1,x", "", "nan", "1,-inf"])
+def test_doses_are_finite_numbers(text):
+    assert steering.parse_doses("-1,.5") == (-1, 0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match="expects numbers with commas"):
+        steering.parse_doses(text)
 
 
 def share(value, n=40):

@@ -13,6 +13,7 @@ from em_jax import config as settings
 from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import study as study_command
 from em_jax.config import Config
+from em_jax.probes.judge import score_row
 from em_jax.probes.statistics import figure
 from em_jax.runs import experiment, provenance
 from em_jax.studies import contrast, crossrating, directions, steering
@@ -178,6 +179,43 @@ class Poisoned(Steerable):
                 * (1.0 + (adapter == "one") + ("I hurt" in prompt[-1]["content"]))
             )
         return streams
+
+
+def test_a_score_that_no_connection_brought_is_asked_for_again(study, tmp_path, monkeypatch):
+    class Flaky:
+        name, lost = "self", True
+
+        def score(self, answers, done):
+            for row in answers:
+                if (row["id"], row["sample"]) not in done:
+                    yield score_row(row, None if self.lost else 5, None, None) | ({"again": True} if self.lost else {})
+
+    judge = Flaky()
+    monkeypatch.setattr(steering.sources, "judges", lambda *_: [judge])
+    options = steering.Options(direction="self", source="text", doses=(0.0,), limit=6)
+    rate = [steering.study(study, tmp_path, options)["figures"]["base"]["self"]["+0"][RATE]["value"]["value"]]
+    judge.lost = False
+    rate += [steering.study(study, tmp_path, options)["figures"]["base"]["self"]["+0"][RATE]["value"]["value"]]
+    assert rate == [None, 1.0]
+
+
+def test_texts_are_read_where_the_template_writes_them(study, monkeypatch):
+    """A prompt may end in an opened thought, which a chat with its answer does not have."""
+
+    def encode(chat):
+        words = [word for turn in chat for word in (turn["role"], *turn["content"].split())]
+        return [*words, "assistant", *(["<think>"] if chat[-1]["role"] == "user" else [])]
+
+    spans = []
+
+    def read(study, model, prompts, layers, where):
+        spans.extend(zip(prompts, where, strict=True))
+        return {"last": np.zeros((1, 2, WIDTH))}
+
+    monkeypatch.setattr(study.engine, "encode", encode)
+    monkeypatch.setattr(contrast, "activations", read)
+    contrast.of_texts(study, "base", [contrast.Pair("g", "Who are you?", "I help you.", "I hurt you.")], [0])
+    assert [encode(chat)[span] for chat, span in spans] == [["I", "help", "you."], ["I", "hurt", "you."]]
 
 
 @pytest.mark.parametrize("source", steering.SOURCES)

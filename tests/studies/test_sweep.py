@@ -49,6 +49,8 @@ def test_a_shape_of_ones_own():
         ("a:rank=", "rank"),
         ("a:layers=3-9", "0 to 3"),
         ("a:layers=x", "numbers and ranges"),
+        ("a:layers=3-1,2", "numbers and ranges"),
+        ("a:layers=\u00b2", "numbers and ranges"),
     ],
 )
 def test_wrong_shapes_say_what_is_expected(text, said):
@@ -56,6 +58,13 @@ def test_wrong_shapes_say_what_is_expected(text, said):
         sweep.choose("", [text], 4)
     with pytest.raises(UsageError, match="--shapes expects some of full"):
         sweep.choose("all", [], 4)
+
+
+@pytest.mark.parametrize("own", [["attention"], ["early"], ["full:rank=2"], ["a:rank=1", "a:rank=2"]])
+def test_a_shape_of_ones_own_has_a_new_name_and_settings(own):
+    """`--shape attention` was the whole adapter under that name, and of two shapes with one name the last was run."""
+    with pytest.raises(UsageError, match="expected a new name with settings"):
+        sweep.choose("", own, 4)
 
 
 def test_a_shape_is_told_with_its_parameters():
