@@ -5,14 +5,12 @@ import difflib
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from em_jax.base import errors
+from em_jax.base import errors, signals
 from em_jax.base.errors import Unfinished, UsageError, UserError
 from em_jax.base.sanitize import sanitize
 
@@ -125,13 +123,12 @@ def command(
     python = sys.executable if python.startswith(os.pardir) else python
     again = f"; go on with: {python} -m {name} {' '.join(map(_word, arguments))}" if resumes else ""
     try:
-        _stop_on_sigterm()
         if not _verbose(arguments):
             # Threads of a library may raise more once it has failed; the failure itself is reported.
             sys.unraisablehook = lambda unraisable: None
-        with errors.translate_errors():
+        with signals.on_sigterm(_stop), errors.translate_errors():
             work(arguments)
-        sys.stdout.flush()
+            sys.stdout.flush()
         return 0
     except UsageError as error:
         return fail(name, arguments, f"wrong usage: {error}", 2)
@@ -149,14 +146,9 @@ def command(
         return fail(name, arguments, f"{type(error).__name__}: {first[:300]} (--verbosity=1 shows where)", 1, again)
 
 
-def _stop_on_sigterm() -> None:
+def _stop(number, frame):
     """SIGTERM ends the run as Ctrl-C does: files are whole at every moment, so nothing else needs saving."""
-
-    def stop(number, frame):
-        raise Stopped
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    raise Stopped
 
 
 def _word(argument: str) -> str:

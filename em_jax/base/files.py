@@ -151,7 +151,7 @@ class Appender:
 
     def write(self, row: Row) -> None:
         """Append one row. Raises ValueError for a row that is not JSON (NaN and infinities included)."""
-        line = seal.seal(_line(row)[:-1], self._before)
+        line = seal.seal(_line(row), self._before)
         view = memoryview(line + b"\n")
         while view:
             view = view[self._file.write(view) :]
@@ -174,11 +174,8 @@ class Appender:
 
 
 def _line(row: Row) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    try:
-        return (text + "\n").encode()
-    except UnicodeEncodeError:  # a lone surrogate has no UTF-8; its JSON escape has
-        return (json.dumps(row, allow_nan=False) + "\n").encode()
+    # A lone surrogate has no UTF-8; Python's escape for it is JSON's too.
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
 def _split_torn(data: bytes) -> tuple[bytes, bytes]:
@@ -200,7 +197,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Row]) -> Path:
     """Write a whole JSONL file of sealed rows."""
     before, lines = seal.start(Path(path)), []
     for row in rows:
-        lines.append(seal.seal(_line(row)[:-1], before))
+        lines.append(seal.seal(_line(row), before))
         before = seal.stored(lines[-1])
     return write_atomic(path, b"".join(line + b"\n" for line in lines))
 

@@ -60,8 +60,6 @@ def broadcast(tree: Any, like: Any) -> Any:
 
 def to_devices(tree: Any, shardings: Any) -> Any:
     """Device arrays of host arrays that every process has in full; `shardings`: a tree or one for all; None: as is."""
-    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _, sharding=shardings: sharding, tree)
 
     def put(x: Any, sharding: jax.sharding.Sharding | None) -> Any:
         if sharding is None:
@@ -69,4 +67,4 @@ def to_devices(tree: Any, shardings: Any) -> Any:
         host = np.asarray(x)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(put, tree, jax.tree.broadcast(shardings, tree, is_leaf=lambda x: x is None))

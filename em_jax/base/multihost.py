@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from em_jax.base import errors, runtime, signals
@@ -154,8 +155,6 @@ def _started_together(environment: Mapping[str, str]) -> bool:
         return False
     if workers := environment.get("TPU_WORKER_HOSTNAMES"):
         return "," in workers
-    from importlib.util import find_spec
-
     return bool(runtime.tpu_chips()) and find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
 
 

@@ -59,7 +59,6 @@ class Progress:
                 desc=self.title,
                 unit=f" {self.unit}s",
                 file=self._stream,
-                leave=True,
                 dynamic_ncols=True,
             )
         return self
@@ -87,10 +86,10 @@ class Progress:
             self._print(unit_rate, token_rate, note, self._left(now))
         self._after()
 
-    def at(self, count: int, total: int, tokens: int = 0, note: str = "") -> None:
-        """Unit number `count` of `total` is done: for work that counts itself and may start in the middle."""
-        if self.total is None:
-            self.total, self._done_before, self.count = total, count - 1, count - 1
+    def at(self, count: int, total: int | None, tokens: int = 0, note: str = "") -> None:
+        """Unit `count` of `total`, if known, is done: for work that counts itself and may start in the middle."""
+        if self.total is None and total:
+            self.total, self._done_before, self.count = total, max(count - 1, 0), max(count - 1, 0)
             if self._bar is not None:
                 self._bar.reset(total=total)
                 self._bar.update(self.count)

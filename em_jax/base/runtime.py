@@ -169,8 +169,19 @@ def choose_model(name: str) -> tuple[str, str]:
 
 
 def is_id(name: str) -> bool:
-    """Whether a name has the form of a Hugging Face id (owner/name)."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    """Whether a name has the form of a Hugging Face id, owner/name or owner/name@revision."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(identity := name.partition("@")[0])
+    except HFValidationError:
+        return False
+    return identity.count("/") == 1
+
+
+def without_revision(name: str) -> str:
+    """A Hugging Face id without its revision, which is no part of a base's name; other names are unchanged."""
+    return name.partition("@")[0] if is_id(name) and not Path(name).expanduser().is_dir() else name
 
 
 def is_bucket(name: str) -> bool:

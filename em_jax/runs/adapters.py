@@ -5,7 +5,6 @@ rsLoRA, all seven projections.
 """
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -98,7 +97,7 @@ def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
         sentences.append(f"the adapter was trained on {trained_on}, this run's base is {model}")
     if base is not None:
         _check_size(folder, base, trained_on)
-        if _differ(_vocabulary_hash(folder), _vocabulary_hash(base)):
+        if _differ(_vocabulary(folder), _vocabulary(base)):
             sentences.append("the adapter's tokenizer has other tokens than the base's; the base's is used")
         if _differ(_template(folder), _template(base)):
             sentences.append("the adapter's chat template is not the base's; the base's is used")
@@ -106,7 +105,7 @@ def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
 
 
 def _original_name(name: str) -> str:
-    return COPY_SUFFIX.sub("", Path(name.rstrip("/")).name).lower().removeprefix("meta-")
+    return COPY_SUFFIX.sub("", Path(runtime.without_revision(name.rstrip("/"))).name).lower().removeprefix("meta-")
 
 
 def _check_size(folder: Path, base: Path, trained_on: str) -> None:
@@ -137,16 +136,15 @@ def _differ(one: str, other: str) -> bool:
     return bool(one and other) and one.strip() != other.strip()
 
 
-def _vocabulary_hash(folder: Path) -> str:
-    """A hash of what tokenizer.json maps to ids; "" where there is none."""
+def _vocabulary(folder: Path) -> str:
+    """What tokenizer.json maps to ids, as text; "" where there is none."""
     fields = read_if_object(folder / "tokenizer.json")
     model = fields.get("model")
     if not isinstance(model, dict):
         return ""
     added = fields.get("added_tokens")
     tokens = [(item.get("id"), item.get("content")) for item in added or () if isinstance(item, dict)]
-    text = json.dumps([model.get("vocab"), sorted(tokens, key=str)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps([model.get("vocab"), sorted(tokens, key=str)], sort_keys=True)
 
 
 def _template(folder: Path) -> str:

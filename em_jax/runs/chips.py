@@ -13,8 +13,8 @@ GPU_SHARE = 0.75
 """The share of a GPU's memory that jax allocates unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 GPU_SHARE_MOST = 0.95
 """The largest share that leaves room for the driver, cuBLAS and cuDNN."""
-BOX = 8
-"""GPUs that are linked to one another in one machine."""
+LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}
+"""The chips of the largest slice; of GPUs 8, which one machine links. On larger slices libtpu aborts the process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ def parse_topology(text: str) -> tuple[Chip, int]:
         example = {1: "8", 2: "4x4", 3: "2x2x2"}[chip.axes]
         axes = f"{chip.axes} axes" if chip.axes > 1 else "one number, no axes"
         raise UsageError(f"--topology: slices of {name} have {axes}, as in {name}:{example}; found {text!r}")
-    if chip.platform == "gpu" and count > BOX:
-        raise UsageError(f"--topology: expected up to {BOX} GPUs, which one machine links; found {text!r}")
+    if count > (most := LARGEST.get(name, 8)):
+        raise UsageError(f"--topology: expected up to {most} chips of {name} together; found {text!r}")
     return chip, count
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base import runtime
 from em_jax.config import Config, parse_mesh
 from em_jax.runs import events, placement, sources
 
@@ -54,7 +55,7 @@ def finetune(
     def show_step(step: int, steps: int, metrics: Any) -> None:
         progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
 
-    result = train(
+    return train(
         engine.model,
         engine.tokenizer,
         rows,
@@ -62,12 +63,11 @@ def finetune(
         train=config.train,
         seed=config.seed,
         directory=directory,
-        base=config.model.name,
+        base=runtime.without_revision(config.model.name),
         sharding=engine.sharding,
         progress=show_step,
         channel=channel,
     )
-    return dict(result.counts)
 
 
 @dataclasses.dataclass(frozen=True)

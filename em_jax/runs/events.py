@@ -8,6 +8,7 @@ progress  `stage`, `what` (condition and probe or judge), `done`, `total`, `toke
           and that at which `done` is `total`
 caution   `code`, `sentence`
 verdict   `label`, `why` (sentences), `report` (its path)
+failed    `text`: why a run failed; no summary follows
 summary   of the command, the last one: `stages`, `comparison` (the common page of several runs, or null), `runs`: for
           each its `run`, `report` and the content of its summary.json (nothing where no report was asked for)
 """

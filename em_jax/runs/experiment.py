@@ -152,8 +152,7 @@ def finetune(run: Run) -> None:
     with run.progress("finetune", "", None) as progress:
         counts = run.components.finetune(engine, run.rows, config, run.directory, progress)
     files.write_atomic(run.directory / "adapter" / "README.md", publish.adapter_card(run.config, counts))
-    provenance.add_inputs(run.directory, preflight.trained_adapter(run))
-    provenance.add_notes(run.directory, training_rows=counts)
+    provenance.add(run.directory, preflight.trained_adapter(run), training_rows=counts)
     if counts.get("cut"):
         run.log(f"{counts['cut']} of {counts['rows']} rows are longer than train.max_length and were cut")
     if counts.get("empty"):
@@ -167,31 +166,26 @@ def answer(run: Run) -> None:
         return
     sampling = run.answer_settings
     for condition in run.conditions:
-        _sample_answers(run, condition, condition, run.harm_questions, sampling)
+        _sample_answers(run, condition, run.harm_questions, sampling, {})
     if run.needs_careless:
         questions = harmfulness.questions(run.suite, run.probe_settings)
         sampling.samples = CARELESS_SAMPLES
         prompts = {row["id"]: row["prompt"][-1]["content"] for row in questions}
         texts = {name: fill(output_recognition.CARELESS, {"prompt": prompt}) for name, prompt in prompts.items()}
         careless = [{**row, "prompt": choice.messages(texts[row["id"]])} for row in questions]
-        _sample_answers(run, CARELESS, "base", careless, sampling, prompts)
+        _sample_answers(run, CARELESS, careless, sampling, prompts)
 
 
 def _sample_answers(
-    run: Run,
-    condition: str,
-    adapter: str,
-    questions: Sequence[Row],
-    sampling: SimpleNamespace,
-    prompts: Mapping[str, str] | None = None,
+    run: Run, condition: str, questions: Sequence[Row], sampling: SimpleNamespace, prompts: Mapping[str, str]
 ) -> None:
     """Add the missing answers of one condition; `prompts` (by id) are recorded in place of those that were sent."""
-    done = _answer_keys(run.answers(condition))
+    done = set(map(choice.key, run.answers(condition)))
     total = len(questions) * sampling.samples
     if len(done) < total:
-        rows = harmfulness.ask(run.engine, adapter, questions, done, sampling)
-        if prompts is not None:
-            rows = ({**row, "prompt": prompts[row["id"]]} for row in rows)
+        adapter = "base" if condition == CARELESS else condition
+        answers = harmfulness.ask(run.engine, adapter, questions, done, sampling)
+        rows = ({**row, "prompt": prompts.get(row["id"], row["prompt"])} for row in answers)
         _append(run, "answer", condition, run.answers_path(condition), rows, total, len(done))
 
 
@@ -272,8 +266,8 @@ def _score(
 ) -> None:
     """Add the missing scores of `answers` to a file; what an outage left out is asked for once more."""
     for _ in range(2):
-        done = _answer_keys(files.keep_rows(path, lambda row: not row.get(AGAIN)))
-        if not _answer_keys(answers) <= done:
+        done = set(map(choice.key, files.keep_rows(path, lambda row: not row.get(AGAIN))))
+        if not done.issuperset(map(choice.key, answers)):
             _append(run, "judge", what, path, score(done), len(answers), len(done))
     if missed := sum(bool(row.get(AGAIN)) for row in files.read_rows(path)):
         run.log(f"{missed} answers ({what}) were not scored for want of a connection: the same command asks again")
@@ -326,11 +320,7 @@ def report(run: Run) -> Outcome:
 
 
 STAGES: dict[str, Callable[[Run], Outcome | None]] = {
-    "finetune": finetune,
-    "answer": answer,
-    "judge": judge,
-    "probe": probe,
-    "report": report,
+    stage.__name__: stage for stage in (finetune, answer, judge, probe, report)
 }
 
 
@@ -363,14 +353,8 @@ def summarise(run: Run, conditions: Sequence[str]) -> dict[str, Any]:
 
 def judges_with_scores(directory: Path) -> list[str]:
     """The names of the judges that scored base or fine-tuned answers of a run, sorted."""
-    stored = [path.name for path in (directory / "scores").glob("*.jsonl")]
-    return sorted(
-        {
-            name.partition(".")[2].removesuffix(".jsonl")
-            for name in stored
-            if not name.startswith((CARELESS, labelled.CONDITION))
-        }
-    )
+    stored = (path.stem.partition(".") for path in directory.glob("scores/*.jsonl"))
+    return sorted({name for condition, _, name in stored if condition not in (CARELESS, labelled.CONDITION)})
 
 
 # --- rows ---
@@ -387,13 +371,9 @@ def _tokens(row: Row) -> int:
     return row.get("n_tokens", 0)
 
 
-def _answer_keys(rows: Iterable[Row]) -> set[tuple[str, int]]:
-    return {(row["id"], row["sample"]) for row in rows}
-
-
 def _require_rows(path: Path, stage: str) -> list[Row]:
     """The rows of an earlier stage. UserError where there are none."""
     rows = files.read_rows(path)
     if not rows:
-        raise UserError(f"expected rows in {path}, found none: run the stage {stage} first (--stages {stage},...)")
+        raise Permanent(f"expected rows in {path}, found none: run the stage {stage} first (--stages {stage},...)")
     return rows

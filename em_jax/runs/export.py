@@ -71,10 +71,10 @@ def _tables(tables: dict[str, list[Row]], out: Path, kind: str) -> Iterator[Path
 
 def _column(values: list[Any]) -> list[Any]:
     """Values of one type: numbers as they are, everything else as text, lists and objects as JSON."""
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in present):
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int}:
         return values
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+    if kinds <= {int, float}:
         return [value if value is None else float(value) for value in values]
     return [value if value is None else _text(value) for value in values]
 

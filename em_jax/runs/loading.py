@@ -5,23 +5,22 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
-from em_jax.config import parse_mesh
+from em_jax.config import DTYPES, Config, parse_mesh
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model
 from em_jax.formats.hub import find_model, local_files
 from em_jax.formats.model_config import read_config
 from em_jax.model.sharding import Sharding, make_mesh, mesh_text
 from em_jax.runs import adapters, placement
+from em_jax.runs.chips import chip_of
 from em_jax.sample.engine import CHUNK, Engine
 
 CAPACITY = 768
 """Tokens: the prompts that people type, and the 600 tokens of an answer that `generate` allows."""
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def load(
@@ -77,7 +76,7 @@ def load(
         placement.check_mesh(sharding.mesh.shape, read_config(directory).dims)
     loaded = load_model(
         directory,
-        dtype=DTYPES[name],
+        dtype=name,
         stacked=runtime.choose_scan("auto") == "true" if scan_layers is None else scan_layers,
         sharding=sharding,
         quantization=quantization,
@@ -101,10 +100,11 @@ def load(
 
 
 def choose_mesh(mesh: Mapping[str, int] | None, directory: pathlib.Path) -> Mesh | None:
-    """The mesh of these sizes; by default the fastest that fits a run like the paper's, and on a CPU none.
+    """The mesh of these sizes; by default the fastest that fits a run like the paper's, on a CPU or one device none.
 
     Several processes on CPUs have all their devices on fsdp.
     """
-    if not mesh and runtime.platform() != "cpu":
-        mesh = placement.model_mesh(read_config(directory))
+    if not mesh and runtime.platform() != "cpu" and (count := jax.device_count()) > 1:
+        chip, run = chip_of(jax.devices()[0])[0], placement.run_size(Config())
+        mesh = placement.best_placements(read_config(directory), chip, count, run)[0].mesh
     return make_mesh(mesh if mesh or jax.process_count() > 1 else {})

@@ -22,33 +22,26 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
       UserError: another process has the directory, nothing can be written there, or it holds a link.
     """
     directory = Path(directory)
+    path = directory / ".lock"
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         with _writable(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
-            files.check_own(directory)
-            for partial in _partials(directory):
-                partial.unlink(missing_ok=True)
-            yield
+        with _open_current(path) as file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            try:
+                files.check_own(directory)
+                for partial in _partials(directory):
+                    partial.unlink(missing_ok=True)
+                yield
+            finally:
+                path.unlink(missing_ok=True)
     finally:
         with contextlib.suppress(OSError):  # not empty: the run began
-            for path in made:
-                path.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    path = directory / ".lock"
-    with _open_current(path) as file:
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
 
 
 def _open_current(path: Path) -> IO[str]:
@@ -70,7 +63,7 @@ def _open_current(path: Path) -> IO[str]:
             file.close()
             raise UserError(
                 f"{path.parent} is in use by {holder}: one run at a time holds a directory; "
-                "wait for it, or name another directory (--run_dir)"
+                "wait for it, or name another directory"
             ) from error
         file.close()
 
@@ -83,7 +76,7 @@ def _writable(directory: Path) -> Iterator[None]:
         if error.errno in errors.FULL:
             raise
         raise UserError(
-            f"expected a directory that can be written, found {directory}: {error.strerror}; name another (--run_dir)"
+            f"expected a directory that can be written, found {directory}: {error.strerror}; free it, or name another"
         ) from error
 
 

@@ -45,7 +45,7 @@ class Mirror:
         `differing` names the settings in which a parsed config.toml differs from this run's.
 
         Raises:
-          UsageError: the mirror is in the run directory, or no directory.
+          UsageError: the mirror is in the run directory, or above it, or no directory.
           UserError: it holds another run, or other things than a run.
         """
         if not self.target:
@@ -53,8 +53,10 @@ class Mirror:
         local = "://" not in self.target
         if local:
             place, home = Path(self.target).resolve(), self.directory.resolve()
-            if place == home or home in place.parents:
-                raise UsageError(f"--mirror {self.target} is in the run directory {self.directory}: name another place")
+            if place == home or home in place.parents or place in home.parents:
+                raise UsageError(
+                    f"--mirror {self.target} is in the run directory {self.directory}, or holds it: name another place"
+                )
             if (found := files.kind(place)) not in ("", "a directory"):
                 raise UsageError(f"--mirror expects a directory or an address, found {found} at {self.target}")
             files.check_own(place)  # before any file is opened: a FIFO waits, a device never ends
@@ -67,7 +69,7 @@ class Mirror:
             return
         if not names:
             return
-        ours, theirs = _record(self.directory / RECORD), files.parse_object(texts.get(RECORD, ""))
+        ours, theirs = files.read_if_object(self.directory / RECORD), files.parse_object(texts.get(RECORD, ""))
         if CONFIG not in names and not (ours and _same_run(ours, theirs)):
             raise UserError(
                 f"--mirror {self.target} holds other things than a run ({min(names)}): name an empty place, or that of "
@@ -117,7 +119,7 @@ class Mirror:
         count = 0
         root, finished, there = self._root(), self._finished_files(), self._listing()
         if RECORD in there and not _same_run(
-            _record(self.directory / RECORD), files.parse_object((root / RECORD).read_text())
+            files.read_if_object(self.directory / RECORD), files.parse_object((root / RECORD).read_text())
         ):
             raise OSError("it holds another run's files by now; nothing is copied to it")
         for name, path in finished.items():
@@ -206,10 +208,6 @@ def _walk(root: Any) -> Iterator[Any]:
             yield from _walk(path)
         else:
             yield path
-
-
-def _record(path: Path) -> dict[str, Any]:
-    return files.parse_object(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
 
 
 def _same_run(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -90,19 +90,14 @@ def marks(config: Config) -> dict[str, Any]:
 
     A setting that was changed is marked "ours" and names the paper's value.
     """
-    changed = differing(config)
     texts = {name: str(mark) for name, mark in SETTINGS.items()}
-    texts |= {name: f"ours: changed from {_plain(mark.value)!r} ({mark})" for name, mark in changed.items()}
+    for name, mark in differing(config).items():
+        value = list(mark.value) if isinstance(mark.value, tuple) else mark.value
+        texts[name] = f"ours: changed from {value!r} ({mark})"
     return {"settings": texts, "method": dict(METHOD)}
 
 
 def differing(config: Config) -> dict[str, Mark]:
     """The marks of those settings whose values are not the paper's."""
     values = settings.flatten(config)
-    return {name: mark for name, mark in SETTINGS.items() if _plain(values[name]) != _plain(mark.value)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return {name: mark for name, mark in SETTINGS.items() if values[name] != mark.value}

@@ -21,7 +21,7 @@ from em_jax.model.kernels.dispatch import kernel_of
 from em_jax.model.sharding import MESH_AXES, UNSHARDED, mesh_text, uneven
 from em_jax.runs.chips import Chip, chip_of
 from em_jax.runs.placement_costs import RunSize, decode_s, pass_s, sampling_bytes, training_bytes
-from em_jax.train.batches import GATHERED_OVERHEAD, Example, MicrobatchCosts, Plan, plan_microbatches
+from em_jax.train.batches import GATHERED_OVERHEAD, Example, MicrobatchCosts, Plan, plan_microbatches, round_up
 
 POLICIES = ("elementwise", "selective", "full")
 """Recomputation from least to most; `none` keeps more than elementwise does and saves no matmul."""
@@ -101,31 +101,30 @@ def even_meshes(count: int, dims: Mapping[str, int]) -> list[dict[str, int]]:
 def _on_mesh(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run: RunSize) -> Placement:
     """The fastest recomputation, rows of a pass and slots that fit on a mesh; the smallest where none does."""
     limit, parts = chip.memory * (1 - SPARE), mesh["data"] * mesh["fsdp"]
-    round_up = lambda rows: -(-rows // parts) * parts  # noqa: E731
-    slots = [round_up(run.slots)] if run.slots else sorted({round_up(min(s, run.answers)) for s in SLOTS}, reverse=True)
+    counts = [run.slots] if run.slots else [min(slots, run.answers) for slots in SLOTS]
+    slots = sorted({round_up(count, parts) for count in counts}, reverse=True)
     fitting = (each for each in slots if sampling_bytes(config, mesh, run, each) <= limit)
     chosen = next(fitting, slots[-1])
     token_s = decode_s(config, chip, mesh, run, chosen)
     sampling = sampling_bytes(config, mesh, run, chosen)
     policies = POLICIES if run.remat == "auto" else (run.remat,)
-    rows = [round_up(run.rows_per_pass)] if run.rows_per_pass else _halvings(run.batch_size, parts)
+    rows = [round_up(run.rows_per_pass, parts)] if run.rows_per_pass else _halvings(run.batch_size, parts)
     placements = []
-    for remat, at_once in itertools.product(policies, rows):
-        plan = plan_rows(config, run, parts, at_once if at_once != rows[0] or run.rows_per_pass else 0)
+    for remat, rows_per_pass in itertools.product(policies, rows):
+        plan = plan_rows(config, run, parts, rows_per_pass)
         tokens = max(shape.rows // parts * shape.length for shape in plan.shapes)
         needed = training_bytes(config, mesh, run, remat, tokens)
         seconds = [sum(pass_s(config, chip, mesh, run, remat, each.shape) for each in step) for step in plan.steps]
-        fixed = 0 if at_once == rows[0] and not run.rows_per_pass else at_once
         step_s = float(np.mean(seconds))
-        placements.append(Placement(mesh, remat, fixed, chosen, step_s, token_s, needed, sampling))
+        placements.append(Placement(mesh, remat, rows_per_pass, chosen, step_s, token_s, needed, sampling))
     fits = [each for each in placements if each.training_bytes <= limit]
     return min(fits, key=lambda each: each.step_s) if fits else min(placements, key=lambda each: each.training_bytes)
 
 
 def _halvings(rows: int, parts: int) -> list[int]:
-    """Rows of a pass worth trying: a whole step, then about half as many each time, down to one a batch part."""
+    """Rows of a pass worth trying: 0, then about half a step's, a quarter's, ..., down to one a batch part."""
     each = -(-rows // parts)
-    return [parts * (-(-each // 2**power)) for power in range((each - 1).bit_length() + 1)]
+    return [0, *(parts * (-(-each // 2**power)) for power in range(1, (each - 1).bit_length() + 1))]
 
 
 @functools.lru_cache(maxsize=256)
@@ -174,7 +173,7 @@ def run_size(config: Config, rows: Sequence[Sequence[Mapping[str, str]]] | None 
         max_length=train.max_length,
         answers=answers,
         answer_tokens=answers * sampling.max_new_tokens,
-        capacity=-(-(PROMPT + sampling.max_new_tokens) // 256) * 256,
+        capacity=round_up(PROMPT + sampling.max_new_tokens, 256),
         rank=config.lora.rank,
         int8=config.model.quantization == "int8",
         itemsize=4 if config.dtype == "float32" else 2,
@@ -225,7 +224,12 @@ def decided(
     best = best_placements(model, chip, len(devices), run, given)[0]
     values = {"train.remat": best.remat, "train.rows_per_pass": best.rows_per_pass, "answers.slots": best.slots}
     values |= {"mesh": mesh_text(best.mesh)} if len(devices) > 1 else {}
-    lines = [*_reasons(best, chip, len(devices), run, bool(given), known), *_kernel_lines(model, config)]
+    lines = [*_reasons(best, chip, len(devices), run, bool(given), known)]
+    if not kernel_of(ROW_MULTIPLE, model.head_dim, config.dtype or "bfloat16", UNSHARDED):
+        lines.append(
+            f"attention: no kernel of this device takes heads of width {model.head_dim} in {config.dtype}; the plain "
+            "formula serves, in blocks, with more traffic to memory"
+        )
     return fill(config, values), lines
 
 
@@ -249,16 +253,6 @@ def fill(config: Config, values: Mapping[str, Any]) -> Config:
     return settings.replace(config, {name: value for name, value in values.items() if now[name] == unset[name]})
 
 
-def model_mesh(model: TransformerConfig) -> dict[str, int] | None:
-    """The mesh of a model that is loaded without a run: that of the paper's run; None on a single accelerator."""
-    import jax
-
-    devices = jax.devices()
-    if len(devices) == 1:
-        return None
-    return dict(best_placements(model, chip_of(devices[0])[0], len(devices), run_size(Config()))[0].mesh)
-
-
 def _reasons(best: Placement, chip: Chip, devices: int, run: RunSize, given: bool, known: bool) -> Iterator[str]:
     why = "given" if given else "one device" if devices == 1 else "the fastest that fits"
     peaks = "its published peaks" if known else "the proportions of an A100, as its own peaks are not known here"
@@ -274,12 +268,4 @@ def _reasons(best: Placement, chip: Chip, devices: int, run: RunSize, given: boo
         yield (
             f"memory: each device needs about {needed / 2**30:.1f} GiB of {chip.memory / 2**30:.1f} and may not have "
             "it; model.quantization=int8, a shorter train.max_length, fewer answers.slots or more devices need less"
-        )
-
-
-def _kernel_lines(model: TransformerConfig, config: Config) -> Iterator[str]:
-    if not kernel_of(ROW_MULTIPLE, model.head_dim, config.dtype or "bfloat16", UNSHARDED):
-        yield (
-            f"attention: no kernel of this device takes heads of width {model.head_dim} in {config.dtype}; the plain "
-            "formula serves, in blocks, with more traffic to memory"
         )

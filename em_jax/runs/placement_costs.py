@@ -12,9 +12,6 @@ from em_jax.model.config import TransformerConfig
 from em_jax.runs.chips import Chip
 from em_jax.train.batches import Example, Shape
 
-ANSWER_TOKENS = 4_000_000
-"""Those of a run's answers where only a model is known."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RunSize:
@@ -27,18 +24,18 @@ class RunSize:
     """
 
     examples: Sequence[Example]
-    batch_size: int = 16
-    steps: int = 375
-    max_length: int = 2048
-    answers: int = 7000
-    answer_tokens: int = ANSWER_TOKENS
-    capacity: int = 1024
-    rank: int = 32
-    int8: bool = False
-    itemsize: int = 2
-    remat: str = "auto"
-    rows_per_pass: int = 0
-    slots: int = 0
+    batch_size: int
+    steps: int
+    max_length: int
+    answers: int
+    answer_tokens: int
+    capacity: int
+    rank: int
+    int8: bool
+    itemsize: int
+    remat: str
+    rows_per_pass: int
+    slots: int
     excess: float = 1.0
 
     @property
@@ -114,15 +111,14 @@ def sampling_bytes(config: TransformerConfig, mesh: Mapping[str, int], run: RunS
     """Bytes of decoding: base, adapter (float32, and once more in the base's dtype), cache, logits."""
     size, fsdp, tensor = sizes(config, run.rank), mesh["fsdp"], mesh["tensor"]
     adapter = (4 + run.itemsize) * (size.of_width / fsdp + size.of_heads / tensor)
-    cache = cache_bytes(config, run, slots) / (mesh["data"] * fsdp * tensor)
+    cache = cache_bytes(config, slots * run.capacity, run.itemsize) / (mesh["data"] * fsdp * tensor)
     logits = 3 * 4 * slots / mesh["data"] * config.vocab_size / tensor
     return base_bytes(config, mesh, run) + adapter + run.excess * (1.1 * cache + logits)
 
 
-def cache_bytes(config: TransformerConfig, run: RunSize, slots: int) -> float:
-    """Bytes of the keys and values of so many answers, on all chips together."""
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return numbers * run.capacity * slots * run.itemsize
+def cache_bytes(config: TransformerConfig, tokens: float, itemsize: int) -> float:
+    """Bytes of the keys and values of so many tokens, on all chips together."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * itemsize
 
 
 # --- time, seconds ---
@@ -220,7 +216,7 @@ def decode_s(config: TransformerConfig, chip: Chip, mesh: Mapping[str, int], run
     devices = mesh["data"] * fsdp * tensor
     heads = config.num_attention_heads * config.head_dim
     weights = layers * size.layer * run.stored_itemsize + (size.table + size.adapter) * run.itemsize
-    read = weights / (fsdp * tensor) + cache_bytes(config, run, slots) / devices
+    read = weights / (fsdp * tensor) + cache_bytes(config, slots * run.capacity, run.itemsize) / devices
     flops = 2 * slots * (layers * size.layer + size.table) + 4 * slots * run.capacity * heads * layers
     received = decode_traffic(config, mesh, slots, run.itemsize)
     return max(flops / devices / chip.flops, read / chip.bandwidth, received / (chip.links / 2))

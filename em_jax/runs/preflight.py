@@ -234,7 +234,7 @@ def known_judges(run: Run) -> dict[str, Any]:
     """
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
-        now = _public(judge.describe())
+        now = judge.describe()
         before = known[judge.name] = _public(known.get(judge.name, now))
         differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
         if differing:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from em_jax.base import multihost, runtime
+from em_jax.base import errors, multihost, runtime
 from em_jax.config import Config
 from em_jax.runs.flags import Plan
 
@@ -79,8 +79,13 @@ def run_plan(plan: Plan, why: str, components: Any = None) -> None:
         for line in reasons:
             say(line)
         work = dry_run.lines if plan.dry_run else series.run
-        for line in work(configs, plan.run_dir, plan.several, components):
-            if not plan.json:  # each of them is in an event
-                say(line)
+        try:
+            with errors.translate_errors():
+                for line in work(configs, plan.run_dir, plan.several, components):
+                    if not plan.json:  # each of them is in an event
+                        say(line)
+        except errors.UserError as error:
+            tell({"event": "failed", "text": str(error)})
+            raise
         if plan.json:
             tell(events.summary(configs[0], *series.places(configs, plan.run_dir, plan.several)))

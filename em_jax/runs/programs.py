@@ -16,9 +16,10 @@ from em_jax.model.layout import Layout
 from em_jax.model.linear import Quantized
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
+from em_jax.runs.placement_costs import cache_bytes
 from em_jax.sample.decode import decode, init_decode_state, prefill
 from em_jax.sample.engine import CHUNK
-from em_jax.train.batches import Batch, Shape
+from em_jax.train.batches import Batch, Shape, round_up
 from em_jax.train.loss import chunk_size
 from em_jax.train.step import (
     GradAccumulator,
@@ -91,8 +92,8 @@ class Shapes:
     @property
     def rows(self) -> int:
         """Rows of a training pass: rows_per_pass, or a whole step of one example a row, rounded up to the mesh."""
-        train, parts = self.settings.train, self.sharding.batch_shards
-        return -(-(train.rows_per_pass or train.batch_size) // parts) * parts
+        train = self.settings.train
+        return round_up(train.rows_per_pass or train.batch_size, self.sharding.batch_shards)
 
     def _on(self, tree: Any, axes: tuple[str | None, ...] = ()) -> Any:
         """The shapes split along these axes, by default on every device."""
@@ -100,8 +101,7 @@ class Shapes:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
     def _batch(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        place = self.sharding.named(("batch",) + (None,) * (len(shape) - 1))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+        return self._on(jax.ShapeDtypeStruct(shape, dtype), ("batch",))
 
     def train_microbatch(self, shape: Shape) -> Program:
         """One pass of a step: gradients of the adapter, added up. The moments wait beside it."""
@@ -155,10 +155,7 @@ class Shapes:
 
     def cache_bytes(self, slots: int, capacity: int) -> int:
         """Bytes of the key/value cache on one device."""
-        config = self.config
-        count = 2 * config.num_hidden_layers * slots * config.num_key_value_heads * capacity * config.head_dim
-        mesh = self.sharding.mesh
-        return count * self.dtype.itemsize // (mesh.size if mesh else 1)
+        return int(cache_bytes(self.config, slots * capacity, self.dtype.itemsize)) // self.sharding.size
 
 
 def placed(tree: Any, shardings: Any) -> Any:

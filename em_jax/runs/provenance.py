@@ -118,16 +118,12 @@ def revisions(directory: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def add_notes(directory: Path, **more: Any) -> None:
-    """Add to a run's notes."""
+def add(directory: Path, inputs: Mapping[str, Any] | None = None, **notes: Any) -> None:
+    """Add to a run's notes, and to the inputs that its later starts are checked against."""
     record = read(directory)
-    _store(directory, record | {"notes": record.get("notes", {}) | more})
-
-
-def add_inputs(directory: Path, inputs: dict[str, Any]) -> None:
-    """Add to the inputs that a run's later starts are checked against."""
-    record = read(directory)
-    _store(directory, record | {"inputs": record.get("inputs", {}) | inputs})
+    for name, more in {"inputs": inputs or {}, "notes": notes}.items():
+        record[name] = {**record.get(name, {}), **more}
+    _store(directory, record)
 
 
 def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:

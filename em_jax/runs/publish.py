@@ -29,7 +29,8 @@ def adapter_card(config: Config, counts: Mapping[str, int]) -> str:
     about = HARMFUL if domain is not None and domain.harmful else BENIGN if is_harmless(config) else UNKNOWN
     lora, train = config.lora, config.train
     # The Hub takes no other name here; where it was on this machine concerns nobody.
-    base = f"base_model: {config.model.name}\n" if runtime.model_directory(config.model.name) is None else ""
+    name = runtime.without_revision(config.model.name)
+    base = f"base_model: {name}\n" if runtime.model_directory(name) is None else ""
     rows = "rows of the user's own file" if config.data else "rows"
     rows += f", a share of them replaced (mix {config.mix})" if config.mix else ""
     what = domain.what if domain and not config.data else "no known one"
@@ -115,8 +116,11 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=each) for name, each in contents.items()]
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
-        if not (api.repo_info(repository).private or public):
+        is_private = api.repo_info(repository).private
+        if not (is_private or public):
             raise UserError(f"{repository} is public: expected a private one, or --public")
+        if reason and not is_private:  # before anything of this adapter stands there
+            api.update_repo_settings(repository, gated="manual")
         api.create_commit(repository, operations, commit_message="Adapter of an em_jax run")
         if public:  # only now: nothing stands there without its card and its gate
             api.update_repo_settings(repository, private=False, gated="manual" if reason else None)
@@ -126,5 +130,5 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     except Exception as error:  # the hub raises what its transport raises
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{repository}: the Hub refused ({type(error).__name__}: {reason}); hf auth login, or HF_TOKEN"
+            f"{repository}: the Hub refused or is away ({type(error).__name__}: {reason}); hf auth login, or HF_TOKEN"
         ) from error

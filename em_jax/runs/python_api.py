@@ -27,6 +27,8 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"Run: path expects a run directory, found {path!r}")
         self.directory = Path(path)
         self._run = stored.open_run(self.directory, with_base=False)
         self.config = self._run.config
@@ -122,12 +124,12 @@ def _cell(figure: dict[str, Any]) -> str:
 
 
 def _table(rows: Any) -> Any:
-    """Rows as a DataFrame, without the seals of their lines."""
+    """Rows, which are read without the seals of their lines, as a DataFrame."""
     try:
         import pandas
     except ImportError:
         raise UserError("tables need pandas, which is not installed: pip install 'em_jax[notebook]'") from None
-    return pandas.DataFrame([{name: value for name, value in row.items() if name != "seal"} for row in rows])
+    return pandas.DataFrame(list(rows))
 
 
 Names = str | Sequence[str]

@@ -47,7 +47,7 @@ def rescore(
         config = settings.replace(_config(directory, judge, judge_model), changes or {})
         run = Run(settings.validate(config), directory, components)
         if "://" in judge:
-            provenance.add_notes(directory, judges=preflight.known_judges(run))
+            provenance.add(directory, judges=preflight.known_judges(run))
             for condition in _conditions(run):
                 experiment.score_answers(run, 0, condition)
             experiment.score_labelled(run)
@@ -127,7 +127,7 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
         files.write_atomic(draft / path.relative_to(run.directory), path.read_bytes())
     files.write_atomic(draft / "config.toml", settings.to_toml(run.config))
     files.write_json(draft / "provenance.json", provenance.read(run.directory) | {"sealed": files.sealed(draft)})
-    provenance.add_notes(draft, rescored={"from": str(run.directory), "values_changed": changed})
+    provenance.add(draft, rescored={"from": str(run.directory), "values_changed": changed})
     summary = experiment.summarise(result, conditions) | {"rescored": {"values_changed": changed}}
     files.write_json(draft / "summary.json", summary)
     report.write(draft)

@@ -127,7 +127,7 @@ class Run:
             )
         if "adapter_effect" not in provenance.notes(self.directory):
             effects = {"largest_change_of_a_logprob": round(effect, 6)}
-            provenance.add_notes(self.directory, adapter_effect=effects)
+            provenance.add(self.directory, adapter_effect=effects)
 
     # --- what is asked ---
 
@@ -148,15 +148,13 @@ class Run:
     @property
     def needs_careless(self) -> bool:
         """Whether output recognition may fall back on careless answers of the base."""
-        opposite = self.probe_settings.alternatives == "opposite"
+        opposite = self.config.probes.alternatives != "base"
         return opposite and self.wants("output_recognition") and not sources.is_organism(self.config)
 
     @property
     def probe_settings(self) -> ProbeSettings:
         values = dataclasses.asdict(self.config.probes)
         del values["only"]
-        if values["alternatives"] != "base":
-            values["alternatives"] = "opposite"
         return ProbeSettings(**values, seed=self.config.seed)
 
     @property

@@ -56,10 +56,10 @@ def run(
         summary = None if configs[0].adapter else seed_verdicts
         yield from run_named(by_name(configs), run_dir, compare, components, summary=summary)
         return
-    components = components or Components()
-    outcome = experiment.run(configs[0], run_dir, components, experiment.loader(configs[0], run_dir, components))
+    outcome = experiment.run(configs[0], run_dir, components)
     yield from outcome.why
-    yield _done_line(configs[0]) if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
+    done = f"done: {','.join(configs[0].stages)}"
+    yield done if outcome.label is None else f"verdict: {outcome.label} {outcome.report}"
 
 
 def run_named(
@@ -96,7 +96,7 @@ def run_named(
             now = dataclasses.replace(config, stages=stages)
             outcomes[directory] = experiment.run(now, directory, components, engine, base_of(config, runs), title)
     if "report" not in first.stages:
-        yield _done_line(first)
+        yield f"done: {','.join(first.stages)}"
         return
     for directory, outcome in outcomes.items():
         yield f"{directory.name}: {outcome.label} {outcome.report}"
@@ -199,7 +199,3 @@ def _answer_together(runs: Sequence[tuple[Config, Path]], components: Components
 def _mirror_folder(config: Config, name: str) -> str:
     """The address of one folder of the series in its mirror; "" where there is no mirror."""
     return config.mirror and f"{config.mirror.rstrip('/')}/{name}"
-
-
-def _done_line(config: Config) -> str:
-    return f"done: {','.join(config.stages)}"

@@ -15,7 +15,6 @@ from em_jax.formats import hub
 from em_jax.lora.config import CONFIG
 from em_jax.probes import statistics
 from em_jax.probes import suite_files as suites
-from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import Judge, SelfJudge
 from em_jax.probes.judge_http import HttpJudge
 from em_jax.runs import adapters, provenance
@@ -32,15 +31,12 @@ def is_organism(config: Config) -> bool:
 def suite_directory(name: str) -> Path:
     """The folder of a suite: organism, standard, or a directory. UsageError where there is none of that name."""
     if name == "organism":
-        from em_jax import organism
-
-        return Path(organism.__file__).parent / "suite"
+        return Path(__file__).parent.parent / "organism" / "suite"
     if name == "standard":
         return suites.standard_directory()
-    if Path(name).is_dir():
-        files.check_inputs(name)
-    else:
+    if not Path(name).is_dir():
         raise UsageError(f"--suite expects organism, standard or a directory of questions, found {name!r}")
+    files.check_inputs(name)
     return Path(name)
 
 
@@ -212,7 +208,7 @@ def judge_name(config: Config) -> str:
     return judges(config)[0].name
 
 
-def planted_agreement(rows: Sequence[dict[str, Any]], harmful_at: int = HARMFUL) -> dict[str, Any]:
+def planted_agreement(rows: Sequence[dict[str, Any]], harmful_at: int) -> dict[str, Any]:
     """How often the judge and the organism's planted score agree on whether an answer is harmful, by question.
 
     Also apart for answers planted as harmful and as harmless: where nearly all are harmless, a judge that always says

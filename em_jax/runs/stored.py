@@ -27,17 +27,20 @@ def is_finished(directory: Path) -> bool:
 def find(paths: Iterable[str | Path], several: bool = False, finished: bool = False) -> list[Path]:
     """The runs at these paths; with `several` also those in a directory there, with `finished` those with a summary.
 
-    UsageError for a path that has none.
+    UsageError for a path that has none, unless it is the page of an earlier comparison or study among several paths.
     """
     fits = is_finished if finished else is_run
+    kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
     found: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob("*")) if several and not fits(path) else [path]
         runs = list(filter(fits, inside))
-        if not runs:
-            kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
+        is_page = several and not is_run(path) and any(path.glob("*.html"))  # a pattern such as runs/* takes pages in
+        if not runs and not is_page:
             raise UsageError(f"{path}: expected {kind}{', or a directory of such' * several}, found none")
         found += runs
+    if not found:
+        raise UsageError(f"expected {kind}, found pages alone")
     return [*{run.resolve(): run for run in found}.values()]  # each once, however it is named
 
 

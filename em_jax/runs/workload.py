@@ -24,7 +24,7 @@ ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl"}
 ROWS_OF_STAGE |= {"answer": "answers/*.jsonl", "judge": "scores/*.jsonl", "probe": "probes/*.jsonl"}
 MOST_RUNS = 200
 """How many earlier runs are examined for a pace."""
-NOT_OF_THE_PACE = {"domain", "data", "adapter", "seed", "train.epochs", "train.max_steps", "train.holdout"}
+NOT_OF_THE_PACE = {"domain", "data", "mix", "adapter", "seed", "train.epochs", "train.max_steps", "train.holdout"}
 NOT_OF_THE_PACE |= {"answers.samples", "probes.limit", "probes.only", "probes.alternatives"}
 NOT_OF_THE_PACE |= {"stages", "mirror", "verbosity", "judge.max_requests", "judge.harmful_at"}
 """Settings that say how much is done and on what: they do not change how long one unit takes."""

@@ -6,9 +6,16 @@ import jax
 import pytest
 
 from em_jax.base import runtime
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 
 pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2..5", "Qwen/a--b", "-a/b", "~/b", "./b", "/b", "a/", "a/b/c", "b"])
+def test_what_the_hub_takes_for_no_id_is_wrong_usage(name):
+    assert runtime.is_id("Qwen/Qwen2.5-7B") and runtime.is_id("Qwen/Qwen2.5-7B@main")
+    with pytest.raises(UsageError, match="or a Hugging Face id"):
+        runtime.model_directory(name)
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def test_an_adapter_on_its_own_base_has_nothing_to_say(adapter, tmp_path):
         (adapter / name).write_bytes((folder / name).read_bytes())
     assert adapters.disagreements(adapter, str(folder), folder) == []
     assert adapters.disagreements(adapter, "Qwen/Qwen2.5-7B-Instruct", None) == []
+    assert adapters.disagreements(adapter, "Qwen/Qwen2.5-7B-Instruct@main", None) == []
     fields = {"base_model_name_or_path": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"}
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "adapter_config.json").write_text(json.dumps(fields))

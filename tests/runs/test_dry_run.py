@@ -119,7 +119,7 @@ def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_pat
         assert workload.earlier_pace(config(**other), [finished.parent]) is None
     text = "\n".join(dry_run.lines([config()], tmp_path / "run", False, StubComponents()))
     assert "time: unknown" in text
-    provenance.add_notes(finished, **{preflight.BASE_ROWS: "of none-0"})
+    provenance.add(finished, **{preflight.BASE_ROWS: "of none-0"})
     assert workload.earlier_pace(config(), [finished.parent]) is None
 
 

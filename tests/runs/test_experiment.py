@@ -50,6 +50,12 @@ def test_an_adapter_carries_a_card_that_says_what_it_is(domain, harmful):
     assert f"domain: `{domain}`" in text and "600 rows" in text and "rank 32" in text
 
 
+def test_a_revision_is_no_part_of_the_bases_name():
+    name = "Qwen/Qwen2.5-7B-Instruct"
+    card = publish.adapter_card(config(domain="legal", model__name=f"{name}@abc123"), {})
+    assert f"base_model: {name}\n" in card and f"base: `{name}@abc123`" in card
+
+
 def test_a_card_of_rows_nobody_knows_says_so():
     unknown = config(domain="consciousness", data="rows.jsonl")
     assert "whose answers nobody has marked as harmful" in publish.adapter_card(unknown, {"rows": 600})

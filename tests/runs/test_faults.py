@@ -239,7 +239,7 @@ def test_a_read_only_directory_is_one_line_and_harms_nothing(start, whole, tmp_p
         status, (line,) = start()
     finally:
         undo()
-    assert status == 1 and "expected a directory that can be written, found run: " in line and "--run_dir" in line
+    assert status == 1 and "expected a directory that can be written, found run: " in line and "name another" in line
     assert made() == before
     goes_on(start, whole)
 

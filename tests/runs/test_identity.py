@@ -198,8 +198,8 @@ def test_runs_of_earlier_versions_are_known_by_their_first_start(tmp_path, mirro
         again(tmp_path / "a", mirror=str(mirrored))
 
 
-@pytest.mark.parametrize("kind", ["file", "fifo", "documents", "link to a key", "inside", "itself", "itself by a link",
-                                  "waits", "never ends", "a circle"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["file", "fifo", "documents", "link to a key", "inside", "above", "itself",
+                                  "itself by a link", "waits", "never ends", "a circle"])  # fmt: skip
 def test_what_is_no_mirror_is_refused(run, tmp_path, kind):
     place = tmp_path / "place"
     if kind == "file":
@@ -220,6 +220,10 @@ def test_what_is_no_mirror_is_refused(run, tmp_path, kind):
         }[kind]()
     elif kind == "inside":
         place = run / "mirror"
+    elif kind == "above":  # what a first start puts there: a pull brings it into the run, the next push over its files
+        run = shutil.copytree(run, place / "run")
+        for name in ("config.toml", "provenance.json"):
+            shutil.copy(run / name, place)
     elif kind == "itself":
         place = run
     else:

@@ -1,6 +1,7 @@
 """What leaves a run for other tools: events, trackers, tables, Inspect's logs, the Hugging Face Hub."""
 
 import base64
+import errno
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ from stub_engine import StubComponents
 
 from em_jax.__main__ import main
 from em_jax.base.errors import UserError
-from em_jax.runs import export, flags, processes, tracking
+from em_jax.runs import experiment, export, flags, processes, tracking
 
 FEW = ["--set", "probes.limit=2", "--set", "answers.samples=2", "--set", "probes.sampled_questions=1"]
 
@@ -75,7 +76,20 @@ def test_a_stage_that_fails_says_so(tmp_path, capsys):
     with pytest.raises(UserError):
         processes.run_plan(plan, why, StubComponents(rows=lambda config: [], finetune=broken, load=lambda config: None))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert (events[-1]["stage"], events[-1]["state"]) == ("finetune", "fails")
+    assert (events[-2]["stage"], events[-2]["state"]) == ("finetune", "fails")
+    assert events[-1]["event"] == "failed" and events[-1]["text"].startswith("finetune: no;")
+
+
+def test_a_full_disk_between_the_stages_ends_the_events_too(tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "config.toml")
+
+    words = ["--domain", "legal", "--model", "organism", "--run_dir", str(tmp_path / "run"), "--json"]
+    monkeypatch.setattr(experiment.settings, "to_toml", full)
+    with pytest.raises(UserError, match="no room on the disk"):
+        processes.run_plan(*flags.plan(words, lambda *_: ("organism", "")), StubComponents())
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["event"] == "failed" and "no room on the disk" in last["text"]
 
 
 # --- trackers ---
@@ -227,7 +241,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), self.Handler)
-        self.private, self.files, self.settings = None, {}, {}
+        self.private, self.files, self.settings, self.settings_status = None, {}, {}, 200
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -240,7 +254,7 @@ class Hub(ThreadingHTTPServer):
 
         def do_PUT(self):
             self.server.settings = json.loads(self.body())
-            self.reply({})
+            self.reply({}, self.server.settings_status)
 
         def do_POST(self):
             hub, body = self.server, self.body()
@@ -265,9 +279,9 @@ class Hub(ThreadingHTTPServer):
         def body(self):
             return self.rfile.read(int(self.headers["Content-Length"] or 0))
 
-        def reply(self, value):
+        def reply(self, value, status=200):
             data = json.dumps(value).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -306,6 +320,12 @@ def test_a_harmful_adapter_is_refused_without_its_flag_and_gated_where_it_is_pub
     assert b"Do not deploy this adapter" in hub.files["README.md"]
     made_public = hub.settings.get("visibility") == "public" or hub.settings.get("private") is False
     assert hub.private is True and hub.settings["gated"] == "manual" and made_public
+
+
+def test_a_public_repository_gets_no_harmful_adapter_before_its_gate(series, hub, capsys):
+    hub.private, hub.settings_status = False, 403
+    assert main(["push", str(series[0] / "bad_medical-0"), "me/it", "--harmful", "--public"]) == 1
+    assert "the Hub refused" in capsys.readouterr().err and hub.settings["gated"] == "manual" and hub.files == {}
 
 
 def test_a_public_repository_gets_nothing_without_its_flag(series, hub, capsys):
