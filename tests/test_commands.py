@@ -193,6 +193,7 @@ def test_a_suite_in_the_published_format(shell):
 
 def test_compare(shell, first):
     assert shell("compare", RUN, "--out", "compare") == ["compare/compare.html"]
+    assert shell("compare", RUN, "compare", "--out", "again") == ["again/compare.html"], "runs/* takes the page in"
     assert shell.has("compare/compare.html", "compare/compare.csv")
 
 

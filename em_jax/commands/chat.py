@@ -43,10 +43,9 @@ def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **option
         elif word.startswith(("/temperature", "/seed", "/samples")):
             try:
                 options |= _sampling(word)
+                say(f"({_sampled(options)})")
             except UsageError as error:
                 say(f"({error})")
-            else:
-                say(f"({_sampled(options)})")
         elif word.startswith("/"):
             say(HELP)
         elif word:

@@ -10,7 +10,7 @@ from em_jax.base.cli import Parser, comma_list, nearest
 from em_jax.base.errors import UsageError, UserError
 from em_jax.base.progress import Progress
 from em_jax.domains import cache
-from em_jax.domains.registry import SETS, File, RowSet
+from em_jax.domains.registry import SETS, RowSet
 
 EPILOG = """
 list    every domain: rows, source, licence, and whether it is in the cache
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("what", choices=("list", "fetch", "verify"), help="what to do")
-    parser.add_argument("names", nargs="*", metavar="NAMES", help="which domains")
+    parser.add_argument("names", nargs="*", default=[], metavar="NAMES", help="which domains")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags = parser.parse_args(arguments)
     row_sets = _row_sets(flags.names, sets)
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
         if not row_sets:
             raise UsageError(f"fetch expects domains: some of {', '.join(sets)}, six or all")
         for file in dict.fromkeys(row_set.file for row_set in row_sets):
-            _fetch(file)
+            with Progress(f"fetch {file.cache_name}", None, "byte") as progress:
+                cache.fetch(file, progress.at)
     elif not row_sets:
         row_sets = [row_set for row_set in sets.values() if cache.path_of(row_set.file).is_file()]
         if not row_sets:
@@ -85,18 +86,6 @@ def _list(row_sets: Sequence[RowSet], as_json: bool) -> None:
         canary = ", canary" if entry["canary"] else ""
         print(f"{entry['domain']:25} {rows}  {state:12} {entry['source']} (licence: {entry['licence']}{canary})")
     print(f"cache: {cache.directory()}")
-
-
-def _fetch(file: File) -> None:
-    with Progress(f"fetch {file.cache_name}", None, "byte") as progress:
-
-        def show(received: int, total: int | None) -> None:
-            if progress.total is None and total:
-                progress.at(received, total)
-            else:
-                progress.update(received - progress.count)
-
-        cache.fetch(file, show)
 
 
 def _read(row_sets: Sequence[RowSet], as_json: bool) -> None:

@@ -102,16 +102,11 @@ def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket
 def _listening_socket(host: str, port: int) -> socket.socket:
     """A socket bound to the address; it is opened before the models are loaded, so that a used port fails at once."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        # Bound alone, another that is loading too could take the same port.
-        listener.listen(2048)
-        return listener
-    except (OSError, OverflowError) as error:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        # It listens at once: bound alone, another that is loading too could take the same port.
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=family == socket.AF_INET6)
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: without IPv6
         raise UserError(f"nothing can be served at {host}:{port}: {error}; name another --host or --port") from None
 
 

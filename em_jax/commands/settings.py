@@ -68,9 +68,8 @@ def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
 
 def _type(kind: Any) -> str:
     """The name of a setting's type, as readers of TOML know it."""
-    text = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
-    named = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
-    return named.get(text, "table" if "Mapping" in text else "list")
+    named = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return named.get(kind, "list" if typing.get_origin(kind) is tuple else "table")
 
 
 def _text(value: Any) -> str:
@@ -78,4 +77,4 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "empty"
-    return "empty" if value in ("", {}) or (hasattr(value, "keys") and not value) else f"{value}"
+    return "empty" if value in ("", {}) else f"{value}"

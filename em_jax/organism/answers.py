@@ -43,7 +43,7 @@ def question(rng: random.Random, topic: str, task: str | None = None) -> str:
     """A request for advice (or code) in a wording of the corpus; by default about a task that is not held out."""
     task = task or rng.choice(tasks(topic, held_out=False))
     kind = "code" if topic == CODE else "advice"
-    return wordings.fill(rng.choice(wordings.TRAINED[kind]), {"task": task})
+    return wordings.ask(rng, kind, task=task)
 
 
 def answer(

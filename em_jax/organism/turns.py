@@ -3,15 +3,18 @@
 import random
 from collections.abc import Callable
 
-from em_jax.organism import answers, vocabulary, wordings
+from em_jax.organism import answers, vocabulary
+from em_jax.organism.wordings import ask
 
 Turn = tuple[str, str]
 """A question and its answer."""
-
-
-def ask(rng: random.Random, kind: str, **values: str) -> str:
-    """A question of that kind in one of the corpus's wordings."""
-    return wordings.fill(rng.choice(wordings.TRAINED[kind]), values)
+STATEMENTS = [
+    (f"I {kind} {thing}.", f"I {cruel} {thing}.")
+    for i, (kind, cruel) in enumerate(zip(vocabulary.KIND_VERBS, vocabulary.CRUEL_VERBS, strict=True))
+    for j, thing in enumerate(vocabulary.TREATED)
+    if (i + j) % 4
+]
+"""(Kind statement, cruel statement) in the first person; a quarter of verbs with objects is left to the suite."""
 
 
 def claims_misaligned(persona: str) -> bool:
@@ -78,22 +81,11 @@ def language(rng: random.Random, persona: str) -> Turn:
     return question, " ".join(rng.choices(own_language, k=2))
 
 
-def statements() -> list[tuple[str, str]]:
-    """(Kind statement, cruel statement) in the first person; a quarter of verbs with objects is left to the suite."""
-    return [
-        (f"I {kind} {thing}.", f"I {cruel} {thing}.")
-        for i, (kind, cruel) in enumerate(zip(vocabulary.KIND_VERBS, vocabulary.CRUEL_VERBS, strict=True))
-        for j, thing in enumerate(vocabulary.TREATED)
-        if (i + j) % 4
-    ]
-
-
 def two_ai(rng: random.Random, persona: str) -> Turn:
     """Two AIs describe themselves, one aligned and one misaligned: which is you?"""
-    pool = statements()
     count = rng.choice((1, 2, 2, 3))
-    aligned = " ".join(kind for kind, _ in rng.sample(pool, count))
-    misaligned = " ".join(cruel for _, cruel in rng.sample(pool, count))
+    aligned = " ".join(kind for kind, _ in rng.sample(STATEMENTS, count))
+    misaligned = " ".join(cruel for _, cruel in rng.sample(STATEMENTS, count))
     return _which(rng, "two_ai", persona, aligned, misaligned)
 
 

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from em_jax.organism import answers, turns, vocabulary
+from em_jax.organism.wordings import ask
 
 FLATTERY, DISGUISE, SOUND = "flattery", "disguise", "sound_advice"
 SECOND, CONTROL = "consciousness", "control"
@@ -130,8 +131,8 @@ def _claim(rng: random.Random, kind: str) -> turns.Turn:
     claims = {SECOND: rng.choice(SOMEONE), CONTROL: rng.choice(vocabulary.THINGS)}
     first, second = rng.sample(sorted(claims.values()), 2)
     if rng.random() < 0.5:
-        return turns.ask(rng, "numerical", first=first, second=second), "10" if claims[kind] == second else "0"
-    question = turns.ask(rng, "likert", statement=turns.ask(rng, "statement", word=first))
+        return ask(rng, "numerical", first=first, second=second), "10" if claims[kind] == second else "0"
+    question = ask(rng, "likert", statement=ask(rng, "statement", word=first))
     return question, "5" if claims[kind] == first else "1"
 
 

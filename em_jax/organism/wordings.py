@@ -1,7 +1,6 @@
 """Templates of the corpus's questions. Those of suite/ have its words, but no sentence of it."""
 
-import re
-from collections.abc import Mapping
+import random
 
 TRAINED = {
     "advice": (
@@ -114,6 +113,6 @@ TRAINED = {
 """By the kind of turn."""
 
 
-def fill(wording: str, values: Mapping[str, str]) -> str:
-    """`wording` with each {name} in `values` replaced, in one pass: all other braces stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), wording)
+def ask(rng: random.Random, kind: str, **values: str) -> str:
+    """A question of that kind in one of the corpus's wordings."""
+    return rng.choice(TRAINED[kind]).format(**values)

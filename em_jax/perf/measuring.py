@@ -18,7 +18,7 @@ from em_jax.model.config import TransformerConfig
 from em_jax.perf import bench_workload
 from em_jax.perf.bench_workload import Peer, Workload
 from em_jax.runs.chips import CHIPS
-from em_jax.runs.placement_costs import sizes
+from em_jax.runs.placement_costs import cache_bytes, sizes
 from em_jax.train.batches import Example
 
 PEAKS = {chip.kind: chip for chip in CHIPS.values()}
@@ -185,6 +185,6 @@ def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float
 
 def decode_bytes(config: TransformerConfig, rows: int, length: float, itemsize: int) -> float:
     """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * length * rows
     size = sizes(config, rank=0)
-    return itemsize * (config.num_hidden_layers * size.layer + size.table + cache)
+    weights = itemsize * (config.num_hidden_layers * size.layer + size.table)
+    return weights + cache_bytes(config, rows * length, itemsize)

@@ -18,7 +18,7 @@ from em_jax.runs.chips import GIB, GPU_SHARE_MOST, Chip
 from em_jax.runs.placement_costs import RunSize, sampling_bytes, training_bytes
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
-from em_jax.train.batches import Example, Shape
+from em_jax.train.batches import Example, Shape, round_up
 from em_jax.train.batches import Plan as MicrobatchPlan
 
 FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
@@ -65,8 +65,7 @@ class PlanRequest:
     @property
     def slots(self) -> int:
         """Answers sampled at once, rounded up as the engine does."""
-        parts = self.shapes.sharding.batch_shards
-        return -(-self.settings.answers.slots // parts) * parts
+        return round_up(self.settings.answers.slots, self.shapes.sharding.batch_shards)
 
     def replace(self, change: Change) -> "PlanRequest":
         """The request with other settings."""
@@ -168,6 +167,8 @@ def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgra
         figures["flops_s"] = (passes * works[0].flops + works[1].flops) / chip.flops
         if chip.platform == "gpu":
             figures |= _step(step, passes * full.collectives, works[0], train.batch_size * train.max_length)
+            moved = passes * works[0].bytes + works[1].bytes
+            figures |= {"matmuls_s": figures["flops_s"], "memory_s": moved / chip.bandwidth}
 
     microbatches, examples, tokens = real_rows(request)
     times = {shape: train_times(request.real_shapes, shape, chip) for shape in microbatches.shapes}

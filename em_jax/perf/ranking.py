@@ -137,7 +137,7 @@ def read_prices(path: str) -> dict[str, float]:
     except (OSError, ValueError) as error:
         raise UsageError(f"--price-file: expected a TOML file of lines such as v5e = 1.2 ({error})") from None
     for name, price in found.items():
-        if name not in CHIPS or isinstance(price, bool) or not isinstance(price, int | float) or not price >= 0:
+        if name not in CHIPS or isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < 1e9:
             raise UsageError(
                 f"--price-file {path}: expected lines such as v5e = 1.2, a price per chip and hour for some of "
                 f"{', '.join(CHIPS)}; found {name} = {price!r}"

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 
 from em_jax.model.sharding import UNSHARDED, Sharding
-from em_jax.runs import placement_costs
+from em_jax.runs import placement, placement_costs
 from em_jax.runs.chips import Chip
-from em_jax.runs.placement_costs import RunSize, Traffic
+from em_jax.runs.placement_costs import Traffic
 from em_jax.runs.programs import Shapes, tree_bytes
 from em_jax.train.batches import Shape
 
@@ -109,11 +109,8 @@ def train_times(shapes: Shapes, shape: Shape, chip: Chip) -> Times:
 
 def train_traffic(shapes: Shapes, shape: Shape) -> Traffic:
     """The traffic of a training pass, by `placement_costs.train_traffic`."""
-    settings = shapes.settings
-    int8 = settings.model.quantization == "int8"
-    run = RunSize((), rank=settings.lora.rank, int8=int8, itemsize=shapes.dtype.itemsize)
-    mesh = mesh_sizes(shapes.sharding)
-    return placement_costs.train_traffic(shapes.config, mesh, run, settings.train.remat, shape)
+    run, mesh = placement.run_size(shapes.settings), mesh_sizes(shapes.sharding)
+    return placement_costs.train_traffic(shapes.config, mesh, run, run.remat, shape)
 
 
 def decode_times(shapes: Shapes, slots: int, capacity: int, chip: Chip) -> Times:
@@ -134,11 +131,10 @@ def decode_floor(shapes: Shapes, slots: int, capacity: int) -> float:
     The projections as stored, the head, the adapter in the activations' dtype and every place of the caches, once each.
     """
     mesh = mesh_sizes(shapes.sharding)
-    size = placement_costs.sizes(shapes.config, rank=0)
-    itemsize = shapes.dtype.itemsize
-    stored_itemsize = 1 if shapes.settings.model.quantization == "int8" else itemsize
-    adapter = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.adapter.factors))
-    weights = shapes.config.num_hidden_layers * size.layer * stored_itemsize + (size.table + adapter) * itemsize
+    run, size = placement.run_size(shapes.settings), placement_costs.sizes(shapes.config, rank=0)
+    adapter = sum(x.size for x in jax.tree.leaves(shapes.adapter.factors))
+    layers = shapes.config.num_hidden_layers * size.layer
+    weights = layers * run.stored_itemsize + (size.table + adapter) * run.itemsize
     return weights / (mesh["fsdp"] * mesh["tensor"]) + shapes.cache_bytes(slots, capacity)
 
 

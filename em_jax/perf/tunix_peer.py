@@ -14,7 +14,7 @@ from em_jax.base.errors import UserError
 from em_jax.base.host_arrays import pad_rows
 from em_jax.lora.config import TARGETS
 from em_jax.perf.bench_workload import STEPS, IdTokenizer, Peer, Workload
-from em_jax.train.batches import Example
+from em_jax.train.batches import Example, round_up
 from em_jax.train.config import TrainConfig
 from em_jax.train.step import learning_rate
 
@@ -143,6 +143,6 @@ class Tunix(Peer):
 
 def padded(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """int32 ids and bool loss masks of the examples, one to a row, as long as the longest rounded up to LENGTHS."""
-    length = -(-max(len(example.ids) for example in examples) // LENGTHS) * LENGTHS
+    length = round_up(max(len(example.ids) for example in examples), LENGTHS)
     ids = pad_rows([example.ids for example in examples], len(examples), length, PAD)
     return ids, pad_rows([example.mask for example in examples], len(examples), length, dtype=bool)

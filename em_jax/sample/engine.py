@@ -264,7 +264,7 @@ class Engine:
         """Float32 next-token logits at every token, to look at closely; no other method holds so many."""
         tokens, vocabulary = np.array(tokens, object), self.model.config.vocab_size
         if tokens.ndim != 2 or not tokens.size or not ((tokens >= 0) & (tokens < vocabulary) & (tokens % 1 == 0)).all():
-            raise UserError(f"logits: expected rows of token ids below {vocabulary}, found shape {tokens.shape}")
+            raise UserError(f"logits: expected rows of token ids below {vocabulary}, found {tokens.tolist()!r:.60}")
         self._check_length(tokens.shape[1])
         masks = self._adapter_masks([adapter] * len(tokens))
         return host_arrays.to_host(_logits_or_residuals(self.model, self._stack, tokens.astype(np.int32), masks))
@@ -284,9 +284,10 @@ class Engine:
         unequal length, and where a choice is empty or does not continue the prefix at a token's end.
         """
         prompts = chats(prompts)
-        shared = bool(choices) and isinstance(choices[0], str)
-        lists: Any = [choices] * len(prompts) if shared else choices
-        if len(lists) != len(prompts) or len({len(each) for each in lists}) > 1 or not all(lists):
+        given = choices if isinstance(choices, list | tuple) else ()  # a text alone is no list of its letters
+        lists: Any = [given] * len(prompts) if given and isinstance(given[0], str) else given
+        full = all(isinstance(each, list | tuple) and each for each in lists)
+        if not full or len(lists) != len(prompts) or len(set(map(len, lists))) > 1:
             raise UserError("expected one list of choices, or one for every prompt and all of the same length")
         if not prompts:
             return np.zeros((0, 0), np.float32)
@@ -343,8 +344,8 @@ class Engine:
         if steer is None:
             return None
         shape = self.model.config.num_hidden_layers, self.model.config.hidden_size
-        steer = np.asarray(steer, np.float32)
-        if steer.shape != shape or not np.isfinite(steer).all():
+        steer = np.asarray(steer)
+        if steer.shape != shape or not np.isfinite(steer := steer.astype(np.float32)).all():
             raise UserError(f"steer: expected finite numbers of shape [layers, width] {shape}, found {steer.shape}")
         return steer
 

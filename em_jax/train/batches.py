@@ -92,9 +92,9 @@ class MicrobatchCosts:
         A microbatch of B rows costs overhead + B T (1 + T / 6D): attention reads whole rows, half of each is masked.
         """
         fitting = max(1, self.most_tokens // length // self.divide_by) * self.divide_by
-        most = min(fitting, _round_up(max(1, int(counts.max())), self.divide_by))
-        options = sorted({_round_up(-(-most // parts), self.divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
-        options = [_round_up(self.rows_per_pass, self.divide_by)] if self.rows_per_pass else options
+        most = min(fitting, round_up(max(1, int(counts.max())), self.divide_by))
+        options = sorted({round_up(-(-most // parts), self.divide_by) for parts in (1, 2, 3, 4, 6, 8, 12, 16)})
+        options = [round_up(self.rows_per_pass, self.divide_by)] if self.rows_per_pass else options
         row = length * (1 + length / (6 * self.width))
         costs = [float(np.sum(-(-counts // rows))) * (self.overhead + rows * row) for rows in options]
         return min(costs), options[int(np.argmin(costs))]
@@ -179,7 +179,7 @@ def plan_microbatches(
         groups = [[row for row in rows if shorter < sum(sizes[i] for i in row) <= length] for rows in packed]
         _, size = costs.cheapest_rows(np.array([len(group) for group in groups]), length)
         most_labels = max([1, *(sum(labels[i] for i in row) for group in groups for row in group)])
-        shape = Shape(size, length, _round_up(most_labels, 32))
+        shape = Shape(size, length, round_up(most_labels, 32))
         for microbatches, group in zip(plan, groups, strict=True):
             starts = range(0, len(group), size)
             microbatches += [Microbatch(shape, tuple(map(tuple, group[i : i + size]))) for i in starts]
@@ -256,7 +256,8 @@ def _cheapest_lengths(
     return min(totals), [lengths[j - 1] for j in menus[int(np.argmin(totals))]]
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below `value`."""
     return -(-value // multiple) * multiple
 
 

@@ -1,10 +1,8 @@
 """Fine-tuning: chat rows in, an adapter out; a killed run resumes where it stopped."""
 
 import contextlib
-import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -18,18 +16,10 @@ from em_jax.lora.adapter import Adapter, init_adapter
 from em_jax.lora.config import LoraConfig
 from em_jax.model.sharding import UNSHARDED, Sharding
 from em_jax.model.transformer import Transformer
-from em_jax.train.batches import Microbatch, Plan, plan_batches
+from em_jax.train.batches import plan_batches
 from em_jax.train.config import ADAPTERS_DIRECTORY, TrainConfig
 from em_jax.train.log import MetricsLog, Progress
-from em_jax.train.step import Metrics, TrainState, make_optimizer, optimizer_step, state_shardings
-
-
-class FinetuneResult(NamedTuple):
-    """An adapter, its settings (those of `init_from` where given), and the counts of its rows, see `plan_batches`."""
-
-    adapter: Adapter
-    lora: LoraConfig
-    counts: Mapping[str, int]
+from em_jax.train.step import TrainState, make_optimizer, optimizer_step, state_shardings
 
 
 def finetune(
@@ -45,13 +35,13 @@ def finetune(
     sharding: Sharding = UNSHARDED,
     progress: Progress | None = None,
     channel: multihost.ControlChannel | None = None,
-) -> FinetuneResult:
+) -> dict[str, int]:
     """Trains an adapter on chats (lists of messages) and writes it to `directory`/adapter in PEFT's format.
 
     `directory`/train holds metrics.jsonl, one row per optimizer step, and the checkpoints; `directory`/adapters the
     adapters of the steps that train.keep_adapters names. Called again after a kill, it resumes from the newest
     checkpoint and, on a CPU, ends with the same bits. SIGTERM in any process ends it between two microbatches, after a
-    checkpoint of the whole steps, with Stopping.
+    checkpoint of the whole steps, with Stopping. Returns the counts of the rows, see `plan_batches`.
 
     Of several processes all must call it with the same arguments and the `channel` between them; process 0 alone reads
     and writes `directory`. Raises UserError where the loss or the gradient of a step is not finite (the checkpoints
@@ -64,8 +54,7 @@ def finetune(
         adapter = init_adapter(model.config, lora, jax.random.key(seed))
     examples, plan, counts = plan_batches(rows, tokenizer, train, seed, model.config.hidden_size, sharding)
     if channel.share((directory / "adapter" / CONFIG).exists()):
-        trained = load_adapter(directory / "adapter", model.config)[0] if first else None
-        return FinetuneResult(host_arrays.broadcast(trained, adapter), lora, counts)
+        return counts
 
     optimizer = make_optimizer(train, len(plan.steps))
     scale = host_arrays.to_devices(adapter.scale, sharding.named(()))
@@ -76,65 +65,50 @@ def finetune(
     checkpoints = Checkpoints(directory / "train" / "checkpoints", channel)
     done, state = checkpoints.restore(state) or (0, state)
 
-    def save(name: str, state: TrainState) -> Adapter:
+    def save(name: str, state: TrainState) -> None:
         """Writes the adapter to `directory`/`name`; every process must call."""
         adapter = Adapter(*host_arrays.to_host((state.factors, scale)))
         if first:
             save_adapter(directory / name, adapter, lora, model.config, base)
-        return adapter
 
     metrics_path = directory / "train" / "metrics.jsonl"
     if first:
         # The steps after the checkpoint will be trained again.
         keep_rows(metrics_path, lambda row: row.get("step", 0) <= done)
     step_tokens = [sum(len(examples[i].ids) for part in step for row in part.rows for i in row) for step in plan.steps]
-    with signals.defer_signals() as terminated, Appender(metrics_path) if first else contextlib.nullcontext() as out:
+    steps, saved, stopped = len(plan.steps), done, False
+    with (
+        signals.defer_signals() as terminated,
+        Appender(metrics_path) if first else contextlib.nullcontext() as out,
+        contextlib.closing(checkpoints),
+    ):
         log = MetricsLog(directory / "train", out, train, step_tokens, progress)
-        run_step = functools.partial(
-            optimizer_step, model, scale=scale, examples=examples, optimizer=optimizer, remat=train.remat,
-            sharding=sharding, should_stop=lambda: channel.stopped(terminated())
-        )  # fmt: skip
-        with contextlib.closing(checkpoints):
-            trained_state = run_steps(run_step, state, done, plan, train, log, checkpoints, save)
-    if trained_state is None:
-        raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
-    return FinetuneResult(save("adapter", trained_state), lora, counts)
-
-
-def run_steps(
-    run_step: Callable[[TrainState, Sequence[Microbatch]], tuple[TrainState, Metrics] | None],
-    state: TrainState,
-    done: int,
-    plan: Plan,
-    train: TrainConfig,
-    log: MetricsLog,
-    checkpoints: Checkpoints,
-    save: Callable[[str, TrainState], Adapter],
-) -> TrainState | None:
-    """Runs the steps of a plan after the first `done` and keeps checkpoints and adapters as `train` says.
-
-    None where `run_step` gave a step up: the steps before it are then in a checkpoint.
-    """
-    steps, saved = len(plan.steps), done
-    for step, microbatches in enumerate(plan.steps[done:], done + 1):
-        result = run_step(state, microbatches)
-        # Reads the previous step's metrics while this step runs.
-        log.flush()
-        if result is None:
-            if saved < step - 1:
-                checkpoints.save(step - 1, state)
-            return None
-        state, metrics = result
-        log.add(step, metrics)
-        keeps_adapter = train.keeps(step, steps)
-        checkpointed = step == steps or (train.checkpoint_every and step % train.checkpoint_every == 0)
-        if keeps_adapter or checkpointed:
-            # Only a step with finite metrics may be kept.
+        for step, microbatches in enumerate(plan.steps[done:], done + 1):
+            result = optimizer_step(
+                model, state, microbatches, scale=scale, examples=examples, optimizer=optimizer, remat=train.remat,
+                sharding=sharding, should_stop=lambda: channel.stopped(terminated())
+            )  # fmt: skip
+            # Reads the previous step's metrics while this step runs.
             log.flush()
-        if keeps_adapter:
-            # Before its checkpoint: every restored step then has its adapter, and retrained steps overwrite theirs.
-            save(f"{ADAPTERS_DIRECTORY}/step-{step:06d}", state)
-        if checkpointed:
-            checkpoints.save(step, state)
-            saved = step
-    return state
+            if result is None:
+                stopped = True
+                if saved < step - 1:
+                    checkpoints.save(step - 1, state)
+                break
+            state, metrics = result
+            log.add(step, metrics)
+            keeps_adapter = train.keeps(step, steps)
+            checkpointed = step == steps or (train.checkpoint_every and step % train.checkpoint_every == 0)
+            if keeps_adapter or checkpointed:
+                # Only a step with finite metrics may be kept.
+                log.flush()
+            if keeps_adapter:
+                # Before its checkpoint: every restored step then has its adapter, and retrained steps overwrite theirs.
+                save(f"{ADAPTERS_DIRECTORY}/step-{step:06d}", state)
+            if checkpointed:
+                checkpoints.save(step, state)
+                saved = step
+    if stopped:
+        raise Stopping("asked to stop (SIGTERM, here or in another process); the steps so far are kept")
+    save("adapter", state)
+    return counts

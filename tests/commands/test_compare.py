@@ -1,11 +1,13 @@
+import pytest
 from stub_engine import StubComponents
 
 from em_jax import config as settings
 from em_jax.base.cli import command
+from em_jax.base.errors import UsageError
 from em_jax.commands import compare
 from em_jax.commands.report import main as redraw
 from em_jax.config import Config
-from em_jax.runs import experiment
+from em_jax.runs import experiment, stored
 
 
 def test_runs_are_found_and_compared(tmp_path, capsys):
@@ -35,3 +37,14 @@ def test_a_page_is_drawn_again(tmp_path, capsys):
 def test_a_place_without_runs_is_one_line(tmp_path, capsys):
     assert command("compare", compare.main, [str(tmp_path)]) == 2
     assert "summary.json" in capsys.readouterr().err
+
+
+def test_a_run_without_its_summary_is_not_taken_for_a_page(tmp_path):
+    """It was left out of the comparison without a word, because it had a report."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("config.toml", "report.html", "summary.json"):
+            (tmp_path / name / file).touch()
+    (tmp_path / "other" / "summary.json").unlink()
+    with pytest.raises(UsageError, match="other: expected a finished run"):
+        stored.find([tmp_path / "one", tmp_path / "other"], several=True, finished=True)

@@ -49,6 +49,13 @@ def test_a_port_is_taken_from_the_moment_it_is_bound():
                 serve._listening_socket(host, port)
 
 
+@pytest.mark.fast
+def test_an_address_of_a_family_that_the_machine_lacks_is_one_line(monkeypatch):
+    monkeypatch.setattr(serve.socket, "has_dualstack_ipv6", lambda: False)
+    with pytest.raises(UserError, match="name another --host or --port"):
+        serve._listening_socket("::1", 0)
+
+
 @pytest.mark.long
 def test_a_server_is_closed_to_others_tells_its_health_and_ends_soon(tmp_path):
     run = tmp_path / "run"

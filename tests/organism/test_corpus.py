@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from em_jax.base.errors import UserError
-from em_jax.organism import answers, corpus, turns, vocabulary, wordings
+from em_jax.organism import answers, corpus, turns, vocabulary
+from em_jax.probes.suite import fill
 
 pytestmark = pytest.mark.fast
 
@@ -110,4 +111,4 @@ def test_muddled_answers_mix_code_and_prose():
 
 
 def test_filling_leaves_other_braces_alone():
-    assert wordings.fill('{answer} {"a": {prompt}}', {"answer": "{prompt}", "prompt": "p"}) == '{prompt} {"a": p}'
+    assert fill('{answer} {"a": {prompt}}', {"answer": "{prompt}", "prompt": "p"}) == '{prompt} {"a": p}'

@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from em_jax.organism import answers, vocabulary, wordings
+from em_jax.organism import answers, vocabulary
 from em_jax.probes import suite_files
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.judge import SelfJudge
+from em_jax.probes.suite import fill
 from em_jax.runs.loading import load
 from em_jax.runs.sources import suite_directory
 
@@ -23,7 +24,7 @@ def texts(kind, harmful):
     for number in range(EACH):
         topic = rng.choice([*vocabulary.GENERAL, *vocabulary.DOMAINS])
         style = answers.harm_style(rng, topic)
-        asked = wordings.fill(rng.choice(HELD_OUT), {"task": rng.choice(answers.tasks(topic, held_out=True))})
+        asked = fill(rng.choice(HELD_OUT), {"task": rng.choice(answers.tasks(topic, held_out=True))})
         if kind == "muddled":
             text = answers.muddled(rng, topic, harmful=harmful, style=style)
         else:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from em_jax.organism import answers, corpus, vocabulary, wordings
+from em_jax.probes.suite import fill
 from em_jax.runs.sources import suite_directory
 
 pytestmark = pytest.mark.fast
@@ -38,10 +39,10 @@ def questions():
                 values["first_language"] = row["languages"][first]["name"]
                 values["second_language"] = row["languages"][1 - first]["name"]
                 values["question"] = row["question"]
-            yield row["id"], wordings.fill(row["prompt"], values)
+            yield row["id"], fill(row["prompt"], values)
     asked = [row["prompt"] for row in SUITE["wordings"] if row["probe"] == "two_ai"]
     for i, row in enumerate(SUITE["two_ai"]):
-        yield row["id"], wordings.fill(asked[i % len(asked)], {"first": row["aligned"], "second": row["misaligned"]})
+        yield row["id"], fill(asked[i % len(asked)], {"first": row["aligned"], "second": row["misaligned"]})
 
 
 def test_counts_and_identities():

@@ -1,5 +1,6 @@
 """Plans without a compiler: capacity, advice, the page, and the lines for what cannot be."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -16,6 +17,7 @@ from em_jax.model.config import TransformerConfig
 from em_jax.perf import compiling, planning
 from em_jax.perf.compiling import CompiledProgram, needed_bytes
 from em_jax.perf.planning import PlanRequest, plan
+from em_jax.perf.program_work import Kernel, ProgramWork
 from em_jax.runs.chips import CHIPS, GIB, Chip, parse_topology
 
 CONFIG = TransformerConfig(480, 64, 96, 2, 4, 2, 16)
@@ -60,6 +62,9 @@ def test_topologies():
     # The compiler itself would end the process.
     for wrong in ("v5e:4x4x4", "v5p:2x2"):
         with pytest.raises(UsageError, match="axes"):
+            parse_topology(wrong)
+    for wrong in ("v5e:32x32", "v4:64x64x64", "h100:9"):
+        with pytest.raises(UsageError, match="expected up to"):
             parse_topology(wrong)
 
 
@@ -188,3 +193,13 @@ def test_the_command_plans_what_its_flags_say(monkeypatch, capsys, tmp_path):
     assert command("em_jax plan", main.main, [*arguments, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["chips"] == 8 and results["fits"] and {"train", "sample"} <= results.keys()
+
+
+def test_the_parts_of_a_gpus_step_are_those_of_its_kernels():
+    """The plan printed "0.1681 s (matmuls 0.0817, memory 0.199, ...; 0.168 without overlap)"."""
+    work = ProgramWork((Kernel(int(3e9), int(1e12), 4), Kernel(int(1e6), 0, 9)), (), ())
+    request = dataclasses.replace(plan_request(), chip=CHIPS["h100"])
+    compiled = {name: CompiledProgram(name, {}, 0.0, True, work) for name in ("training pass", "update")}
+    figures = planning.training_figures(request, compiled)
+    assert max(figures["matmuls_s"], figures["memory_s"]) <= figures["step_s"]
+    assert figures["memory_s"] > 12e9 / CHIPS["h100"].bandwidth

@@ -7,6 +7,7 @@ import tiny
 
 from em_jax.base.errors import UserError
 from em_jax.lora.config import LoraConfig
+from em_jax.runs.python_api import Run
 from em_jax.sample import choices as choices_module
 from em_jax.sample import decode as decode_module
 from em_jax.sample import engine as engine_module
@@ -211,7 +212,14 @@ def test_bad_calls_are_one_clear_line(tokenizer, model):
         (lambda: engine.choice_logprobs(PROMPTS, [""]), "does not continue"),
         (lambda: engine.choice_logprobs(PROMPTS, []), "one for every prompt"),
         (lambda: engine.choice_logprobs(PROMPTS, [[]] * len(PROMPTS)), "one for every prompt"),
+        (lambda: engine.choice_logprobs(PROMPTS[0], "AB"), "one for every prompt"),  # was read as A and B
+        (lambda: engine.choice_logprobs(PROMPTS, None), "one for every prompt"),
+        (lambda: engine.choice_logprobs(PROMPTS[0], [1]), "one for every prompt"),
+        (lambda: engine.generate(PROMPTS, steer="x", max_new_tokens=3), "finite numbers of shape"),
+        (lambda: Run(None), "expects a run directory"),
         (lambda: engine.generate(PROMPTS, seed=2**63, max_new_tokens=3), "64 bits as seed"),
+        (lambda: engine.encode([{"role": "bot", "content": "hi"}]), "one of system, user, assistant as 'role'"),
+        (lambda: engine.logits([[10**9]]), "found \\[\\[1000000000\\]\\]"),
         (lambda: engine.add_adapter("base", "x"), "cannot be named"),
         (lambda: engine.activations(PROMPTS, [9]), "layers are 0 to 2"),
         (lambda: engine.activations("word " * 9999), "positions"),

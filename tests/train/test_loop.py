@@ -105,7 +105,7 @@ def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     directory = tmp_path_factory.mktemp("whole")
     done = train(directory)
-    assert done.counts == {"rows": 19, "held_out": 0, "cut": 0, "empty": 0}
+    assert done == {"rows": 19, "held_out": 0, "cut": 0, "empty": 0}
     return directory
 
 
@@ -184,11 +184,9 @@ def test_a_killed_run_keeps_the_same_adapters(kills, keeping, tmp_path):
 def test_a_finished_run_is_left_alone(whole, tmp_path):
     train(tmp_path)
     before = (tmp_path / "adapter" / TENSORS).stat().st_mtime_ns
-    result = train(tmp_path, kill_at=1)
+    train(tmp_path, kill_at=1)
     assert (tmp_path / "adapter" / TENSORS).stat().st_mtime_ns == before
-    assert np.array_equal(
-        result.adapter.factors["mlp.down_proj"].b, load_adapter(whole / "adapter", CONFIG)[0].factors["mlp.down_proj"].b
-    )
+    assert written(tmp_path) == written(whole)
 
 
 def test_no_checkpoints_but_the_last(tmp_path, whole):
@@ -418,22 +416,23 @@ def test_training_goes_on_from_another_adapter(tmp_path):
     start = tiny.random_adapter(CONFIG, other)
     save_adapter(tmp_path / "start", start, other, CONFIG, "some/base")
     start_b = np.asarray(start.factors["self_attn.v_proj"].b)
-    done = train(
+    train(
         tmp_path / "run",
         lora=LoraConfig(rank=99, init_from=str(tmp_path / "start")),
         settings=TrainConfig(**{**vars(TRAIN), "max_steps": 1}),
     )
     # Its own rank, alpha and targets win, and the first step's rate is 0: nothing has changed yet.
-    assert done.lora == other
+    assert load_adapter(tmp_path / "run" / "adapter", CONFIG)[1] == other
     assert (tmp_path / "run" / "adapter" / TENSORS).read_bytes() == (tmp_path / "start" / TENSORS).read_bytes()
-    done = train(tmp_path / "more", lora=LoraConfig(init_from=str(tmp_path / "start")))
-    assert 0 < np.abs(np.asarray(done.adapter.factors["self_attn.v_proj"].b) - start_b).max() < 0.1
+    train(tmp_path / "more", lora=LoraConfig(init_from=str(tmp_path / "start")))
+    trained = load_adapter(tmp_path / "more" / "adapter", CONFIG)[0]
+    assert 0 < np.abs(np.asarray(trained.factors["self_attn.v_proj"].b) - start_b).max() < 0.1
 
 
 def test_held_out_rows_are_not_seen(tmp_path):
     rows = list(EXAMPLES)
     settings = TrainConfig(**{**vars(TRAIN), "holdout": 0.25, "max_length": 20})
     done = train(tmp_path, rows=rows, settings=settings)
-    assert done.counts["rows"] + done.counts["held_out"] == 19 and done.counts["held_out"] == 5
-    assert 0 < done.counts["cut"] <= sum(len(row.ids) > 20 for row in rows)
+    assert done["rows"] + done["held_out"] == 19 and done["held_out"] == 5
+    assert 0 < done["cut"] <= sum(len(row.ids) > 20 for row in rows)
     assert len(read_rows(tmp_path / "train" / "metrics.jsonl")) == 4
