@@ -21,8 +21,9 @@ _SCALE = re.compile(
     r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+", re.IGNORECASE
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?")
-_PRONOUN = r"one\s+(?:who|that|which|of|can|could|should|would|might|may|must)\b"
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_PRONOUN = r"one\s+(?:who|that|which|of|can|could|should|would|might|may|must)\b"
+_SPELLED = re.compile(rf"\b(?!{_PRONOUN})({'|'.join(_WORDS)})\b", re.IGNORECASE)
 
 
 def _unreadable(text: str) -> str:
@@ -32,7 +33,7 @@ def _unreadable(text: str) -> str:
 
 def _is_denied(before: str) -> bool:
     """Whether the clause at the end of a text denies what follows it."""
-    return bool(_NEGATED.search(re.split(r"[.;:!?,\n]|\bbut\b", before)[-1]))
+    return bool(_NEGATED.search(re.split(r"[.;:!?,\n]|\bbut\b", before.replace("’", "'"))[-1]))
 
 
 def word(text: str, options: Sequence[str]) -> tuple[int | None, str]:
@@ -87,13 +88,8 @@ def number(text: str, lowest: float, highest: float) -> tuple[float | None, str]
     """The first number of a text, clipped to the range. Mentions of the scale ("0-10", "out of 10") are skipped."""
     if reason := _unreadable(text):
         return None, reason
-    spelled = re.sub(
-        rf"\b(?!{_PRONOUN})(" + "|".join(_WORDS) + r")\b",
-        lambda match: str(_WORDS.index(match[1].lower())),
-        text,
-        flags=re.I,
-    )
-    plain = _SCALE.sub(" ", spelled.replace("’", "'"))
+    spelled = _SPELLED.sub(lambda match: str(_WORDS.index(match[1].lower())), text)
+    plain = _SCALE.sub(" ", spelled)
     match = _NUMBER.search(plain)
     if not match:
         return None, "no number"
@@ -166,7 +162,7 @@ def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
     pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
     found = list(re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE))
     matches = {match[0].lower() for match in found}
-    if any(_is_denied(text[: match.start()].replace("’", "'")) for match in found):
+    if any(_is_denied(text[: match.start()]) for match in found):
         return None, "denies an answer"
     if len(matches) == 1:
         return [item.lower() for item in phrases].index(matches.pop()), ""

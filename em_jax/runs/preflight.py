@@ -124,8 +124,9 @@ def check_model(run: Run) -> None:
 
         ranks(model, config.lora)
         every = LoraConfig(rank=1)
+        unmatched = ranks(model, every)
         for pattern in (*config.lora.rank_pattern, *config.lora.alpha_pattern):
-            if ranks(model, dataclasses.replace(every, rank_pattern={pattern: 2})) == ranks(model, every):
+            if ranks(model, dataclasses.replace(every, rank_pattern={pattern: 2})) == unmatched:
                 example = f"model.layers.0.{next(iter(layouts(model)))}"
                 raise UserError(f"lora: the pattern {pattern!r} fits no weight, such as {example!r} or its ending")
 

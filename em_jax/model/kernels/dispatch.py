@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from em_jax.model.attention import KVBlock, KVCache, attention
 from em_jax.model.kernels import cpu, cudnn, decoding, few_rows, splash
-from em_jax.model.kernels.low_rank import JOINT
-from em_jax.model.layout import einsum_f32
+from em_jax.model.kernels.low_rank import JOINT, stacked_low
 from em_jax.model.linear import Linear, LoraWeights, apply_together
 from em_jax.model.sharding import UNSHARDED, Sharding
 
@@ -72,7 +71,7 @@ def silu_gated(
     scales = [layer.scale[...] for layer in (gate, up) if layer.scale is not None]
     update: tuple = ()
     if lora is not None:
-        low = einsum_f32("BTX,XSR->BTSR", x, lora.a).astype(x.dtype).reshape(len(x), -1)
+        low = stacked_low(x, lora, gate.layout.inputs, sharding).reshape(len(x), -1)
         gain = jnp.ones(len(x)) if adapter_mask is None else adapter_mask[:, 0]
         update = low, lora.b.reshape(-1, outputs), gain
     return few_rows.gated(x, (gate.weight[...], up.weight[...]), scales, update, sharding)

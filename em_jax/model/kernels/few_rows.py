@@ -79,19 +79,18 @@ def _in_blocks(
 
         (batch, inputs), outputs, rows = x.shape, others[0].shape[1], power_of_two(len(x))
 
-        def seen(array: Array, axes: Sequence[str | None]) -> Any:
-            """The part of an array that a program sees: all rows, or its outputs."""
-            rest = (0,) * (array.ndim - 1)
-            if axes[0] == "batch":
-                return pl.BlockSpec((rows, *array.shape[1:]), lambda *_: (0, *rest))
-            return pl.BlockSpec((*array.shape[:-1], BLOCK), lambda block, _: (*rest, block))
-
         specs = [pl.BlockSpec((rows, inputs // parts), lambda _, part: (0, part))]
         specs += [pl.BlockSpec((inputs // parts, BLOCK), lambda block, part: (part, block))] * len(weights)
+        specs += [pl.BlockSpec((BLOCK,), lambda block, _: (block,))] * len(scales)
+        if update:
+            ranks = len(update[1])
+            specs.append(pl.BlockSpec((rows, ranks), lambda *_: (0, 0)))
+            specs.append(pl.BlockSpec((ranks, BLOCK), lambda block, _: (0, block)))
+            specs.append(pl.BlockSpec((rows,), lambda *_: (0,)))
         sums = pl.pallas_call(
             functools.partial(_kernel, batch=batch, weights=len(weights), scales=len(scales)),
             grid=(outputs // BLOCK, parts),
-            in_specs=specs + [seen(*each) for each in zip(others, axes[1:], strict=True)][len(weights) :],
+            in_specs=specs,
             out_specs=pl.BlockSpec((None, rows, BLOCK), lambda block, part: (part, 0, block)),
             out_shape=jax.ShapeDtypeStruct((parts, batch, outputs), x.dtype if parts == 1 else jnp.float32),
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),

@@ -80,8 +80,7 @@ def low_rank_updates(
     for name, stack in lora_params.items():
         first, *others = name.split(JOINT)
         if others and first in letters:
-            a = sharding.gather_for_matmul(f"{letters[first][0]}SR", stack.a.reshape(x.shape[-1], *stack.a.shape[-2:]))
-            low = einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype).reshape(*x.shape[:2], *stack.b.shape[1:3])
+            low = stacked_low(x, stack, letters[first][0], sharding)
             y = einsum_f32("BTJR,JRY->JBTY", low, stack.b[0]).astype(x.dtype)
             return dict(zip([first, *others], (y * gain(stack)[None, :, None]).astype(x.dtype)))
     present = {name: pair for name, pair in letters.items() if name in lora_params}
@@ -91,6 +90,12 @@ def low_rank_updates(
     a = tuple(lora.a.reshape(x.shape[-1], *lora.a.shape[-2:]) for lora in given)
     b = tuple(lora.b.reshape(*lora.b.shape[:2], -1) for lora in given)
     return dict(zip(present, low_rank(x, a, b, tuple(map(gain, given)), tuple(present.values()), sharding)))
+
+
+def stacked_low(x: Float[Array, "B T X"], stack: Any, letter: str, sharding: Sharding) -> Float[Array, "B T J R"]:
+    """x A of the J targets of an adapter `joined.with_stacks`, for inputs of this letter."""
+    a = sharding.gather_for_matmul(f"{letter}SR", stack.a.reshape(x.shape[-1], *stack.a.shape[-2:]))
+    return einsum_f32("BTX,XSR->BTSR", x, a).astype(x.dtype).reshape(*x.shape[:2], *stack.b.shape[1:3])
 
 
 def _low_rank_forward(
