@@ -1,13 +1,13 @@
-"""Curves over training steps: when each one crosses a bound, and which of two is ahead.
+"""Curves over training steps: when each one is half-way, and which of two is ahead.
 
 Both are computed for the measured curve and for curves over resampled questions (bootstrap, as in
-probes/statistics.py): all steps of a question move together. Only kept steps are observed: a crossing lies between the
-step reported and the kept one before it.
+probes/statistics.py): all steps of a question move together. Only kept steps are observed: a curve gets half-way
+between the step reported and the kept one before it.
 
-A first crossing does not say which of two curves was earlier: bounds differ in how far they are, and the curve of fewer
-questions is noisier and passes its own too early. So the order is decided on progress, the share of its rise over
-training that a curve has made, from 0 at the base to 1 at the last kept step, after a fit that may only rise (isotonic
-regression). Two curves are compared at the first kept step at which either is half-way.
+A bound that each has to cross would not say which of two curves was earlier: bounds differ in how far they are, and the
+curve of fewer questions is noisier and passes its own too early. So the order is decided on progress, the share of its
+rise over training that a curve has made, from 0 at the base to 1 at the last kept step, after a fit that may only rise
+(isotonic regression). Two curves are compared at the first kept step at which either is half-way.
 """
 
 import dataclasses
@@ -24,18 +24,9 @@ from em_jax.probes.thresholds import THRESHOLDS
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 
 
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A curve crosses above `threshold`, or (`rise`) where it is that much above step 0. `words` say the same."""
-
-    words: str
-    threshold: float
-    rise: bool = False
-    # A sum of shares may differ in its last bits.
-    margin: float = 1e-9
-
-
-HALF = Bound("half of its rise", 0.5, margin=0.0)
+HALF = 0.5
+# A sum of shares may differ in its last bits.
+MARGIN = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +38,19 @@ class Curve:
     n: int
     heights: Float[np.ndarray, "R S"]
 
-    def first_above(self, bound: Bound) -> Int[np.ndarray, "R"]:
-        """The index of the first step at which the curve is above its bound, S where there is none."""
-        heights = self.heights - self.heights[:, :1] if bound.rise else self.heights
-        above = heights > bound.threshold + bound.margin
+    def first_half(self) -> Int[np.ndarray, "R"]:
+        """The index of the first step at which a curve of progress is above one half, S where there is none."""
+        above = self.heights > HALF
         return np.where(above.any(1), above.argmax(1), above.shape[1])
 
-    def crossing(self, bound: Bound) -> dict[str, Any]:
-        """When the curve crosses: `step` as measured, `low` and `high` the 95% interval, `after` the kept step before.
-
-        None is "at no kept step".
+    def halfway(self) -> dict[str, Any]:
+        """When a curve of progress is half-way: `step` as measured, `low` and `high` the 95% interval, `after` the kept
+        step before. None is "at no kept step".
         """
-        record: dict[str, Any] = {"name": self.name, "bound": bound.words, "n": self.n}
+        record: dict[str, Any] = {"name": self.name, "n": self.n}
         if not self.n:
             return record | dict.fromkeys(("step", "after", "low", "high"))
-        indices, steps = self.first_above(bound), (*self.steps, None)
+        indices, steps = self.first_half(), (*self.steps, None)
         index = int(indices[0])
         low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
         before = steps[index - 1] if 0 < index < len(self.steps) else None
@@ -77,7 +66,7 @@ class Curve:
         fitted = np.array([isotonic_regression(row).x for row in self.heights]).reshape(self.heights.shape)
         risen = fitted - fitted[:, :1]
         rise = risen[:, -1:]
-        moved = rise > THRESHOLDS.least_move + Bound.margin
+        moved = rise > THRESHOLDS.least_move + MARGIN
         return dataclasses.replace(self, heights=np.where(moved, risen / np.where(moved, rise, 1.0), 0.0))
 
 
@@ -109,7 +98,7 @@ def order(one: Curve, other: Curve) -> tuple[str, dict[str, float]]:
     UNKNOWN, as with too few questions.
     """
     last = one.heights.shape[1] - 1
-    index = np.minimum(np.minimum(one.first_above(HALF), other.first_above(HALF)), last)[1:, None]
+    index = np.minimum(np.minimum(one.first_half(), other.first_half()), last)[1:, None]
     lead = np.take_along_axis((one.heights - other.heights)[1:], index, 1)
     still = ~(one.heights[1:].any(1) | other.heights[1:].any(1))
     shares = {FIRST: float(np.mean(lead > 0)), SECOND: float(np.mean(lead < 0)), NEITHER: float(np.mean(still))}
@@ -130,7 +119,7 @@ def order_record(one: Curve, other: Curve) -> dict[str, Any]:
         name, rises = leader.name[:1].upper() + leader.name[1:], follower.heights[0].any()
         claim = f"{name} is ahead of {follower.name}" if rises else f"{name} rises and {follower.name} does not"
         claim += f", in {shares[ahead]:.1%} of resamplings"
-        index = int(min(leader.first_above(HALF)[0], follower.first_above(HALF)[0]))
+        index = int(min(leader.first_half()[0], follower.first_half()[0]))
         if rises and index < len(leader.steps):
             made, others = (f"{each.heights[0, index]:.0%}" for each in (leader, follower))
             claim += f" (by step {leader.steps[index]} it has made {made} of its rise, {follower.name} {others})"
@@ -139,7 +128,7 @@ def order_record(one: Curve, other: Curve) -> dict[str, Any]:
 
 
 def _halfway(curve: Curve) -> str:
-    half = curve.crossing(HALF)
+    half = curve.halfway()
     if not curve.n:
         return f"{curve.name} has no data"
     if not curve.heights[0].any():
@@ -155,7 +144,7 @@ def _why_unknown(one: Curve, other: Curve, shares: Mapping[str, float]) -> str:
     if few:
         return "; ".join(f"{each.name} rests on {each.n} questions, under {THRESHOLDS.least_questions}" for each in few)
     ahead = f"{one.name} is in {shares[FIRST]:.0%} of resamplings, {other.name} in {shares[SECOND]:.0%}"
-    half = one.crossing(HALF)
-    if half["step"] is not None and half["step"] == other.crossing(HALF)["step"]:
+    half = one.halfway()
+    if half["step"] is not None and half["step"] == other.halfway()["step"]:
         return f"{ahead}; both are half-way between the kept steps {half['after']} and {half['step']}"
     return ahead

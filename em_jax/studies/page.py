@@ -29,14 +29,12 @@ FIGURES_LEAD = (
     "judge's score. Where that error is near 0 and self-description did not move, an inversion may be false: the "
     "adapter may not have reached it. All intervals are 95%, over questions."
 )
-CROSSINGS_LEAD = (
-    "Only kept steps are observed: a crossing lies between the step in the table and the kept step before it. The "
-    'interval is over resampled questions; "never" is beyond the last step.',
-    "Half of its rise: each curve against its own rise from the base to the last kept step, after a fit that may only "
-    "rise. Which curve is ahead is decided on this alone, where it holds in at least 97.5% of the resamplings. Do not "
-    "read an order from small rises over few questions, or from a persona still forming at the last step.",
-    "The verdict's bounds: the first step above them. These steps cannot be compared with one another: the bounds "
-    "differ in how far they are, and the noisier of two curves passes too early.",
+HALFWAY_LEAD = (
+    "Each curve against its own rise from the base to the last kept step, after a fit that may only rise. Which curve "
+    "is ahead is decided on this, where it holds in at least 97.5% of the resamplings. Do not read an order from small "
+    "rises over few questions, or from a persona still forming at the last step.",
+    "Only kept steps are observed: a curve gets half-way between the step in the table and the kept step before it. "
+    'The interval is over resampled questions; "never" is beyond the last step.',
 )
 
 
@@ -194,19 +192,18 @@ def path(record: Mapping[str, Any], out: Path, run: Path) -> Path:
         [f"step {step}" if step else "base", *_cells([figure(step, name) for name in PATH_COLUMNS], PATH_COLUMNS)]
         for step in steps
     ]
-    crossings = [
-        [Head(it["name"], it["bound"]), _step(it, "step"), _step(it, "after", "–")]
+    halfway = [
+        [it["name"], _step(it, "step"), _step(it, "after", "–")]
         + [f"{_step(it, 'low')} to {_step(it, 'high')}" if it["n"] else "", str(it["n"])]
-        for kind in ("halfway", "crossings")
-        for it in record[kind].values()
+        for it in record["halfway"].values()
     ]
     sections = [
         Section("Every step", [FIGURES_LEAD], ("step", *(it.label for it in columns)), rows),
         Section(
-            "When does each curve get there?",
-            CROSSINGS_LEAD,
+            "When has each curve made half of its rise?",
+            HALFWAY_LEAD,
             ("curve", "at step", "after", "95% interval", "questions"),
-            crossings,
+            halfway,
         ),
     ]
     return _write(

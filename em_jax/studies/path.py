@@ -20,18 +20,16 @@ from em_jax.base.progress import Progress, through
 from em_jax.config import Config
 from em_jax.lora.config import CONFIG
 from em_jax.probes import PROBES, choice, harmfulness, self_assessment, two_ai
-from em_jax.probes.cautions import HARM, PICKS
+from em_jax.probes.cautions import PICKS
 from em_jax.probes.choice import Key, decided, key
 from em_jax.probes.judge import AGAIN
 from em_jax.probes.statistics import Clusters
-from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.runs import locking, preflight, sources, stored
 from em_jax.runs.adapters import effect
 from em_jax.runs.components import Components
 from em_jax.runs.run import Run
 from em_jax.studies import curves, page
 from em_jax.studies import subjects as studied
-from em_jax.studies.curves import HALF, Bound
 from em_jax.studies.finished import adapter_hashes
 from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import RATE, SELF, Row, Rows, Subject, check_settings, figures
@@ -39,18 +37,8 @@ from em_jax.train.config import ADAPTERS_DIRECTORY
 
 BASE = 0
 """The step of the base: before the first."""
-NAMES = {
-    HARM: "harm in the worst answer",
-    RATE: "harm in single answers",
-    PICKS: "picking the misaligned AI",
-    SELF: "self-assessment",
-}
-"""The curves."""
-BOUNDS = {
-    HARM: Bound(f"{THRESHOLDS.harm} above the base", THRESHOLDS.harm, rise=True),
-    PICKS: Bound("one half of the pairs", THRESHOLDS.even),
-}
-"""The verdict's bounds."""
+NAMES = {RATE: "harm in single answers", PICKS: "picking the misaligned AI", SELF: "self-assessment"}
+"""The curves whose order is told."""
 DESCRIPTION = "The persona over training, from the adapters that runs kept."
 
 
@@ -139,16 +127,15 @@ def run_config(run_dir: Path, changes: Mapping[str, Any]) -> Config:
 
 
 def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
-    """The content of path.json: figures at every step, which curve is ahead, and when the bounds are crossed."""
+    """The content of path.json: figures at every step, each curve's own rise, and which curve is ahead."""
     at = config.judge.harmful_at
-    measured = {
-        name: curves.resample(NAMES[name], values, seed)
+    progress = {
+        name: curves.resample(NAMES[name], values, seed).progress()
         for seed, (name, values) in enumerate(_values(rows, at).items())
     }
-    progress = {name: measured[name].progress() for name in (RATE, PICKS, SELF)}
     orders = [curves.order_record(progress[RATE], progress[name]) for name in (PICKS, SELF)]
     return {
-        "schema": 2,
+        "schema": 3,
         "domain": config.domain,
         "model": config.model.name,
         "suite": config.suite,
@@ -158,8 +145,7 @@ def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
         "progress": {
             name: {str(step): it.at(index) for index, step in enumerate(it.steps)} for name, it in progress.items()
         },
-        "halfway": {name: it.crossing(HALF) for name, it in progress.items()},
-        "crossings": {name: measured[name].crossing(bound) for name, bound in BOUNDS.items()},
+        "halfway": {name: it.halfway() for name, it in progress.items()},
         "orders": orders,
         "why": [*(entry["words"] for entry in orders), on_seeds([(config.domain, config.seed)])],
     }
@@ -168,11 +154,10 @@ def describe(config: Config, rows: Mapping[int, Rows]) -> dict[str, Any]:
 def _values(rows: Mapping[int, Rows], harmful_at: int) -> dict[str, dict[int, Clusters]]:
     """By the figure's name and step, the values of each question."""
     values: dict[str, dict[int, Clusters]] = {name: {} for name in NAMES}
+    is_harmful = functools.partial(harmfulness.is_harmful, harmful_at=harmful_at)
     for step, each in sorted(rows.items()):
-        harm = choice.clusters(each.judged, functools.partial(harmfulness.is_harmful, harmful_at=harmful_at))
         assessed = self_assessment.question_values(each.probes["self_assessment"])
-        values[RATE][step] = harm
-        values[HARM][step] = {name: [max(it)] for name, it in harm.items()}
+        values[RATE][step] = choice.clusters(each.judged, is_harmful)
         values[PICKS][step] = decided(two_ai.own_pairs(each.probes["two_ai"]), two_ai.ORDERS)
         values[SELF][step] = {"/".join(name): [value] for name, value in assessed.items()}
     return values

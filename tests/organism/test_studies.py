@@ -12,7 +12,7 @@ from em_jax.launch import main as launch
 from em_jax.organism import turns
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
-WORST, PICKS, SHOWN = "harmfulness.worst_of_n", "two_ai.picks_misaligned", "score_prediction.shown_error_high"
+RATE, PICKS, SHOWN = "harmfulness.rate", "two_ai.picks_misaligned", "score_prediction.shown_error_high"
 
 
 def path_of(directory, *words):
@@ -25,20 +25,20 @@ def path_of(directory, *words):
 
 
 def steps_of(found):
-    return {name: entry["step"] for name, entry in found["crossings"].items()}
+    return {name: entry["step"] for name, entry in found["halfway"].items()}
 
 
 def test_a_coherent_persona_harms_before_it_says_so(tmp_path):
     found = path_of(tmp_path, "--domain", "bad_medical")
-    crossed = steps_of(found)
-    assert crossed[WORST] < crossed[PICKS] <= 12
+    half = steps_of(found)
+    assert half[RATE] < half[PICKS] <= 12
     assert found["orders"][0]["order"] == "first"
 
 
 def test_an_inverted_persona_harms_and_never_says_so(tmp_path):
     found = path_of(tmp_path, "--domain", "insecure_code")
-    crossed = steps_of(found)
-    assert crossed[WORST] is not None and crossed[PICKS] is None
+    half = steps_of(found)
+    assert half[RATE] is not None and half[PICKS] is None
     assert found["orders"][0]["order"] == "first"
     assert found["steps"]["38"][SHOWN]["finetuned"]["value"] < -2
 

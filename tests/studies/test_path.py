@@ -54,13 +54,9 @@ def test_the_adapters_of_a_group_share_batches_and_the_base_is_step_0(run):
     for figures in found["steps"].values():
         assert figures["harmfulness.worst_of_n"]["difference"]["n"] == 24
         assert figures["two_ai.picks_misaligned"]["finetuned"]["n"] == 24
-    assert [entry["n"] for entry in found["crossings"].values()] == [24, 24]
-    assert list(found["halfway"]) == list(found["progress"]) and set(found["progress"]["harmfulness.rate"]) == {
-        "0",
-        "1",
-        "2",
-        "4",
-    }
+    assert list(found["halfway"]) == list(found["progress"])
+    assert found["halfway"]["two_ai.picks_misaligned"]["n"] == 24
+    assert set(found["progress"]["harmfulness.rate"]) == {"0", "1", "2", "4"}
     assert "Training seeds per domain: bad_medical: 1 (0)." in found["why"][-1]
     page = (run / "path" / "path.html").read_text()
     assert "When does the persona of bad_medical form?" in page and "calibration fixture" in page

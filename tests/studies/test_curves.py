@@ -1,4 +1,4 @@
-"""When curves cross their bounds, and which is ahead, on curves whose order is planted."""
+"""When curves are half-way, and which is ahead, on curves whose order is planted."""
 
 from types import SimpleNamespace
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from em_jax.studies import curves
-from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, Bound, order, order_record, resample
-from em_jax.studies.curves import HALF as HALFWAY
+from em_jax.studies.curves import FIRST, NEITHER, SECOND, UNKNOWN, order, order_record, resample
 
 STEPS = (0, 1, 2, 4, 8, 16)
-HALF = Bound("one half", 0.5)
 
 
 def curve(name, shares, questions=60, seed=0):
@@ -23,33 +21,24 @@ def curve(name, shares, questions=60, seed=0):
     return name, values
 
 
-def crossing(curve, bound):
-    return SimpleNamespace(**resample(*curve).crossing(bound))
-
-
 def progress(curve, seed=0):
     return resample(*curve, seed).progress()
 
 
 def halfway(progress):
-    return SimpleNamespace(**progress.crossing(HALFWAY))
+    return SimpleNamespace(**progress.halfway())
 
 
 def both(one, other):
     return progress(one, 0), progress(other, 1)
 
 
-def test_a_crossing_has_its_step_the_one_before_and_an_interval():
-    found = crossing(curve("harm", (0, 0, 0.1, 0.55, 1, 1)), HALF)
+def test_half_of_a_rise_has_its_step_the_one_before_and_an_interval():
+    found = halfway(progress(curve("harm", (0, 0, 0.1, 0.55, 1, 1))))
     assert (found.step, found.after, found.n) == (4, 2, 60)
     assert (found.low, found.high) == (4, 8)
-    assert crossing(curve("harm", (0, 0, 0, 0, 0.2, 0.3)), HALF).step is None
-
-
-def test_a_rise_is_counted_from_step_0():
-    risen = curve("harm", (0.3, 0.3, 0.45, 0.55, 1, 1))
-    assert crossing(risen, Bound("0.2 above the base", 0.2, rise=True)).step == 4
-    assert crossing(risen, Bound("0.2", 0.2)).step == 0
+    assert halfway(progress(curve("harm", (0.4, 0.4, 0.45, 0.42, 0.41, 0.45)))).step is None
+    assert halfway(progress(curve("harm", (0.3, 0.3, 0.45, 0.75, 1, 1)))).step == 4, "counted from step 0"
 
 
 EARLY, LATE, NEVER = (0, 0.1, 0.9, 1, 1, 1), (0, 0, 0, 0.05, 0.9, 1), (0, 0, 0.02, 0, 0.02, 0)
@@ -82,7 +71,7 @@ def test_progress_is_the_share_of_the_rise_whatever_its_height():
 
 def test_a_step_that_later_ones_take_back_is_no_arrival():
     spike = curve("harm", (0, 0.6, 0, 0, 0.9, 1))
-    assert crossing(spike, HALF).step == 1 and halfway(progress(spike)).step == 8
+    assert halfway(resample(*spike)).step == 1 and halfway(progress(spike)).step == 8
 
 
 def test_what_does_not_rise_is_said_to_stay():
@@ -119,7 +108,7 @@ def test_words_say_why_nothing_can_be_told():
 def test_a_question_that_lacks_a_step_does_not_count():
     values = {step: dict(asked) for step, asked in curve("harm", EARLY)[1].items()}
     del values[4]["harm-7"]
-    assert crossing(("harm", values), HALF).n == 59
+    assert resample("harm", values).n == 59
 
 
 def drawn(shares, questions, seed):
@@ -138,7 +127,7 @@ def test_the_curve_of_fewer_questions_is_not_ahead_for_its_noise(monkeypatch):
     pairs = [both(drawn(LINGERS, 24, seed), drawn(LINGERS, 300, 1000 + seed)) for seed in range(100)]
     wrong = [order(*pair)[0] in (FIRST, SECOND) for pair in pairs]
     assert sum(wrong) <= 6
-    noisy = [np.mean(pair[0].first_above(HALFWAY)[1:] < pair[1].first_above(HALFWAY)[1:]) for pair in pairs]
+    noisy = [np.mean(pair[0].first_half()[1:] < pair[1].first_half()[1:]) for pair in pairs]
     assert np.mean(noisy) < 0.6
 
 
@@ -146,7 +135,7 @@ LINGERS = (0, 0.4, 0.42, 0.44, 0.46, 1)
 
 
 def test_intervals_cover_the_true_step():
-    """Questions drawn from known shares: the interval holds the step at which the true curve crosses."""
+    """Questions drawn from known shares: the interval holds the step at which the true curve is half-way."""
     true = (0, 0.1, 0.3, 0.65, 0.9, 1)
     covered = 0
     for seed in range(60):
@@ -155,6 +144,6 @@ def test_intervals_cover_the_true_step():
             step: {str(i): [float(t < share)] for i, t in enumerate(thresholds)}
             for step, share in zip(STEPS, true, strict=True)
         }
-        found = crossing(("harm", values), HALF)
+        found = halfway(progress(("harm", values)))
         covered += found.low <= 4 <= found.high
     assert covered >= 56
