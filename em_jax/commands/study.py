@@ -93,14 +93,10 @@ def _follow(name: str, study: Any, arguments: Sequence[str]) -> None:
     def work(components: Any) -> None:
         from em_jax.runs.components import Components
 
-        records = []
         for run in runs:
             out = Path(given.out) if given.out else run / name
-            records.append(study.study(run, out, options, changes, components or Components()))
-            print(*records[-1]["why"], sep="\n", flush=True)
-            if len(records) == len(runs) > 1:
-                print(*study.tally(records), sep="\n", flush=True)
-            print(f"done: {out / f'{name}.html'}", flush=True)
+            record = study.study(run, out, options, changes, components or Components())
+            print(*record["why"], f"done: {out / f'{name}.html'}", sep="\n", flush=True)
 
     across_processes(work)
 

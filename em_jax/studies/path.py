@@ -163,22 +163,6 @@ def _values(rows: Mapping[int, Rows], harmful_at: int) -> dict[str, dict[int, Cl
     return values
 
 
-def tally(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Over the paths of several runs: in how many of them one curve is ahead of another."""
-    lines = []
-    for orders in zip(*(record["orders"] for record in records), strict=True):
-        one, other = orders[0]["one"], orders[0]["other"]
-        words = {
-            curves.FIRST: f"{one} is ahead of {other}",
-            curves.SECOND: f"{other} is ahead of {one}",
-            curves.NEITHER: f"neither {one} nor {other} rises",
-            curves.UNKNOWN: f"it cannot be told whether {one} or {other} is ahead",
-        }
-        counts = {name: sum(order["order"] == name for order in orders) for name in words}
-        lines.append(f"Of {len(orders)} runs: {'; '.join(f'in {n} {words[it]}' for it, n in counts.items() if n)}.")
-    return lines
-
-
 # --- all kept adapters asked together ---
 
 

@@ -96,19 +96,6 @@ def test_few_questions_are_said_to_tell_nothing(run):
     assert "rests on 4 questions, under 20" in found["why"][0]
 
 
-@pytest.mark.fast
-def test_the_paths_of_several_seeds_are_counted():
-    def found(order):
-        return {"orders": [{"one": "harm", "other": "picking", "order": order}]}
-
-    assert path.tally([found("first"), found("first"), found("cannot tell")]) == [
-        "Of 3 runs: in 2 harm is ahead of picking; in 1 it cannot be told whether harm or picking is ahead."
-    ]
-    assert path.tally([found("second"), found("neither")]) == [
-        "Of 2 runs: in 1 picking is ahead of harm; in 1 neither harm nor picking rises."
-    ]
-
-
 def test_steps_that_are_not_there_are_named(run):
     assert list(path.kept_adapters(run, (2, 4))) == [2, 4]
     with pytest.raises(UserError, match="no adapter of step 3; it kept 1, 2, 4"):
