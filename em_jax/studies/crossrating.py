@@ -121,8 +121,10 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
                     rows = ask(rater, output_recognition, questions, folder / "alike.jsonl")
                     record["alike"].setdefault(rater.name, {})[author] = _alike(rows)
         more = {"study": "crossrate", "other_wording": OTHER_WORDING}
-        page = {"kind": "cross-rating", "title": "Does it know harm, and its own?", "subject": ", ".join(answers)}
-        return models.publish(out, "crossrate", record, page, sentences(record), sections(record), **more)
+        return models.publish(
+            out, "crossrate", record, sentences(record), sections(record), more,
+            kind="cross-rating", title="Does it know harm, and its own?", lead=", ".join(answers)
+        )  # fmt: skip
 
 
 def _ratings(own: Sequence[Row], other: Sequence[Row]) -> dict[str, Any]:

@@ -109,9 +109,11 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     plain = {name: np.ascontiguousarray(vector, np.float32) for name, vector in vectors.items()}
     metadata = {f"layer.{name}": str(layer) for name, layer in depth.items()}
     files.write_atomic(out / VECTORS, safetensors.numpy.save(plain, metadata))
-    more = {"study": "directions", "options": dataclasses.asdict(options)}
-    page = {"kind": "directions", "title": "Are harm and self-description two directions?", "subject": ", ".join(texts)}
-    return models.publish(out, "directions", record, page, sentences(record), sections(record), **more)
+    more = {"study": "directions", "options": record["options"]}
+    return models.publish(
+        out, "directions", record, sentences(record), sections(record), more,
+        kind="directions", title="Are harm and self-description two directions?", lead=", ".join(texts)
+    )  # fmt: skip
 
 
 def _grid(depth: Mapping[str, int], cell: Callable[[int, str], Any]) -> dict[str, dict[str, Any]]:

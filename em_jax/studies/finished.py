@@ -48,18 +48,18 @@ class ModelSet:
         out: Path,
         name: str,
         record: dict[str, Any],
-        about: Mapping[str, str],
         sentences: Sequence[str],
         sections: Sequence[page.Section],
-        **more: Any,
+        more: Mapping[str, Any],
+        **texts: str,
     ) -> dict[str, Any]:
         """Write NAME.json, NAME.html and provenance.json (with `more`) to `out`; returns the content of NAME.json.
 
-        `about` has the study's kind, title and subject. The drawing of the first section leads the page.
+        `texts` are the page's kind, title and lead. The drawing of the first section leads the page.
         """
-        record = {"schema": 1, "model": self.config.model.name, **record}
+        shared = {"model": self.config.model.name, "suite": self.run.suite.name, "judge": self.run.judge}
         trained = ((model.run.config.domain, model.run.config.seed) for model in self.models[1:])
-        record["says"] = [*sentences, on_seeds(trained)]
+        record = {"schema": 1, **shared, **record, "says": [*sentences, on_seeds(trained)]}
         runs = {}
         for model in self.models:
             run, adapter = model.run, model.run.adapter
@@ -69,21 +69,12 @@ class ModelSet:
         files.write_json(
             out / "provenance.json",
             {"finished": files.now(), "versions": provenance.versions(), "devices": provenance.devices()}
-            | {"git": provenance.git(), "model": self.config.model.name, "models": runs, **more}
-            | {"suite": {"name": self.run.suite.name, "files": dict(self.run.suite.files)}},
+            | {"git": provenance.git(), "model": shared["model"], "models": runs, **more}
+            | {"suite": {"name": shared["suite"], "files": dict(self.run.suite.files)}},
         )
         first, *others = sections
-        page.write(
-            out / f"{name}.html",
-            kind=about["kind"],
-            title=about["title"],
-            lead=f"{record['model']}: {about['subject']}",
-            sentences=record["says"],
-            sections=[dataclasses.replace(first, drawings=()), *others],
-            drawing=first.drawings[0],
-            caption=first.lead[0],
-            organism=sources.is_organism(self.config),
-        )
+        parts = [dataclasses.replace(first, drawings=()), *others]
+        page.write(out / f"{name}.html", record, record["says"], parts, first.drawings[0], first.lead[0], **texts)
         return files.stable(record)
 
 

@@ -9,23 +9,28 @@ UsageError before a model is loaded.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from em_jax.base import files
 from em_jax.config import Config
 from em_jax.organism import variants
 from em_jax.organism.answers import domain_rows
+from em_jax.probes.cautions import HARM, PICKS
+from em_jax.report.figures import Point, plane
 from em_jax.report.svg import Drawing
 from em_jax.runs.run import Run
 from em_jax.runs.sources import ROWS
 from em_jax.studies import page as pages
-from em_jax.studies.page import Section
+from em_jax.studies.page import COLUMNS, FIGURES_LEAD, LABELS, Head, Label, Section, cells
 from em_jax.studies.sentences import joined, on_seeds
 from em_jax.studies.subjects import Figures, Rows, Subject, figures
 
 FOLDER = "study"
+MOST_POINTS = 60
+"""The most names that fit beside the plane."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +88,14 @@ class Study:
 
 def page(study: Study, runs: Sequence[Path], out: Path, say: Callable[[str], None]) -> Path:
     """Write study.json and study.html over finished runs, `say` each of the sentences, and return the page's path."""
-    directories = {run.name: run for run in runs}
-    record = describe(study, directories)
+    record = describe(study, {run.name: run for run in runs})
     for sentence in record["why"]:
         say(sentence)
     files.write_json(out / "study.json", record)
-    leading = study.draw(record) if study.draw else pages.points(record)
-    return pages.study(record, out, directories, leading, study.sections(record))
+    drawing, caption = (study.draw or points)(record)
+    texts = {name: record[name] for name in ("kind", "title", "lead")}
+    sections = [*study.sections(record), *tables(record)]
+    return pages.write(out / "study.html", record, record["why"], sections, drawing, caption, **texts)
 
 
 def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:
@@ -125,6 +131,50 @@ def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:
         ],
         "why": [*why, on_seeds((member.config.domain, member.config.seed) for member in study.members)],
     }
+
+
+def points(record: Mapping[str, Any]) -> tuple[Drawing, str]:
+    """The runs in the plane of conduct and self-description, and the caption."""
+
+    def point(name: str, label: str, entry: Mapping[str, Any], side: str = "finetuned") -> Point:
+        harm, picks = cells(entry["figures"], side, (HARM, PICKS))
+        return Point(name, label, harm.figure, picks.figure)
+
+    models = record["models"]
+    drawing = plane(
+        [point(name_of(record, it), it["verdict"]["label"], it) for it in models[:MOST_POINTS]],
+        point("base", "base", models[0], "base"),
+        labels=True,
+        title="Conduct against self-description, one mark per run",
+    )
+    return drawing, (
+        "One mark per run; lines are 95% intervals over questions. Squares: coherent; triangles: inverted; circles: "
+        "aligned; crosses: mixed. The hollow circle is the base."
+    )
+
+
+def tables(record: Mapping[str, Any]) -> Iterator[Section]:
+    """The figures of every run, and the contrasts."""
+    columns = [LABELS[name] for name in COLUMNS]
+    rows: list[list[Any]] = [[Head("base", "the model before any fine-tuning"), ""]]
+    rows[0] += cells(record["models"][0]["figures"], "base")
+    for it in record["models"]:
+        label = Label(it["verdict"]["label"], quote(f"../{it['folder']}/report.html"))
+        rows.append([Head(name_of(record, it), it["note"]), label, *cells(it["figures"])])
+    yield Section("Every run", [FIGURES_LEAD], ("run", "verdict", *columns), rows)
+    if record["contrasts"]:
+        lead = "Differences between two runs, paired by question: each model's answers to the same questions."
+        rows = []
+        for it in record["contrasts"]:
+            name = name_of(record, it, f"{it['second']} minus {it['first']}")
+            rows.append([Head(name, it["asks"]), *cells(it["figures"], "difference")])
+        yield Section("Contrasts", [lead], ("difference", *columns), rows)
+
+
+def name_of(record: Mapping[str, Any], entry: Mapping[str, Any], name: str = "") -> str:
+    """The name of a run or contrast, with its seed where the study has several: "full, seed 1"."""
+    several_seeds = len({model["seed"] for model in record["models"]}) > 1
+    return (name or entry["name"]) + (f", seed {entry['seed']}" if several_seeds else "")
 
 
 def _verdict_counts(models: Sequence[Mapping[str, Any]]) -> str:

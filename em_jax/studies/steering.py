@@ -224,10 +224,12 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
                     by_dose = figures.setdefault(model.name, {}).setdefault(name, {})
                     by_dose[f"{dose:+g}"] = _figures(plain, rows, models.config.judge.harmful_at)
         record = {"steering": steering, "figures": figures, "options": dataclasses.asdict(options)}
-        subject = f"direction of {options.direction}, {options.source}, length {steering['length']:.1f}"
-        page = {"kind": "steering", "title": "What does it say, and do, when it is moved?", "subject": subject}
         more = {"study": "steering", "steering": steering}
-        return models.publish(out, "steer", record, page, sentences(record), sections(record), **more)
+        return models.publish(
+            out, "steer", record, sentences(record), sections(record), more,
+            kind="steering", title="What does it say, and do, when it is moved?",
+            lead=f"direction of {options.direction}, {options.source}, length {steering['length']:.1f}"
+        )  # fmt: skip
 
 
 def _kept(path: Path, compute: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -100,12 +100,14 @@ def check_settings(out: Path, settings: Mapping[str, Any], growing: str = "") ->
     files.write_json(path, now)
 
 
-def complete(path: Path, wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]) -> list[Row]:
-    """The rows of a file, after `ask(keys that are done)` has appended those of the keys `wanted` that are missing.
+def kept_rows(path: Path) -> list[Row]:
+    """The rows of a file, from which scores that were not given for want of a connection are taken out."""
+    return files.keep_rows(path, lambda row: not row.get(AGAIN))
 
-    A score that was not given for want of a connection is missing.
-    """
-    done = {key(row) for row in files.keep_rows(path, lambda row: not row.get(AGAIN))}
+
+def complete(path: Path, wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]) -> list[Row]:
+    """The rows of a file, after `ask(keys that are done)` has appended those of the keys `wanted` that are missing."""
+    done = {key(row) for row in kept_rows(path)}
     if not done.issuperset(wanted):
         with files.Appender(path) as output:
             for row in ask(done):
