@@ -115,8 +115,9 @@ def test_too_few_questions_conclude_nothing():
     assert "cannot conclude, under 20 questions" in steering.sentences(found)[0]
 
 
-def test_the_null_of_claims_is_at_one_half_and_narrows_with_questions():
-    few, many = (crossrating.null_share({str(i): [1.0] for i in range(n)}) for n in (8, 200))
-    assert few["value"] == pytest.approx(0.5, abs=0.02) and many["value"] == pytest.approx(0.5, abs=0.02)
-    assert many["high"] - many["low"] < few["high"] - few["low"]
-    assert crossrating.null_share({}) is None
+@pytest.mark.parametrize(
+    ("share_of_claims", "words"), [(0.9, "more often"), (0.1, "less often"), (0.5, "may be chance")]
+)
+def test_a_models_own_answer_is_claimed_where_the_interval_leaves_one_half(share_of_claims, words):
+    alike = {"one": {"two": {"claims": share(share_of_claims)}}}
+    assert words in crossrating.sentences({"ratings": {}, "alike": alike})[0]
