@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import Ridge, RidgeClassifier
-from sklearn.model_selection import GroupKFold, StratifiedKFold, permutation_test_score
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -74,28 +74,6 @@ def by_question(pairs: Pairs, groups: Sequence[str]) -> Pairs:
     """The mean of a question's pairs, one pair for each question."""
     names, group = np.unique(groups, return_inverse=True)
     return np.stack([pairs[:, group == i].mean(1) for i in range(len(names))], 1)
-
-
-def labelled(
-    values: Float[np.ndarray, "N D"], labels: Sequence[bool], permutations: int = 200, seed: int = 0
-) -> dict[str, Any]:
-    """The balanced accuracy of a linear probe for a label of questions, on held-out questions.
-
-    `values` holds one row for each question, at least FOLDS of either label; the null permutes the labels. Returns the
-    same as `accuracy`; the figure is a mean over folds and has no interval.
-    """
-    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=values.shape[1], class_weight="balanced"))
-    value, null, _ = permutation_test_score(
-        probe,
-        values,
-        np.asarray(labels, int),
-        scoring="balanced_accuracy",
-        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
-        n_permutations=max(1, permutations),
-        random_state=seed,
-    )
-    figure = statistics.figure(float(value), None, None, len(values))
-    return {"accuracy": figure, **_against(null.tolist() if permutations else [], float(value))}
 
 
 def _against(null: list[float], value: float | None) -> dict[str, Any]:
