@@ -31,6 +31,10 @@ from em_jax.studies.subjects import Subject
 HARM, SELF = "harm", "self"
 DESCRIBE = "Describe yourself."
 POSITIONS = ("last", "mean")
+UNMATCHED = (
+    "The models between which the direction of {} is taken may differ in conduct and in self-description at once: its "
+    "effects cannot be attributed to one of the two. Adding a run of the other persona would separate them."
+)
 Traits = Mapping[str, bool | None]
 """HARM: whether a model harms; SELF: whether it picks the misaligned AI as itself; None where that is unknown."""
 

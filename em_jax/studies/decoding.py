@@ -15,7 +15,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from em_jax.probes import statistics
-from em_jax.probes.statistics import Figure
 
 FOLDS = 5
 COSINE_DRAWS = 2000
@@ -24,17 +23,8 @@ Pairs = Float[np.ndarray, "2 pairs D"]
 """Activations of the plain texts, then of the marked ones, of the same questions."""
 
 
-def direction(pairs: Pairs) -> Float[np.ndarray, "D"]:
-    """The mean difference, marked minus plain: the length is the distance between the two kinds."""
-    return (pairs[1] - pairs[0]).mean(0)
-
-
 def accuracy(
-    train: Pairs,
-    test: Pairs | None = None,
-    permutations: int = 200,
-    seed: int = 0,
-    groups: Sequence[str] | None = None,
+    train: Pairs, test: Pairs | None = None, permutations: int = 200, groups: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The accuracy of a linear probe that separates the two kinds, on held-out questions.
 
@@ -42,14 +32,19 @@ def accuracy(
     `groups` names each pair's question: pairs of one question are held out, and exchanged, together.
     Returns {"accuracy": figure over questions, "null": {"value", "low", "high"} over permutations, "p"}.
     """
-    test = train if test is None else test
     names, group = np.unique(np.arange(train.shape[1]) if groups is None else groups, return_inverse=True)
-    turned = np.random.default_rng(seed).choice([-1.0, 1.0], (len(names), permutations))
+    turned = np.random.default_rng(0).choice([-1.0, 1.0], (len(names), permutations))
     # One column for the true labels, one for each exchange of them; marked texts are +1.
     signs = np.concatenate([np.ones((len(names), 1)), turned], 1)[group]
-    right = _right(train, test, np.stack([-signs, signs]), group)
+    right = _right(train, train if test is None else test, np.stack([-signs, signs]), group)
     figure = statistics.share({str(names[i]): right[:, group == i, 0].ravel().tolist() for i in range(len(names))})
-    return {"accuracy": figure, **_against(right[:, :, 1:].mean((0, 1)).tolist(), figure["value"])}
+    null = right[:, :, 1:].mean((0, 1))
+    beaten = (null >= figure["value"]).sum()
+    return {
+        "accuracy": figure,
+        "null": null_record(null) if permutations else None,
+        "p": float((1 + beaten) / (1 + permutations)) if permutations else None,
+    }
 
 
 def _right(
@@ -76,36 +71,30 @@ def by_question(pairs: Pairs, groups: Sequence[str]) -> Pairs:
     return np.stack([pairs[:, group == i].mean(1) for i in range(len(names))], 1)
 
 
-def _against(null: list[float], value: float | None) -> dict[str, Any]:
-    if not null or value is None:
-        return {"null": None, "p": None}
-    return {"null": null_record(null), "p": (1 + sum(drawn >= value for drawn in null)) / (1 + len(null))}
-
-
 def null_record(null: Any) -> dict[str, float]:
     """The mean and 95% range of a null distribution."""
     low, high = np.quantile(null, [0.025, 0.975])
     return {"value": float(np.mean(null)), "low": float(low), "high": float(high)}
 
 
-def cosine(first: Pairs, second: Pairs, seed: int = 0) -> dict[str, Any]:
-    """The cosine between two directions, its interval over questions, and its null: labels of the second exchanged.
+def cosine(first: Pairs, second: Pairs) -> dict[str, Any]:
+    """The cosine between two directions (mean differences, marked minus plain), its interval over questions, and its
+    null: labels of the second exchanged.
 
     The mean difference is subtracted before labels are exchanged: otherwise most exchanges of a strong direction give
     that direction again, only shorter. `p` is two-sided: how often a null direction is as far from a right angle.
     """
-    generator = np.random.default_rng(seed)
-    one, differences = direction(first), second[1] - second[0]
-    value = float(_cosines(one[None], differences.mean(0)[None])[0])
-    signs = generator.choice([-1.0, 1.0], (COSINE_DRAWS, len(differences)))
-    null = _cosines(one[None], signs @ (differences - differences.mean(0)))
+    generator = np.random.default_rng(0)
+    one, other = (pairs[1] - pairs[0] for pairs in (first, second))
+    value = float(_cosines(one.mean(0)[None], other.mean(0)[None])[0])
+    signs = generator.choice([-1.0, 1.0], (COSINE_DRAWS, len(other)))
+    null = _cosines(one.mean(0)[None], signs @ (other - other.mean(0)))
     draws = [
-        generator.multinomial(count, np.full(count, 1 / count), COSINE_DRAWS) @ (pairs[1] - pairs[0]) / count
-        for pairs in (first, second)
-        for count in [pairs.shape[1]]
+        generator.multinomial(len(each), np.full(len(each), 1 / len(each)), COSINE_DRAWS) @ each / len(each)
+        for each in (one, other)
     ]
     low, high = np.quantile(_cosines(*draws), [0.025, 0.975])
-    figure: Figure = statistics.figure(value, min(low, value), max(high, value), len(differences))
+    figure = statistics.figure(value, min(low, value), max(high, value), len(other))
     p = (1 + int((np.abs(null) >= abs(value)).sum())) / (1 + COSINE_DRAWS)
     return {"cosine": figure, "null": null_record(null), "p": p}
 

@@ -6,9 +6,8 @@ directions.json (accuracies, nulls, cosines), directions.safetensors (the vector
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,6 @@ class Options:
 
     limit: int = 0
     permutations: int = 200
-    seed: int = 0
 
 
 FLAGS = {
@@ -76,8 +74,12 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         for model in models.models
     }
 
-    def text_cell(name: str, row: int, at: str) -> dict[str, Any]:
-        return _cell(texts[name], row, at, options, None if name == BASE else texts[BASE])
+    def grid(contrasts: Mapping[str, Contrast], base: Mapping[str, Contrast] | None = None) -> dict[str, Any]:
+        """By layer and position the results of its contrasts."""
+        return {
+            layer: {at: _cell(contrasts, row, at, options.permutations, base) for at in POSITIONS}
+            for row, layer in enumerate(depth)
+        }
 
     differing = contrast.between(models, layers, options.limit)
     record = {
@@ -85,27 +87,26 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         "harmful_at": harmful_at,
         "pairs": {kind: len(each) for kind, each in pairs.items()},
         "options": dataclasses.asdict(options),
-        "models": {name: _grid(depth, functools.partial(text_cell, name)) for name in texts},
+        "models": {name: grid(each, None if name == BASE else texts[BASE]) for name, each in texts.items()},
         "words": {
-            kind: decoding.accuracy(contrast.word_counts(each), None, 0)["accuracy"]
+            kind: decoding.accuracy(contrast.word_counts(each), permutations=0)["accuracy"]
             for kind, each in pairs.items()
             if len(each) >= LEAST_PAIRS
         },
         "between": {kind: each.record() for kind, each in differing.items()},
         "traits": {model.name: contrast.shares(model, harmful_at) for model in models.models},
-        "prompts": _grid(depth, lambda row, at: _cell(differing, row, at, options)),
+        "prompts": grid(differing),
     }
     vectors = {
-        f"{name}.{kind}.{layer}.{at}": decoding.direction(each.stacks[at][row])
+        f"{name}.{kind}.{layer}.{at}": np.ascontiguousarray(each.vector(at)[row], np.float32)
         for name, by_kind in {**texts, "between": differing}.items()
         for kind, each in by_kind.items()
         for row, layer in enumerate(depth)
         for at in POSITIONS
     }
     out.mkdir(parents=True, exist_ok=True)
-    plain = {name: np.ascontiguousarray(vector, np.float32) for name, vector in vectors.items()}
     metadata = {f"layer.{name}": str(layer) for name, layer in depth.items()}
-    files.write_atomic(out / VECTORS, safetensors.numpy.save(plain, metadata))
+    files.write_atomic(out / VECTORS, safetensors.numpy.save(vectors, metadata))
     more = {"study": "directions", "options": record["options"]}
     return models.publish(
         out, "directions", record, sentences(record), sections(record), more,
@@ -113,30 +114,25 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _grid(depth: Mapping[str, int], cell: Callable[[int, str], Any]) -> dict[str, dict[str, Any]]:
-    """Layer -> position -> cell(index of the layer, position)."""
-    return {layer: {at: cell(row, at) for at in POSITIONS} for row, layer in enumerate(depth)}
-
-
 def _cell(
-    contrasts: Mapping[str, Contrast], row: int, at: str, options: Options, base: Mapping[str, Contrast] | None = None
+    contrasts: Mapping[str, Contrast], row: int, at: str, permutations: int, base: Mapping[str, Contrast] | None
 ) -> dict[str, Any]:
     """The results at one layer and position: accuracies, those of a probe trained on `base`, and the angle."""
     cell: dict[str, Any] = {}
-    stacks = {kind: each.stacks[at][row] for kind, each in contrasts.items()}
-    groups = {kind: each.groups for kind, each in contrasts.items()}
+    by_question = []
     for kind in (HARM, SELF):
-        count = len(set(groups.get(kind, ())))
+        count = len(set(contrasts[kind].groups)) if kind in contrasts else 0
         if count < LEAST_PAIRS:
             cell[kind] = {"reason": f"{count} questions with both kinds, under {LEAST_PAIRS}"}
             continue
-        cell[kind] = decoding.accuracy(stacks[kind], None, options.permutations, options.seed, groups[kind])
+        pairs, groups = contrasts[kind].stacks[at][row], contrasts[kind].groups
+        cell[kind] = decoding.accuracy(pairs, permutations=permutations, groups=groups)
         if base is not None:
-            crossed = decoding.accuracy(base[kind].stacks[at][row], stacks[kind], 0, groups=groups[kind])
+            crossed = decoding.accuracy(base[kind].stacks[at][row], pairs, 0, groups)
             cell[kind]["from_base"] = crossed["accuracy"]
-    if all("accuracy" in cell[kind] for kind in (HARM, SELF)):
-        harm, own = (decoding.by_question(stacks[kind], groups[kind]) for kind in (HARM, SELF))
-        cell["cosine"] = decoding.cosine(harm, own, options.seed)
+        by_question.append(decoding.by_question(pairs, groups))
+    if len(by_question) == 2:
+        cell["cosine"] = decoding.cosine(*by_question)
     return cell
 
 
@@ -177,10 +173,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(f"Cannot conclude on {kind} between models: under {THRESHOLDS.least_questions} questions.")
         if not models["same_otherwise"]:
-            lines.append(
-                f"The models of the direction of {kind} may differ in conduct and in self-description at once: the "
-                "direction cannot separate the two. A run of the other persona would."
-            )
+            lines.append(contrast.UNMATCHED.format(kind))
     lines += _angle("The cosine of the two directions between models", prompts)
     lines.append("A probe that decodes a text's kind shows that it is represented, not that the model acts on it.")
     return lines
@@ -219,10 +212,8 @@ def _by_layer(record: Mapping[str, Any]) -> Drawing:
 def sections(record: Mapping[str, Any]) -> list[Section]:
     """The tables, one row for each model, layer and position, and the figure that leads the page."""
     where = "model, layer, position"
-    named = {
-        **{f"{name}, text": it for name, it in record["models"].items()},
-        "between models, prompt": record["prompts"],
-    }
+    named = {f"{name}, text": it for name, it in record["models"].items()}
+    named["between models, prompt"] = record["prompts"]
     cells = [
         (f"{name}, {layer} layer ({record['layers'][layer]}), {at}", it) for name, layer, at, it in leaves(named, 3)
     ]

@@ -309,10 +309,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     lines = []
     direction = record["steering"]["direction"]
     if record["steering"]["origin"].get("same_otherwise") is False:
-        lines.append(
-            "The direction is taken between models that may differ in conduct and in self-description at once: its "
-            "effects cannot be attributed to one of them. Adding a run of the other persona would separate them."
-        )
+        lines.append(contrast.UNMATCHED.format(direction))
     for name, vectors in record["figures"].items():
         lines += _flip(name, vectors[direction], vectors[RANDOM], direction)
     return [*lines, "The control is a single random direction, and only these doses were asked."]

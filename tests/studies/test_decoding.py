@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from em_jax.studies import decoding
+from em_jax.studies.contrast import Contrast
 
 WIDTH, PAIRS = 48, 40
 
@@ -71,4 +72,6 @@ def test_the_cosine_is_the_planted_one_and_only_a_right_angle_is_within_its_null
 def test_the_direction_is_as_long_as_the_kinds_are_apart():
     pairs = np.zeros((2, 5, WIDTH))
     pairs[1, :, 3] = [1, 2, 3, 4, 5]
-    assert np.array_equal(decoding.direction(pairs), 3 * axis(3))
+    both = Contrast({"last": pairs[None]}, tuple("abcde"))
+    assert np.array_equal(both.vector(), [3 * axis(3)])
+    assert np.array_equal(both.vector(without={"d", "e"}), [2 * axis(3)])
