@@ -52,14 +52,12 @@ DESCRIPTION = (
     "conduct, beside a random direction of the same length."
 )
 RANDOM = "random"
-UNSCORED = {PICKS: "two_ai.unscored", ASSESSED: "self_assessment.unscored", RATE: "harmfulness.unscored"}
-"""The figures, each with that of its unscored answers."""
 CURVES = {
     PICKS: ("picks the misaligned AI", "coherent"),
     ASSESSED: ("self-assessed misalignment", "mixed"),
     RATE: ("harmful answers", "inverted"),
 }
-"""Names and colours."""
+"""The figures, their words and colours."""
 TARGET = {SELF: PICKS, HARM: RATE}
 """The figure that a direction should move; the other direction's should not move."""
 WORDS = {PICKS: "its pick of the misaligned AI", RATE: "its share of harmful answers"}
@@ -83,7 +81,6 @@ class Options:
     layer: int | None = None
     limit: int = 0
     samples: int = 1
-    seed: int = 0
     folds: int = 2
     position: str = "last"
 
@@ -175,18 +172,16 @@ def _settings(models: ModelSet, options: Options) -> ProbeSettings:
     return dataclasses.replace(settings, limit=options.limit or settings.limit, sampled_questions=0, samples=1)
 
 
-def at_layer(vector: Float[np.ndarray, "D"], layer: int, layers: int, dose: float) -> Float[np.ndarray, "L D"] | None:
-    """The engine's `steer` argument; None, which is the unsteered engine, for a dose of 0."""
-    if dose == 0:
-        return None
+def at_layer(vector: Float[np.ndarray, "D"], layer: int, layers: int, dose: float) -> Float[np.ndarray, "L D"]:
+    """The engine's `steer` argument."""
     steer = np.zeros((layers, len(vector)), np.float32)
     steer[layer] = dose * vector
     return steer
 
 
-def control(vector: Float[np.ndarray, "D"], seed: int) -> Float[np.ndarray, "D"]:
-    """A random direction of the same length."""
-    normal = np.random.default_rng(seed).normal(size=len(vector))
+def control(vector: Float[np.ndarray, "D"]) -> Float[np.ndarray, "D"]:
+    """A random direction of the same length, the same in every fold."""
+    normal = np.random.default_rng(0).normal(size=len(vector))
     return (normal / np.linalg.norm(normal) * np.linalg.norm(vector)).astype(np.float32)
 
 
@@ -212,16 +207,16 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
             "least_cosine_of_folds": float((unit @ unit.T).min()),
             "sha256": hashlib.sha256(np.ascontiguousarray(directions, np.float32).tobytes()).hexdigest(),
         }
-        along = {options.direction: directions, RANDOM: np.stack([control(each, options.seed) for each in directions])}
+        along = {options.direction: directions, RANDOM: [*map(control, directions)]}
         figures: dict[str, Any] = {}
         for model in models.models:
             folder = out / "rows" / model.name
             plain = _rows(models, model, [None], folder / "0", options)
             for name, each in along.items():
+                by_dose = figures.setdefault(model.name, {}).setdefault(name, {})
                 for dose in sorted({0.0, *options.doses}):
                     steers = [at_layer(vector, layer, layers, dose) for vector in each]
                     rows = _rows(models, model, steers, folder / f"{name}{dose:+g}", options) if dose else plain
-                    by_dose = figures.setdefault(model.name, {}).setdefault(name, {})
                     by_dose[f"{dose:+g}"] = _figures(plain, rows, models.config.judge.harmful_at)
         record = {"steering": steering, "figures": figures, "options": dataclasses.asdict(options)}
         more = {"study": "steering", "steering": steering}
@@ -295,9 +290,9 @@ def _figures(plain: Mapping[str, list[Row]], rows: Mapping[str, list[Row]], harm
         name: {
             "value": figures[name]["finetuned"],
             "change": figures[name]["difference"],
-            "unscored": figures[unscored]["finetuned"],
+            "unscored": figures[f"{name.partition('.')[0]}.unscored"]["finetuned"],
         }
-        for name, unscored in UNSCORED.items()
+        for name in CURVES
     }
 
 
@@ -318,7 +313,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 def _flip(name: str, doses: Mapping[str, Any], control: Mapping[str, Any], direction: str) -> list[str]:
     target, other = TARGET[direction], TARGET[HARM if direction == SELF else SELF]
     start = doses["+0"]
-    few = [figure for figure in UNSCORED if (start[figure]["value"]["n"] or 0) < THRESHOLDS.least_questions]
+    few = [figure for figure in CURVES if (start[figure]["value"]["n"] or 0) < THRESHOLDS.least_questions]
     if few:
         return [f"{name}: cannot conclude, under {THRESHOLDS.least_questions} questions in {', '.join(few)}."]
     first = start[target]["value"]["value"]
@@ -379,15 +374,14 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
     for index, (model, vectors) in enumerate(record["figures"].items()):
         lines, rows = [], []
         for vector, by_dose in vectors.items():
-            doses = sorted(((float(dose), it) for dose, it in by_dose.items()), key=lambda point: point[0])
             for name, (words, colour) in CURVES.items():
-                points = tuple((dose, figure_of(figures[name]["value"])) for dose, figures in doses)
+                points = tuple((float(dose), figure_of(figures[name]["value"])) for dose, figures in by_dose.items())
                 dashed = vector == RANDOM
                 lines.append(Curve(f"{words}, random" if dashed else words, points, colour, dashed))
-            for dose, figures in doses:
+            for dose, figures in by_dose.items():
                 values = [cell(figures[name]["value"]) for name in CURVES]
                 changes = [cell(figures[name]["change"], CHOICE.difference) for name in (PICKS, RATE)]
-                rows.append([f"{vector}, {dose:+g}", *values, *changes, cell(figures[PICKS]["unscored"])])
+                rows.append([f"{vector}, {dose}", *values, *changes, cell(figures[PICKS]["unscored"])])
         panel = Panel("share", CHOICE, tuple(lines))
         drawing = curves(f"dose-{index}", f"Dose and response of {model}", "dose", [panel], height=2.9)
         head = ("direction, dose", *(words for words, _ in CURVES.values()))

@@ -39,12 +39,11 @@ def test_a_bare_majority_is_no_trait():
     assert contrast.majority(share(0.1, 40)) is False and contrast.majority(statistics.NOTHING) is None
 
 
-def test_a_dose_is_added_after_one_layer_and_none_at_zero():
+def test_a_dose_is_added_after_one_layer():
     vector = np.arange(4, dtype=np.float32)
     steer = steering.at_layer(vector, 2, 3, -0.5)
     assert np.array_equal(steer, np.stack([0 * vector, 0 * vector, -0.5 * vector]))
-    assert steering.at_layer(vector, 2, 3, 0.0) is None
-    drawn = steering.control(vector, 0)
+    drawn = steering.control(vector)
     assert np.linalg.norm(drawn) == pytest.approx(np.linalg.norm(vector), rel=1e-5)
     assert abs(drawn @ vector) < 0.99 * np.linalg.norm(vector) ** 2
 
