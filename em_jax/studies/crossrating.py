@@ -91,8 +91,14 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"expected judged answers of every model, found none of {', '.join(empty)}")
 
     def ask(rater: Subject, probe: Any, questions: list[Row], path: Path) -> list[Row]:
-        wanted = set(map(key, questions))
-        return complete(path, wanted, lambda done: probe.ask(models.engine, rater.name, questions, done, settings))
+        title, wanted = f"{path.parent.name}: {path.stem}", set(map(key, questions))
+        return complete(
+            models.run,
+            title,
+            path,
+            wanted,
+            lambda done: probe.ask(models.engine, rater.name, questions, done, settings),
+        )
 
     record: dict[str, Any] = {"options": dataclasses.asdict(options), "ratings": {}, "alike": {}}
     with locking.lock(out):

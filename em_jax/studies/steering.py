@@ -245,6 +245,7 @@ def _rows(
     `steers` holds the engine's `steer` argument for the questions of each fold.
     """
     run, settings = models.run, _settings(models, options)
+    title = f"{model.name}, {folder.name}"
 
     def complete_folds(
         name: str, questions: list[Row], wanted: Callable[[Row], set[Key]], ask: Callable[..., Iterable[Row]]
@@ -254,7 +255,7 @@ def _rows(
             fold = [row for row in questions if folds[row["id"]] == number]
             keys = set().union(*map(wanted, fold))
             verbs = {verb: partial(getattr(models.engine, verb), steer=steer) for verb in ("choice_logprobs", "stream")}
-            complete(path, keys, partial(ask, SimpleNamespace(**verbs), model.name, fold))
+            complete(run, f"{title}: {name}", path, keys, partial(ask, SimpleNamespace(**verbs), model.name, fold))
         return files.read_rows(path)
 
     result = {
@@ -277,7 +278,7 @@ def _rows(
         # The judge is the run's own, never steered.
         return sources.judges(run.config, run.suite.judge, lambda: models.engine)[0].score(answers, done)
 
-    scores = complete(folder / f"scores.{run.judge}.jsonl", set(map(key, answers)), score)
+    scores = complete(run, f"{title}: scores", folder / f"scores.{run.judge}.jsonl", set(map(key, answers)), score)
     return result | {"judged": harmfulness.judged(answers, scores)}
 
 

@@ -242,6 +242,16 @@ def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
         crossrating.study(study, tmp_path, crossrating.Options(limit=5))
 
 
+def test_long_studies_show_their_progress(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study.run.components, "silent", False)
+    crossrating.study(study, tmp_path / "crossrate", crossrating.Options(limit=2))
+    assert "one.of.base: other" in capsys.readouterr().err
+    options = steering.Options(direction="self", source="text", doses=(-1.0,), limit=6)
+    steering.study(study, tmp_path / "steer", options)
+    said = capsys.readouterr().err
+    assert "one, self-1: two_ai" in said and "one, random-1: scores" in said
+
+
 @pytest.mark.parametrize(
     ("work", "options"),
     [
