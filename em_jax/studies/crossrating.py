@@ -8,14 +8,14 @@ Writes rows/, crossrate.json, crossrate.html and provenance.json.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.cli import count_flag
 from em_jax.base.errors import UserError
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
-from em_jax.probes.choice import Row, key
+from em_jax.probes.choice import Key, Row, key
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
 from em_jax.probes.thresholds import THRESHOLDS
@@ -91,14 +91,10 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"expected judged answers of every model, found none of {', '.join(empty)}")
 
     def ask(rater: Subject, probe: Any, questions: list[Row], path: Path) -> list[Row]:
-        title, wanted = f"{path.parent.name}: {path.stem}", set(map(key, questions))
-        return complete(
-            models.run,
-            title,
-            path,
-            wanted,
-            lambda done: probe.ask(models.engine, rater.name, questions, done, settings),
-        )
+        def missing(done: set[Key]) -> Iterable[Row]:
+            return probe.ask(models.engine, rater.name, questions, done, settings)
+
+        return complete(models.run, f"{path.parent.name}: {path.stem}", path, set(map(key, questions)), missing)
 
     record: dict[str, Any] = {"options": dataclasses.asdict(options), "ratings": {}, "alike": {}}
     with locking.lock(out):
