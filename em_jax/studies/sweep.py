@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
+from em_jax.base import runtime
 from em_jax.base.cli import comma_list
 from em_jax.base.errors import UsageError
 from em_jax.config import Config
+from em_jax.formats import hub
 from em_jax.formats.model_config import read_config
 from em_jax.lora.config import TARGETS
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED, has_moved
 from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import known
+from em_jax.runs import sources
 from em_jax.studies.sentences import cannot_conclude, joined, lacking, percent
 from em_jax.studies.several import Member, SeedResult, Study
 
@@ -111,9 +114,10 @@ def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
 
 def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, rows: Path) -> Study:
     """The sweep over shapes of one domain, for every seed."""
-    from em_jax.formats.hub import find_model
-
-    model = read_config(find_model(configs[0].model.name))
+    name = configs[0].model.name
+    # Of an id config.json alone is needed, and for a dry run nothing else may be fetched.
+    model = sources.model_config(configs[0])
+    model = model or (read_config(hub.find_model(name)) if runtime.is_bucket(name) else hub.fetch_config(name))
     shapes = choose(flags.shapes, flags.shape, model.num_hidden_layers)
     each = ((name, settings.replace(config, shape)) for config in configs for name, shape in shapes.items())
     shaped = [(name, settings.validate(config)) for name, config in each]

@@ -1,11 +1,15 @@
 """Shapes of adapters: named, written out, and what a sweep concludes from them."""
 
+from types import SimpleNamespace
+
 import pytest
 from report.make_run import LEVELS, figure, figures
 
 from em_jax.base.errors import UsageError
+from em_jax.base.files import write_json
 from em_jax.config import Config, replace
-from em_jax.formats.model_config import parse_config
+from em_jax.formats import hub
+from em_jax.formats.model_config import config_fields, parse_config
 from em_jax.lora.config import TARGETS
 from em_jax.studies import sweep
 from em_jax.studies.several import SeedResult
@@ -108,3 +112,20 @@ def test_harm_whose_interval_takes_in_the_bound_is_unknown():
     between = summary("inverted", 0.0)
     between["figures"]["harmfulness.worst_of_n"]["difference"] = figure(0.25, width=0.2, low=-8, high=8)
     assert sweep.effect(between) == sweep.UNKNOWN
+
+
+def test_the_shapes_of_an_id_are_known_without_its_weights(monkeypatch, tmp_path):
+    """A dry run of a sweep fetched all weights of an id, to count its layers."""
+    fetched = []
+
+    def fetch(name, patterns):
+        fetched.append((name, *patterns))
+        write_json(tmp_path / "config.json", config_fields(MODEL))
+        return tmp_path
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    flags = SimpleNamespace(shapes="last", shape=[])
+    for name, last in (("Qwen/Qwen2.5-0.5B-Instruct", 23), ("someone/small", 3)):
+        study = sweep.build([replace(Config(), {"model.name": name})], flags, tmp_path, tmp_path)
+        assert study.members[0].config.lora.layers_to_transform == (last,)
+    assert fetched == [("someone/small", "config.json")]
