@@ -17,12 +17,10 @@ from em_jax.base import runtime, stage_timer
 from em_jax.model.config import TransformerConfig
 from em_jax.perf import bench_workload
 from em_jax.perf.bench_workload import Peer, Workload
-from em_jax.runs.chips import CHIPS
+from em_jax.runs.chips import chip_of
 from em_jax.runs.placement_costs import cache_bytes, sizes
 from em_jax.train.batches import Example
 
-PEAKS = {chip.kind: chip for chip in CHIPS.values()}
-"""By jax's device_kind. No MFU is given for other devices."""
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
 MEMORY_STEPS = 2
 """Steps that are taken: the second one finds the memory that the first one kept."""
@@ -41,7 +39,7 @@ def measure(
     """Tokens per second by kind of work; the peer's are None without one.
 
     Training counts the examples' own tokens, never padding. `decode` asks 64 prompts at once; its `ten_samples` draws
-    ten answers to each of 6 prompts. Where the device's peaks are known (PEAKS), `mfu` and
+    ten answers to each of 6 prompts. Where the device's peaks are known, `mfu` and
     `bandwidth_share` are our share of them, else None. With `trace` a profile of one more round of ours is written.
     `keep` gets the results after each kind of work.
     """
@@ -78,7 +76,7 @@ def measure(
         results["decode"]["ten_samples"] = rounds_of("ten_samples", several)
         keep(results)
     device = jax.devices()[0]
-    _add_shares(results, work, device.device_kind)
+    _add_shares(results, work, device)
     results["device"] = device.device_kind
     results["peak_bytes"] = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if trace:
@@ -103,21 +101,21 @@ def _peaks(work: Workload, ours: Callable[[Any], Any], theirs: Callable[[Any], A
     return {f"{name}_peak_bytes": peak_bytes(make, work) for name, make in peers.items()}
 
 
-def _add_shares(results: dict[str, Any], work: Workload, device: str) -> None:
+def _add_shares(results: dict[str, Any], work: Workload, device: Any) -> None:
     """Add our share of the device's peaks to each kind of work."""
-    peaks = PEAKS.get(device)
+    chip, known = chip_of(device)
     if "train" in results:
         examples = [example for step in work.steps for example in step]
         per_token = train_flops(work.config, examples) / sum(len(example.ids) for example in examples)
         speed = results["train"]["ours_tokens_per_s"]
         results["train"]["flops_per_token"] = per_token
-        results["train"]["mfu"] = round(per_token * speed / peaks.flops, 4) if peaks else None
+        results["train"]["mfu"] = round(per_token * speed / chip.flops, 4) if known else None
     if "decode" in results:
         rows = min(bench_workload.DECODING_ROWS, len(work.prompts))
         length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
         steps = results["decode"]["ours_tokens_per_s"] / rows
-        read = decode_bytes(work.config, rows, length, 2)
-        results["decode"]["bandwidth_share"] = round(steps * read / peaks.bandwidth, 4) if peaks else None
+        read = decode_bytes(work.config, rows, length, work.quantization)
+        results["decode"]["bandwidth_share"] = round(steps * read / chip.bandwidth, 4) if known else None
 
 
 def paired_rounds(title: str, sides: Mapping[str, Work], rounds: int) -> dict[str, Any]:
@@ -183,8 +181,11 @@ def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float
     return config.num_hidden_layers * (4 * tokens * sizes(config, rank=0).layer + 6 * squares * heads) + head
 
 
-def decode_bytes(config: TransformerConfig, rows: int, length: float, itemsize: int) -> float:
-    """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average."""
+def decode_bytes(config: TransformerConfig, rows: int, length: float, quantization: str = "none") -> float:
+    """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average.
+
+    All in bfloat16, as on an accelerator, but the layers' matrices of an int8 base.
+    """
     size = sizes(config, rank=0)
-    weights = itemsize * (config.num_hidden_layers * size.layer + size.table)
-    return weights + cache_bytes(config, rows * length, itemsize)
+    layers = config.num_hidden_layers * size.layer * (1 if quantization == "int8" else 2)
+    return layers + 2 * size.table + cache_bytes(config, rows * length, 2)

@@ -1,5 +1,6 @@
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from em_jax.model.config import TransformerConfig
 from em_jax.model.parameters import random_model
 from em_jax.perf import bench_workload, gpu_table, measuring, tunix_peer
 from em_jax.perf.roofline import work_of
-from em_jax.runs.chips import Chip
+from em_jax.runs.chips import CHIPS, Chip
 from em_jax.runs.programs import Shapes
 from em_jax.train.batches import Example, Shape
 
@@ -114,7 +115,7 @@ def test_without_a_peer_only_our_figures_are_given(checkpoint, small, capsys):
 
 def test_a_trace_is_written_and_known_peaks_are_set_against(checkpoint, small, capsys, monkeypatch, tmp_path):
     kind = jax.devices()[0].device_kind
-    monkeypatch.setitem(measuring.PEAKS, kind, Chip("", 0, 1e12, 1e11, 0, 1))
+    monkeypatch.setitem(CHIPS, kind, Chip(kind, 0, 1e12, 1e11, 0, 1, kind=kind))
     status, out, err = run(
         capsys, "--model", checkpoint, "--rounds", "1", "--new_tokens", "4", "--trace", str(tmp_path / "trace")
     )
@@ -138,6 +139,22 @@ def test_what_training_asks_for_is_what_the_program_multiplies():
     # Seven whole products (the scores again in the backward pass) where six halves are asked for; a place more of loss.
     extra = adapter + 7 * product - 3 * product + 2 * 2 * 64 * 160
     assert work_of(traced).flops == measuring.train_flops(config, [example]) + extra
+
+
+@pytest.mark.fast
+def test_an_int8_base_has_half_the_bytes_to_read(monkeypatch):
+    """Its share of the bandwidth was reckoned with bfloat16 weights, nearly twice of what it reads."""
+    config = TransformerConfig(160, 64, 96, 3, 4, 2, 16)
+    monkeypatch.setitem(CHIPS, "made up", Chip("made up", 0, 1e12, 1e6, 0, 1, kind="made up"))
+    shares = {}
+    for quantization in ("none", "int8"):
+        work = bench_workload.Workload(config, None, [], [[1] * 10] * 4, 8, quantization=quantization)
+        results = {"decode": {"ours_tokens_per_s": 400.0}}
+        measuring._add_shares(results, work, SimpleNamespace(device_kind="made up"))
+        shares[quantization] = results["decode"]["bandwidth_share"]
+    # Every layer: queries, keys and values, output, gate, up, down.
+    numbers = 3 * 64 * (64 + 2 * 32 + 64 + 3 * 96)
+    assert shares["none"] - shares["int8"] == pytest.approx(400 / 4 * numbers / 1e6, abs=1e-3)
 
 
 @pytest.mark.fast
