@@ -19,7 +19,7 @@ from em_jax.config import Config
 from em_jax.model.config import TransformerConfig
 from em_jax.model.sharding import mesh_text
 from em_jax.runs import placement, placement_costs, workload
-from em_jax.runs.chips import CHIPS, parse_topology
+from em_jax.runs.chips import CHIPS, GIB, parse_topology
 from em_jax.runs.run import CARELESS, Run
 
 TOPOLOGIES = (
@@ -163,13 +163,15 @@ def lines(rows: list[Row], model: str) -> list[str]:
                   for column, (cell, width) in enumerate(zip(line, widths))).rstrip()
         for line in cells
     ]  # fmt: skip
-    too_small = [row for row in rows if not row["fits"] and row["free_bytes"] < 0]
-    small = [f"{row['topology']} ({-row['free_bytes'] / 2**30:.1f} GiB)" for row in too_small]
+    left = [(row["topology"], row["free_bytes"]) for row in rows if not row["fits"]]
+    small = [f"{topology} ({-free / GIB:.1f} GiB)" for topology, free in left if free < 0]
+    full = [f"{topology} ({free / GIB:.1f} GiB)" for topology, free in left if free >= 0]
     return [
         f"{model}: one verdict (base and fine-tuned model) and the paper's eight runs, reckoned at the chips' "
         "published peaks on the mesh that a run would choose; nothing here is compiled or measured",
         *table,
         f"every start: loading at {LOADING / 1e9:g} GB/s and {COMPILING / 60:g} minutes of compiling, both assumed",
         *([f"too small, by so much a chip: {', '.join(small)}"] if small else []),
+        *([f"too full, under {placement.SPARE:.0%} of a chip's memory left: {', '.join(full)}"] if full else []),
         f"compile one of them, for its real memory: em-jax plan --model {model} --topology SLICE --what both",
     ]

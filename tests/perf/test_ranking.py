@@ -44,6 +44,16 @@ def test_without_a_topology_what_fits_is_ranked_by_time_and_with_prices_by_cost(
     assert "nothing here is compiled or measured" in page and "too small" in page and "verdict cost" in page
 
 
+@pytest.mark.fast
+def test_every_slice_is_in_the_table_or_said_not_to_fit():
+    """One that leaves less memory than a run spares was in neither."""
+    rows = [{"topology": name, "fits": False, "free_bytes": free} for name, free in (("h100:1", -1), ("v5e:2x4", 1))]
+    rows = [row | {"free_bytes": row["free_bytes"] * 2**30, "verdict_cost": None} for row in rows]
+    text = "\n".join(ranking.lines(rows, "qwen2.5-32b"))
+    assert "too small, by so much a chip: h100:1 (1.0 GiB)" in text
+    assert "too full, under 6% of a chip's memory left: v5e:2x4 (1.0 GiB)" in text
+
+
 def test_the_work_is_that_of_a_run():
     work = ranking.paper_workload(Config(), 6000)
     # 350 prompts, ten answers each; the base also answers as a careless assistant, once for all runs.
