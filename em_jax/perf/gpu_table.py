@@ -16,6 +16,17 @@ from em_jax.perf.quick import by_work
 LEAST = 90.0
 """A row that would begin with fewer seconds left is not begun."""
 ROUNDS = 2
+ROWS = (
+    ("training, 16 real rows a step", "none", "", "train"),
+    ("decoding", "none", "", "decode"),
+    ("decoding, int8", "int8", "", "decode"),
+    ("training against transformers", "none", "transformers", "train"),
+    ("decoding against transformers", "none", "transformers", "decode"),
+    ("decoding against vLLM", "none", "vllm", "decode"),
+)
+"""Title, quantization, peer, kind of work: ours first, so that a short call has them."""
+PACKAGES = {"": (), "transformers": ("peft", "torch"), "vllm": ("vllm",)}
+"""A peer's row is left out where these are not installed."""
 COLUMNS = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
 
 
@@ -23,7 +34,9 @@ def write(path: Path, work: Workload, shape: str, deadline: float) -> str:
     """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text."""
     results: list[tuple[str, dict[str, Any] | str]] = []
     text = ""
-    for title, quantization, against, what in _rows():
+    for title, quantization, against, what in ROWS:
+        if not all(map(find_spec, PACKAGES[against])):
+            continue
         left = deadline - time.monotonic()
         if left < LEAST:
             results.append((title, f"not measured: {max(left, 0):.0f} s were left"))
@@ -37,21 +50,6 @@ def write(path: Path, work: Workload, shape: str, deadline: float) -> str:
         text = "\n".join(_lines(results, shape)) + "\n"
         files.write_atomic(path, text)
     return text
-
-
-def _rows() -> list[tuple[str, str, str, str]]:
-    """(Title, quantization, peer, kind of work): ours first, so that a short call has them; then installed peers."""
-    rows = [
-        ("training, 16 real rows a step", "none", "", "train"),
-        ("decoding", "none", "", "decode"),
-        ("decoding, int8", "int8", "", "decode"),
-    ]
-    if find_spec("peft") and find_spec("torch"):
-        rows.append(("training against transformers", "none", "transformers", "train"))
-        rows.append(("decoding against transformers", "none", "transformers", "decode"))
-    if find_spec("vllm"):
-        rows.append(("decoding against vLLM", "none", "vllm", "decode"))
-    return rows
 
 
 def _lines(results: list[tuple[str, dict[str, Any] | str]], shape: str) -> Iterator[str]:

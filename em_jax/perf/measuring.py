@@ -45,7 +45,10 @@ def measure(
     """
     from em_jax.perf.ours import Ours  # not in a peer's process, whose memory is measured
 
-    peers: dict[str, Peer] = {"ours": Ours(work)} | ({"theirs": _peer(against)(work)} if against else {})
+    makers: dict[str, Callable[[Workload], Peer]] = {"ours": Ours}
+    if against:  # its class is imported only where it is asked for: it needs packages that few have
+        makers["theirs"] = pkgutil.resolve_name(f"em_jax.perf.{against}_peer:{against.capitalize()}")
+    peers = {name: make(work) for name, make in makers.items()}
     ours, results = peers["ours"], dict[str, Any]()
     losses: dict[Peer, list[float]] = {peer: [] for peer in peers.values()}
 
@@ -67,7 +70,7 @@ def measure(
             # Both have the same weights and rows: different losses would mean different work.
             pairs = zip(*losses.values(), strict=True)
             results["train"]["loss_gap"] = max(abs(a - b) / abs(b) for a, b in pairs)
-            results["train"] |= _peaks(work, Ours, _peer(against))
+            results["train"] |= {f"{name}_peak_bytes": peak_bytes(make, work) for name, make in makers.items()}
         keep(results)
     if "decode" in what:
         results["decode"] = rounds_of("decode", functools.partial(decode, bench_workload.DECODING_ROWS, 1))
@@ -86,19 +89,6 @@ def measure(
             if "decode" in what:
                 decode(bench_workload.DECODING_ROWS, 1, ours, 0)
     return results
-
-
-def _peer(name: str) -> Callable[[Any], Any]:
-    """A peer's class, imported only where it is asked for: it needs packages that few have."""
-    return pkgutil.resolve_name(f"em_jax.perf.{name}_peer:{name.capitalize()}")
-
-
-def _peaks(work: Workload, ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> dict[str, int | None]:
-    """The most memory each side holds for training, bytes, in a process of its own; None but on a CPU."""
-    if jax.default_backend() != "cpu":
-        return {"ours_peak_bytes": None, "theirs_peak_bytes": None}
-    peers = {"ours": ours, "theirs": theirs}
-    return {f"{name}_peak_bytes": peak_bytes(make, work) for name, make in peers.items()}
 
 
 def _add_shares(results: dict[str, Any], work: Workload, device: Any) -> None:
@@ -147,10 +137,12 @@ def paired_rounds(title: str, sides: Mapping[str, Work], rounds: int) -> dict[st
 
 
 def peak_bytes(make_peer: Callable[[Any], Any], work: Any) -> int | None:
-    """The most memory that a process held which loads the model and trains; None where that process died.
+    """The most memory that a process held which loads the model and trains; None but on a CPU, or where it died.
 
     Without the machine code that compiling takes for a moment the figure would be smaller; a run compiles too.
     """
+    if jax.default_backend() != "cpu":
+        return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(_train, make_peer, work).result()
