@@ -61,7 +61,8 @@ def _gpu_table(flags: argparse.Namespace, start: float) -> None:
     flags.against = flags.against or "transformers"  # its checkpoint is written, which int8 and every peer need
     with _workload(flags) as work:
         path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
-        print(gpu_table.write(path, work, flags.shape or "organism", deadline), end="")
+        model = flags.model or f"{flags.shape or 'organism'} with random weights"
+        print(gpu_table.write(path, work, model, deadline), end="")
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:

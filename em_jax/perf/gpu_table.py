@@ -30,8 +30,11 @@ PACKAGES = {"": (), "transformers": ("peft", "torch"), "vllm": ("vllm",)}
 COLUMNS = ("ours_tokens_per_s", "theirs_tokens_per_s", "ratio", "mfu", "bandwidth_share", "first_round_s")
 
 
-def write(path: Path, work: Workload, shape: str, deadline: float) -> str:
-    """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text."""
+def write(path: Path, work: Workload, model: str, deadline: float) -> str:
+    """Measure what fits before `deadline` (of time.monotonic) and write the Markdown table; returns its text.
+
+    `model` says what was measured.
+    """
     results: list[tuple[str, dict[str, Any] | str]] = []
     text = ""
     for title, quantization, against, what in ROWS:
@@ -47,14 +50,14 @@ def write(path: Path, work: Workload, shape: str, deadline: float) -> str:
                 results.append((title, measure(asked, against, [what], ROUNDS)))
             except Exception as error:  # one row that fails (out of memory) must not cost the others
                 results.append((title, f"failed: {' '.join(str(error).split())[:160]}"))
-        text = "\n".join(_lines(results, shape)) + "\n"
+        text = "\n".join(_lines(results, model)) + "\n"
         files.write_atomic(path, text)
     return text
 
 
-def _lines(results: list[tuple[str, dict[str, Any] | str]], shape: str) -> Iterator[str]:
+def _lines(results: list[tuple[str, dict[str, Any] | str]], model: str) -> Iterator[str]:
     device = next((found["device"] for _, found in results if isinstance(found, dict)), "unknown device")
-    yield f"Measured on one {device}, {shape} with random weights, medians of {ROUNDS} rounds after a first one."
+    yield f"Measured on one {device}, {model}, medians of {ROUNDS} rounds after a first one."
     yield ""
     yield "| work | tokens/s | theirs | ratio | MFU | share of the memory's bandwidth | first round, s |"
     yield "|---|---|---|---|---|---|---|"

@@ -81,6 +81,14 @@ def test_the_table_of_a_gpu_is_written_within_its_minutes(checkpoint, small, cap
     assert status == 0 and out.count("not measured") >= 3, err
 
 
+def test_the_table_of_a_gpu_names_the_checkpoint_that_it_measured(checkpoint, small, capsys, monkeypatch, tmp_path):
+    """It said "organism with random weights" of any --model."""
+    monkeypatch.setattr(gpu_table, "measure", lambda *_: {"device": "made up"})
+    status, out, err = run(capsys, "--gpu-table", str(tmp_path / "gpu.md"), "--model", checkpoint)
+    assert status == 0, err
+    assert out.startswith(f"Measured on one made up, {checkpoint}, medians") and "random" not in out
+
+
 @pytest.mark.fast
 def test_help_has_plain_per_cent_signs(capsys):
     with pytest.raises(SystemExit):
