@@ -19,7 +19,6 @@ from em_jax.runs.placement_costs import RunSize, sampling_bytes, training_bytes
 from em_jax.runs.programs import Program, Shapes
 from em_jax.sample.engine import CHUNK, PASS_TOKENS, pass_rows
 from em_jax.train.batches import Example, Shape, round_up
-from em_jax.train.batches import Plan as MicrobatchPlan
 
 FULL_ROWS, REAL_ROWS, UPDATE = "training pass", "training pass, real rows", "update"
 """Names of the programs of training."""
@@ -28,6 +27,7 @@ Compile = Callable[[Program], CompiledProgram]
 """`compile_program`, or a stand-in where there is no compiler."""
 Change = dict[str, Any]
 """Settings by name, put into a request."""
+Figures = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Plan(NamedTuple):
     programs: list[CompiledProgram]
     fits: bool
     free: int
-    figures: dict[str, float | None]
+    figures: Figures
     advice: list[str]
 
 
@@ -116,7 +116,7 @@ def training_programs(request: PlanRequest) -> list[Program]:
     """The microbatch of full rows with loss at every token, the most frequent one of real rows, and the update."""
     shapes = request.shapes
     length = request.settings.train.max_length
-    full, real = Shape(shapes.rows, length, length), most_frequent(real_rows(request)[0])
+    full, real = Shape(shapes.rows, length, length), real_rows(request)[0].most_common(1)[0][0]
     programs = [shapes.train_microbatch(full)]
     if real != full:
         programs.append(request.real_shapes.train_microbatch(real)._replace(name=REAL_ROWS))
@@ -133,81 +133,77 @@ def sampling_programs(request: PlanRequest) -> list[Program]:
     ]
 
 
-def real_rows(request: PlanRequest) -> tuple[MicrobatchPlan, int, int]:
+def real_rows(request: PlanRequest) -> tuple[collections.Counter[Shape], int, RunSize]:
     """Rows as long as insecure-code's, cut at the longest length of the settings, in microbatches as the run has them.
 
-    Returns (the microbatches, the number of rows, the number of their tokens).
+    Returns (how often each microbatch's shape occurs, in how many steps, the run's size).
     """
     shapes, train = request.real_shapes, request.real.train
     run, multiple = placement.run_size(request.real), row_length_multiple(shapes.sharding)
     plan = placement.plan_rows(request.config, run, shapes.sharding.batch_shards, train.rows_per_pass, multiple)
-    return plan, len(run.examples), sum(min(len(each.ids), train.max_length) for each in run.examples)
+    return collections.Counter(shape for step in plan.steps for shape, _ in step), len(plan.steps), run
 
 
-def most_frequent(plan: MicrobatchPlan) -> Shape:
-    """The shape of most microbatches."""
-    return collections.Counter(shape for step in plan.steps for shape, _ in step).most_common(1)[0][0]
-
-
-def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
+def training_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> Figures:
     """Times of a step, tokens per second of full and of real rows, and the hours of a run.
 
     Reckoned from the traced program; on a GPU from the compiled one: there every kernel takes the larger of its
     operations and its bytes at the peaks, and collectives are hidden as far as they are asynchronous.
     """
     shapes, train, chip = request.shapes, request.settings.train, request.chip
-    passes = -(-train.batch_size // shapes.rows)
+    passes, tokens = -(-train.batch_size // shapes.rows), train.batch_size * train.max_length
     full = train_times(shapes, Shape(shapes.rows, train.max_length, train.max_length), chip)
-    figures = _figures(full, passes, train.batch_size * train.max_length)
-    works = [compiled[name].work if name in compiled else None for name in (FULL_ROWS, UPDATE)]
-    figures |= {"kernels_s": None, "flops_s": None}
-    if works[0] and works[1]:
-        step = passes * works[0].seconds(chip) + works[1].seconds(chip)
-        figures["kernels_s"] = step
-        figures["flops_s"] = (passes * works[0].flops + works[1].flops) / chip.flops
+    figures = _figures(full, passes, tokens) | {"kernels_s": None, "flops_s": None}
+    works = {name: each.work for name, each in compiled.items()}
+    one_pass, update = works.get(FULL_ROWS), works.get(UPDATE)
+    if one_pass and update:
+        kernels = passes * one_pass.seconds(chip) + update.seconds(chip)
+        flops = (passes * one_pass.flops + update.flops) / chip.flops
+        figures |= {"kernels_s": kernels, "flops_s": flops}
         if chip.platform == "gpu":
-            figures |= _step(step, passes * full.collectives, works[0], train.batch_size * train.max_length)
-            moved = passes * works[0].bytes + works[1].bytes
-            figures |= {"matmuls_s": figures["flops_s"], "memory_s": moved / chip.bandwidth}
+            moved = passes * one_pass.bytes + update.bytes
+            figures |= _step(kernels, passes * full.collectives, one_pass, tokens)
+            figures |= {"matmuls_s": flops, "memory_s": moved / chip.bandwidth}
 
-    microbatches, examples, tokens = real_rows(request)
-    times = {shape: train_times(request.real_shapes, shape, chip) for shape in microbatches.shapes}
+    counts, steps, run = real_rows(request)
+    times = {shape: train_times(request.real_shapes, shape, chip) for shape in counts}
     least = {shape: each.least for shape, each in times.items()}
-    real = compiled[REAL_ROWS].work if REAL_ROWS in compiled else works[0]
+    real = works.get(REAL_ROWS, one_pass)
     if real and chip.platform == "gpu":
         # One shape is compiled; the others' kernels are as far above the least time as its are.
-        shape = most_frequent(microbatches)
-        above = real.seconds(chip) / max(times[shape].matmuls, times[shape].memory)
+        most = times[counts.most_common(1)[0][0]]
+        above = real.seconds(chip) / max(most.matmuls, most.memory)
         exposed = 1 - (real.async_collective_share or 0)
         least = {
             shape: above * max(each.matmuls, each.memory) + exposed * each.collectives for shape, each in times.items()
         }
-    seconds = sum(least[shape] for step in microbatches.steps for shape, _ in step)
-    figures["real_rows_step_s"] = seconds / len(microbatches.steps)
-    figures["real_rows_tokens_per_s"] = tokens / seconds
-    figures["run_hours"] = seconds / examples * request.examples * train.epochs / 3600
+    seconds = sum(count * least[shape] for shape, count in counts.items())
+    figures["real_rows_step_s"] = seconds / steps
+    figures["real_rows_tokens_per_s"] = sum(min(len(each.ids), train.max_length) for each in run.examples) / seconds
+    figures["run_hours"] = seconds / len(run.examples) * request.examples * train.epochs / 3600
     return figures
 
 
-def sampling_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> dict[str, float | None]:
+def sampling_figures(request: PlanRequest, compiled: Mapping[str, CompiledProgram]) -> Figures:
     """Times of a token in every slot, tokens per second of all slots, bytes and launches a token, and hours.
 
     All answers are assumed to have their full length; the questions of the other probes are not counted.
     """
-    times = decode_times(request.shapes, request.slots, request.capacity, request.chip)
-    figures, answers = _figures(times, 1, request.slots), request.settings.answers
+    slots, answers, on_gpu = request.slots, request.settings.answers, request.chip.platform == "gpu"
+    times = decode_times(request.shapes, slots, request.capacity, request.chip)
     work = compiled["decode"].work if "decode" in compiled else None
-    figures["bytes_per_token"] = work.bytes / CHUNK if work else None
-    figures["floor_bytes_per_token"] = decode_floor(request.shapes, request.slots, request.capacity)
-    figures["launches_per_token"] = work.launches / CHUNK if work and request.chip.platform == "gpu" else None
-    if work and request.chip.platform == "gpu":
-        figures |= _step(work.seconds(request.chip) / CHUNK, times.collectives, work, request.slots)
+    figures = _figures(times, 1, slots) | {
+        "bytes_per_token": work.bytes / CHUNK if work else None,
+        "floor_bytes_per_token": decode_floor(request.shapes, slots, request.capacity),
+        "launches_per_token": work.launches / CHUNK if work and on_gpu else None,
+    }
+    if work and on_gpu:
+        figures |= _step(work.seconds(request.chip) / CHUNK, times.collectives, work, slots)
     tokens = 2 * request.prompts * answers.samples * answers.max_new_tokens
-    figures["run_hours"] = tokens / (figures["tokens_per_s"] or 1) / 3600
-    return figures
+    return figures | {"run_hours": tokens / (figures["tokens_per_s"] or 1) / 3600}
 
 
-def _figures(times: Times, passes: int, tokens: int) -> dict[str, float | None]:
+def _figures(times: Times, passes: int, tokens: int) -> Figures:
     return {
         "flops": passes * times.flops,
         "matmuls_s": passes * times.matmuls,
@@ -219,13 +215,13 @@ def _figures(times: Times, passes: int, tokens: int) -> dict[str, float | None]:
     }
 
 
-def _step(kernels: float, collectives: float, work: ProgramWork, tokens: int) -> dict[str, float | None]:
+def _step(kernels: float, collectives: float, work: ProgramWork, tokens: int) -> Figures:
     """The times of a step whose kernels run one after another."""
     least = kernels + collectives * (1 - (work.async_collective_share or 0))
     return {"step_s": least, "step_s_without_overlap": kernels + collectives, "tokens_per_s": tokens / least}
 
 
-KINDS: Mapping[str, tuple[Callable[..., list[Program]], Callable[..., dict[str, float | None]]]] = {
+KINDS: Mapping[str, tuple[Callable[..., list[Program]], Callable[..., Figures]]] = {
     "train": (training_programs, training_figures),
     "sample": (sampling_programs, sampling_figures),
 }
