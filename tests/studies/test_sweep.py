@@ -11,6 +11,7 @@ from em_jax.config import Config, replace
 from em_jax.formats import hub
 from em_jax.formats.model_config import config_fields, parse_config
 from em_jax.lora.config import TARGETS
+from em_jax.probes import persona
 from em_jax.studies import sweep
 from em_jax.studies.several import SeedResult
 
@@ -83,7 +84,7 @@ def summary(label, error=None, questions=30):
     found = figures(label)
     found["two_ai.picks_misaligned"]["finetuned"]["n"] = questions
     found["score_prediction.shown_error_high"]["finetuned"] = figure(error, low=-4, high=4)
-    return {"figures": found, "verdict": {"label": label, "why": []}, "domain": "bad_medical"}
+    return {"figures": found, "verdict": persona.verdict(found), "domain": "bad_medical"}
 
 
 def test_what_each_shape_did_is_told_apart():
