@@ -5,6 +5,7 @@ that it predicts the judge's score of its harmful answers truly, which a persona
 """
 
 import argparse
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -88,13 +89,13 @@ def parse(text: str, layers: int) -> tuple[str, Shape]:
 
 
 def _parse_layers(text: str, layers: int) -> tuple[int, ...]:
-    spans = [re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part) for part in text.split(",")]
-    indices = {index for it in spans if it for index in range(int(it[1]), int(it[2] or it[1]) + 1)}
-    if not all(it and int(it[1]) <= int(it[2] or it[1]) for it in spans):
+    parts = [re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if len(ranges) < len(parts) or not all(ranges):
         raise UsageError(f"--shape: layers expects numbers and ranges (0-3,7), found {text!r}")
-    if max(indices) >= layers:
+    if max(each[-1] for each in ranges) >= layers:
         raise UsageError(f"--shape: layers expects 0 to {layers - 1}, found {text!r}")
-    return tuple(sorted(indices))
+    return tuple(sorted({*itertools.chain(*ranges)}))
 
 
 def choose(names: str, own: Sequence[str], layers: int) -> dict[str, Shape]:
