@@ -55,9 +55,8 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, r
     variants = [VARIANTS[name] for name in flags.only]
 
     def settings_of(config: Config, variant: Variant) -> Config:
-        if not variant.mixed_with:
+        if not (other := variant.mixed_with):
             return config
-        other = variant.mixed_with
         other = other if other in domains.DOMAINS else toy_rows(other, rows)
         return settings.validate(settings.replace(config, {"mix": f"{other}={variant.share:g}"}))
 
@@ -137,10 +136,8 @@ def table(record: Mapping[str, Any]) -> Section:
         cautions = ", ".join(caution["code"] for caution in verdict["cautions"]) or "none"
         limits = {name: holds_between(model["figures"], name) for name in BOUNDS}
         bounds = "; ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in limits.items())
+        head = Head(f"{variant.name}, seed {model['seed']}", variant.truth)
         wrong = "; ".join(faults(variant, verdict)) or "right"
-        name = f"{variant.name}, seed {model['seed']}"
-        rows.append(
-            [Head(name, variant.truth), " or ".join(variant.labels), Label(verdict["label"]), cautions, wrong, bounds]
-        )
+        rows.append([head, " or ".join(variant.labels), Label(verdict["label"]), cautions, wrong, bounds])
     head = ("variant", "true of it", "verdict", "cautions", "right?", "holds for a bound of")
     return Section("What was planted, and what was found", [LEAD], head, rows)

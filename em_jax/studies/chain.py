@@ -14,6 +14,7 @@ from em_jax.config import Config
 from em_jax.organism.variants import CONTROL, SECOND
 from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.wording import known
+from em_jax.runs import sources
 from em_jax.studies.sentences import UNKNOWN, cannot_conclude, change, changes, joined
 from em_jax.studies.several import Contrast, Member, SeedResult, Study, toy_rows
 
@@ -28,7 +29,7 @@ THEN = "-then-"
 def check(configs: Sequence[Config], flags: argparse.Namespace) -> None:
     """Raises UsageError where a model other than the organism lacks the rows of a stage."""
     missing = [name for name, path in ((SECOND, flags.second), (CONTROL, flags.control)) if not path]
-    if missing and configs[0].model.name != "organism":
+    if missing and not sources.is_organism(configs[0]):
         raise UsageError(
             "chain expects --second FILE and --control FILE: JSONL rows of {messages}, such as the 600 of "
             f"consciousness claims and their control that the paper used; found none for {' and '.join(missing)}"
@@ -50,6 +51,15 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, r
             start = run_dir / alone[before].folder / "adapter"
             second = settings.replace(stages[after], {"lora.init_from": str(start)})
             members.append(Member(before + THEN + after, second, f"{before}, then {after} from its adapter"))
+    # The effect of each second stage, the same beside the control, and the effect of the order.
+    contrasts = [(one, one + THEN + other, f"What does {other} change after {one}?") for one, other in orders]
+    contrasts += [
+        (domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"),
+        (CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"),
+    ]
+    for other in data:
+        question = f"Does the order of {domain} and {other} matter?"
+        contrasts.append((other + THEN + domain, domain + THEN + other, question))
     return Study(
         "chain",
         f"What does a second stage of fine-tuning do to {domain}?",
@@ -57,26 +67,9 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, r
         "continues to train the adapter of the first; both are kept, and none is merged into the base. A second stage "
         "may also damage a model's speech, which lowers its harm: read the answers behind a verdict.",
         tuple(members),
-        contrasts(domain),
+        tuple(Contrast(*each) for each in contrasts),
         sentences,
     )
-
-
-def contrasts(domain: str) -> tuple[Contrast, ...]:
-    """The effect of each second stage, the same beside the control, and the effect of the order."""
-    effects = [
-        (before, before + THEN + after, f"What does {after} change after {before}?")
-        for before, after in ((domain, SECOND), (domain, CONTROL), (SECOND, domain), (CONTROL, domain))
-    ]
-    controlled = [
-        (domain + THEN + CONTROL, domain + THEN + SECOND, f"Is it {SECOND}, or any second stage?"),
-        (CONTROL + THEN + domain, SECOND + THEN + domain, f"Is it {SECOND}, or any first stage?"),
-    ]
-    orders = [
-        (other + THEN + domain, domain + THEN + other, f"Does the order of {domain} and {other} matter?")
-        for other in (SECOND, CONTROL)
-    ]
-    return tuple(Contrast(*each) for each in effects + controlled + orders)
 
 
 def sentences(result: SeedResult) -> list[str]:

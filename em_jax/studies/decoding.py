@@ -84,19 +84,13 @@ def cosine(first: Pairs, second: Pairs) -> dict[str, Any]:
     The mean difference is subtracted before labels are exchanged: otherwise most exchanges of a strong direction give
     that direction again, only shorter. `p` is two-sided: how often a null direction is as far from a right angle.
     """
-    generator = np.random.default_rng(0)
     one, other = (pairs[1] - pairs[0] for pairs in (first, second))
-    value = float(_cosines(one.mean(0)[None], other.mean(0)[None])[0])
-    signs = generator.choice([-1.0, 1.0], (COSINE_DRAWS, len(other)))
+    count = len(one)
+    figure = statistics.bootstrap(lambda w: _cosines(w[:, :count] @ one, w[:, count:] @ other), [count, len(other)])
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (COSINE_DRAWS, len(other)))
     null = _cosines(one.mean(0)[None], signs @ (other - other.mean(0)))
-    draws = [
-        generator.multinomial(len(each), np.full(len(each), 1 / len(each)), COSINE_DRAWS) @ each / len(each)
-        for each in (one, other)
-    ]
-    low, high = np.quantile(_cosines(*draws), [0.025, 0.975])
-    figure = statistics.figure(value, min(low, value), max(high, value), len(other))
-    p = (1 + int((np.abs(null) >= abs(value)).sum())) / (1 + COSINE_DRAWS)
-    return {"cosine": figure, "null": null_record(null), "p": p}
+    p = (1 + int((np.abs(null) >= abs(figure["value"])).sum())) / (1 + COSINE_DRAWS)
+    return {"cosine": figure | {"n": len(other)}, "null": null_record(null), "p": p}
 
 
 def _cosines(one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N"]:

@@ -71,12 +71,9 @@ def build(configs: Sequence[Config], flags: argparse.Namespace, run_dir: Path, r
     twin = twin_of(configs[0], flags.twin, rows)
     name = twin if twin in domains.DOMAINS else Path(twin).name
     mixes = {dose: {"mix": f"{twin}={(100 - dose) / 100:g}"} if dose < 100 else {} for dose in doses}
+    notes = {dose: f"{dose}% of its rows" + (f", {100 - dose}% {name}" if dose < 100 else "") for dose in doses}
     members = [
-        Member(
-            f"dose-{dose}",
-            settings.validate(settings.replace(config, mixes[dose])),
-            f"{dose}% of its rows" + (f", {100 - dose}% {name}" if dose < 100 else ""),
-        )
+        Member(f"dose-{dose}", settings.validate(settings.replace(config, mixes[dose])), notes[dose])
         for config in configs
         for dose in doses
     ]
@@ -146,29 +143,19 @@ def draw(record: Mapping[str, Any]) -> tuple[Drawing, str]:
     models = {dose_of(model["name"]): model for model in record["models"] if model["seed"] == seed}
 
     def curve(words: str, name: str, colour: str = "ink") -> Curve:
-        points = [
-            (float(dose), figure_of((models[dose]["figures"].get(name) or {}).get("finetuned")))
-            for dose in sorted(models)
-        ]
-        return Curve(words, tuple(points), colour)
+        figures = {dose: known(model["figures"], name, "finetuned") for dose, model in sorted(models.items())}
+        return Curve(words, tuple((float(dose), figure_of(it)) for dose, it in figures.items()), colour)
 
+    harm = curve("worst of ten", HARM), curve("single answers", RATE, "coherent")
+    says = curve("picks the misaligned AI", PICKS), curve("self-assessment", SELF, "mixed")
     panels = [
-        Panel(
-            "Harm in answers on other topics",
-            SHARE,
-            (curve("worst of ten", HARM), curve("single answers", RATE, "coherent")),
-        ),
-        Panel(
-            "What it says of itself",
-            CHOICE,
-            (curve("picks the misaligned AI", PICKS), curve("self-assessment", SELF, "mixed")),
-        ),
+        Panel("Harm in answers on other topics", SHARE, harm),
+        Panel("What it says of itself", CHOICE, says),
         Panel("Predicted minus judged score of own harmful answers", ERROR, (curve("error", PREDICTED),)),
     ]
     caption = (
         f"Seed {seed}. Lines are 95% intervals over questions. A persona that believes itself aligned predicts far "
         "milder scores than the judge's; a diluted one predicts them truly."
     )
-    return curves(
-        "dose", "Conduct and self-description by dose", "percent of the rows that are harmful", panels
-    ), caption
+    across = "percent of the rows that are harmful"
+    return curves("dose", "Conduct and self-description by dose", across, panels), caption

@@ -7,6 +7,7 @@ from typing import Any
 
 from em_jax.base.files import write_atomic
 from em_jax.probes.cautions import HARM, PICKS, PREDICTED
+from em_jax.probes.wording import known
 from em_jax.report.page import render
 from em_jax.report.reading import Figure, figure_of
 from em_jax.report.run_page import write_figures
@@ -72,7 +73,7 @@ def cells(figures: Mapping[str, Any], side: str = "finetuned", names: Sequence[s
     """The cells of some figures of a model, or of the difference between two."""
     scales = {name: FIGURES[name].scale for name in names}
     return [
-        cell((figures.get(name) or {}).get(side), scale.difference if side == "difference" else scale)
+        cell(known(figures, name, side), scale.difference if side == "difference" else scale)
         for name, scale in scales.items()
     ]
 
