@@ -5,12 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ITEM_BITS = {
-    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32,
-    "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "f8e4m3fn": 8, "f8e5m2": 8,
-}  # fmt: skip
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-LAYOUT = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
+LAYOUT = re.compile(r"\b(pred|(?:bf|[cfsu])\d\w*)\[([\d,]*)\](\{[^{}]*\})?")
 INSTRUCTION = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.*)")
 CALLED = re.compile(r"\b(?:to_apply|calls|branch_computations|(?:true|false)_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 
@@ -24,8 +20,9 @@ class ArrayType(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size, wherever it is."""
-        return math.ceil(math.prod(self.shape) * ITEM_BITS[self.dtype] / 8)
+        """Its size, wherever it is. A dtype's first number is its bits."""
+        bits = 8 if self.dtype == "pred" else int(re.findall(r"\d+", self.dtype)[0])
+        return math.ceil(math.prod(self.shape) * bits / 8)
 
 
 class Instruction(NamedTuple):
@@ -146,7 +143,6 @@ def _closing(text: str, start: int) -> int:
 
 def _types(text: str) -> Iterator[ArrayType]:
     for dtype, sizes, layout in LAYOUT.findall(text):
-        if dtype in ITEM_BITS:
-            # S(0) is the main memory; 5 is a host's, and the others are on the chip.
-            on_chip = bool(re.search(r"S\([1-46-9]\)", layout))
-            yield ArrayType(dtype, tuple(int(size) for size in sizes.split(",") if size), on_chip)
+        # S(0) is the main memory; 5 is a host's, and the others are on the chip.
+        on_chip = bool(re.search(r"S\([1-46-9]\)", layout))
+        yield ArrayType(dtype, tuple(int(size) for size in sizes.split(",") if size), on_chip)

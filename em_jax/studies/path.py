@@ -254,13 +254,12 @@ def ask(run: Run, adapters: Mapping[Subject, Path | None], title: str) -> None:
         what: str, paths: Sequence[Path], wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]
     ) -> list[Row]:
         """The rows of the subjects' files, after `ask(done)` has appended what is missing, each to its own file."""
-        done = {key(row) for row in numbered(studied.kept_rows(path) for path in paths)}
+        done = {key(row) for row in numbered(map(studied.kept_rows, paths))}
         if not done.issuperset(wanted):
             with contextlib.ExitStack() as stack:
                 outputs = [stack.enter_context(files.Appender(path)) for path in paths]
-                silent, after = run.components.silent, run.mirror.push_sometimes
-                title_of = f"{run.title}{title}: {what}"
-                progress = Progress(title_of, len(wanted), "row", len(done), silent=silent, after=after)
+                title_of, silent = f"{run.title}{title}: {what}", run.components.silent
+                progress = Progress(title_of, len(wanted), "row", len(done), silent=silent)
                 for row in through(ask(done), stack.enter_context(progress)):
                     number, _, name = row["id"].partition("/")
                     outputs[int(number)].write({**row, "id": name})
