@@ -69,16 +69,13 @@ class IdTokenizer:
     stop_ids = ()
 
     def prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The ids."""
         return [int(word) for word in messages[0]["content"].split()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as numbers."""
         return " ".join(map(str, ids))
 
     def answer(self, ids: Sequence[int]) -> tuple[str, str]:
-        """The ids as numbers, and no thought."""
-        return self.decode(ids), ""
+        return self.decode(ids), ""  # no thought
 
 
 def shape_config(name: str) -> TransformerConfig:

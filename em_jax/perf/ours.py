@@ -59,7 +59,6 @@ class Ours(Peer):
         return engine
 
     def train(self, step: int) -> float:
-        """One optimizer step on the examples of `step`; returns its loss."""
         result = optimizer_step(
             self.model, self.state, self.plan.steps[step], scale=self.adapter.scale, examples=self.examples,
             optimizer=self.optimizer, remat=self.remat
@@ -69,7 +68,6 @@ class Ours(Peer):
         return float(metrics.loss)
 
     def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
-        """`samples` answers to each prompt, adapter not merged; returns the number of tokens drawn."""
         chats = [[{"role": "user", "content": " ".join(map(str, prompt))}] for prompt in prompts]
         answers = self.engine.generate(chats, samples, max_new_tokens=self.work.new_tokens)
         return sum(len(answer.tokens) for each in answers for answer in each)

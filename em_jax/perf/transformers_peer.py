@@ -45,7 +45,6 @@ class Transformers(Peer):
         self.schedule = transformers.get_linear_schedule_with_warmup(self.optimizer, train.warmup_steps, STEPS)
 
     def train(self, step: int) -> float:
-        """One optimizer step on the examples of `step`, 2 x 8 padded; returns its loss."""
         examples = self.work.steps[step]
         self.model.train()
         tokens = sum(sum(example.mask[1:]) for example in examples)
@@ -68,7 +67,6 @@ class Transformers(Peer):
         return total
 
     def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
-        """`samples` answers to each prompt in one batch; returns the number of tokens drawn."""
         self.model.eval()
         ids, attention_mask = self._padded(prompts, side="left")
         # Plain sampling, whatever top-k or repetition penalty generation_config sets.

@@ -26,22 +26,18 @@ PAD = 0
 
 
 class SamplerTokenizer(IdTokenizer):
-    """A tokenizer as tunix's sampler wants one: a text is its ids, and nothing ends an answer."""
+    """A tokenizer as tunix's sampler wants one: a text is its ids, none begins a prompt, and none ends an answer."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids."""
         return [int(word) for word in text.split()]
 
     def bos_id(self) -> int:
-        """The sampler's begin token; prompts have none."""
         return 0
 
     def eos_id(self) -> int:
-        """No token."""
         return -1
 
     def pad_id(self) -> int:
-        """A token that no prompt has."""
         return PAD
 
 
@@ -107,25 +103,20 @@ class Tunix(Peer):
         self._sampler: Any = None
 
     def prepare(self, steps: Sequence[int]) -> None:
-        """Compile the step for the lengths of these `steps`; the model and the optimizer are as before afterwards.
-
-        The first step runs twice, because jit compiles again for the state that a step returns.
-        """
+        # The model and the optimizer are as before afterwards.
         states = [(self.model, nnx.LoRAParam), (self._trainer.optimizer, nnx.OptState)]
         before = [jax.tree.map(jnp.copy, nnx.state(*state)) for state in states]
         lengths = list({padded(self.work.steps[step])[0].shape: step for step in steps}.values())
-        for step in (lengths[0], *lengths):
+        for step in (lengths[0], *lengths):  # the first one twice: jit compiles again for the state that a step returns
             self.train(step)
         for (owner, _), state in zip(states, before, strict=True):
             nnx.update(owner, state)
 
     def train(self, step: int) -> float:
-        """One optimizer step on the examples of `step`; returns its loss."""
         train_step, _ = self._trainer.jit_train_and_eval_step(cache_nnx_graph=True)
         return float(train_step(self._batch(*padded(self.work.steps[step])))[0])
 
     def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
-        """`samples` answers to each prompt in one batch; returns the number of tokens drawn."""
         from tunix.generate import sampler
 
         config, count = self.work.config, self.work.new_tokens

@@ -41,11 +41,9 @@ class Vllm(Peer):
         )  # fmt: skip
 
     def train(self, step: int) -> float:
-        """vLLM does not train."""
         raise UserError("--against vllm measures decoding alone: expected --what decode")
 
     def decode(self, prompts: Sequence[Sequence[int]], samples: int) -> int:
-        """`samples` answers to each prompt; returns the number of tokens drawn."""
         sampling = self.vllm.SamplingParams(
             n=samples, temperature=1.0, max_tokens=self.work.new_tokens, ignore_eos=True, detokenize=False
         )
