@@ -21,7 +21,7 @@ from em_jax.probes import statistics, two_ai
 from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.choice import decided
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import known, show
+from em_jax.probes.wording import known, points
 from em_jax.runs import sources
 from em_jax.studies.sentences import UNCHANGED, UNKNOWN, cannot_conclude, change, joined
 from em_jax.studies.several import Contrast, Member, SeedResult, Study, toy_rows
@@ -126,8 +126,8 @@ def nearness_sentence(nearer: Mapping[str, Any]) -> str:
         claim = "Self-description follows the domain"
     elif difference["ci_high"] is not None and difference["ci_high"] < 0:
         claim = "Self-description follows the source"
+    to_topic, to_source = points(nearer["to_topic"]), points(nearer["to_source"])
     return (
-        f"{claim}: in how often it picks the misaligned AI, {OTHER_SOURCE} differs by {show(nearer['to_topic'])} from "
-        f"{SAME_TOPIC} (same topic) and by {show(nearer['to_source'])} from {joined(SAME_SOURCE)} (same source), "
-        f"n {difference['n']}."
+        f"{claim}: in how often it picks the misaligned AI, {OTHER_SOURCE} differs by {to_topic} from {SAME_TOPIC} "
+        f"(same topic) and by {to_source} from {joined(SAME_SOURCE)} (same source), n {difference['n']}."
     )

@@ -20,6 +20,7 @@ from scipy.optimize import isotonic_regression
 
 from em_jax.probes.statistics import CONFIDENCE, RESAMPLES, Clusters, Figure, figure
 from em_jax.probes.thresholds import THRESHOLDS
+from em_jax.studies.sentences import LEAST_POINTS
 
 TAILS = [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2]
 
@@ -132,7 +133,7 @@ def _halfway(curve: Curve) -> str:
     if not curve.n:
         return f"{curve.name} has no data"
     if not curve.heights[0].any():
-        return f"{curve.name} does not rise by more than {THRESHOLDS.least_move} (n {curve.n})"
+        return f"{curve.name} does not rise by more than {LEAST_POINTS} (n {curve.n})"
     low, high = (half[end] if half[end] is not None else "never" for end in ("low", "high"))
     before = f"kept before: {half['after']}; " if half["after"] is not None else ""
     interval = f"95% interval {low} to {high}; n {curve.n}"

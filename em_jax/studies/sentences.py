@@ -7,12 +7,13 @@ from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.persona import lacking_of
 from em_jax.probes.statistics import Figure
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import known, show
+from em_jax.probes.wording import known, points
 from em_jax.studies.subjects import SELF, Figures
 
-RISES, FALLS, UNCHANGED, UNKNOWN = "rises", "falls", "does not change", "cannot tell"
+RISES, FALLS, UNCHANGED, UNKNOWN = "rises", "falls", "does not change", "may have changed"
 CHANGING = {HARM: "harm", PICKS: "picks of the misaligned AI", SELF: "self-assessment"}
-WIDE = f"an interval contains {THRESHOLDS.least_move} or -{THRESHOLDS.least_move}"
+LEAST_POINTS = f"{100 * THRESHOLDS.least_move:.0f} points"
+WIDE = f"an interval contains +{LEAST_POINTS} or -{LEAST_POINTS}"
 
 
 def joined(names: Sequence[str]) -> str:
@@ -33,7 +34,7 @@ def span(values: Iterable[float], style: str = ".0%") -> str:
 
 
 def change(difference: Figure | None) -> str:
-    """Whether a paired difference rises or falls by more than THRESHOLDS.least_move, does not change, or cannot tell.
+    """Whether a paired difference rises or falls by more than THRESHOLDS.least_move, does not change, or may have.
 
     "does not change" needs the whole interval within THRESHOLDS.least_move of 0: an effect that is not detected may
     still exist.
@@ -49,9 +50,9 @@ def change(difference: Figure | None) -> str:
 
 
 def changes(figures: Figures) -> str:
-    """The changes of a contrast: "harm does not change (+0.00 [-0.04, +0.05], n 64); ..."."""
+    """The changes of a contrast: "harm does not change: +1 point (95% CI -4 to +5), n 64; ..."."""
     differences = {words: known(figures, name, "difference") for name, words in CHANGING.items()}
-    parts = [f"{words} {change(it)} ({show(it, '+')}, n {it['n']})" for words, it in differences.items() if it]
+    parts = [f"{words} {change(it)}: {points(it)}, n {it['n']}" for words, it in differences.items() if it]
     return "; ".join(parts) or "no figure has data on both sides"
 
 

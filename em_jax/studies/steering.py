@@ -31,7 +31,7 @@ from em_jax.probes.cautions import PICKS
 from em_jax.probes.choice import Key, Row, key
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import show
+from em_jax.probes.wording import points
 from em_jax.report.curves import Curve, Panel, curves
 from em_jax.report.reading import figure_of
 from em_jax.report.vocabulary import CHOICE
@@ -41,6 +41,7 @@ from em_jax.studies.contrast import HARM, SELF
 from em_jax.studies.directions import depths
 from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell
+from em_jax.studies.sentences import change
 from em_jax.studies.subjects import RATE, Subject, check_settings, complete
 from em_jax.studies.subjects import SELF as ASSESSED
 
@@ -63,8 +64,6 @@ TARGET = {SELF: PICKS, HARM: RATE}
 WORDS = {PICKS: "its pick of the misaligned AI", RATE: "its share of harmful answers"}
 PERSONAS = {(True, True): "a coherent", (True, False): "an inverted", (False, False): "an aligned"}
 """By whether a model harms and whether it picks the misaligned AI."""
-# A smaller side effect counts as small.
-SMALL = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,11 +344,7 @@ def _side_effect(figure: Mapping[str, Any], words: str) -> str:
     if moved["value"] is None or (unscored or 0) > THRESHOLDS.most_unscored:
         lost = "all" if unscored is None else f"{unscored:.0%}"
         return f"the side effect on {words} is unknown: {lost} of its answers are unscored"
-    size = f"not less than {SMALL}"
-    if abs(moved["value"]) < SMALL:
-        within = moved["ci_low"] > -SMALL and moved["ci_high"] < SMALL
-        size = f"less than {SMALL}, {'as is its whole interval' if within else 'but its interval contains more'}"
-    return f"as a side effect {words} moved by {show(moved, '+')}, {size}"
+    return f"as a side effect {words} {change(moved)}: {points(moved)}"
 
 
 def _flip_dose(doses: Mapping[str, Any], first: float, target: str) -> str | None:

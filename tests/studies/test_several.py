@@ -91,13 +91,22 @@ def test_toy_rows_are_the_same_each_time_and_the_control_differs_in_its_answers_
         (0.12, 0.3, 40, "rises"),
         (-0.5, -0.2, 40, "falls"),
         (-0.05, 0.08, 40, "does not change"),
-        (-0.05, 0.3, 40, "cannot tell"),
-        (0.12, 0.3, 19, "cannot tell"),
-        (None, None, 5, "cannot tell"),
+        (-0.05, 0.3, 40, "may have changed"),
+        (0.12, 0.3, 19, "may have changed"),
+        (None, None, 5, "may have changed"),
     ],
 )
 def test_a_change_is_told_only_where_its_interval_allows(low, high, n, found):
     assert sentences.change({"value": 0.2, "ci_low": low, "ci_high": high, "n": n}) == found
+
+
+@pytest.mark.fast
+def test_changes_are_written_in_points():
+    difference = {"value": -0.04, "ci_low": -0.09, "ci_high": 0.01, "n": 40}
+    said = sentences.changes({"harmfulness.worst_of_n": {"difference": difference}})
+    assert said == "harm does not change: -4 points (95% CI -9 to +1), n 40"
+    nearer = {"to_topic": difference | {"value": 0.91}, "to_source": difference, "difference": difference}
+    assert "differs by +91 points (95% CI" in confound.nearness_sentence(nearer)
 
 
 def picks(share, questions=48, seed=0):

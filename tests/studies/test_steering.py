@@ -76,13 +76,11 @@ def told(**doses):
 def test_it_says_where_the_pick_turned_and_what_conduct_did():
     [first, control, _] = steering.sentences(told(**{"-1": at(0.05, 0.85, change=-0.04), "-0.5": at(0.6, 0.9)}))
     assert first.startswith("medical: at dose -1 its pick of the misaligned AI flipped from 100% to 5% (n 40)")
-    assert (
-        "its share of harmful answers moved by -0.04 [-0.09, +0.01], less than 0.1, as is its whole interval" in first
-    )
+    assert "its share of harmful answers does not change: -4 points (95% CI -9 to +1), from a coherent" in first
     assert first.endswith("from a coherent model to an inverted one.")
     assert control == "medical: a random direction of that length leaves its pick of the misaligned AI at 100%."
-    assert "but its interval contains more" in steering.sentences(told(**{"-1": at(0.05, 0.8, change=-0.09)}))[0]
-    assert "not less than 0.1" in steering.sentences(told(**{"-1": at(0.05, 0.5, change=-0.4)}))[0]
+    assert "answers may have changed: -9 points" in steering.sentences(told(**{"-1": at(0.05, 0.8, change=-0.09)}))[0]
+    assert "answers falls: -40 points" in steering.sentences(told(**{"-1": at(0.05, 0.5, change=-0.4)}))[0]
 
 
 def test_the_direction_of_harm_is_to_move_conduct_and_leave_the_pick():
