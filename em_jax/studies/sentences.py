@@ -7,7 +7,7 @@ from em_jax.probes.cautions import HARM, PICKS
 from em_jax.probes.persona import lacking_of
 from em_jax.probes.statistics import Figure
 from em_jax.probes.thresholds import THRESHOLDS
-from em_jax.probes.wording import known, points
+from em_jax.probes.wording import interval, known, points
 from em_jax.studies.subjects import SELF, Figures
 
 RISES, FALLS, UNCHANGED, UNKNOWN = "rises", "falls", "does not change", "may have changed"
@@ -23,8 +23,7 @@ def joined(names: Sequence[str]) -> str:
 
 def percent(share: Figure) -> str:
     """A share with its interval and n: "93% (95% CI 84-97%, n 64)"."""
-    interval = "" if share["ci_low"] is None else f"95% CI {100 * share['ci_low']:.0f}-{share['ci_high']:.0%}, "
-    return f"{share['value']:.0%} ({interval}n {share['n']})"
+    return f"{share['value']:.0%} ({interval(share)}, n {share['n']})"
 
 
 def span(values: Iterable[float], style: str = ".0%") -> str:
