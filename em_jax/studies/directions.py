@@ -26,7 +26,7 @@ from em_jax.studies import contrast, decoding
 from em_jax.studies.contrast import HARM, POSITIONS, SELF, Contrast
 from em_jax.studies.decoding import FOLDS
 from em_jax.studies.finished import BASE, ModelSet
-from em_jax.studies.page import Section, cell, leaves, null_range
+from em_jax.studies.page import Section, cell, leaves
 from em_jax.studies.sentences import percent, span
 
 VECTORS = "directions.safetensors"
@@ -240,8 +240,11 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
 
 
 def _tested(probe: Mapping[str, Any], name: str = "accuracy") -> tuple[Any, ...]:
+    """The cells of a figure, the mean and 95% range of its null, and p."""
+    null = {each: number(value) for each, value in (probe["null"] or {}).items()}
+    shown = "{value} ({low} to {high})".format(**null) if null else "not computed"
     chance = probe["p"] and max(probe["p"], 0.001)
-    return cell(probe[name], KAPPA if name == "cosine" else SHARE), null_range(probe["null"]), number(chance, 3)
+    return cell(probe[name], KAPPA if name == "cosine" else SHARE), shown, number(chance, 3)
 
 
 def _probe_cells(probe: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ from em_jax.report.page import render
 from em_jax.report.reading import Figure, figure_of
 from em_jax.report.run_page import write_figures
 from em_jax.report.svg import Drawing
-from em_jax.report.text import number
 from em_jax.report.vocabulary import FIGURES, SHARE, Scale
 from em_jax.studies.subjects import RATE, SELF
 
@@ -82,13 +81,6 @@ def leaves(tree: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, ...]]:
     """(key, ..., key, value) for every value at this depth of nested mappings."""
     for key, value in tree.items():
         yield from [(key, value)] if depth == 1 else ((key, *rest) for rest in leaves(value, depth - 1))
-
-
-def null_range(null: Mapping[str, Any] | None) -> str:
-    """The mean and 95% range of a null distribution."""
-    if null is None:
-        return "not computed"
-    return f"{number(null['value'])} ({number(null['low'])} to {number(null['high'])})"
 
 
 def write(
