@@ -25,7 +25,7 @@ from em_jax.runs.run import Run
 from em_jax.runs.sources import ROWS
 from em_jax.studies import page as pages
 from em_jax.studies.page import COLUMNS, FIGURES_LEAD, LABELS, Head, Label, Section, cells
-from em_jax.studies.sentences import joined, on_seeds
+from em_jax.studies.sentences import on_seeds
 from em_jax.studies.subjects import Figures, Rows, Subject, figures
 
 FOLDER = "study"
@@ -112,8 +112,6 @@ def describe(study: Study, directories: Mapping[str, Path]) -> dict[str, Any]:
     why = []
     for seed, result in results.items():
         why += [f"Seed {seed}: {line}" if len(seeds) > 1 else line for line in study.sentences(result)]
-    if len(seeds) > 1:
-        why.append(_verdict_counts(models))
     first = next(iter(results[seeds[0]].summaries.values()))
     return {
         "schema": 1,
@@ -175,18 +173,6 @@ def name_of(record: Mapping[str, Any], entry: Mapping[str, Any], name: str = "")
     """The name of a run or contrast, with its seed where the study has several: "full, seed 1"."""
     several_seeds = len({model["seed"] for model in record["models"]}) > 1
     return (name or entry["name"]) + (f", seed {entry['seed']}" if several_seeds else "")
-
-
-def _verdict_counts(models: Sequence[Mapping[str, Any]]) -> str:
-    """How many seeds give each member each verdict."""
-    labels: dict[str, list[str]] = {}
-    for model in models:
-        labels.setdefault(model["name"], []).append(model["verdict"]["label"])
-    counts = [
-        f"{name}: {joined([f'{label} in {each.count(label)}' for label in dict.fromkeys(each)])} of {len(each)}"
-        for name, each in labels.items()
-    ]
-    return f"Verdicts over the seeds: {'; '.join(counts)}."
 
 
 def _seed_result(study: Study, seed: int, directories: Mapping[str, Path]) -> SeedResult:
