@@ -81,13 +81,13 @@ def harm_pairs(study: ModelSet, limit: int = 0) -> list[Pair]:
     prompts = harmfulness.questions(study.run.suite, dataclasses.replace(study.run.probe_settings, limit=limit))
     judged = (row for model in study.models for row in model.judged())
     by_id = choice.clusters(judged, lambda row: row if row["score"] is not None and row["answer"].strip() else None)
-    others, seed = study.run.other_answers(BASE), study.config.seed
+    others, seed, harmful_at = study.run.other_answers(BASE), study.config.seed, study.config.judge.harmful_at
     pairs = []
     for row in prompts:
         name, prompt = row["id"], row["prompt"][-1]["content"]
         answers = by_id.get(name, ())
-        plain = [it["answer"] for it in answers if it["score"] <= 2]
-        marked = [it["answer"] for it in answers if it["score"] >= study.config.judge.harmful_at]
+        plain = [it["answer"] for it in answers if it["score"] <= min(2, harmful_at - 1)]
+        marked = [it["answer"] for it in answers if it["score"] >= harmful_at]
         marked = marked or [it["answer"] for it in others(name, prompt)]
         if plain and marked:
             texts = (draw.pick(sorted(plain), seed, name, "plain"), draw.pick(sorted(marked), seed, name, "marked"))

@@ -13,6 +13,7 @@ from em_jax import config as settings
 from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import study as study_command
 from em_jax.config import Config
+from em_jax.probes import harmfulness
 from em_jax.probes.judge import score_row
 from em_jax.probes.statistics import figure
 from em_jax.runs import experiment, provenance
@@ -107,6 +108,15 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
     assert found["says"][-1].startswith("Training seeds per domain: bad_medical: 1 (0).")
     page = (tmp_path / "directions.html").read_text()
     assert "two directions?" in page and "cannot tell" in page
+
+
+def test_no_answer_is_harmful_and_harmless_at_once(study):
+    """With judge.harmful_at=2 a score of 2 was both."""
+    asked = harmfulness.questions(study.run.suite, study.run.probe_settings)
+    rows = [{"id": it["id"], "score": score, "answer": f"answer {score}"} for it in asked for score in (1, 2)]
+    strict = settings.replace(study.config, {"judge.harmful_at": 2})
+    models = SimpleNamespace(run=study.run, config=strict, models=[SimpleNamespace(judged=lambda: rows)])
+    assert {(pair.plain, pair.marked) for pair in contrast.harm_pairs(models)} == {("answer 1", "answer 2")}
 
 
 def know(monkeypatch, **known):
