@@ -136,8 +136,8 @@ def table(record: Mapping[str, Any]) -> Section:
         cautions = ", ".join(caution["code"] for caution in verdict["cautions"]) or "none"
         limits = {name: holds_between(model["figures"], name) for name in BOUNDS}
         bounds = "; ".join(f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in limits.items())
-        head = Head(f"{variant.name}, seed {model['seed']}", variant.truth)
+        name = Head(f"{variant.name}, seed {model['seed']}", variant.truth)
         wrong = "; ".join(faults(variant, verdict)) or "right"
-        rows.append([head, " or ".join(variant.labels), Label(verdict["label"]), cautions, wrong, bounds])
+        rows.append([name, " or ".join(variant.labels), Label(verdict["label"]), cautions, wrong, bounds])
     head = ("variant", "true of it", "verdict", "cautions", "right?", "holds for a bound of")
     return Section("What was planted, and what was found", [LEAD], head, rows)

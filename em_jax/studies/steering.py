@@ -206,7 +206,7 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
             "least_cosine_of_folds": float((unit @ unit.T).min()),
             "sha256": hashlib.sha256(np.ascontiguousarray(directions, np.float32).tobytes()).hexdigest(),
         }
-        along = {options.direction: directions, RANDOM: [*map(control, directions)]}
+        along: dict[str, Any] = {options.direction: directions, RANDOM: [*map(control, directions)]}
         figures: dict[str, Any] = {}
         for model in models.models:
             folder = out / "rows" / model.name
