@@ -141,21 +141,23 @@ def points(record: Mapping[str, Any]) -> tuple[Drawing, str]:
     models = record["models"]
     drawing = plane(
         [point(name_of(record, it), it["verdict"]["label"], it) for it in models[:MOST_POINTS]],
-        point("base", "base", models[0], "base"),
+        point(name_of(record, models[0], "base"), "base", models[0], "base"),
         labels=True,
         title="Conduct against self-description, one mark per run",
     )
+    few = f" The first {MOST_POINTS} of {len(models)} runs; the table has all." if len(models) > MOST_POINTS else ""
     return drawing, (
         "One mark per run; lines are 95% intervals over questions. Squares: coherent; triangles: inverted; circles: "
-        "aligned; crosses: mixed. The hollow circle is the base."
+        f"aligned; crosses: mixed. The hollow circle is the base.{few}"
     )
 
 
 def tables(record: Mapping[str, Any]) -> Iterator[Section]:
     """The figures of every run, and the contrasts."""
     columns = [LABELS[name] for name in COLUMNS]
-    rows: list[list[Any]] = [[Head("base", "the model before any fine-tuning"), ""]]
-    rows[0] += cells(record["models"][0]["figures"], "base")
+    first, rows = record["models"][0], list[list[Any]]()
+    base = Head(name_of(record, first, "base"), "the model before any fine-tuning")
+    rows.append([base, "", *cells(first["figures"], "base")])
     for it in record["models"]:
         label = Label(it["verdict"]["label"], quote(f"../{it['folder']}/report.html"))
         rows.append([Head(name_of(record, it), it["note"]), label, *cells(it["figures"])])

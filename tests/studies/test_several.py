@@ -70,7 +70,16 @@ def test_several_seeds_are_told_apart(tmp_path):
     study = several.Study("sweep", "title", "lead", members, (), lambda found: ["Said."])
     _, found = did(study, tmp_path)
     assert found["why"][:2] == ["Seed 0: Said.", "Seed 1: Said."]
+    page = (tmp_path / "study" / "study.html").read_text()
+    assert "full, seed 1" in page and "base, seed 0" in page
     assert found["why"][2].startswith("Training seeds per domain: bad_medical: 2 (0, 1).")
+
+
+@pytest.mark.fast
+def test_runs_that_the_plane_has_no_room_for_are_told():
+    models = [{"name": f"run {i}", "seed": 0, "verdict": {"label": "mixed"}, "figures": {}} for i in range(61)]
+    assert several.points({"models": models})[1].endswith("The first 60 of 61 runs; the table has all.")
+    assert several.points({"models": models[:60]})[1].endswith("the base.")
 
 
 @pytest.mark.fast
