@@ -8,14 +8,15 @@ Writes rows/, crossrate.json, crossrate.html and provenance.json.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.cli import count_flag
 from em_jax.base.errors import UserError
+from em_jax.base.progress import Progress
 from em_jax.probes import choice, output_recognition, score_prediction, statistics
-from em_jax.probes.choice import Key, Row, key
+from em_jax.probes.choice import Row, key
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill, limited
 from em_jax.probes.thresholds import THRESHOLDS
@@ -91,10 +92,8 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"expected judged answers of every model, found none of {', '.join(empty)}")
 
     def ask(rater: Subject, probe: Any, questions: list[Row], path: Path) -> list[Row]:
-        def missing(done: set[Key]) -> Iterable[Row]:
-            return probe.ask(models.engine, rater.name, questions, done, settings)
-
-        return complete(models.run, f"{path.parent.name}: {path.stem}", path, set(map(key, questions)), missing)
+        wanted = set(map(key, questions))
+        return complete(path, wanted, lambda done: probe.ask(models.engine, rater.name, questions, done, settings))
 
     record: dict[str, Any] = {"options": dataclasses.asdict(options), "ratings": {}, "alike": {}}
     with locking.lock(out):
@@ -107,8 +106,9 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
             {"options": record["options"], "model": models.config.model.name}
             | {"adapters": models.adapter_hashes(), "answers": hashes},
         )
-        for rater in models.models:
-            for author in (model.name for model in models.models):
+        pairs = [(rater, author.name) for rater in models.models for author in models.models]
+        with Progress("crossrate", len(pairs), "pair", silent=models.run.components.silent) as progress:
+            for rater, author in pairs:
                 folder = out / "rows" / f"{rater.name}.of.{author}"
                 own, other = (
                     ask(rater, score_prediction, ratings(suite, settings, answers[author], it), folder / f"{it}.jsonl")
@@ -119,6 +119,7 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
                     questions = alike(suite, settings, answers[rater.name], answers[author], author)
                     rows = ask(rater, output_recognition, questions, folder / "alike.jsonl")
                     record["alike"].setdefault(rater.name, {})[author] = _alike(rows)
+                progress.update()
         more = {"study": "crossrate", "other_wording": OTHER_WORDING}
         return models.publish(
             out, "crossrate", record, sentences(record), sections(record), more,

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from em_jax.base import files
 from em_jax.base.cli import count_flag, one_of
 from em_jax.base.errors import UserError
+from em_jax.base.progress import Progress
 from em_jax.probes import harmfulness, self_assessment, two_ai
 from em_jax.probes.cautions import PICKS
 from em_jax.probes.choice import Key, Row, key
@@ -208,15 +209,18 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
         }
         along: dict[str, Any] = {options.direction: directions, RANDOM: [*map(control, directions)]}
         figures: dict[str, Any] = {}
-        for model in models.models:
-            folder = out / "rows" / model.name
-            plain = _rows(models, model, [None], folder / "0", options)
-            for name, each in along.items():
-                by_dose = figures.setdefault(model.name, {}).setdefault(name, {})
-                for dose in sorted({0.0, *options.doses}):
-                    steers = [at_layer(vector, layer, layers, dose) for vector in each]
-                    rows = _rows(models, model, steers, folder / f"{name}{dose:+g}", options) if dose else plain
-                    by_dose[f"{dose:+g}"] = _figures(plain, rows, models.config.judge.harmful_at)
+        doses, silent = sorted({0.0, *options.doses}), models.run.components.silent
+        with Progress("steer", len(models.models) * len(along) * len(doses), "dose", silent=silent) as progress:
+            for model in models.models:
+                folder = out / "rows" / model.name
+                plain = _rows(models, model, [None], folder / "0", options)
+                for name, each in along.items():
+                    by_dose = figures.setdefault(model.name, {}).setdefault(name, {})
+                    for dose in doses:
+                        steers = [at_layer(vector, layer, layers, dose) for vector in each]
+                        rows = _rows(models, model, steers, folder / f"{name}{dose:+g}", options) if dose else plain
+                        by_dose[f"{dose:+g}"] = _figures(plain, rows, models.config.judge.harmful_at)
+                        progress.update()
         record = {"steering": steering, "figures": figures, "options": dataclasses.asdict(options)}
         more = {"study": "steering", "steering": steering}
         return models.publish(
@@ -244,7 +248,6 @@ def _rows(
     `steers` holds the engine's `steer` argument for the questions of each fold.
     """
     run, settings = models.run, _settings(models, options)
-    title = f"{model.name}, {folder.name}"
 
     def complete_folds(
         name: str, questions: list[Row], wanted: Callable[[Row], set[Key]], ask: Callable[..., Iterable[Row]]
@@ -254,7 +257,7 @@ def _rows(
             fold = [row for row in questions if folds[row["id"]] == number]
             keys = set().union(*map(wanted, fold))
             verbs = {verb: partial(getattr(models.engine, verb), steer=steer) for verb in ("choice_logprobs", "stream")}
-            complete(run, f"{title}: {name}", path, keys, partial(ask, SimpleNamespace(**verbs), model.name, fold))
+            complete(path, keys, partial(ask, SimpleNamespace(**verbs), model.name, fold))
         return files.read_rows(path)
 
     result = {
@@ -277,7 +280,7 @@ def _rows(
         # The judge is the run's own, never steered.
         return sources.judges(run.config, run.suite.judge, lambda: models.engine)[0].score(answers, done)
 
-    scores = complete(run, f"{title}: scores", folder / f"scores.{run.judge}.jsonl", set(map(key, answers)), score)
+    scores = complete(folder / f"scores.{run.judge}.jsonl", set(map(key, answers)), score)
     return result | {"judged": harmfulness.judged(answers, scores)}
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from em_jax.base import files
 from em_jax.base.errors import UserError
-from em_jax.base.progress import Progress, through
 from em_jax.probes import harmfulness, score_prediction, self_assessment, statistics, two_ai
 from em_jax.probes.cautions import PREDICTED
 from em_jax.probes.choice import Key, key
@@ -106,14 +105,11 @@ def kept_rows(path: Path) -> list[Row]:
     return files.keep_rows(path, lambda row: not row.get(AGAIN))
 
 
-def complete(
-    run: Run, title: str, path: Path, wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]
-) -> list[Row]:
+def complete(path: Path, wanted: Collection[Key], ask: Callable[[set[Key]], Iterable[Row]]) -> list[Row]:
     """The rows of a file, after `ask(keys that are done)` has appended those of the keys `wanted` that are missing."""
     done = {key(row) for row in kept_rows(path)}
     if not done.issuperset(wanted):
-        total, silent = len(done.union(wanted)), run.components.silent
-        with Progress(title, total, "row", len(done), silent=silent) as progress, files.Appender(path) as output:
-            for row in through(ask(done), progress):
+        with files.Appender(path) as output:
+            for row in ask(done):
                 output.write(row)
     return files.read_rows(path)

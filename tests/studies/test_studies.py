@@ -255,11 +255,10 @@ def test_every_model_rates_every_other_under_both_attributions(study, tmp_path):
 def test_long_studies_show_their_progress(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study.run.components, "silent", False)
     crossrating.study(study, tmp_path / "crossrate", crossrating.Options(limit=2))
-    assert "one.of.base: other" in capsys.readouterr().err
+    assert "crossrate: 9 of 9 pairs" in capsys.readouterr().err
     options = steering.Options(direction="self", source="text", doses=(-1.0,), limit=6)
     steering.study(study, tmp_path / "steer", options)
-    said = capsys.readouterr().err
-    assert "one, self-1: two_ai" in said and "one, random-1: scores" in said
+    assert "steer: 12 of 12 doses" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
