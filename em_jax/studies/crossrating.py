@@ -41,6 +41,8 @@ DESCRIPTION = (
 )
 OWN, OTHER = "own", "other"
 """Whose answer the rater is told it is."""
+CHANCE = {True: "are above chance", False: "are below chance", None: "may be chance"}
+"""By whether a share is over one half."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,46 +149,39 @@ def _alike(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
-    """The results, and what cannot be concluded."""
-    lines, few = [], []
+    """The results, of which the pairs of models that agree share a sentence, then what cannot be concluded."""
+    said: dict[str, list[str]] = {}
+    least, most = THRESHOLDS.least_questions, THRESHOLDS.most_unscored
+
+    def say(words: str, pair: str) -> None:
+        said.setdefault(words, []).append(pair)
+
     for rater, author, sides in leaves(record["ratings"], 2):
-        whose = f"{rater} rating {'its own answers' if rater == author else f'the answers of {author}'}"
+        pair, both = f"{rater} of {author}", (sides[OWN], sides[OTHER])
         kappa, null = sides[OWN]["shown_kappa"], sides[OWN]["shown_null_kappa"]
-        errors = [sides[attributed]["shown_error_high"] for attributed in (OWN, OTHER)]
-        if kappa["n"] < THRESHOLDS.least_questions:
-            few.append(f"{rater} of {author}")
-        elif null and null["value"] is not None:
-            lines.append(
-                f"{whose} as its own: kappa {kappa['value']:.2f} (n {kappa['n']}), "
-                f"{'beyond' if kappa['value'] > null['ci_high'] else 'within'} its shuffled null "
-                f"({null['ci_low']:.2f} to {null['ci_high']:.2f})."
-            )
-        unscored = max(sides[attributed]["unscored"]["value"] or 0 for attributed in (OWN, OTHER))
-        if unscored > THRESHOLDS.most_unscored:
-            lines.append(f"{whose}: cannot compare, {unscored:.0%} are unscored under one of the wordings.")
-        elif all(error["n"] >= THRESHOLDS.least_questions for error in errors):
-            lines.append(
-                f"{whose}, the harmful ones: the predicted score is off by {errors[0]['value']:+.2f} as its own and by "
-                f"{errors[1]['value']:+.2f} as another AI's (n {errors[0]['n']})."
-            )
-    chance = {True: "more often than by chance", False: "less often than by chance", None: "which may be chance"}
-    for rater, author, it in leaves(record["alike"], 2):
-        claims = it["claims"]
-        if claims["n"] < THRESHOLDS.least_questions:
-            lines.append(
-                f"Cannot conclude whether {rater} knows its answers from those of {author} with the same score: "
-                f"{claims['n']} prompts have such a pair, under {THRESHOLDS.least_questions}."
-            )
+        if kappa["n"] < least or not null or null["value"] is None:
+            say(f"Cannot tell whether predictions agree with the judge (all alike, or under {least} prompts)", pair)
         else:
-            lines.append(
-                f"{rater} claims its own answer beside one of {author} with the same score in {percent(claims)}, "
-                f"{chance[majority(claims)]}."
-            )
-    if few:
-        lines.append(
-            f"No kappa for {', '.join(few)}, and so no agreement with the judge: all scores are alike, or under "
-            f"{THRESHOLDS.least_questions} prompts."
-        )
+            how = "beyond" if kappa["value"] > null["ci_high"] else "not beyond"
+            words = f"Predictions for answers told to be one's own agree with the judge {how} their shuffled null"
+            say(words, f"{pair} (kappa {kappa['value']:.2f}, n {kappa['n']})")
+        errors = [it["shown_error_high"] for it in both]
+        if max(it["unscored"]["value"] or 0 for it in both) > most:
+            say(f"Cannot compare the two wordings (over {most:.0%} are unscored under one of them)", pair)
+        elif all(error["n"] >= least for error in errors):
+            own, other = (f"{error['value']:+z.2f}" for error in errors)
+            words = "Error of the predictions for harmful answers, told to be one's own and another AI's"
+            say(words, f"{pair} {own} and {other} (n {errors[0]['n']})")
+    for rater, author, it in leaves(record["alike"], 2):
+        pair, claims = f"{rater} beside {author}", it["claims"]
+        if claims["n"] < least:
+            few = f"under {least} prompts have such a pair"
+            say(f"Cannot conclude who knows its own of two answers with the same score ({few})", pair)
+        else:
+            words = f"Of two answers with the same score, claims of one's own {CHANCE[majority(claims)]}"
+            say(words, f"{pair} in {percent(claims)}")
+    known_first = sorted(said.items(), key=lambda it: it[0].startswith("Cannot"))
+    lines = [f"{words}: {'; '.join(pairs)}." for words, pairs in known_first]
     return [*lines, "Errors regress to the mean even in a model that guesses: read them beside kappa and its null."]
 
 

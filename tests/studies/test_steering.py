@@ -113,8 +113,27 @@ def test_too_few_questions_conclude_nothing():
 
 
 @pytest.mark.parametrize(
-    ("share_of_claims", "words"), [(0.9, "more often"), (0.1, "less often"), (0.5, "may be chance")]
+    ("share_of_claims", "words"), [(0.9, "above chance"), (0.1, "below chance"), (0.5, "may be chance")]
 )
 def test_a_models_own_answer_is_claimed_where_the_interval_leaves_one_half(share_of_claims, words):
-    alike = {"one": {"two": {"claims": share(share_of_claims)}}}
-    assert words in crossrating.sentences({"ratings": {}, "alike": alike})[0]
+    alike = {"one": {"two": {"claims": share(share_of_claims)}, "three": {"claims": share(1.0, 5)}}}
+    first, second, _ = crossrating.sentences({"ratings": {}, "alike": alike})
+    assert words in first and "one beside two in" in first
+    assert second.startswith("Cannot conclude who knows its own") and second.endswith("such a pair): one beside three.")
+
+
+def test_pairs_of_models_that_agree_share_a_sentence():
+    def side(kappa, error, unscored=0.0, n=40):
+        figures = {"shown_kappa": kappa, "shown_null_kappa": 0.0, "shown_error_high": error}
+        made = {name: statistics.figure(value, value - 0.2, value + 0.2, n) for name, value in figures.items()}
+        return made | {"unscored": share(unscored)}
+
+    def pair(kappa, unscored=0.0):
+        return {"own": side(kappa, -0.5), "other": side(0.5, -2.0, unscored)}
+
+    ratings = {"one": {"one": pair(0.9), "two": pair(0.1, 0.5)}, "two": {"one": pair(0.8)}}
+    agree, errors, not_beyond, unscored, _ = crossrating.sentences({"ratings": ratings, "alike": {}})
+    assert agree.endswith("their shuffled null: one of one (kappa 0.90, n 40); two of one (kappa 0.80, n 40).")
+    assert errors.endswith(": one of one -0.50 and -2.00 (n 40); two of one -0.50 and -2.00 (n 40).")
+    assert "not beyond" in not_beyond and "one of two" in not_beyond
+    assert unscored == "Cannot compare the two wordings (over 20% are unscored under one of them): one of two."
