@@ -112,32 +112,19 @@ def order_record(one: Curve, other: Curve) -> dict[str, Any]:
     """The content of path.json on which of two curves of progress is ahead, and where that is unknown, why."""
     ahead, shares = order(one, other)
     if ahead == NEITHER:
-        claim = f"Neither {one.name} nor {other.name} rises"
+        claim = f"Neither {one.name} nor {other.name} rises by more than {LEAST_POINTS} (n {one.n} and {other.n})"
     elif ahead == UNKNOWN:
         claim = f"Cannot tell whether {one.name} or {other.name} is ahead ({_why_unknown(one, other, shares)})"
     else:
         leader, follower = (one, other) if ahead == FIRST else (other, one)
         name, rises = leader.name[:1].upper() + leader.name[1:], follower.heights[0].any()
         claim = f"{name} is ahead of {follower.name}" if rises else f"{name} rises and {follower.name} does not"
-        claim += f", in {shares[ahead]:.1%} of resamplings"
+        claim += f", in {shares[ahead]:.1%} of resamplings (n {leader.n} and {follower.n})"
         index = int(min(leader.first_half()[0], follower.first_half()[0]))
         if rises and index < len(leader.steps):
             made, others = (f"{each.heights[0, index]:.0%}" for each in (leader, follower))
-            claim += f" (by step {leader.steps[index]} it has made {made} of its rise, {follower.name} {others})"
-    words = f"{claim}: {_halfway(one)}; {_halfway(other)}."
-    return {"one": one.name, "other": other.name, "order": ahead, "shares": shares, "words": words}
-
-
-def _halfway(curve: Curve) -> str:
-    half = curve.halfway()
-    if not curve.n:
-        return f"{curve.name} has no data"
-    if not curve.heights[0].any():
-        return f"{curve.name} does not rise by more than {LEAST_POINTS} (n {curve.n})"
-    low, high = (half[end] if half[end] is not None else "never" for end in ("low", "high"))
-    before = f"kept before: {half['after']}; " if half["after"] is not None else ""
-    interval = f"95% interval {low} to {high}; n {curve.n}"
-    return f"{curve.name} has made half of its rise at step {half['step']} ({before}{interval})"
+            claim += f": by step {leader.steps[index]} it has made {made} of its rise, {follower.name} {others}"
+    return {"one": one.name, "other": other.name, "order": ahead, "shares": shares, "words": f"{claim}."}
 
 
 def _why_unknown(one: Curve, other: Curve, shares: Mapping[str, float]) -> str:

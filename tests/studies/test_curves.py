@@ -77,14 +77,15 @@ def test_a_step_that_later_ones_take_back_is_no_arrival():
 def test_what_does_not_rise_is_said_to_stay():
     found = both(curve("harm", EARLY), curve("self", NEVER))
     assert not found[1].heights[0].any() and halfway(found[1]).step is None
-    assert "Harm rises and self does not, in 100.0% of resamplings" in order_record(*found)["words"]
-    assert order_record(*both(curve("a", NEVER), curve("b", NEVER)))["words"].startswith("Neither a nor b rises")
+    words = order_record(*found)["words"]
+    assert words == "Harm rises and self does not, in 100.0% of resamplings (n 60 and 60)."
+    assert order_record(*both(curve("a", NEVER), curve("b", NEVER)))["words"].startswith("Neither a nor b rises by")
 
 
 def test_the_words_say_how_far_each_is():
     said = order_record(*both(curve("harm", EARLY), curve("self", LATE)))["words"]
-    assert said.startswith(
-        "Harm is ahead of self, in 100.0% of resamplings (by step 2 it has made 90% of its rise, self 0%)"
+    assert said == (
+        "Harm is ahead of self, in 100.0% of resamplings (n 60 and 60): by step 2 it has made 90% of its rise, self 0%."
     )
 
 
@@ -102,7 +103,7 @@ def test_words_say_why_nothing_can_be_told():
     same = both(curve("harm", LATE), curve("self", LATE))
     assert "both are half-way between the kept steps 4 and 8" in order_record(*same)["words"]
     nothing = progress(("harm", {0: {}, 1: {}}))
-    assert nothing.n == 0 and "has no data" in order_record(nothing, nothing)["words"]
+    assert nothing.n == 0 and "rests on 0 questions" in order_record(nothing, nothing)["words"]
 
 
 def test_a_question_that_lacks_a_step_does_not_count():
