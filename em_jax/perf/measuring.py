@@ -14,11 +14,12 @@ from typing import Any
 import jax
 
 from em_jax.base import runtime, stage_timer
+from em_jax.config import Config, replace
 from em_jax.model.config import TransformerConfig
 from em_jax.perf import bench_workload
 from em_jax.perf.bench_workload import Peer, Workload
 from em_jax.runs.chips import chip_of
-from em_jax.runs.placement_costs import cache_bytes, sizes
+from em_jax.runs.placement_costs import sizes
 from em_jax.train.batches import Example
 
 FORMULA = "MFU: 4 x matrices per token, 4DV per place with loss, 6 T^2 NHL per example of T tokens (causal attention)"
@@ -93,6 +94,9 @@ def measure(
 
 def _add_shares(results: dict[str, Any], work: Workload, device: Any) -> None:
     """Add our share of the device's peaks to each kind of work."""
+    from em_jax.perf.roofline import decode_floor  # late: a peer's process, whose memory is measured, needs none of it
+    from em_jax.runs.programs import Shapes
+
     chip, known = chip_of(device)
     if "train" in results:
         examples = [example for step in work.steps for example in step]
@@ -102,9 +106,10 @@ def _add_shares(results: dict[str, Any], work: Workload, device: Any) -> None:
         results["train"]["mfu"] = round(per_token * speed / chip.flops, 4) if known else None
     if "decode" in results:
         rows = min(bench_workload.DECODING_ROWS, len(work.prompts))
-        length = sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2
+        length = round(sum(map(len, work.prompts[:rows])) / rows + work.new_tokens / 2)
         steps = results["decode"]["ours_tokens_per_s"] / rows
-        read = decode_bytes(work.config, rows, length, work.quantization)
+        settings = replace(Config(), {"model.quantization": work.quantization})
+        read = decode_floor(Shapes(work.config, settings), rows, length)
         results["decode"]["bandwidth_share"] = round(steps * read / chip.bandwidth, 4) if known else None
 
 
@@ -171,13 +176,3 @@ def train_flops(config: TransformerConfig, examples: Sequence[Example]) -> float
     heads = config.num_attention_heads * config.head_dim
     head = 4 * loss_tokens * config.hidden_size * config.vocab_size
     return config.num_hidden_layers * (4 * tokens * sizes(config, rank=0).layer + 6 * squares * heads) + head
-
-
-def decode_bytes(config: TransformerConfig, rows: int, length: float, quantization: str = "none") -> float:
-    """Bytes that must be read for one token in each of `rows` answers whose keys are `length` long on average.
-
-    All in bfloat16, as on an accelerator, but the layers' matrices of an int8 base.
-    """
-    size = sizes(config, rank=0)
-    layers = config.num_hidden_layers * size.layer * (1 if quantization == "int8" else 2)
-    return layers + 2 * size.table + cache_bytes(config, rows * length, 2)
