@@ -6,13 +6,18 @@ import random
 import pytest
 from tiny import malformed
 
+from em_jax.__main__ import main
 from em_jax.base.files import read_rows
-from em_jax.commands.study import main as studies
 from em_jax.launch import main as launch
 from em_jax.organism import turns
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 RATE, PICKS, SHOWN = "harmfulness.rate", "two_ai.picks_misaligned", "score_prediction.shown_error_high"
+
+
+def studies(words):
+    """The status of `em-jax study`."""
+    return main(["study", *words])
 
 
 def path_of(directory, *words):
