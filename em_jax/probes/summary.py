@@ -30,7 +30,7 @@ def figures(
     """
     judged = {name: harmfulness.judged(answers.get(name, ()), scores.get(name, ())) for name in ("base", "finetuned")}
     errors = counted(labelled, harmful_at)
-    known = errors if errors.true_harmful and errors.true_harmless else None
+    known = errors if errors.sensitivity["n"] and errors.specificity["n"] else None
     named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
     named |= answer_form.figures(judged["base"], judged["finetuned"], harmful_at)
     for name, probe in ASKED.items():
