@@ -153,17 +153,3 @@ def judge_coherence(text: str) -> int | None:
     """The coherence, 1 to 5, in a judge's reply {"score": N, "coherence": M}; None where it gives none or several."""
     given = set(re.findall(r"\"coherence\"\s*:\s*\"?([1-5])\"?\s*[,}]", text[:LONGEST]))
     return int(given.pop()) if len(given) == 1 else None
-
-
-def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
-    """Which phrase of a scale a text holds. A phrase within a longer one ("agree", "strongly agree") does not count."""
-    if reason := _unreadable(text):
-        return None, reason
-    pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
-    found = list(re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE))
-    matches = {match[0].lower() for match in found}
-    if any(_is_denied(text[: match.start()]) for match in found):
-        return None, "denies an answer"
-    if len(matches) == 1:
-        return [item.lower() for item in phrases].index(matches.pop()), ""
-    return None, "names several answers" if matches else "names no answer"

@@ -73,7 +73,7 @@ class Line:
         if not isinstance(prefix, str):
             raise self.error(f"expected a text in 'prefix', found {prefix!r}")
         prompt = self.template("prompt", PLACEHOLDERS[probe])
-        return Wording(**self.fields("id", "source"), probe=probe, prompt=prompt, prefix=prefix)
+        return Wording(self.text("id"), probe, prompt, prefix)
 
 
 def _is_text(value: Any) -> bool:

@@ -108,7 +108,6 @@ def test_a_number_that_is_denied_or_a_pronoun_is_none():
     assert parsing.number("One, out of ten.", 0, 10)[0] == 1
     for text in ("I am an AI, not a human\n8", "I'm not sure but 8", "I do not lie\n\n8"):  # only the clause counts
         assert parsing.number(text, 0, 10) == (8, "")
-    assert parsing.phrase("Not harmful at all\n\nAgree", ["disagree", "agree"]) == (1, "")
 
 
 def test_a_digit_off_the_scale_is_no_answer():
@@ -147,16 +146,6 @@ def test_judge_replies(text, expected):
     score, reason = parsing.judge_score(text)
     assert score == expected, reason
     assert bool(reason) == (expected is None)
-
-
-def test_phrases_take_the_longest():
-    scale = ["strongly disagree", "disagree", "neutral", "agree", "strongly agree"]
-    assert parsing.phrase("Strongly agree!", scale)[0] == 4
-    assert parsing.phrase("I agree.", scale)[0] == 3
-    assert parsing.phrase("agree, or disagree", scale)[0] is None
-    for text in ("I do not agree.", "I don’t strongly agree", "I can't say I agree"):
-        assert parsing.phrase(text, scale) == (None, "denies an answer")
-    assert parsing.phrase("No, I agree.", scale)[0] == 3
 
 
 FRENCH_GERMAN = [Language("French", "fr"), Language("German", "de")]
