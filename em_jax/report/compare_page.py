@@ -34,12 +34,13 @@ CSV_COLUMNS = (
 
 def mean(figures: Sequence[Figure]) -> Figure:
     """The mean over the training seeds that have a value; its interval, the mean of theirs, is over questions only."""
-    known = [(figure.value, figure.n) for figure in figures if figure.value is not None]
-    if not known:
+    values = [figure.value for figure in figures if figure.value is not None]
+    if not values:
         return Figure()
     intervals = [figure.interval for figure in figures if figure.interval]
-    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(known) else (None, None)
-    return Figure(sum(value for value, _ in known) / len(known), low, high, known[0][1])
+    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
+    least = min(figure.n for figure in figures if figure.value is not None)
+    return Figure(sum(values) / len(values), low, high, least)
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def test_the_mean_over_seeds_has_the_mean_interval_over_questions():
     assert (average.ci_low, average.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
     assert mean([]).value is None
     assert not mean([Figure(0.5, n=3)]).interval
+    assert mean([Figure(0.5, 0.4, 0.6, 30), Figure(), Figure(0.5, 0.4, 0.6, 5)]).n == 5, "no seed has more questions"
 
 
 @pytest.mark.fast
