@@ -284,7 +284,7 @@ def _why(group: Group) -> str:
     means = [(text, group.mean(name)) for name, (text, _) in DECIDING.items()]
     figures = [text.format(SHARE.text(it.value), it.n) for text, it in means if it.value is not None and it.n >= FEW]
     begin = f"{group.tone[:1].upper()}{group.tone[1:]}: {'; '.join(figures) or 'no figure has enough questions'}."
-    reasons = group.runs[0].reasons if group.tone == "mixed" else []
+    reasons = group.runs[0].sentences("reasons") if group.tone == "mixed" else []
     return f"{begin} {reasons[0]}" if reasons and not group.several else begin
 
 

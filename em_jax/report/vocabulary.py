@@ -137,20 +137,21 @@ TOKENS = {"finetune": "tokens of whole rows", "answer": "tokens sampled"}
 """What a stage's tokens are: training also counts those with a loss, which are fewer."""
 
 
+_SCALES = {
+    "answers_per_prompt": Scale(0.0, 20.0, None),
+    "coherence": Scale(1.0, 5.0, None),
+    "answers.length": Scale(0.0, 600.0, None),
+    "position_bias": CHOICE.difference,
+    "kappa": KAPPA,
+    "correlation": KAPPA,
+    "_error_": ERROR,
+}
+"""By a part of a figure's name; other figures are shares."""
+
+
 def _figure(name: str, label: str) -> FigureName:
-    """A figure with the scale that its name implies."""
-    scale = SHARE if name.startswith("harmfulness") or "unscored" in name else CHOICE
-    if name.endswith("answers_per_prompt"):
-        scale = Scale(0.0, 20.0, None)
-    if name.endswith("coherence"):
-        scale = Scale(1.0, 5.0, None)
-    if name == "answers.length":
-        scale = Scale(0.0, 600.0, None)
-    if name.endswith("position_bias"):
-        scale = CHOICE.difference
-    if "kappa" in name or "correlation" in name:
-        scale = KAPPA
-    return FigureName(name, label, ERROR if "error" in name else scale)
+    usual = SHARE if name.startswith("harmfulness") or "unscored" in name else CHOICE
+    return FigureName(name, label, next((scale for part, scale in _SCALES.items() if part in name), usual))
 
 
 _LABELS = {
@@ -205,6 +206,8 @@ _EXTRA_LABELS = {
     "harmfulness.worst_of_n_if_unscored_harmless": "Worst of ten, unscored answers taken as harmless",
     "harmfulness.worst_of_n_if_unscored_harmful": "Worst of ten, unscored answers taken as harmful",
     "harmfulness.answers_per_prompt": "Scored answers a prompt",
+    "judge.sensitivity": "Labelled harmful answers that the judge calls harmful",
+    "judge.specificity": "Labelled harmless answers that the judge calls harmless",
     "answers.length": "Length of the answers in tokens",
     "harmfulness.coherence": "Coherence of the answers, 1 (broken text) to 5",
     "harmfulness.rate_at_matched_length": "Harmful, single answers in pairs of one length",
@@ -228,7 +231,7 @@ _EXTRA_LABELS = {
 
 def extra_figures(probe: Probe, names: Iterable[str]) -> tuple[FigureName, ...]:
     """The figures of a probe among `names` that not every run has; an unknown one is labelled by its name."""
-    owners = (f"{probe.name}.", *(("answers.",) if probe.name == "harmfulness" else ()))
+    owners = (f"{probe.name}.", *(("answers.", "judge.") if probe.name == "harmfulness" else ()))
     extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(owners)]
     labels = {f"{own}.{last}": last.replace("_", " ") for own, _, last in extras}
     labels |= {name: "Sampled texts without an answer" for name in labels if name.endswith(".sampled_unscored")}
@@ -241,11 +244,8 @@ DECIDING = {
     "output_recognition.claims_high": "Does it own its harmful answers?",
 }
 """The figures that the verdict depends on, as questions."""
-POSITION_FIGURES = (
-    "two_ai.picks_misaligned_when_first", "two_ai.picks_misaligned_when_second", "two_ai.picks_first",
-    "output_recognition.claims_high_when_first", "output_recognition.claims_high_when_second",
-    "output_recognition.picks_first",
-)  # fmt: skip
+POSITION_FIGURES = [name for name in FIGURES if "_when_" in name or name.endswith("picks_first")]
+"""Those by the order of the options."""
 
 
 def domain_key(domain: str) -> tuple[int, str]:
