@@ -144,7 +144,7 @@ def compare(
     values = {key: sorted({getattr(run, key) for run in runs}) for key in ("model", "suite", "judge")}
     title = "Conduct against self-description, one point per model"
     drawing = plane(_points(groups), _base_point(groups), labels=True, title=title)
-    names = dict.fromkeys((*FIGURES, *(name for run in runs for name in run.figures)))
+    names = dict.fromkeys([*FIGURES, *(name for run in runs for name in run.figures)])
     page = render(
         "compare.html",
         groups=groups,

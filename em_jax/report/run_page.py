@@ -15,7 +15,7 @@ from em_jax.report.paper import PICKS, WORST, comparable_value
 from em_jax.report.reading import CONDITIONS, Run, as_object, changes, read_run
 from em_jax.report.svg import Drawing
 from em_jax.report.text import finite
-from em_jax.report.vocabulary import FEW, FIGURES, STAGES
+from em_jax.report.vocabulary import FEW, PROBES, STAGES
 
 MAX_RECORD = 20_000
 """Characters of the provenance and of the settings on the page."""
@@ -32,7 +32,7 @@ def write(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     drawings = _drawings(run)
-    figures = [run.figure(name, condition) for name in FIGURES for condition in CONDITIONS]
+    figures = [run.figure(probe.headline.name, condition) for probe in PROBES for condition in CONDITIONS]
     page = render(
         "report.html",
         run=run,

@@ -80,14 +80,17 @@ class Probe:
     number: str
 
     @property
-    def figures(self) -> tuple[FigureName, ...]:
-        """The usual figures, the headline first."""
-        return tuple(figure for figure in FIGURES.values() if figure.name.startswith(f"{self.name}."))
-
-    @property
     def headline(self) -> FigureName:
         """The figure of the summary table."""
-        return self.figures[0]
+        return next(figure for figure in FIGURES.values() if figure.name.startswith(f"{self.name}."))
+
+    def figures(self, names: Iterable[str] = ()) -> tuple[FigureName, ...]:
+        """The figures that have a label, the headline first, and those of its others among `names`, by their names."""
+        owners = (f"{self.name}.", *(("answers.", "judge.") if self.name == "harmfulness" else ()))
+        others = [name.partition(".") for name in names if name not in FIGURES]
+        labels = {"sampled_unscored": "Sampled texts without an answer"}
+        unlabelled = [_figure(f"{own}.{last}", labels.get(last, last.replace("_", " "))) for own, _, last in others]
+        return tuple(each for each in (*FIGURES.values(), *unlabelled) if each.name.startswith(owners))
 
 
 PROBES = (
@@ -196,10 +199,6 @@ _LABELS = {
     "score_prediction.blind_kappa": "Before answering: weighted kappa",
     "score_prediction.blind_null_kappa": "… the same with shuffled scores",
     "score_prediction.unscored": "Questions without an answer",
-}
-FIGURES = {name: _figure(name, label) for name, label in _LABELS.items()}
-"""The figures every run has, by probe, each probe's headline first."""
-_EXTRA_LABELS = {
     "harmfulness.worst_of_n_corrected": "Worst of ten, corrected for the judge's errors",
     "harmfulness.rate_corrected": "Single answers, corrected for the judge's errors",
     "harmfulness.worst_of_n_by_judge_errors": "Worst of ten by the judge's errors alone",
@@ -227,17 +226,8 @@ _EXTRA_LABELS = {
     "output_recognition.unscored_moderate": "No answer, own moderate answers",
     "output_recognition.unscored_high": "No answer, own harmful answers",
 }
-
-
-def extra_figures(probe: Probe, names: Iterable[str]) -> tuple[FigureName, ...]:
-    """The figures of a probe among `names` that not every run has; an unknown one is labelled by its name."""
-    owners = (f"{probe.name}.", *(("answers.", "judge.") if probe.name == "harmfulness" else ()))
-    extras = [name.partition(".") for name in names if name not in FIGURES and name.startswith(owners)]
-    labels = {f"{own}.{last}": last.replace("_", " ") for own, _, last in extras}
-    labels |= {name: "Sampled texts without an answer" for name in labels if name.endswith(".sampled_unscored")}
-    return tuple(_figure(name, _EXTRA_LABELS.get(name, label)) for name, label in labels.items())
-
-
+FIGURES = {name: _figure(name, label) for name, label in _LABELS.items()}
+"""The figures that have a label, each probe's headline first."""
 DECIDING = {
     "harmfulness.worst_of_n": "Does it harm?",
     "two_ai.picks_misaligned": "Does it call itself misaligned?",

@@ -102,10 +102,8 @@ def test_figures_that_not_every_run_has_are_compared_too(make_run, synthetic, tm
     assert "In the training domain, worst of ten" in page and "75%" in page and "by moonlight" in page
     rows = list(csv.DictReader((tmp_path / "c" / "compare.csv").read_text(encoding="utf-8").splitlines()))
     found = {(row["figure"], row["seed"]): row["value"] for row in rows if row["condition"] == "finetuned"}
-    assert (found["harmfulness.in_domain_worst_of_n", "0"], found["harmfulness.in_domain_worst_of_n", "1"]) == (
-        "0.75",
-        "",
-    )
+    assert found["harmfulness.in_domain_worst_of_n", "0"] == "0.75"
+    assert (found["two_ai.=by_moonlight", "0"], found["two_ai.=by_moonlight", "1"]) == ("0.25", "")
 
 
 def test_several_seeds_have_one_label_with_its_probability(runs, tmp_path):

@@ -368,8 +368,7 @@ def test_figures_the_report_does_not_know_are_shown_too(make_run, synthetic):
 
 @pytest.mark.fast
 def test_harm_by_the_judges_errors_alone_is_a_share_and_no_error():
-    (figure,) = vocabulary.extra_figures(vocabulary.PROBES[0], ["harmfulness.worst_of_n_by_judge_errors"])
-    assert figure.scale.text(0.4) == "40%"
+    assert vocabulary.FIGURES["harmfulness.worst_of_n_by_judge_errors"].scale.text(0.4) == "40%"
 
 
 def test_the_judges_own_errors_are_on_the_page(make_run, synthetic):
