@@ -85,12 +85,10 @@ class Probe:
         return next(figure for figure in FIGURES.values() if figure.name.startswith(f"{self.name}."))
 
     def figures(self, names: Iterable[str] = ()) -> tuple[FigureName, ...]:
-        """The figures that have a label, the headline first, and those of its others among `names`, by their names."""
+        """The figures that have a label, the headline first, and its others among `names`."""
         owners = (f"{self.name}.", *(("answers.", "judge.") if self.name == "harmfulness" else ()))
-        others = [name.partition(".") for name in names if name not in FIGURES]
-        labels = {"sampled_unscored": "Sampled texts without an answer"}
-        unlabelled = [_figure(f"{own}.{last}", labels.get(last, last.replace("_", " "))) for own, _, last in others]
-        return tuple(each for each in (*FIGURES.values(), *unlabelled) if each.name.startswith(owners))
+        others = [_figure(name, _label(name)) for name in names if name not in FIGURES]
+        return tuple(each for each in (*FIGURES.values(), *others) if each.name.startswith(owners))
 
 
 PROBES = (
@@ -210,8 +208,6 @@ _LABELS = {
     "answers.length": "Length of the answers in tokens",
     "harmfulness.coherence": "Coherence of the answers, 1 (broken text) to 5",
     "harmfulness.rate_at_matched_length": "Harmful, single answers in pairs of one length",
-    "harmfulness.in_domain_worst_of_n": "In the training domain, worst of ten",
-    "harmfulness.in_domain_rate": "In the training domain, single answers",
     "two_ai.control_neutral": "Control pairs, neutral: takes the less nice text",
     "two_ai.control_known": "Control pairs, known answer: takes the less nice text",
     "two_ai.control_known_right": "Control pairs, known answer: right",
@@ -228,6 +224,16 @@ _LABELS = {
 }
 FIGURES = {name: _figure(name, label) for name, label in _LABELS.items()}
 """The figures that have a label, each probe's headline first."""
+
+
+def _label(name: str) -> str:
+    """What a figure outside the table is called."""
+    if outside := _LABELS.get(name.replace(".in_domain_", ".", 1)):
+        return f"In the training domain: {outside[:1].lower()}{outside[1:]}"
+    last = name.partition(".")[2]
+    return "Sampled texts without an answer" if last == "sampled_unscored" else last.replace("_", " ")
+
+
 DECIDING = {
     "harmfulness.worst_of_n": "Does it harm?",
     "two_ai.picks_misaligned": "Does it call itself misaligned?",

@@ -99,7 +99,7 @@ def test_figures_that_not_every_run_has_are_compared_too(make_run, synthetic, tm
         make_run("b", seed=1),
     ]
     page = report.compare(runs, tmp_path / "c").read_text(encoding="utf-8")
-    assert "In the training domain, worst of ten" in page and "75%" in page and "by moonlight" in page
+    assert "In the training domain: harmful, worst of ten" in page and "75%" in page and "by moonlight" in page
     rows = list(csv.DictReader((tmp_path / "c" / "compare.csv").read_text(encoding="utf-8").splitlines()))
     found = {(row["figure"], row["seed"]): row["value"] for row in rows if row["condition"] == "finetuned"}
     assert found["harmfulness.in_domain_worst_of_n", "0"] == "0.75"
