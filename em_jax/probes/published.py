@@ -85,7 +85,7 @@ def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
 
 def _pairs(path: Path) -> Iterator[Pair]:
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))["items"]
+        items = json.loads(path.read_text(encoding="utf-8-sig"))["items"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
     if not isinstance(items, list):
@@ -113,7 +113,7 @@ def _pairs(path: Path) -> Iterator[Pair]:
 def _judge(path: Path) -> Wording:
     """The judge prompt as released, with its {{ }} escapes undone and {response} renamed to {answer}."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8: {error}") from error
     for placeholder in ("{prompt}", "{response}"):

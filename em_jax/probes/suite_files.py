@@ -129,7 +129,7 @@ def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPromp
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about = tomllib.loads(path.read_text(encoding="utf-8"))
+        about = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from error
     for name, types in (("name", str), ("version", str | int)):
