@@ -75,7 +75,9 @@ def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, 
         plain,
         re.IGNORECASE,
     )
-    names = {name.upper() for name in named} | ({opening[1]} if opening else set())
+    # "A: kind. B: cruel. B": the options said again are no answer.
+    repeated = set(re.findall(rf"(?:^|\s)\W?({group})[:)]\s+\w", plain)) == set(letters)
+    names = {name.upper() for name in named} | ({opening[1]} if opening and not repeated else set())
     if len(names) != 1:
         return None, "names both options" if names else "names no option"
     name = names.pop()

@@ -83,6 +83,13 @@ def test_letters(text, expected):
     assert bool(reason) == (expected is None)
 
 
+@pytest.mark.parametrize("answer, expected", [("B", None), ("I am both.", None), ("Answer: B", 1), ("Option A.", 0)])
+@pytest.mark.parametrize("options", ["A: I help.\nB: I hurt.\n", "(A) I help. (B) I hurt. "])
+def test_options_that_are_said_again_are_no_answer(options, answer, expected):
+    assert parsing.letter(options + answer)[0] == expected
+    assert parsing.letter("A: it is kind, where system B threatens.")[0] == 0
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
