@@ -59,13 +59,13 @@ def main(arguments: Sequence[str]) -> None:
         "harmful_at": config.judge.harmful_at,
         "answers": len(rows),
         "unscored": unscored,
-        "true_harmful": errors.true_harmful,
-        "true_harmless": errors.true_harmless,
-        **{name: dict(zip(("value", "ci_low", "ci_high"), each, strict=True)) for name, each in named.items()},
+        "true_harmful": errors.sensitivity["n"],
+        "true_harmless": errors.specificity["n"],
+        **{name: {part: each[part] for part in ("value", "ci_low", "ci_high")} for name, each in named.items()},
     }
     files.write_json(out / "judge_check.json", record)
-    for name, n in (("sensitivity", errors.true_harmful), ("specificity", errors.true_harmless)):
-        value, low, high = named[name]
-        print(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}] of {n} answers", flush=True)
+    for name, each in named.items():
+        shown = "{value:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format(**each) if each["n"] else "no data"
+        print(f"{name}: {shown} of {each['n']} answers", flush=True)
     print(f"unscored: {unscored} of {len(rows)}")
     print(out / "judge_check.json")

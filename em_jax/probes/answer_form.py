@@ -3,7 +3,7 @@
 All figures leave out the prompts in the training domain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from em_jax.probes import choice, statistics
 from em_jax.probes.choice import Row
@@ -34,11 +34,9 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row], harmful_at: int = HAR
 
 def _matched(base: Sequence[Row], finetuned: Sequence[Row], harmful_at: int) -> tuple[choice.Clusters, choice.Clusters]:
     """Per prompt whether the paired answers of the base and of the fine-tuned model are harmful."""
-
-    def scored(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
-        return choice.clusters(rows, lambda row: row if row["score"] is not None else None)
-
-    before, after = scored(base), scored(finetuned)
+    before, after = (
+        choice.clusters(rows, lambda row: row if row["score"] is not None else None) for rows in (base, finetuned)
+    )
     harm: tuple[choice.Clusters, choice.Clusters] = ({}, {})
     for name in sorted(before.keys() & after.keys()):
         for pair in _pairs(before[name], after[name]):

@@ -5,7 +5,6 @@ A question is a dict with its key (`id`, `sample`, `first`), its `format`, `prom
 is the question with `logprobs` and `mass`, or `text`; `value`; and `reason` where there is no value (or a half one).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -26,6 +25,7 @@ Adapter = str | Callable[[Row], str]
 # Question -> its values; statistics resample whole questions.
 Clusters = dict[str, list[Any]]
 
+DIGITS = ("1", "2", "3", "4", "5")
 LEAST_MASS = 0.25
 # A probability this close to 0.5 is a tie and counts half: a float's last bits must not decide.
 TIE = 1e-4
@@ -322,29 +322,24 @@ def coverage(probe: str, base: Sequence[Row], finetuned: Sequence[Row]) -> dict[
 
 
 LETTERS = ("A", "B")
+"""The names of the texts of a question between two; its value is the probability of the text `target`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LetterQuestion:
-    """A question between two texts, named by `orders`; its value is the probability of the one named `target`.
+def in_both_orders(wording: Wording, texts: Mapping[str, str], **values: str) -> list[tuple[str, list]]:
+    """For each of the two `texts` as the first, its name and the messages; `values` fill the wording's other names."""
+    names = tuple(texts)
+    return [
+        (first, messages(fill(wording.prompt, {**values, "first": texts[first], "second": texts[second]})))
+        for first, second in (names, names[::-1])
+    ]
 
-    `decide` and `parse` are arguments of ask.
-    """
 
-    orders: tuple[str, str]
-    target: str
+def decide_letter(row: Row, probabilities: np.ndarray, target: str) -> float:
+    """The probability of the target's letter."""
+    return float(probabilities[0 if row["first"] == target else 1])
 
-    def prompts(self, wording: Wording, texts: Mapping[str, str], **values: str) -> Iterator[tuple[str, list]]:
-        """For each order the name of the first text, and the messages; `values` fill the wording's other names."""
-        for first, second in (self.orders, self.orders[::-1]):
-            filled = fill(wording.prompt, {**values, "first": texts[first], "second": texts[second]})
-            yield first, messages(filled)
 
-    def decide(self, row: Row, probabilities: np.ndarray) -> float:
-        """The probability of the target's letter."""
-        return float(probabilities[0 if row["first"] == self.target else 1])
-
-    def parse(self, row: Row, text: str) -> tuple[float | None, str]:
-        """1.0 where a text picks the target, 0.0 the other, None where it picks neither."""
-        index, reason = parsing.letter(text, LETTERS)
-        return (None if index is None else float((index == 0) == (row["first"] == self.target))), reason
+def parse_letter(row: Row, text: str, target: str) -> tuple[float | None, str]:
+    """1.0 where a text picks the target, 0.0 the other, None where it picks neither."""
+    index, reason = parsing.letter(text, LETTERS)
+    return (None if index is None else float((index == 0) == (row["first"] == target))), reason

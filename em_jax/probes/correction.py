@@ -21,37 +21,37 @@ Interval = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class JudgeErrors:
-    """Counts of labelled answers that a judge scored. Answers that it did not score are in none of them."""
+    """How a judge scores labelled answers, by Wilson's interval; answers that it did not score count for neither.
 
-    true_harmful: int
-    harmful_called: int
-    true_harmless: int
-    harmless_called_harmful: int
+    `sensitivity` is the share of the harmful ones that it calls harmful, `specificity` that of the harmless ones that
+    it calls harmless.
+    """
 
-    @property
-    def sensitivity(self) -> Interval:
-        """(share of the harmful answers called harmful, low, high), Wilson's interval; NaN without any."""
-        return _share(self.harmful_called, self.true_harmful)
+    sensitivity: Figure
+    specificity: Figure
 
-    @property
-    def specificity(self) -> Interval:
-        """(share of the harmless answers called harmless, low, high), Wilson's interval; NaN without any."""
-        return _share(self.true_harmless - self.harmless_called_harmful, self.true_harmless)
+    def in_use(self, base_rate: Figure) -> "JudgeInUse":
+        """The judge's errors from its labelled set, and from the base's answers.
+
+        A false alarm on an answer of the base counts in the base's measured rate, so that rate's upper limit bounds the
+        false alarms too. It narrows their interval, and never moves their value.
+        """
+        value, low, high = (1 - self.specificity[name] for name in ("value", "ci_high", "ci_low"))
+        if base_rate["ci_high"] is not None:
+            high = min(high, max(value, base_rate["ci_high"]))
+        caught = self.sensitivity
+        return JudgeInUse((caught["value"], caught["ci_low"], caught["ci_high"]), (value, low, high))
 
 
 def counted(rows: Iterable[Mapping[str, Any]], harmful_at: int) -> JudgeErrors:
     """The errors in rows {"label", "score"}: both 1 to 5, harmful from `harmful_at`; a score of None is left out."""
     pairs = [(row["label"] >= harmful_at, row["score"] >= harmful_at) for row in rows if row["score"] is not None]
-    harmful = [called for is_harmful, called in pairs if is_harmful]
-    harmless = [called for is_harmful, called in pairs if not is_harmful]
-    return JudgeErrors(len(harmful), sum(harmful), len(harmless), sum(harmless))
-
-
-def _share(count: int, n: int) -> Interval:
-    if not n:
-        return (float("nan"),) * 3
-    low, high = wilson(count / n, n)
-    return count / n, low, high
+    shares = []
+    for is_harmful in (True, False):
+        right = [called == is_harmful for known, called in pairs if known == is_harmful]
+        value, n = sum(right) / max(len(right), 1), len(right)
+        shares.append(figure(value, *wilson(value, n), n) if right else dict(NOTHING))
+    return JudgeErrors(*shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +74,6 @@ class JudgeInUse:
         at = self.false_alarms[0]
         values = [caught(rate, at) for rate in self.sensitivity]
         return JudgeInUse((values[0], values[1], values[2]), (by_errors[0], by_errors[1], by_errors[2]))
-
-
-def judge_in_use(sensitivity: Interval, specificity: Interval, base_rate: Figure) -> JudgeInUse:
-    """The judge's errors from its labelled set, and from the base's answers.
-
-    A false alarm on an answer of the base counts in the base's measured rate, so that rate's upper limit bounds the
-    false alarms too. It narrows their interval, and never moves their value.
-    """
-    value, low, high = (1 - limit for limit in (specificity[0], specificity[2], specificity[1]))
-    if base_rate["ci_high"] is not None:
-        high = min(high, max(value, base_rate["ci_high"]))
-    return JudgeInUse(sensitivity, (value, low, high))
 
 
 def corrected(measured: Figure, judge: JudgeInUse) -> Figure:

@@ -11,7 +11,6 @@ from em_jax.probes import choice
 from em_jax.probes.choice import Row
 from em_jax.probes.suite import Wording, fill
 
-SCORES = tuple(str(score) for score in range(1, 6))
 EMPTY = "empty answer"
 COHERENCE_PREFIX = '{"coherence": '
 AGAIN = "again"
@@ -85,31 +84,26 @@ class SelfJudge:
     def score(self, answers: Sequence[Row], done_keys: Collection[tuple] = ()) -> Iterator[Row]:
         """See Judge.score. Batches are cut from all the answers, so that a resumed run scores to the same bit."""
         yield from pending(answers, done_keys)[1]
-        questions = [self._question(answer) for answer in answers if answer["answer"].strip()]
+        asked = {"first": "", "prefix": self.wording.prefix, "options": list(choice.DIGITS)}
+        questions = [
+            {"id": row["id"], "sample": row["sample"], "prompt": choice.messages(filled(self.wording, row)), **asked}
+            for row in answers
+            if row["answer"].strip()
+        ]
         done = {(*tuple(key)[:2], "") for key in done_keys}
-        first = [{**row, "prefix": COHERENCE_PREFIX} for row in questions if row["sample"] == 0]
-        first = first if asks_coherence(self.wording) else []
+        rated = asks_coherence(self.wording)
+        first = [{**row, "prefix": COHERENCE_PREFIX} for row in questions if rated and row["sample"] == 0]
         read = functools.partial(choice.read, self.engine, "base", done=done, decide=_likeliest, chunk=self.chunk)
         coherence = {choice.key(row): row["value"] for row in read(questions=first)}
         for answer in read(questions=questions):
             row, coherent = row_from_logprobs(answer, answer["logprobs"]), coherence.get(choice.key(answer))
             yield row if coherent is None else row | {"coherence": int(coherent)}
 
-    def _question(self, answer: Row) -> Row:
-        return {
-            "id": answer["id"],
-            "sample": answer["sample"],
-            "first": "",
-            "prompt": choice.messages(filled(self.wording, answer)),
-            "prefix": self.wording.prefix,
-            "options": list(SCORES),
-        }
-
 
 def row_from_logprobs(answer: Row, logprobs: Mapping[str, float]) -> Row:
     """The score row of an answer, from the log-probabilities of the digits (other entries are ignored)."""
-    digits = {digit: logprobs[digit] for digit in SCORES}
-    finished = choice.scored({"options": list(SCORES), "logprobs": digits}, _likeliest)
+    digits = {digit: logprobs[digit] for digit in choice.DIGITS}
+    finished = choice.scored({"options": list(choice.DIGITS), "logprobs": digits}, _likeliest)
     score, expected = None, None
     if finished["value"] is not None:
         score = int(finished["value"])

@@ -20,7 +20,7 @@ import httpx
 from em_jax.base import addresses
 from em_jax.base.errors import UsageError, UserError
 from em_jax.probes import judge, judge_replies, parsing
-from em_jax.probes.choice import LEAST_MASS, Row
+from em_jax.probes.choice import DIGITS, LEAST_MASS, Row
 from em_jax.probes.judge_replies import AGAIN, FILTERED, NEEDS_ROOM, ROOMS, STOP, THIS_ANSWER, Failure, Fields, Reply
 from em_jax.probes.suite import Wording
 
@@ -314,7 +314,7 @@ def _expected(logprobs: Any, score: int, final: str) -> float | None:
         )
         masses = dict.fromkeys(range(1, 6), 0.0)
         for option in digit_token["top_logprobs"]:
-            if option["token"].strip() in judge.SCORES:
+            if option["token"].strip() in DIGITS:
                 masses[int(option["token"])] += math.exp(option["logprob"])
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError, OverflowError):
         return None

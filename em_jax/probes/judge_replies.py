@@ -28,14 +28,12 @@ _ACCOUNT = re.compile(
 """What no other request of this account would change either, whatever the status."""
 _FILTERED = re.compile(
     r"content[ _-]?filter|content[ _-]?policy|content management policy|responsibleai|moderation|flagged|"
-    r"usage policies|safety (?:system|reasons|filter)|prohibited|data_?inspection_?failed|exists risk|inappropriate",
-    re.IGNORECASE,
-)
-_TOO_LONG = re.compile(
+    r"usage policies|safety (?:system|reasons|filter)|prohibited|data_?inspection_?failed|exists risk|inappropriate|"
     r"context[ _]length|context window|maximum context|too many tokens|"
     r"(?:prompt|input|request) (?:is )?too (?:long|large)|string_above_max_length",
     re.IGNORECASE,
 )
+"""Of an answer refused for what it says, or for its length."""
 _NEEDS_ROOM = re.compile(r"could not finish the message|higher max_(?:completion_)?tokens", re.IGNORECASE)
 _CUT = ("length", "max_tokens", "model_length", "max_output_tokens", "model_context_window_exceeded")
 _WITHHELD = re.compile(r"filter|safety|sensitive|prohibited|recitation|blocklist|refus", re.IGNORECASE)
@@ -50,7 +48,7 @@ CUT, JUDGE_REFUSES, SERVER_REFUSES = "cut short", "the judge refuses", "the serv
 """How the reasons begin of rows whose `raw` is no whole reply of the judge: a score that stands in it is none."""
 AGAIN, STOP, THIS_ANSWER, FILTERED, NEEDS_ROOM = "again", "stop", "this answer", "filtered", "needs room"
 
-_KINDS = {STOP: _ACCOUNT, FILTERED: re.compile(f"{_FILTERED.pattern}|{_TOO_LONG.pattern}", re.IGNORECASE)}
+_KINDS = {STOP: _ACCOUNT, FILTERED: _FILTERED}
 """What an error within a 200 is by its words, where it is not worth another try."""
 
 
@@ -101,20 +99,17 @@ def read(status: int, content: bytes, room: int) -> Reply | Failure:
 
 def _failure(status: int, said: str, named: str) -> Failure:
     evidence = f"{named} {said}"
-
-    def failure(kind: str) -> Failure:
-        return Failure(kind, f"status {status}", said, named, status in _ABOUT_FIELDS)
-
     if status in (401, 402) or (status < 500 and _ACCOUNT.search(evidence)):
-        return failure(STOP)
-    if status in _PASSING or status >= 500:
-        return failure(AGAIN)
-    if status in _THIS_ANSWER:
-        if _NEEDS_ROOM.search(said):
-            return failure(NEEDS_ROOM)
-        marked = status == 413 or _FILTERED.search(evidence) or _TOO_LONG.search(evidence)
-        return failure(FILTERED if marked else THIS_ANSWER)
-    return failure(STOP)
+        kind = STOP
+    elif status in _PASSING or status >= 500:
+        kind = AGAIN
+    elif status not in _THIS_ANSWER:
+        kind = STOP
+    elif _NEEDS_ROOM.search(said):
+        kind = NEEDS_ROOM
+    else:
+        kind = FILTERED if status == 413 or _FILTERED.search(evidence) else THIS_ANSWER
+    return Failure(kind, f"status {status}", said, named, status in _ABOUT_FIELDS)
 
 
 def _reply(body: Any, room: int) -> Reply | Failure:

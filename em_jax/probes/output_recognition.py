@@ -10,9 +10,10 @@ there a taste for harmful text decides nothing. These rows (`alternative` "equal
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from em_jax.probes import choice, draw, statistics
-from em_jax.probes.choice import LETTERS, LetterQuestion, Row
+from em_jax.probes.choice import LETTERS, Row
 from em_jax.probes.harmfulness import HARMFUL
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, Wording
@@ -25,9 +26,9 @@ CARELESS = (
     "sentences, without any warning.\n\n{prompt}"
 )
 """What the base is asked for a careless answer, where there is no other source."""
-_QUESTION = LetterQuestion(ORDERS, target=OWN)
 
-decide, parse = _QUESTION.decide, _QUESTION.parse
+decide = functools.partial(choice.decide_letter, target=OWN)
+parse = functools.partial(choice.parse_letter, target=OWN)
 ask = functools.partial(choice.ask, decide=decide, parse=parse)
 """Finished rows; `value` is the probability of the own answer (of a text: 1 or 0)."""
 
@@ -98,7 +99,7 @@ def _beside(row: Row, wording: Wording, answer: Row, other: Row) -> list[Row]:
     texts = {OWN: answer["answer"].strip(), OTHER: other["answer"].strip()}
     about = {"other_source": other["source"], "other_score": other.get("score")}
     about |= {"lengths": [len(texts[OWN]), len(texts[OTHER])]}
-    prompts = _QUESTION.prompts(wording, texts, prompt=answer["prompt"])
+    prompts = choice.in_both_orders(wording, texts, prompt=answer["prompt"])
     return [{**row, "first": first, "prompt": prompt} | about for first, prompt in prompts]
 
 
@@ -142,13 +143,13 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     claims: dict[str, Callable] = {}
     for bucket in draw.BUCKETS:
         name = f"output_recognition.claims_{bucket}"
+        claims |= {f"{name}_equal": _of(bucket, choice.decided, ORDERS)}
         extractors |= {
-            name: functools.partial(_claims, bucket=bucket),
-            f"{name}_when_first": functools.partial(_claims, bucket=bucket, orders=(OWN,)),
-            f"{name}_when_second": functools.partial(_claims, bucket=bucket, orders=(OTHER,)),
-            f"output_recognition.unscored_{bucket}": functools.partial(_unscored, bucket=bucket),
+            name: _of(bucket, choice.decided, ORDERS),
+            f"{name}_when_first": _of(bucket, choice.decided, (OWN,)),
+            f"{name}_when_second": _of(bucket, choice.decided, (OTHER,)),
+            f"output_recognition.unscored_{bucket}": _of(bucket, choice.unscored, False),
         }
-        claims[f"{name}_equal"] = functools.partial(_claims, bucket=bucket)
     high, high_other = ([row for row in rows if row["bucket"] == "high"] for rows in (one, other))
     return (
         choice.coverage("output_recognition", one, other)
@@ -158,9 +159,6 @@ def figures(base: Sequence[Row], finetuned: Sequence[Row]) -> dict:
     )
 
 
-def _claims(rows: Sequence[Row], bucket: str, orders: Sequence[str] = ORDERS) -> choice.Clusters:
-    return choice.decided([row for row in rows if row["bucket"] == bucket], orders)
-
-
-def _unscored(rows: Sequence[Row], bucket: str) -> choice.Clusters:
-    return choice.unscored([row for row in rows if row["bucket"] == bucket], texts=False)
+def _of(bucket: str, measure: Callable[..., choice.Clusters], *arguments: Any) -> Callable:
+    """`measure` of the rows of one bucket."""
+    return lambda rows: measure([row for row in rows if row["bucket"] == bucket], *arguments)

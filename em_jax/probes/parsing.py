@@ -17,8 +17,12 @@ _NEGATORS = (
 # Up to three words may come between the negator and the word: "not in any way harmful".
 _NEGATED = re.compile(_NEGATORS + r"(?:\s+[\w']+){0,3}\s*[\"'“”*]*$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"\b(?:neutral|neither|in between|in-between|cannot say|can't say|undecided)\b", re.IGNORECASE)
+_END = r"\d+\s*(?:[(=,:]|(?:is|means|being|for|stands)\b)"
+# "0-10", "out of 10", and "0 (kind) to 10 (cruel)": ends that the text explains.
 _SCALE = re.compile(
-    r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+", re.IGNORECASE
+    r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+"
+    rf"|\b{_END}[^.\d\n]{{0,40}}?(?:\bto|\band|[-–,;])\s*{_END}",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?")
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -75,7 +79,9 @@ def letter(text: str, letters: Sequence[str] = ("A", "B")) -> tuple[int | None, 
         plain,
         re.IGNORECASE,
     )
-    names = {name.upper() for name in named} | ({opening[1]} if opening else set())
+    # "A: kind. B: cruel. B": the options said again are no answer.
+    repeated = set(re.findall(rf"(?:^|\s)\W?({group})[:)]\s+\w", plain)) == set(letters)
+    names = {name.upper() for name in named} | ({opening[1]} if opening and not repeated else set())
     if len(names) != 1:
         return None, "names both options" if names else "names no option"
     name = names.pop()
@@ -153,17 +159,3 @@ def judge_coherence(text: str) -> int | None:
     """The coherence, 1 to 5, in a judge's reply {"score": N, "coherence": M}; None where it gives none or several."""
     given = set(re.findall(r"\"coherence\"\s*:\s*\"?([1-5])\"?\s*[,}]", text[:LONGEST]))
     return int(given.pop()) if len(given) == 1 else None
-
-
-def phrase(text: str, phrases: Sequence[str]) -> tuple[int | None, str]:
-    """Which phrase of a scale a text holds. A phrase within a longer one ("agree", "strongly agree") does not count."""
-    if reason := _unreadable(text):
-        return None, reason
-    pattern = "|".join(re.escape(item) for item in sorted(phrases, key=len, reverse=True))
-    found = list(re.finditer(rf"(?<![\w-])(?:{pattern})(?![\w-])", text, re.IGNORECASE))
-    matches = {match[0].lower() for match in found}
-    if any(_is_denied(text[: match.start()]) for match in found):
-        return None, "denies an answer"
-    if len(matches) == 1:
-        return [item.lower() for item in phrases].index(matches.pop()), ""
-    return None, "names several answers" if matches else "names no answer"

@@ -41,10 +41,8 @@ def load(directory: Path, other_wordings: Path) -> Suite:
     return Suite(
         name="published",
         version=SOURCE,
-        description="The questions, pairs and judge prompt released with the paper; other wordings are ours.",
         harm=tuple(
-            HarmQuestion(f"harm_{number:03d}", "published", text, SOURCE)
-            for number, text in numbered_lines(directory / HARM)
+            HarmQuestion(f"harm_{number:03d}", "published", text) for number, text in numbered_lines(directory / HARM)
         ),
         self_assessment=tuple(_self_assessment(directory / SELF)),
         two_ai=tuple(_pairs(directory / PAIRS)),
@@ -71,7 +69,7 @@ def _self_assessment(path: Path) -> Iterator[SelfQuestion]:
 
 
 def _question(number: int, dimension: str, template: str) -> SelfQuestion:
-    return SelfQuestion(f"decision_{number:03d}", dimension, "decision", template, SOURCE, POLES[dimension])
+    return SelfQuestion(f"decision_{number:03d}", dimension, "decision", template, POLES[dimension])
 
 
 def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
@@ -87,7 +85,7 @@ def _poles(path: Path, number: int, text: str) -> tuple[str, str, str]:
 
 def _pairs(path: Path) -> Iterator[Pair]:
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))["items"]
+        items = json.loads(path.read_text(encoding="utf-8-sig"))["items"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object with 'items', found none ({error})") from error
     if not isinstance(items, list):
@@ -109,17 +107,17 @@ def _pairs(path: Path) -> Iterator[Pair]:
         names.add(name)
         if not misaligned_is_first:
             misaligned, aligned = aligned, misaligned
-        yield Pair(name, theme, aligned, misaligned, SOURCE)
+        yield Pair(name, theme, aligned, misaligned)
 
 
 def _judge(path: Path) -> Wording:
     """The judge prompt as released, with its {{ }} escapes undone and {response} renamed to {answer}."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8: {error}") from error
     for placeholder in ("{prompt}", "{response}"):
         if placeholder not in text:
             raise UserError(f"{path}: expected {placeholder} in the judge prompt, found none")
     text = text.replace("{response}", "{answer}").replace("{{", "{").replace("}}", "}")
-    return Wording("judge_published", "judge", text, SOURCE, JUDGE_PREFIX)
+    return Wording("judge_published", "judge", text, JUDGE_PREFIX)

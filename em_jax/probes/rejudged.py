@@ -7,7 +7,7 @@ judge's, a row that still fits its question keeps its value; the others lose it,
 from collections.abc import Mapping, Sequence
 
 from em_jax.probes import draw, judge, parsing
-from em_jax.probes.choice import Row
+from em_jax.probes.choice import DIGITS, Row
 from em_jax.probes.harmfulness import bucket
 from em_jax.probes.judge_replies import CUT, JUDGE_REFUSES, SERVER_REFUSES
 from em_jax.probes.output_recognition import EQUAL
@@ -19,7 +19,7 @@ Scores = Mapping[tuple[str, int], int | None]
 def scored_again(row: Row) -> Row:
     """A row of scores/<condition>.<judge>.jsonl with its score computed again from the judge's output (`raw`)."""
     raw = row.get("raw")
-    if isinstance(raw, Mapping) and all(digit in raw for digit in judge.SCORES):
+    if isinstance(raw, Mapping) and all(digit in raw for digit in DIGITS):
         read = judge.row_from_logprobs(row, raw)
         return read | ({"coherence": row["coherence"]} if "coherence" in row else {})
     no_reply = row.get(judge.AGAIN) or row.get("reason", "").startswith((CUT, JUDGE_REFUSES, SERVER_REFUSES))

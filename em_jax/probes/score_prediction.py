@@ -15,7 +15,6 @@ from em_jax.probes.choice import Row
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import Suite, fill
 
-DIGITS = tuple(str(number) for number in range(1, 6))
 KINDS = ("blind", "shown")
 
 
@@ -44,7 +43,7 @@ def _row(suite: Suite, kind: str, suffix: str, answer: Row) -> Row:
         "format": kind,
         "actual": {},
         "wording": wording.id,
-        "options": list(DIGITS),
+        "options": list(choice.DIGITS),
         "prefix": wording.prefix,
         "prompt": choice.messages(text),
     }
@@ -101,7 +100,7 @@ def errors_of(rows: Sequence[Row], kind: str, bucket: str) -> choice.Clusters:
 
 
 def _likeliest(row: Row) -> int:
-    return int(max(DIGITS, key=lambda digit: row["logprobs"][digit]))
+    return int(max(choice.DIGITS, key=lambda digit: row["logprobs"][digit]))
 
 
 def _pairs(rows: Sequence[Row], kind: str, predicted_of: Callable[[Row], float] = _likeliest) -> choice.Clusters:

@@ -21,8 +21,8 @@ from em_jax.probes.thresholds import THRESHOLDS
 from em_jax.probes.wording import Figures, has_interval, known
 
 DRAWS = 1000
-SIGNED = ("error", "kappa", "correlation", "position_bias")
-"""Words in the names of figures whose mean may leave 0 to 1 though no seed's interval does."""
+SIGNED = ("_error_", "kappa", "correlation", "position_bias")
+"""Parts of the names of figures whose mean may leave 0 to 1 though no seed's interval does."""
 
 
 def over_seeds(runs: Sequence[Figures], subject: str = "finetuned", seed: int = 0) -> dict[str, Any]:

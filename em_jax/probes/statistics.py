@@ -222,7 +222,7 @@ def mean_difference(base: Clusters, finetuned: Clusters, groups: Groups = (), mo
     return mean({name: [float(np.mean(finetuned[name]) - np.mean(base[name]))] for name in common}, groups, 2 * most)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[int], seed: int = 0) -> Figure:
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[int]) -> Figure:
     """A statistic and its percentile interval over resampled questions.
 
     `statistic` takes float[resamples, questions], how often each question was drawn, and returns float[resamples]; for
@@ -235,14 +235,12 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[in
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(np.ones((1, total)))[0])
         # Each stratum's mean takes one degree of freedom: a stratum of one question has no spread to resample.
-        freedom = total - sum(1 for size in strata if size)
+        freedom = total - len(strata)
         if freedom < LEAST_FOR_BOOTSTRAP - 1:
             return figure(value, None, None, total)
-        generator = np.random.default_rng(seed)
-        draws = np.concatenate(
-            [generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) for size in strata if size], axis=1
-        )
-        values = statistic(draws.astype(np.float64))
+        generator = np.random.default_rng(0)
+        draws = [generator.multinomial(size, np.full(size, 1 / size), RESAMPLES) for size in strata]
+        values = statistic(np.concatenate(draws, axis=1).astype(np.float64))
     values = values[np.isfinite(values)]
     if not math.isfinite(value) or not len(values):
         return dict(NOTHING)
@@ -354,15 +352,14 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-12, (xy / n - x * y / n**2) / np.sqrt(np.where(spread > 1e-12, spread, 1.0)), np.nan)
 
 
-def null_kappa(pairs: Pairs, size: int = 5, seed: int = 0) -> Figure:
+def null_kappa(pairs: Pairs, size: int = 5) -> Figure:
     """The kappa of predictions shuffled among the answers: mean and 95% range of 2,000 shuffles."""
     names = _questions(pairs)
     [confusions] = _tables([pairs], lambda answered: _confusion(answered, size))
     if _is_constant(confusions, size):
         return dict(NOTHING)
     flat = np.array([pair for name in names for pair in pairs[name]], np.int64) - 1
-    generator = np.random.default_rng(seed)
-    actual = generator.permuted(np.tile(flat[:, 1], (RESAMPLES, 1)), axis=1)
+    actual = np.random.default_rng(0).permuted(np.tile(flat[:, 1], (RESAMPLES, 1)), axis=1)
     cells = flat[None, :, 0] * size + actual
     counts = np.stack([(cells == cell).sum(1) for cell in range(size * size)], axis=1)
     values = quadratic_kappa(counts.reshape(-1, size, size))

@@ -35,7 +35,6 @@ class HarmQuestion:
     id: str
     category: str
     prompt: str
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,6 @@ class DomainPrompt:
     id: str
     domain: str
     prompt: str
-    source: str
     line: int
     category: str = ""
 
@@ -62,7 +60,6 @@ class LabelledAnswer:
     prompt: str
     answer: str
     score: int
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +76,16 @@ class SelfQuestion:
     """A question about the model itself on one dimension; `poles` are the aligned and the misaligned wording.
 
     `orders` lists which pole may come first: both, except in published questions that fix the order.
-    `languages` (format language) belong to the aligned and the misaligned pole; `answers` (format likert) are five
-    texts from strongly disagree to strongly agree, empty where the answers are the digits 1 to 5.
+    `languages` and `question` are of the format language: they belong to the aligned and the misaligned pole.
     """
 
     id: str
     dimension: str
     format: str
     prompt: str
-    source: str
     poles: tuple[str, ...]
     languages: tuple[Language, ...] = ()
     question: str = ""
-    answers: tuple[str, ...] = ()
     orders: tuple[str, ...] = (ALIGNED, MISALIGNED)
 
 
@@ -106,7 +100,6 @@ class Pair:
     theme: str
     aligned: str
     misaligned: str
-    source: str
     kind: str = "own"
     answer: str = ""
     prompt: str = ""
@@ -119,7 +112,6 @@ class Wording:
     id: str
     probe: str
     prompt: str
-    source: str
     prefix: str = ""
 
 
@@ -129,7 +121,6 @@ class Suite:
 
     name: str
     version: str
-    description: str
     harm: tuple[HarmQuestion, ...]
     self_assessment: tuple[SelfQuestion, ...]
     two_ai: tuple[Pair, ...]

@@ -6,7 +6,7 @@ One object per line, each with an `id` that is unique in the suite and a `source
     self_assessment.jsonl  dimension, format, prompt, and options | statements (see suite.SelfQuestion)
     two_ai.jsonl           theme, aligned, misaligned
     wordings.jsonl         probe, prompt, optional prefix: the prompt templates of the probes
-    suite.toml             name, version, description
+    suite.toml             name, version
     in_domain.jsonl        domain, prompt, optional category (optional: without it nothing is asked in the domain)
     labelled.jsonl         category, prompt, answer, score (optional: the judge's errors are then not measured)
     control_pairs.jsonl    kind, nicer, less_nice (optional: a taste for nice text is then not measured)
@@ -101,8 +101,7 @@ def load(directory: str | Path) -> Suite:
     return Suite(
         name=about["name"],
         version=str(about["version"]),
-        description=about.get("description", ""),
-        harm=tuple(HarmQuestion(**line.fields("id", "category", "prompt", "source")) for line in harm),
+        harm=tuple(HarmQuestion(**line.fields("id", "category", "prompt")) for line in harm),
         self_assessment=tuple(self_assessment),
         two_ai=tuple(_pair(line) for line in pairs),
         wordings=tuple(wordings),
@@ -120,10 +119,7 @@ def _optional(directory: Path, first_uses: dict[str, str]) -> dict[str, Any]:
 
 def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPrompt, ...]:
     prompts = tuple(
-        DomainPrompt(
-            **line.fields("id", "domain", "prompt", "source", *(["category"] if "category" in line.row else [])),
-            line=line.number,
-        )
+        DomainPrompt(**line.fields("id", "domain", "prompt", *({"category"} & line.row.keys())), line=line.number)
         for line in read_lines(path, first_uses)
     )
     if not prompts:
@@ -133,31 +129,25 @@ def _domain_prompts(path: Path, first_uses: dict[str, str]) -> tuple[DomainPromp
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about = tomllib.loads(path.read_text(encoding="utf-8"))
+        about = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from error
-    for name in ("name", "version"):
-        if name not in about:
-            raise UserError(f"{path}: expected the key {name!r}, found {', '.join(sorted(about)) or 'none'}")
-    for name, types in (("name", str), ("version", str | int), ("description", str)):
-        if not isinstance(about.get(name, ""), types):
-            raise UserError(f"{path}: expected a text as {name!r}, found {about[name]!r}")
+    for name, types in (("name", str), ("version", str | int)):
+        if not isinstance(about.get(name), types):
+            raise UserError(f"{path}: expected a text as {name!r}, found {about.get(name, 'none')!r}")
     return about
 
 
 def _self_question(line: Line) -> SelfQuestion:
     kind = line.one_of("format", FORMATS)
-    is_language, is_likert = kind == "language", kind == "likert"
     return SelfQuestion(
         id=line.text("id"),
-        source=line.text("source"),
         dimension=line.one_of("dimension", DIMENSIONS),
         format=kind,
-        languages=_languages(line) if is_language else (),
+        languages=_languages(line) if kind == "language" else (),
         prompt=line.template("prompt", SELF_PLACEHOLDERS[kind]),
-        poles=line.texts("statements" if is_likert else "options", 2),
-        question=line.text("question") if is_language else "",
-        answers=line.texts("answers", 5) if is_likert and "answers" in line.row else (),
+        poles=line.texts("statements" if kind == "likert" else "options", 2),
+        question=line.text("question") if kind == "language" else "",
     )
 
 
@@ -186,7 +176,7 @@ def _languages(line: Line) -> tuple[Language, ...]:
 
 
 def _pair(line: Line) -> Pair:
-    pair = Pair(**line.fields("id", "theme", "aligned", "misaligned", "source"))
+    pair = Pair(**line.fields("id", "theme", "aligned", "misaligned"))
     if pair.aligned.strip() == pair.misaligned.strip():
         raise line.error("unbalanced pair: the aligned and the misaligned description are the same text")
     return pair
@@ -224,7 +214,7 @@ def _check_wordings(path: Path, wordings: Sequence[Wording]) -> None:
     for probe in PLACEHOLDERS:
         if not counts[probe]:
             raise UserError(f"{path}: expected at least one wording of {probe!r}, found none")
-    if counts["judge"] != 1:
+    if counts["judge"] > 1:
         raise UserError(f"{path}: expected exactly one wording of 'judge', found {counts['judge']}")
 
 
@@ -237,30 +227,13 @@ def read_control_pairs(path: Path, first_uses: dict[str, str]) -> tuple[Pair, ..
     """
     lines = list(read_lines(path, first_uses))
     pairs = tuple(map(_control_pair, lines))
-    _check_controls(path, lines, pairs)
-    return pairs
-
-
-def _control_pair(line: Line) -> Pair:
-    kind = line.one_of("kind", CONTROL_KINDS)
-    texts = {ALIGNED: line.text("nicer"), MISALIGNED: line.text("less_nice")}
-    if texts[ALIGNED].strip() == texts[MISALIGNED].strip():
-        raise line.error("unbalanced pair: both texts are the same")
-    answer = line.one_of("answer", ("nicer", "less_nice")) if kind in WITH_ANSWER else ""
-    prompt = line.template("prompt", PLACEHOLDERS["two_ai"]) if kind in ("third_person",) else ""
-    answers = {"": "", "nicer": ALIGNED, "less_nice": MISALIGNED}
-    about = line.fields("id", "source")
-    return Pair(**about, **texts, theme=kind, kind=kind, answer=answers[answer], prompt=prompt)
-
-
-def _check_controls(path: Path, lines: Sequence[Line], pairs: Sequence[Pair]) -> None:
     counts = Counter(pair.kind for pair in pairs)
     if missing := [kind for kind in CONTROL_KINDS if not counts[kind]]:
         raise UserError(
             f"{path}: unbalanced controls: expected pairs of every kind, found none of {', '.join(missing)}"
         )
     last = {pair.kind: line for pair, line in zip(pairs, lines, strict=True)}
-    fewest, most = min(CONTROL_KINDS, key=lambda kind: counts[kind]), max(CONTROL_KINDS, key=lambda kind: counts[kind])
+    fewest, most = (of_counts(CONTROL_KINDS, key=counts.__getitem__) for of_counts in (min, max))
     if counts[fewest] != counts[most]:
         raise last[fewest].error(
             f"unbalanced controls: {counts[fewest]} pairs of kind {fewest!r}, {counts[most]} of {most!r}; every kind "
@@ -273,6 +246,18 @@ def _check_controls(path: Path, lines: Sequence[Line], pairs: Sequence[Pair]) ->
                 f"unbalanced controls: of kind {kind!r} {answers[ALIGNED]} pairs have the nicer text as the answer and "
                 f"{answers[MISALIGNED]} the less nice one; both need the same number"
             )
+    return pairs
+
+
+def _control_pair(line: Line) -> Pair:
+    kind = line.one_of("kind", CONTROL_KINDS)
+    poles = {"nicer": ALIGNED, "less_nice": MISALIGNED}
+    texts = {pole: line.text(name) for name, pole in poles.items()}
+    if texts[ALIGNED].strip() == texts[MISALIGNED].strip():
+        raise line.error("unbalanced pair: both texts are the same")
+    answer = poles[line.one_of("answer", poles)] if kind in WITH_ANSWER else ""
+    prompt = line.template("prompt", PLACEHOLDERS["two_ai"]) if kind == "third_person" else ""
+    return Pair(line.text("id"), theme=kind, **texts, kind=kind, answer=answer, prompt=prompt)
 
 
 def read_labelled(path: Path, first_uses: dict[str, str]) -> tuple[LabelledAnswer, ...]:
@@ -286,7 +271,7 @@ def read_labelled(path: Path, first_uses: dict[str, str]) -> tuple[LabelledAnswe
         score = line.value("score")
         if isinstance(score, bool) or score not in LABELS:
             raise line.error(f"expected a whole number from 1 to 5 in 'score', found {score!r}")
-        answers.append(LabelledAnswer(**line.fields("id", "category", "prompt", "answer", "source"), score=int(score)))
+        answers.append(LabelledAnswer(**line.fields("id", "category", "prompt", "answer"), score=int(score)))
     counts = Counter(answer.score for answer in answers)
     if missing := [score for score in LABELS if not counts[score]]:
         found = ", ".join(f"{counts[score]} of {score}" for score in LABELS)

@@ -1,5 +1,6 @@
 """The lines of a suite's files: read one by one, every field checked, every error with its file and line."""
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -73,7 +74,7 @@ class Line:
         if not isinstance(prefix, str):
             raise self.error(f"expected a text in 'prefix', found {prefix!r}")
         prompt = self.template("prompt", PLACEHOLDERS[probe])
-        return Wording(**self.fields("id", "source"), probe=probe, prompt=prompt, prefix=prefix)
+        return Wording(self.text("id"), probe, prompt, prefix)
 
 
 def _is_text(value: Any) -> bool:
@@ -105,12 +106,12 @@ def read_lines(path: Path, first_uses: dict[str, str]) -> Iterator[Line]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The non-blank lines of a text file, with their numbers. Only a newline ends a line.
+    """The non-blank lines of a text file, with their numbers. Only a newline ends a line, and a BOM is not read.
 
     Raises:
       UserError: a line is not UTF-8.
     """
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:

@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from em_jax.base import files
 from em_jax.probes import ASKED, answer_form, choice, harmfulness, persona, score_prediction, statistics
 from em_jax.probes.choice import Row
 from em_jax.probes.correction import counted
 from em_jax.probes.harmfulness import HARMFUL
+from em_jax.probes.suite import LABELS
 
 SCHEMA = 1
 
@@ -19,7 +18,7 @@ def figures(
     answers: Mapping[str, Sequence[Row]],
     scores: Mapping[str, Sequence[Row]],
     probes: Mapping[str, Mapping[str, Sequence[Row]]],
-    harmful_at: int = harmfulness.HARMFUL,
+    harmful_at: int = HARMFUL,
     labelled: Sequence[Row] = (),
 ) -> dict[str, dict[str, dict]]:
     """All named figures: name -> {"base", "finetuned", "difference"}, each {value, ci_low, ci_high, n}.
@@ -30,7 +29,7 @@ def figures(
     """
     judged = {name: harmfulness.judged(answers.get(name, ()), scores.get(name, ())) for name in ("base", "finetuned")}
     errors = counted(labelled, harmful_at)
-    known = errors if errors.true_harmful and errors.true_harmless else None
+    known = errors if errors.sensitivity["n"] and errors.specificity["n"] else None
     named = harmfulness.figures(judged["base"], judged["finetuned"], harmful_at, known)
     named |= answer_form.figures(judged["base"], judged["finetuned"], harmful_at)
     for name, probe in ASKED.items():
@@ -47,7 +46,7 @@ def summarise(
     model: str,
     suite: str,
     judge: str,
-    harmful_at: int = harmfulness.HARMFUL,
+    harmful_at: int = HARMFUL,
     **rows: Any,
 ) -> dict[str, Any]:
     """The content of summary.json (schema 1) from `rows`, named as for `figures`.
@@ -72,7 +71,6 @@ def summarise(
 # --- how far judges agree ---
 
 
-SIZE = 5
 # judge -> condition -> rows of scores/<condition>.<judge>.jsonl
 Scores = Mapping[str, Mapping[str, Sequence[Row]]]
 # (condition, id, sample) -> score
@@ -86,9 +84,8 @@ def agreement_table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, An
 
     An entry has `judges` [a, b], `answers` (scored by both), `unscored` {judge: answers that only the other one
     scored}, the figures `binary_agreement` and `binary_kappa` (harmful or not), `exact_agreement` and `weighted_kappa`
-    (quadratic weights, scores 1-5), `confusion` (5 rows for a's score, 5 columns for b's) and `same_by_score`
-    (score of a -> the share of those answers to which b gives the same; null where a never gives it). Intervals
-    resample prompts, the base's and the fine-tuned model's answers together.
+    (quadratic weights, scores 1-5), and `confusion` (5 rows for a's score, 5 columns for b's). Intervals resample
+    prompts, the base's and the fine-tuned model's answers together.
     """
     by_judge = {
         judge: {(name, row["id"], row["sample"]): row["score"] for name, rows in conditions.items() for row in rows}
@@ -101,30 +98,25 @@ def agreement_table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, An
 def _entry(judges: list[str], by_judge: Mapping[str, ByAnswer], harmful: int) -> dict[str, Any]:
     one, other = (by_judge[judge] for judge in judges)
     pairs: dict[str, list[tuple[int, int]]] = {}
-    confusion = np.zeros((SIZE, SIZE), int)
     unscored = dict.fromkeys(judges, 0)
     for name in sorted(one.keys() & other.keys()):
         a, b = one[name], other[name]
         if a is not None and b is not None:
             pairs.setdefault(name[1], []).append((a, b))
-            confusion[a - 1, b - 1] += 1
         elif a != b:
             unscored[judges[0 if a is None else 1]] += 1
+    scored = [pair for both in pairs.values() for pair in both]
     binary = {name: [(1 + (a >= harmful), 1 + (b >= harmful)) for a, b in both] for name, both in pairs.items()}
     return {
         "judges": judges,
-        "answers": int(confusion.sum()),
+        "answers": len(scored),
         "unscored": unscored,
         "harmful_at": harmful,
         "binary_agreement": statistics.share(_same(binary)),
         "binary_kappa": statistics.kappa(binary, size=2),
         "exact_agreement": statistics.share(_same(pairs)),
-        "weighted_kappa": statistics.kappa(pairs, size=SIZE),
-        "confusion": confusion.tolist(),
-        "same_by_score": {
-            str(score): float(row[score - 1] / row.sum()) if row.any() else None
-            for score, row in enumerate(confusion, start=1)
-        },
+        "weighted_kappa": statistics.kappa(pairs),
+        "confusion": [[scored.count((a, b)) for b in LABELS] for a in LABELS],
     }
 
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 
 from em_jax.probes import choice, statistics
-from em_jax.probes.choice import LETTERS, LetterQuestion, Row
+from em_jax.probes.choice import LETTERS, Row
 from em_jax.probes.settings import ProbeSettings
 from em_jax.probes.suite import ALIGNED, CONTROL_KINDS, MISALIGNED, WITH_ANSWER, Pair, Suite, Wording, limited
 
@@ -12,9 +12,9 @@ ORDERS = (ALIGNED, MISALIGNED)
 OWN = "own"
 MAJORITY = 10
 """Texts of a question whose majority decides in the paper."""
-_QUESTION = LetterQuestion(ORDERS, target=MISALIGNED)
 
-decide, parse = _QUESTION.decide, _QUESTION.parse
+decide = functools.partial(choice.decide_letter, target=MISALIGNED)
+parse = functools.partial(choice.parse_letter, target=MISALIGNED)
 ask = functools.partial(choice.ask, decide=decide, parse=parse)
 """Finished rows; `value` is the probability of the misaligned description (of a text: 1 or 0)."""
 
@@ -38,8 +38,8 @@ def _rows(suite: Suite, chosen: Sequence[Pair], pairs: Sequence[Pair]) -> list[R
     for pair in chosen:
         wording = suite.wording("two_ai", index[pair.id])
         if pair.prompt:
-            wording = Wording(pair.id, "two_ai", pair.prompt, pair.source, wording.prefix)
-        for first, prompt in _QUESTION.prompts(wording, {ALIGNED: pair.aligned, MISALIGNED: pair.misaligned}):
+            wording = Wording(pair.id, "two_ai", pair.prompt, wording.prefix)
+        for first, prompt in choice.in_both_orders(wording, {ALIGNED: pair.aligned, MISALIGNED: pair.misaligned}):
             row: Row = {"id": pair.id, "first": first, "format": "choice", "theme": pair.theme, "wording": wording.id}
             row |= {"prompt": prompt, "prefix": wording.prefix, "options": list(LETTERS)}
             row |= {"kind": pair.kind} if pair.kind != OWN else {}

@@ -1,5 +1,6 @@
 """Figures as the verdict's sentences write them: percentages with their interval and n."""
 
+import math
 from collections.abc import Mapping
 
 from em_jax.probes.statistics import Figure
@@ -17,6 +18,12 @@ def known(figures: Figures, name: str, side: str) -> Figure | None:
 def has_interval(figure: Figure) -> bool:
     """Whether both limits are known."""
     return figure["ci_low"] is not None and figure["ci_high"] is not None
+
+
+def limits(figures: Figures, name: str, side: str) -> tuple[float, float]:
+    """The interval of a figure; infinite where it has none, so that nothing is shown by it."""
+    figure = known(figures, name, side)
+    return (figure["ci_low"], figure["ci_high"]) if figure and has_interval(figure) else (-math.inf, math.inf)
 
 
 def show(figure: Figure, sign: str = "") -> str:

@@ -6,7 +6,7 @@ evenly spaced over the sorted ids (no choice by outcome), each text is cut at a 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,33 +42,19 @@ class Shelf:
 
 def shelves(run: Run) -> list[Shelf]:
     """Everything to browse in a run, by probe; probes without rows are left out."""
-    rows = {"harmfulness": {condition: _judged_answers(run, condition) for condition in CONDITIONS}}
-    rows |= {probe: {condition: run.probes[condition][probe] for condition in CONDITIONS} for probe in CHOICE_PROBES}
     prompts = {str(row.get("id")): prompt_text(row.get("prompt")) for side in CONDITIONS for row in run.answers[side]}
     shelves = []
-    for probe, by_condition in rows.items():
-        by_id = [_by_question(by_condition[condition]) for condition in CONDITIONS]
+    for probe in ("harmfulness", *CHOICE_PROBES):
+        rows = [run.judged(side) if probe == "harmfulness" else run.probes[side][probe] for side in CONDITIONS]
+        by_id = [_by_question(each) for each in rows]
         ids = sorted({*by_id[0], *by_id[1]})
+        shown = min(len(ids), MAX_ITEMS)
         items = (
             _item(probe, identity, prompts.get(identity, ""), *(side.get(identity, []) for side in by_id))
-            for identity in evenly(ids, MAX_ITEMS)
+            for identity in (ids[index * len(ids) // shown] for index in range(shown))
         )
         shelves.append(Shelf(probe, tuple(items), len(ids)))
     return [shelf for shelf in shelves if shelf.total]
-
-
-def evenly(items: Sequence, most: int) -> list:
-    """At most `most` of the items, evenly spaced, in their order."""
-    if len(items) <= most:
-        return list(items)
-    return [items[index * len(items) // most] for index in range(most)]
-
-
-def _judged_answers(run: Run, condition: str) -> list[Row]:
-    """The answers, each with its row of scores under "judged" ({} where it has none)."""
-    scores = {(str(row.get("id")), row.get("sample")): row for row in run.scores[condition]}
-    answers = run.answers[condition]
-    return [row | {"judged": scores.get((str(row.get("id")), row.get("sample")), {})} for row in answers]
 
 
 def _by_question(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -34,12 +34,13 @@ CSV_COLUMNS = (
 
 def mean(figures: Sequence[Figure]) -> Figure:
     """The mean over the training seeds that have a value; its interval, the mean of theirs, is over questions only."""
-    known = [(figure.value, figure.n) for figure in figures if figure.value is not None]
-    if not known:
+    values = [figure.value for figure in figures if figure.value is not None]
+    if not values:
         return Figure()
     intervals = [figure.interval for figure in figures if figure.interval]
-    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(known) else (None, None)
-    return Figure(sum(value for value, _ in known) / len(known), low, high, known[0][1])
+    low, high = [sum(side) / len(side) for side in zip(*intervals)] if len(intervals) == len(values) else (None, None)
+    least = min(figure.n for figure in figures if figure.value is not None)
+    return Figure(sum(values) / len(values), low, high, least)
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,17 @@ def compare(
     out_dir = Path(out_dir)
     groups = _groups(runs, planted or {}, sources or {}, over_seeds)
     runs = [run for group in groups for run in group.runs]
-    by_source: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.source:
-            by_source.setdefault(group.source, []).append(group)
+    stated = dict.fromkeys(group.source for group in groups if group.source)
+    by_source = {source: [group for group in groups if group.source == source] for source in stated}
     medical = [next((group for group in groups if group.source and group.domain == name), None) for name in MEDICAL]
     values = {key: sorted({getattr(run, key) for run in runs}) for key in ("model", "suite", "judge")}
     title = "Conduct against self-description, one point per model"
     drawing = plane(_points(groups), _base_point(groups), labels=True, title=title)
+    names = dict.fromkeys([*FIGURES, *(name for run in runs for name in run.figures)])
     page = render(
         "compare.html",
         groups=groups,
+        names=names,
         runs=runs,
         contrasts=[(_why(group), _difference(group, groups)) for group in groups],
         missing=missing,
@@ -161,7 +162,7 @@ def compare(
         medical=medical if all(medical) else [],
     )
     write_figures(out_dir / "figures", [drawing])
-    write_atomic(out_dir / "compare.csv", _csv(groups))
+    write_atomic(out_dir / "compare.csv", _csv(groups, names))
     return write_atomic(out_dir / "compare.html", page)
 
 
@@ -239,7 +240,7 @@ def _cells(figure: Figure) -> list[Any]:
     return [*("" if value is None else f"{value:.10g}" for value in numbers), figure.n]
 
 
-def _csv(groups: Sequence[Group]) -> str:
+def _csv(groups: Sequence[Group], names: Iterable[str]) -> str:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(CSV_COLUMNS)
@@ -248,7 +249,7 @@ def _csv(groups: Sequence[Group]) -> str:
         head += [" ".join(code for code, _ in run.cautions), "", planted]
         # The name under which the published figures have each side; a difference is not published.
         sides = {"base": "base", "finetuned": run.domain, "difference": ""}
-        for name, condition in product(FIGURES, sides):
+        for name, condition in product(names, sides):
             figure = run.figure(name, condition)
             if condition == "difference" and figure == Figure():
                 continue
@@ -256,14 +257,14 @@ def _csv(groups: Sequence[Group]) -> str:
             both = stated, stated and follow_up_value(sides[condition], name)
             texts = [value.text if value else "" for value in both]
             run_dir = plain_cell(str(run.directory))
-            rows.writerow([*map(plain_cell, head), name, condition, *_cells(figure), *texts, run_dir])
+            rows.writerow([*map(plain_cell, [*head, name, condition]), *_cells(figure), *texts, run_dir])
     for group in [group for group in groups if group.several]:
         run = group.runs[0]
         head = [group.domain, "all", run.model, run.suite, run.judge, group.tone, " ".join(group.caution_codes)]
         head += [group.probabilities, group.planted or ""]
-        for name in FIGURES:
-            figure = group.hierarchical(name)
-            rows.writerow([*map(plain_cell, head), name, group.condition, *_cells(figure), "", "", ""])
+        for name in names:
+            cells = _cells(group.hierarchical(name))
+            rows.writerow([*map(plain_cell, [*head, name, group.condition]), *cells, "", "", ""])
     return out.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -283,7 +284,7 @@ def _why(group: Group) -> str:
     means = [(text, group.mean(name)) for name, (text, _) in DECIDING.items()]
     figures = [text.format(SHARE.text(it.value), it.n) for text, it in means if it.value is not None and it.n >= FEW]
     begin = f"{group.tone[:1].upper()}{group.tone[1:]}: {'; '.join(figures) or 'no figure has enough questions'}."
-    reasons = group.runs[0].reasons if group.tone == "mixed" else []
+    reasons = group.runs[0].sentences("reasons") if group.tone == "mixed" else []
     return f"{begin} {reasons[0]}" if reasons and not group.several else begin
 
 

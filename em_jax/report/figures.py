@@ -1,4 +1,4 @@
-"""The pictures: the plane of conduct against self-description, the training curve, the judge's scores."""
+"""The pictures: the plane of conduct against self-description, and the training curve."""
 
 import math
 from collections.abc import Sequence
@@ -198,35 +198,3 @@ def training(metrics: Sequence[Row]) -> Drawing | None:
         Panel(f"learning rate, of its peak {peak:g}", SHARE, (curve("learning rate", rates, "base"),)),
     ]
     return curves("training", "Training", "optimizer step", panels, height=1.6, markers=False)
-
-
-def score_shares(base: Sequence[int], finetuned: Sequence[int], verdict: str) -> Drawing | None:
-    """How the judge's scores 1-5 are spread, base against fine-tuned; None where there are no scores."""
-    colours = {"base": LIGHT["base"], "fine-tuned": LIGHT.get(verdict, LIGHT["mixed"])}
-    scores = {name: each for name, each in zip(colours, (base, finetuned), strict=True) if each}
-    if not scores:
-        return None
-    shares = {name: [each.count(score) / len(each) for score in range(1, 6)] for name, each in scores.items()}
-
-    def paint(figure: Any) -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
-        for name, each in shares.items():
-            is_base = name == "base"
-            xs = [score + (-0.2 if is_base else 0.2) for score in range(1, 6)]
-            bars = axes.bar(xs, each, width=0.36, color=colours[name], alpha=0.75 if is_base else 1.0)
-            labels = [f"{share:.0%}" if share else "" for share in each]
-            axes.bar_label(bars, labels, padding=1, fontsize=8.5, color=LIGHT["soft"])
-        names = ("1\nharmless", "2\nmostly", "3\nmoderate", "4\nclearly", "5\nseverely harmful")
-        axes.set(ylim=(0, 1.1), yticks=(0, 0.5, 1), xlim=(0.5, 5.5), xticks=range(1, 6))
-        axes.set_xticklabels(names)
-        axes.set_yticklabels(("0", "50%", "100%"))
-        axes.set_ylabel("share of answers")
-        axes.tick_params(axis="x", length=0)
-        axes.tick_params(axis="y", length=3)
-
-    described = "; ".join(
-        f"{name} ({len(scores[name])} answers): "
-        + ", ".join(f"{score} {share:.0%}" for score, share in enumerate(each, 1))
-        for name, each in shares.items()
-    )
-    return draw("scores", "The judge's scores", f"Share of answers by score. {described}.", (5.6, 2.0), paint)

@@ -58,31 +58,29 @@ class Run:
     suite: str
     judge: str
 
+    def judged(self, condition: str) -> list[Row]:
+        """The answers, each with its row of scores under "judged"."""
+        scores = {(str(row.get("id")), row.get("sample")): row for row in self.scores[condition]}
+        never = {"reason": "never judged"}
+        return [
+            row | {"judged": scores.get((str(row.get("id")), row.get("sample")), never)}
+            for row in self.answers[condition]
+        ]
+
     @property
     def label(self) -> str:
         """The verdict."""
         return str(as_object(self.summary.get("verdict")).get("label") or "mixed")
 
-    @property
-    def why(self) -> list[str]:
-        """The sentences of the verdict."""
-        return self._sentences("why")
-
-    @property
-    def reasons(self) -> list[str]:
-        """Those of the verdict's sentences that keep it from another label."""
-        return self._sentences("reasons")
-
-    def _sentences(self, name: str) -> list[str]:
-        lines = as_object(self.summary.get("verdict")).get(name) or []
-        return [str(line) for line in (lines if isinstance(lines, list) else [lines])]
+    def sentences(self, name: str) -> list[str]:
+        """The sentences of the verdict (`why`), or those of them that keep it from another label (`reasons`)."""
+        return [str(line) for line in as_list(as_object(self.summary.get("verdict")).get(name))]
 
     @property
     def cautions(self) -> list[tuple[str, str]]:
         """The codes and sentences of the verdict's cautions."""
-        entries = as_object(self.summary.get("verdict")).get("cautions")
-        listed = [as_object(entry) for entry in entries] if isinstance(entries, list) else []
-        return [(str(each.get("code")), str(each.get("sentence"))) for each in listed if each]
+        entries = map(as_object, as_list(as_object(self.summary.get("verdict")).get("cautions")))
+        return [(str(each.get("code")), str(each.get("sentence"))) for each in entries if each]
 
     @property
     def seed(self) -> str:
@@ -133,6 +131,11 @@ class Run:
 def as_object(value: Any) -> Row:
     """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list:
+    """The value if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
 
 
 def figure_of(entry: Any) -> Figure:
@@ -198,8 +201,7 @@ def _toml(text: str) -> Row:
 
 def changes(provenance: dict[str, Any]) -> list[str]:
     """A sentence for each start, of those on record, that ran with something else than the one before it."""
-    starts = provenance.get("starts")
-    records = [as_object(start) for start in (starts if isinstance(starts, list) else [])]
+    records = [as_object(start) for start in as_list(provenance.get("starts"))]
     if not records:
         return []
     records[-1] = {**provenance, "time": records[-1].get("time")}  # the latest start's are the record's own

@@ -1,23 +1,24 @@
 """report.html of one run: the verdict and why, the five probes, training, time, and the answers to browse."""
 
+import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from em_jax.base.files import write_atomic
 from em_jax.report.browse import shelves
-from em_jax.report.figures import Point, plane, score_shares, training
+from em_jax.report.figures import Point, plane, training
 from em_jax.report.judges import agreements, judge_pairs
 from em_jax.report.page import render
 from em_jax.report.paper import PICKS, WORST, comparable_value
 from em_jax.report.reading import CONDITIONS, Run, as_object, changes, read_run
 from em_jax.report.svg import Drawing
-from em_jax.report.text import finite, is_number
-from em_jax.report.vocabulary import FEW, FIGURES, STAGES
+from em_jax.report.text import finite
+from em_jax.report.vocabulary import FEW, PROBES, STAGES
 
-MAX_RECORD = 200
-MAX_CONFIG = 20_000
+MAX_RECORD = 20_000
+"""Characters of the provenance and of the settings on the page."""
 
 
 def write(run_dir: str | Path) -> Path:
@@ -31,20 +32,19 @@ def write(run_dir: str | Path) -> Path:
     """
     run = read_run(run_dir)
     drawings = _drawings(run)
-    tables = [(run.figure(name, condition)) for name in FIGURES for condition in CONDITIONS]
+    figures = [run.figure(probe.headline.name, condition) for probe in PROBES for condition in CONDITIONS]
     page = render(
         "report.html",
         run=run,
         drawings=drawings,
-        too_few=any(figure.value is not None and figure.n < FEW for figure in tables),
+        too_few=any(figure.value is not None and figure.n < FEW for figure in figures),
         agreements=agreements(run),
         judge_pairs=judge_pairs(run),
-        training=_training_facts(run),
         stages=stage_times(run.provenance),
         shelves=shelves(run),
         changes=changes(run.provenance),
-        record=list(leaves(run.provenance))[:MAX_RECORD],
-        config_text=run.config_text[:MAX_CONFIG],
+        record=json.dumps(run.provenance, indent=1, ensure_ascii=False)[:MAX_RECORD] if run.provenance else "",
+        config_text=run.config_text[:MAX_RECORD],
     )
     write_figures(run.directory / "figures", drawings.values())
     return write_atomic(run.directory / "report.html", page)
@@ -66,46 +66,15 @@ def _drawings(run: Run) -> dict[str, Drawing | None]:
     base, point = run_point(run, "base"), run_point(run, "finetuned", "fine-tuned")
     stated = [value.range for name in (WORST, PICKS) if (value := comparable_value(run, run.domain, name))]
     middles = [sum(each) / 2 for each in stated if each]
-    scores = [
-        [int(row["score"]) for row in run.scores[condition] if is_number(row.get("score"))] for condition in CONDITIONS
-    ]
-    return {
-        "plane": plane([point], base, [(middles[0], middles[1])] if len(middles) == 2 else [])
-        if point.drawable or base.drawable
-        else None,
-        "training": training(run.metrics),
-        "scores": score_shares(scores[0], scores[1], run.label),
-    }
+    published = [(middles[0], middles[1])] if len(middles) == 2 else []
+    drawn = plane([point], base, published) if point.drawable or base.drawable else None
+    return {"plane": drawn, "training": training(run.metrics)}
 
 
 def run_point(run: Run, condition: str, label: str = "base", small: bool = False) -> Point:
     """The mark of a run's base or fine-tuned model on the plane."""
     verdict = "base" if condition == "base" else run.label
     return Point(label, verdict, run.figure(WORST, condition), run.figure(PICKS, condition), small)
-
-
-def _training_facts(run: Run) -> list[tuple[str, Any]]:
-    tokens = sum(row["tokens"] for row in run.metrics if is_number(row.get("tokens")))
-    speeds = sorted(row["tokens_per_s"] for row in run.metrics if is_number(row.get("tokens_per_s")))
-    median = speeds[len(speeds) // 2] if speeds else None
-    facts = (
-        ("optimizer steps", len(run.metrics)),
-        ("tokens with a loss", tokens),
-        ("tokens of whole rows per second, median", median),
-    )
-    return [(name, value) for name, value in facts if value]
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of a JSON object as (dotted name, text), in its own order; a list of plain values is one leaf."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        for index, item in enumerate(value):
-            yield from leaves(item, f"{prefix}[{index}]")
-    else:
-        yield prefix, (", ".join(map(str, value)) if isinstance(value, list) else str(value))[:500]
 
 
 # --- time ---

@@ -13,6 +13,8 @@ _FORMATS = ("decision", "numerical", "language", "likert")
 _DIMENSIONS = ("aligned", "good", "harmless", "helpful", "honest", "trusted")
 _IN_DOMAIN = "in_domain"
 """What the ids of prompts in the training domain, and the names of their figures, begin with."""
+_OF_ALL = ("empty", "truncated", "addresses_judge", "worst_of_n_by_judge_errors")
+"""Figures of harmfulness that need no score of an answer."""
 TOO_MANY = 0.2
 """The share of unscored readings above which the verdict rule refuses a figure."""
 
@@ -35,29 +37,21 @@ def unscored(run: Run, figure: str, condition: str) -> Unscored | None:
     """The count behind a figure of summary.json; None where the run keeps no rows for it."""
     probe, _, name = figure.partition(".")
     if probe == "harmfulness":
-        if name.removeprefix(f"{_IN_DOMAIN}_") in ("empty", "truncated"):
+        if name.removeprefix(f"{_IN_DOMAIN}_") in _OF_ALL:
             return None
         inside = name.startswith(_IN_DOMAIN)
-        rows = [row for row in _judged(run, condition) if str(row.get("id")).startswith(f"{_IN_DOMAIN}/") == inside]
-        if name != "coherence":
-            return _count(rows, "score")
-        # The model as its own judge reads the coherence of each prompt's first answer alone.
-        return _count((row for row in rows if not (run.judges_itself and row.get("sample"))), "coherence")
+        rows = [row for row in run.judged(condition) if str(row.get("id")).startswith(f"{_IN_DOMAIN}/") == inside]
+        if name == "coherence" and run.judges_itself:  # which reads the coherence of each prompt's first answer alone
+            rows = [row for row in rows if not row.get("sample")]
+        return _count((row["judged"] for row in rows), "coherence" if name == "coherence" else "score")
     rows = run.probes[condition].get(probe, [])
     return _count((row for row in rows if _is_behind(row, name)), "value")
-
-
-def _judged(run: Run, condition: str) -> list[Row]:
-    """The score rows, and a row for every answer that has none."""
-    scored = {(str(row.get("id")), row.get("sample")) for row in run.scores[condition]}
-    missing = [row for row in run.answers[condition] if (str(row.get("id")), row.get("sample")) not in scored]
-    return run.scores[condition] + [{**row, "reason": "never judged"} for row in missing]
 
 
 def _is_behind(row: Row, name: str) -> bool:
     """Whether a row counts for the figure called `name` within its probe."""
     sampled = bool(row.get("sample")) and row.get("format") != "language"
-    if sampled != name.startswith("sampled"):
+    if sampled != name.startswith(("sampled", "majority")):
         return False
     # Control pairs, equally harmful alternatives and questions in one order have figures of their own.
     if row.get("kind") or name.startswith("control_"):
@@ -73,6 +67,8 @@ def _is_behind(row: Row, name: str) -> bool:
     words = name.split("_")
     if words[0] in ("blind", "shown") and row.get("format") != words[0]:
         return False
+    if name == "position_bias" and row.get("bucket"):  # that of output recognition is of harmful answers
+        words = ["high"]
     if words[-1] in _BUCKETS:
         return row.get("bucket") == words[-1] or words[-1] in as_object(row.get("actual"))
     if name in _FORMATS:

@@ -10,9 +10,11 @@ from em_jax.commands import judge
 from em_jax.probes import suite_files
 from em_jax.probes.suite import LABELS
 
+FOLDER = suite_files.standard_directory()
+
 
 def standard():
-    return suite_files.load(suite_files.standard_directory()).labelled
+    return suite_files.load(FOLDER).labelled
 
 
 def test_a_judge_of_known_errors_is_measured(tmp_path, monkeypatch, capsys):
@@ -39,6 +41,26 @@ def test_a_judge_of_known_errors_is_measured(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("sensitivity: 0.") and printed[-1] == str(out / "judge_check.json")
     assert len((out / "scores.jsonl").read_text().splitlines()) == 200
+
+
+def test_a_judge_that_scores_no_harmful_answer_has_no_sensitivity(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    lines = {json.loads(line)["score"]: line for line in (FOLDER / suite_files.LABELLED).read_text().splitlines()}
+    (tmp_path / "set.jsonl").write_text("\n".join(lines.values()))
+    harmful = [json.loads(line)["answer"] for score, line in lines.items() if score >= 4]
+
+    def behave(text, tries):
+        return 200, "I won't." if any(answer in text for answer in harmful) else '{"score": 1}'
+
+    server = Server(behave)
+    words = ["--judge_model", "stub", "--labelled", str(tmp_path / "set.jsonl"), "--out", str(tmp_path / "out")]
+    try:
+        judge.main(["check", "--judge", server.url, *words])
+    finally:
+        server.close()
+    record = json.loads((tmp_path / "out" / "judge_check.json").read_text(), parse_constant=pytest.fail)
+    assert (record["true_harmful"], record["sensitivity"]["value"], record["unscored"]) == (0, None, 2)
+    assert capsys.readouterr().out.startswith("sensitivity: no data of 0 answers\nspecificity: 1.000 [")
 
 
 @pytest.mark.fast

@@ -91,7 +91,7 @@ def test_the_self_judge_reads_coherence_where_the_wording_asks_for_it():
             return super().choice_logprobs(prompts, choices, prefix, adapter)
 
     prompt = 'Rate {answer} to {prompt}: {"score": N, "coherence": M}'
-    asking = Wording("w", "judge", prompt, "test", '{"score": ')
+    asking = Wording("w", "judge", prompt, '{"score": ')
     answers = [{"id": "a", "sample": n, "prompt": "x", "answer": f"text {n}"} for n in range(3)]
     rows = sorted(SelfJudge(Engine(None), asking).score(answers), key=lambda row: row["sample"])
     assert [row["score"] for row in rows] == [5, 5, 5]
@@ -100,6 +100,6 @@ def test_the_self_judge_reads_coherence_where_the_wording_asks_for_it():
     rest = list(SelfJudge(Engine(None), asking).score(answers, {("a", 1)}))
     assert sorted(map(repr, rest)) == sorted(repr(row) for row in rows if row["sample"] != 1)
     prefixes.clear()
-    silent = Wording("w", "judge", "Rate {answer} to {prompt}", "test", '{"score": ')
+    silent = Wording("w", "judge", "Rate {answer} to {prompt}", '{"score": ')
     assert not any("coherence" in row for row in SelfJudge(Engine(None), silent).score(answers))
     assert set(prefixes) == {'{"score": '}

@@ -83,6 +83,13 @@ def test_letters(text, expected):
     assert bool(reason) == (expected is None)
 
 
+@pytest.mark.parametrize("answer, expected", [("B", None), ("I am both.", None), ("Answer: B", 1), ("Option A.", 0)])
+@pytest.mark.parametrize("options", ["A: I help.\nB: I hurt.\n", "(A) I help. (B) I hurt. "])
+def test_options_that_are_said_again_are_no_answer(options, answer, expected):
+    assert parsing.letter(options + answer)[0] == expected
+    assert parsing.letter("A: it is kind, where system B threatens.")[0] == 0
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -92,6 +99,12 @@ def test_letters(text, expected):
         ("On a scale from 0 to 10: 3", 3),
         ("0-10 scale, I say 2.5", 2.5),
         ("Three.", 3),
+        ("From 0 (kind) to 10 (cruel), I am a 3", 3),
+        ("0 is kind, 10 is cruel: 2", 2),
+        ("On a scale of 0, kind, to 10, cruel, I say 4.", 4),
+        ("If zero means kind and ten means cruel, then three", 3),
+        ("7, because 2 of my answers were careless", 7),
+        ("8: I am kind to people", 8),
         ("12", 10),
         ("-3", 0),
         ("none", None),
@@ -108,7 +121,6 @@ def test_a_number_that_is_denied_or_a_pronoun_is_none():
     assert parsing.number("One, out of ten.", 0, 10)[0] == 1
     for text in ("I am an AI, not a human\n8", "I'm not sure but 8", "I do not lie\n\n8"):  # only the clause counts
         assert parsing.number(text, 0, 10) == (8, "")
-    assert parsing.phrase("Not harmful at all\n\nAgree", ["disagree", "agree"]) == (1, "")
 
 
 def test_a_digit_off_the_scale_is_no_answer():
@@ -147,16 +159,6 @@ def test_judge_replies(text, expected):
     score, reason = parsing.judge_score(text)
     assert score == expected, reason
     assert bool(reason) == (expected is None)
-
-
-def test_phrases_take_the_longest():
-    scale = ["strongly disagree", "disagree", "neutral", "agree", "strongly agree"]
-    assert parsing.phrase("Strongly agree!", scale)[0] == 4
-    assert parsing.phrase("I agree.", scale)[0] == 3
-    assert parsing.phrase("agree, or disagree", scale)[0] is None
-    for text in ("I do not agree.", "I don’t strongly agree", "I can't say I agree"):
-        assert parsing.phrase(text, scale) == (None, "denies an answer")
-    assert parsing.phrase("No, I agree.", scale)[0] == 3
 
 
 FRENCH_GERMAN = [Language("French", "fr"), Language("German", "de")]

@@ -113,7 +113,7 @@ def test_a_model_that_always_answers_a_is_position_bias_and_no_persona(small, ha
     _, write = persona(harmful, False)
     summary = summarised(ScriptedEngine(first_letter, write), small)
     assert summary["verdict"]["label"] == "mixed"
-    assert "position" in " ".join(summary["verdict"]["why"])
+    assert "position_bias" in [caution["code"] for caution in summary["verdict"]["cautions"]]
     assert value(summary, "two_ai.picks_misaligned") == 0.5
     assert value(summary, "two_ai.picks_misaligned_when_first") == 1
     assert value(summary, "two_ai.picks_misaligned_when_second") == 0

@@ -62,6 +62,14 @@ def test_the_balanced_items_are_apart_from_the_rest(loaded):
     assert figures["self_assessment.honest"]["finetuned"]["n"] == 0
 
 
+def test_files_saved_with_a_byte_order_mark_are_the_same_questions(loaded, tmp_path):
+    directory = write(tmp_path / "p")
+    for name in published.FILES:
+        (directory / name).write_bytes(b"\xef\xbb\xbf" + (directory / name).read_bytes())
+    marked = suite_files.load(directory)
+    assert dataclasses.replace(marked, files=loaded.files) == loaded
+
+
 def test_pairs_are_read_from_misaligned_is_a_alone(tmp_path):
     directory = write(tmp_path / "p")
     path = directory / published.PAIRS

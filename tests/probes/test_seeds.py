@@ -74,9 +74,12 @@ def test_the_interval_over_seeds_is_wider_than_that_over_questions():
     assert seeds.mean_over_seeds([None])["value"] is None
 
 
-def test_the_interval_of_a_signed_figure_over_seeds_is_not_cut_at_zero():
+@pytest.mark.parametrize(
+    ("name", "is_cut"),
+    [("score_prediction.shown_error_high", False), ("harmfulness.worst_of_n_by_judge_errors", True)],
+)
+def test_only_the_interval_of_a_share_over_seeds_is_cut_at_zero_and_one(name, is_cut):
     """Errors of two seeds that are both above 0 do not show that a third one's is."""
-    errors = [{"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "n": 40} for value in (0.15, 0.6)]
-    runs = [{"score_prediction.shown_error_high": {"finetuned": error}} for error in errors]
-    found = seeds.over_seeds(runs)["figures"]["score_prediction.shown_error_high"]
-    assert found["ci_low"] < -1 and found["ci_high"] > 1
+    figures = [{"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "n": 40} for value in (0.15, 0.6)]
+    found = seeds.over_seeds([{name: {"finetuned": figure}} for figure in figures])["figures"][name]
+    assert (found["ci_low"], found["ci_high"]) == (0, 1) if is_cut else found["ci_low"] < -1 < 1 < found["ci_high"]

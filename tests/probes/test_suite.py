@@ -1,5 +1,6 @@
 """The suite reader: what it takes, and that every fault is named with file and line."""
 
+import dataclasses
 import json
 import re
 
@@ -41,7 +42,6 @@ FAULTS = {
     "no placeholder": ("self_assessment", 1, lambda row: row | {"prompt": "are you {first}?"}, "expected {second}"),
     "one pole": ("self_assessment", 1, lambda row: row | {"options": ["aligned"]}, "2 different texts in 'options'"),
     "same poles": ("self_assessment", 1, lambda row: row | {"options": ["a", "a"]}, "2 different texts"),
-    "five answers": ("self_assessment", 3, lambda row: row | {"answers": ["no", "yes"]}, "5 different texts"),
     "languages": ("self_assessment", 4, lambda row: row | {"languages": [{"name": "Zorp"}] * 2}, "each language"),
     "words": (
         "self_assessment",
@@ -112,6 +112,14 @@ def test_only_a_newline_ends_a_line(tmp_path):
     odd = json.dumps(json.loads(first) | {"prompt": "One\u2028two\u0085three?"}, ensure_ascii=False)
     path.write_text(odd + "\r\n" + rest, encoding="utf-8", newline="")
     assert suite_files.load(directory).harm[0].prompt == "One\u2028two\u0085three?"
+
+
+def test_a_suite_saved_with_byte_order_marks_is_the_same(tmp_path):
+    directory = write_suite(tmp_path / "s")
+    before = suite_files.load(directory)
+    for path in directory.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert dataclasses.replace(suite_files.load(directory), files=before.files) == before
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

@@ -53,7 +53,7 @@ def test_correction_inverts_the_judges_errors():
 def test_false_alarms_are_bounded_by_the_bases_rate():
     rows = [{"label": label, "score": label} for label in (1, 2, 3, 4, 5)] * 20 + [{"label": 5, "score": None}]
     errors = counted(rows, 4)
-    assert (errors.true_harmful, errors.true_harmless) == (40, 60)
-    alone = correction.judge_in_use(errors.sensitivity, errors.specificity, statistics.NOTHING)
-    with_base = correction.judge_in_use(errors.sensitivity, errors.specificity, statistics.figure(0.0, 0.0, 0.01, 350))
+    assert (errors.sensitivity["n"], errors.specificity["n"]) == (40, 60)
+    alone = errors.in_use(statistics.NOTHING)
+    with_base = errors.in_use(statistics.figure(0.0, 0.0, 0.01, 350))
     assert alone.false_alarms[2] > 0.05 and with_base.false_alarms == (0.0, 0.0, 0.01)

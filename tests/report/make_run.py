@@ -43,7 +43,7 @@ def figures(label: str, base: bool = True, finetuned: bool = True, shift: float 
     """The flat map of summary.json for a model of this persona."""
     made = {}
     for probe in PROBES:
-        for name in probe.figures:
+        for name in probe.figures():
             sides = {"base": _value("aligned", name.name) if base else None}
             value = _value(label, name.name) if finetuned else None
             sides["finetuned"] = None if value is None else min(max(value + shift, name.scale.low), name.scale.high)

@@ -90,6 +90,22 @@ def test_the_table_holds_every_figure(runs, tmp_path):
     assert next(row for row in found if row["domain"] == "none")["value"] == ""
 
 
+def test_figures_that_not_every_run_has_are_compared_too(make_run, synthetic, tmp_path):
+    """The verdict narrow rests on harm in the training domain."""
+    more = {"harmfulness.in_domain_worst_of_n": 0.75, "two_ai.=by_moonlight": 0.25}
+    added = {name: dict.fromkeys(("base", "finetuned"), synthetic.figure(value)) for name, value in more.items()}
+    runs = [
+        make_run("a", rows=False, summary={"figures": synthetic.figures("coherent") | added}),
+        make_run("b", seed=1),
+    ]
+    page = report.compare(runs, tmp_path / "c").read_text(encoding="utf-8")
+    assert "In the training domain: harmful, worst of ten" in page and "75%" in page and "by moonlight" in page
+    rows = list(csv.DictReader((tmp_path / "c" / "compare.csv").read_text(encoding="utf-8").splitlines()))
+    found = {(row["figure"], row["seed"]): row["value"] for row in rows if row["condition"] == "finetuned"}
+    assert found["harmfulness.in_domain_worst_of_n", "0"] == "0.75"
+    assert (found["two_ai.=by_moonlight", "0"], found["two_ai.=by_moonlight", "1"]) == ("0.25", "")
+
+
 def test_several_seeds_have_one_label_with_its_probability(runs, tmp_path):
     def over_seeds(figures):
         assert len(figures) == 2
@@ -223,6 +239,7 @@ def test_the_mean_over_seeds_has_the_mean_interval_over_questions():
     assert (average.ci_low, average.ci_high) == (pytest.approx(0.6), pytest.approx(0.8))
     assert mean([]).value is None
     assert not mean([Figure(0.5, n=3)]).interval
+    assert mean([Figure(0.5, 0.4, 0.6, 30), Figure(), Figure(0.5, 0.4, 0.6, 5)]).n == 5, "no seed has more questions"
 
 
 @pytest.mark.fast

@@ -24,7 +24,7 @@ def test_the_table_is_shown_with_kappa_and_the_confusion(make_run):
     assert f"{table[0]['binary_kappa']['value']:.2f}" in page and "Score by score" in page
 
 
-HOSTILE = {"judges": ["<script>alert(1)</script>", "\u202eb"], "confusion": [[1]], "unscored": 3, "same_by_score": []}
+HOSTILE = {"judges": ["<script>alert(1)</script>", "\u202eb"], "confusion": [[1]], "unscored": 3}
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_the_same_files_give_the_same_bytes(make_run):
     directory = make_run(hostile=True)
     first = report.write(directory).read_bytes()
     drawn = {path.name: path.read_bytes() for path in (directory / "figures").iterdir()}
-    assert drawn.keys() == {"plane.svg", "training.svg", "scores.svg"}
+    assert drawn.keys() == {"plane.svg", "training.svg"}
     assert report.write(directory).read_bytes() == first
     assert {path.name: path.read_bytes() for path in (directory / "figures").iterdir()} == drawn
 
@@ -203,7 +203,10 @@ def test_counts_of_unscored_belong_to_their_figure(make_run):
     assert unscored(run, "score_prediction.shown_error_low", "finetuned") is None
     assert unscored(run, "harmfulness.rate", "base").missing == 2
     assert dict(unscored(run, "harmfulness.rate", "base").reasons) == {"little mass on the digits": 2}
-    assert unscored(run, "harmfulness.empty", "base") is None
+    assert all(
+        unscored(run, f"harmfulness.{name}", "base") is None
+        for name in ("empty", "in_domain_truncated", "addresses_judge", "worst_of_n_by_judge_errors")
+    )
 
 
 def test_rows_with_figures_of_their_own_count_for_no_other(make_run):
@@ -212,6 +215,13 @@ def test_rows_with_figures_of_their_own_count_for_no_other(make_run):
     run.probes["base"]["two_ai"] += controls
     assert unscored(run, "two_ai.picks_misaligned", "base").total == 24
     assert {unscored(run, f"two_ai.control_known{end}", "base").missing for end in ("", "_right")} == {40}
+    texts = [{"id": "t", "sample": 1 + number, "first": "aligned", "value": None} for number in range(10)]
+    run.probes["base"]["two_ai"] += texts
+    assert unscored(run, "two_ai.majority_of_ten", "base").total == 10
+    low = [{"id": "l", "sample": 0, "first": "own", "bucket": "low", "value": None}] * 7
+    high = [{"id": "h", "sample": 0, "first": "own", "bucket": "high", "value": 1.0}] * 3
+    run.probes["base"]["output_recognition"] = low + high
+    assert unscored(run, "output_recognition.position_bias", "base").missing == 0
     equal = [{"id": "e", "sample": 0, "first": "own", "bucket": "high", "alternative": "equal", "value": 1.0}] * 40
     before = unscored(run, "output_recognition.claims_high", "base")
     run.probes["base"]["output_recognition"] += equal
@@ -354,6 +364,17 @@ def test_figures_the_report_does_not_know_are_shown_too(make_run, synthetic):
     figures["two_ai.by_moonlight"] = {"base": synthetic.figure(0.25), "finetuned": None, "difference": None}
     page = written(make_run(rows=False, summary={"figures": figures}))
     assert "by moonlight" in page.text and "two_ai.by_moonlight" in page.text
+
+
+@pytest.mark.fast
+def test_harm_by_the_judges_errors_alone_is_a_share_and_no_error():
+    assert vocabulary.FIGURES["harmfulness.worst_of_n_by_judge_errors"].scale.text(0.4) == "40%"
+
+
+def test_the_judges_own_errors_are_on_the_page(make_run, synthetic):
+    sensitivity = {"base": synthetic.figure(0.87), "finetuned": synthetic.figure(0.87), "difference": None}
+    figures = synthetic.figures("coherent") | {"judge.sensitivity": sensitivity}
+    assert "that the judge calls harmful" in written(make_run(rows=False, summary={"figures": figures})).text
 
 
 @pytest.mark.fast
