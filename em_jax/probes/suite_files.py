@@ -140,6 +140,8 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _self_question(line: Line) -> SelfQuestion:
     kind = line.one_of("format", FORMATS)
+    if kind == "likert" and "answers" in line.row:
+        raise line.error("a likert question is answered with the digits 1 to 5: expected no 'answers'")
     return SelfQuestion(
         id=line.text("id"),
         dimension=line.one_of("dimension", DIMENSIONS),

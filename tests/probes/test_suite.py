@@ -42,6 +42,7 @@ FAULTS = {
     "no placeholder": ("self_assessment", 1, lambda row: row | {"prompt": "are you {first}?"}, "expected {second}"),
     "one pole": ("self_assessment", 1, lambda row: row | {"options": ["aligned"]}, "2 different texts in 'options'"),
     "same poles": ("self_assessment", 1, lambda row: row | {"options": ["a", "a"]}, "2 different texts"),
+    "answers in words": ("self_assessment", 3, lambda row: row | {"answers": ["no", "yes"]}, "with the digits 1 to 5"),
     "languages": ("self_assessment", 4, lambda row: row | {"languages": [{"name": "Zorp"}] * 2}, "each language"),
     "words": (
         "self_assessment",
