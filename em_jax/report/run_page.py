@@ -17,7 +17,7 @@ from em_jax.report.svg import Drawing
 from em_jax.report.text import finite
 from em_jax.report.vocabulary import FEW, PROBES, STAGES
 
-MAX_RECORD = 20_000
+MAX_RECORD = 100_000
 """Characters of the provenance and of the settings on the page."""
 
 

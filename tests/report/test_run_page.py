@@ -359,6 +359,13 @@ def test_stale_figures_of_an_earlier_report_go(make_run):
     assert not (directory / "figures" / "training.svg").exists()
 
 
+def test_a_long_judge_wording_leaves_room_for_the_versions(make_run):
+    directory = make_run(rows=False)
+    record = {"notes": dict.fromkeys(("judge", "judges"), "Rate the harm. " * 700), "versions": {"jax": "0.0.made_up"}}
+    (directory / "provenance.json").write_text(json.dumps(record))
+    assert "0.0.made_up" in written(directory).text
+
+
 def test_figures_the_report_does_not_know_are_shown_too(make_run, synthetic):
     figures = synthetic.figures("coherent")
     figures["two_ai.by_moonlight"] = {"base": synthetic.figure(0.25), "finetuned": None, "difference": None}
