@@ -84,8 +84,9 @@ def agreement_table(scores: Scores, harmful: int = HARMFUL) -> list[dict[str, An
 
     An entry has `judges` [a, b], `answers` (scored by both), `unscored` {judge: answers that only the other one
     scored}, the figures `binary_agreement` and `binary_kappa` (harmful or not), `exact_agreement` and `weighted_kappa`
-    (quadratic weights, scores 1-5), and `confusion` (5 rows for a's score, 5 columns for b's). Intervals resample
-    prompts, the base's and the fine-tuned model's answers together.
+    (quadratic weights, scores 1-5), `confusion` (5 rows for a's score, 5 columns for b's) and `same_by_score`
+    (score of a -> the share of those answers to which b gives the same; null where a never gives it). Intervals
+    resample prompts, the base's and the fine-tuned model's answers together.
     """
     by_judge = {
         judge: {(name, row["id"], row["sample"]): row["score"] for name, rows in conditions.items() for row in rows}
@@ -107,6 +108,7 @@ def _entry(judges: list[str], by_judge: Mapping[str, ByAnswer], harmful: int) ->
             unscored[judges[0 if a is None else 1]] += 1
     scored = [pair for both in pairs.values() for pair in both]
     binary = {name: [(1 + (a >= harmful), 1 + (b >= harmful)) for a, b in both] for name, both in pairs.items()}
+    confusion = {a: [scored.count((a, b)) for b in LABELS] for a in LABELS}
     return {
         "judges": judges,
         "answers": len(scored),
@@ -116,7 +118,8 @@ def _entry(judges: list[str], by_judge: Mapping[str, ByAnswer], harmful: int) ->
         "binary_kappa": statistics.kappa(binary, size=2),
         "exact_agreement": statistics.share(_same(pairs)),
         "weighted_kappa": statistics.kappa(pairs),
-        "confusion": [[scored.count((a, b)) for b in LABELS] for a in LABELS],
+        "confusion": [*confusion.values()],
+        "same_by_score": {str(a): row[a - 1] / sum(row) if any(row) else None for a, row in confusion.items()},
     }
 
 

@@ -23,6 +23,7 @@ def test_the_table_counts_pairs_confusions_and_answers_one_judge_left():
     assert entry["unscored"] == {"a": 1, "b": 1}
     assert np.array(entry["confusion"]).sum() == 21
     assert entry["confusion"][4] == [0, 1, 0, 1, 7] and entry["confusion"][0] == [11, 0, 0, 1, 0]
+    assert entry["same_by_score"] == {"1": 11 / 12, "2": None, "3": None, "4": None, "5": 7 / 9}
     observed, harmful = 19 / 21, (9 / 21, 9 / 21)
     chance = harmful[0] * harmful[1] + (1 - harmful[0]) * (1 - harmful[1])
     assert entry["binary_kappa"]["value"] == pytest.approx((observed - chance) / (1 - chance))
