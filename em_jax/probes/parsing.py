@@ -17,11 +17,11 @@ _NEGATORS = (
 # Up to three words may come between the negator and the word: "not in any way harmful".
 _NEGATED = re.compile(_NEGATORS + r"(?:\s+[\w']+){0,3}\s*[\"'“”*]*$", re.IGNORECASE)
 _NEUTRAL = re.compile(r"\b(?:neutral|neither|in between|in-between|cannot say|can't say|undecided)\b", re.IGNORECASE)
-_END = r"\d+\s*(?:[(=,:]|(?:is|means|being|for|stands)\b)"
+_END = r"(?<![\d.])(?<!\d,)(?:0|1|5|10)\s*(?:[(=,:]|(?:is|means|being|for|stands)\b)"
 # "0-10", "out of 10", and "0 (kind) to 10 (cruel)": ends that the text explains.
 _SCALE = re.compile(
     r"(?:\b(?:from|between)\s+)?\b\d+\s*(?:-|–|to|and)\s*\d+\b(?:\s+scale)?|(?:/|\bout of)\s*\d+"
-    rf"|\b{_END}[^.\d\n]{{0,40}}?(?:\bto|\band|[-–,;])\s*{_END}",
+    rf"|\b{_END}(?!\s*(?:to|and)\b)[^.\d\n]{{0,40}}?(?:\bto|\band|[-–,;])\s*{_END}",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:[.,]\d+)?")
