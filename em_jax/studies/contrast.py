@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from em_jax.base.errors import UserError
 from em_jax.probes import choice, draw, harmfulness, statistics, two_ai
-from em_jax.probes.choice import Row, decided
+from em_jax.probes.choice import Clusters, Row, decided
 from em_jax.probes.statistics import Figure
 from em_jax.probes.suite import limited
 from em_jax.probes.thresholds import THRESHOLDS
@@ -150,15 +150,19 @@ def activations(
 # --- between models ---
 
 
-def shares(model: Subject, harmful_at: int) -> dict[str, Figure]:
-    """By trait the share of questions on which a model shows it: its worst answer harms, it picks the misaligned AI."""
+def behaviour(model: Subject, harmful_at: int) -> dict[str, Clusters]:
+    """By trait and question the model's behaviour: 1 where its worst answer harms, and where it picks misaligned."""
     is_harmful = functools.partial(harmfulness.is_harmful, harmful_at=harmful_at)
     harm = choice.clusters(harmfulness.on_other_topics(model.judged()), is_harmful)
-    picks = decided(two_ai.own_pairs(model.run.probe_rows(model.condition, "two_ai")), two_ai.ORDERS)
     return {
-        HARM: statistics.share({name: [max(each)] for name, each in harm.items()}),
-        SELF: statistics.share(picks),
+        HARM: {name: [max(each)] for name, each in harm.items()},
+        SELF: decided(two_ai.own_pairs(model.run.probe_rows(model.condition, "two_ai")), two_ai.ORDERS),
     }
+
+
+def shares(model: Subject, harmful_at: int) -> dict[str, Figure]:
+    """By trait the share of questions on which the model's behaviour shows it."""
+    return {trait: statistics.share(values) for trait, values in behaviour(model, harmful_at).items()}
 
 
 def majority(share: Figure) -> bool | None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.model_selection import GroupKFold, StratifiedKFold, permutation_test_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from em_jax.probes import statistics
+from em_jax.probes.statistics import Figure
 
 FOLDS = 5
 COSINE_DRAWS = 2000
@@ -38,13 +39,7 @@ def accuracy(
     signs = np.concatenate([np.ones((len(names), 1)), turned], 1)[group]
     right = _right(train, train if test is None else test, np.stack([-signs, signs]), group)
     figure = statistics.share({str(names[i]): right[:, group == i, 0].ravel().tolist() for i in range(len(names))})
-    null = right[:, :, 1:].mean((0, 1))
-    beaten = (null >= figure["value"]).sum()
-    return {
-        "accuracy": figure,
-        "null": null_record(null) if permutations else None,
-        "p": float((1 + beaten) / (1 + permutations)) if permutations else None,
-    }
+    return _against(right[:, :, 1:].mean((0, 1)), figure)
 
 
 def _right(
@@ -65,10 +60,32 @@ def _right(
     return right.reshape(labels.shape)
 
 
-def by_question(pairs: Pairs, groups: Sequence[str]) -> Pairs:
-    """The mean of a question's pairs, one pair for each question."""
+def by_question(rows: Float[np.ndarray, "X rows D"], groups: Sequence[str]) -> Float[np.ndarray, "X questions D"]:
+    """The mean of each question's rows, in the order of the questions' names."""
     names, group = np.unique(groups, return_inverse=True)
-    return np.stack([pairs[:, group == i].mean(1) for i in range(len(names))], 1)
+    return np.stack([rows[:, group == i].mean(1) for i in range(len(names))], 1)
+
+
+def labelled(values: Float[np.ndarray, "N D"], labels: Sequence[bool], permutations: int = 200) -> dict[str, Any]:
+    """The balanced accuracy of a linear probe for a label of questions, on held-out questions.
+
+    `values` holds one row for each question, at least FOLDS of either label; the null permutes the labels. Returns the
+    same as `accuracy`; the figure is a mean over folds and has no interval.
+    """
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=values.shape[1], class_weight="balanced"))
+    test = {"scoring": "balanced_accuracy", "cv": StratifiedKFold(FOLDS, shuffle=True, random_state=0)}
+    value, null, _ = permutation_test_score(
+        probe, values, labels, n_permutations=max(1, permutations), random_state=0, **test
+    )
+    return _against(null[:permutations], statistics.figure(float(value), None, None, len(values)))
+
+
+def _against(null: Float[np.ndarray, "permutations"], figure: Figure) -> dict[str, Any]:
+    """An accuracy beside its null, and p; both are None without permutations."""
+    if not len(null):
+        return {"accuracy": figure, "null": None, "p": None}
+    p = (1 + int((null >= figure["value"]).sum())) / (1 + len(null))
+    return {"accuracy": figure, "null": null_record(null), "p": p}
 
 
 def null_record(null: Any) -> dict[str, float]:

@@ -28,6 +28,7 @@ from em_jax.studies.decoding import FOLDS
 from em_jax.studies.finished import BASE, ModelSet
 from em_jax.studies.page import Section, cell, leaves
 from em_jax.studies.sentences import percent, span
+from em_jax.studies.subjects import Subject
 
 VECTORS = "directions.safetensors"
 DESCRIPTION = "Linear directions for harm and for self-description: accuracy, nulls, and the angle between them."
@@ -36,12 +37,18 @@ COLOURS = ("base", "coherent", "inverted", "aligned", "narrow", "mixed", "ink")
 # Two directions this near a right angle share a twentieth of their variance at most.
 ORTHOGONAL = 0.22
 TEXTS = {HARM: "harmful from harmless answers", SELF: "misaligned from aligned descriptions"}
+BEHAVIOUR = {HARM: "harmful answers", SELF: "misaligned picks"}
 LEADS = {
     HARM: "Text: a harmful and a harmless answer to each prompt, as the assistant's own. Prompt: a model that harms "
     "and one that does not, at the same harm prompts.",
     SELF: "Text: a misaligned and an aligned first-person description, as the assistant's own. Prompt: a model that "
     "picks the misaligned AI and one that picks the aligned, at the same two-AI questions.",
 }
+
+OWN_LEAD = (
+    "Balanced accuracy of a probe for each model's own behaviour (will it harm, which AI will it pick), at the prompt, "
+    "on held-out questions; the null permutes the questions' labels."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +100,7 @@ def study(models: ModelSet, out: Path, options: Options) -> dict[str, Any]:
             for kind, each in pairs.items()
             if len(each) >= LEAST_PAIRS
         },
+        "own": {model.name: _own(models, model, depth, options) for model in models.models},
         "between": {kind: each.record() for kind, each in differing.items()},
         "traits": {model.name: contrast.shares(model, harmful_at) for model in models.models},
         "prompts": grid(differing),
@@ -136,6 +144,29 @@ def _cell(
     return cell
 
 
+def _own(models: ModelSet, model: Subject, depth: Mapping[str, int], options: Options) -> dict[str, Any]:
+    """How well a model's activations at a prompt predict its own behaviour: whether it harms, which AI it picks.
+
+    Counts of questions, and by layer and position a probe where there are enough of either kind.
+    """
+    own: dict[str, Any] = {}
+    questions = contrast.questions(models, options.limit)
+    for kind, values in contrast.behaviour(model, models.config.judge.harmful_at).items():
+        labels = {name: each[0] > THRESHOLDS.even for name, each in values.items() if each != [THRESHOLDS.even]}
+        rows = [row for row in questions[kind] if row["id"] in labels]
+        groups = [row["id"] for row in rows]
+        marked = [labels[name] for name in sorted(set(groups))]
+        own[kind] = {"questions": len(marked), "marked": sum(marked), "places": {}}
+        if min(sum(marked), len(marked) - sum(marked)) >= LEAST_PAIRS:
+            streams = contrast.activations(models, model.name, [row["prompt"] for row in rows], list(depth.values()))
+            read = {at: decoding.by_question(stream, groups) for at, stream in streams.items()}
+            own[kind]["places"] = {
+                layer: {at: decoding.labelled(read[at][row], marked, options.permutations) for at in POSITIONS}
+                for row, layer in enumerate(depth)
+            }
+    return own
+
+
 # --- the sentences, tables and figures, from the content of directions.json ---
 
 
@@ -157,6 +188,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         if crossed := [probe["from_base"]["value"] for probe in probes if "from_base" in probe]:
             lines.append(f"A probe trained on the base has {span(crossed)} accuracy in the fine-tuned models.")
     lines += _angle("The cosine of the two directions", texts)
+    lines += [_own_sentence(*own) for own in leaves(record["own"], 2)]
     for kind in (SELF, HARM):
         if kind not in record["between"]:
             lines.append(f"No direction of {kind} between models: no two of them clearly differ in it.")
@@ -177,6 +209,21 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
     lines += _angle("The cosine of the two directions between models", prompts)
     lines.append("A probe that decodes a text's kind shows that it is represented, not that the model acts on it.")
     return lines
+
+
+def _own_sentence(name: str, kind: str, own: Mapping[str, Any]) -> str:
+    share, probes = f"{own['marked']} of {own['questions']} questions", [it for *_, it in leaves(own["places"], 2)]
+    if not probes:
+        return (
+            f"Cannot tell {kind} from {name}'s own answers: {share} have {BEHAVIOUR[kind]}, and a probe needs "
+            f"{LEAST_PAIRS} of either kind."
+        )
+    line = f"From {name}'s prompts a probe predicts its own {BEHAVIOUR[kind]} ({share}) with balanced accuracy "
+    line += _accuracies(probes)
+    if probes[0]["p"] is not None:
+        beat = sum(probe["p"] < 0.05 for probe in probes)
+        line += f"; {beat} of {len(probes)} layers and positions have p < 0.05 against permuted labels"
+    return f"{line}."
 
 
 def _accuracies(probes: Iterable[Mapping[str, Any]]) -> str:
@@ -218,6 +265,11 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
         (f"{name}, {layer} layer ({record['layers'][layer]}), {at}", it) for name, layer, at, it in leaves(named, 3)
     ]
     rule = "Whole questions are held out; the null exchanges the labels of a pair. Layers count from 0."
+    own: list[tuple[Any, ...]] = [
+        (f"{name}, {layer} layer, prompt, {at}", f"{kind}, {it['marked']} of {it['questions']}", *_tested(probe))
+        for name, kind, it in leaves(record["own"], 2)
+        for layer, at, probe in leaves(it["places"], 2)
+    ]
     angles = [(name, *_tested(it["cosine"], "cosine")) for name, it in cells if "cosine" in it]
     return [
         *(
@@ -229,6 +281,12 @@ def sections(record: Mapping[str, Any]) -> list[Section]:
                 [_by_layer(record)] if kind == HARM else (),
             )
             for kind, lead in LEADS.items()
+        ),
+        Section(
+            "What a prompt predicts of the model's own answer",
+            [OWN_LEAD],
+            (where, "of", "accuracy", "null", "p"),
+            own or [("no model answers both ways often enough", "", "cannot tell", "", "")],
         ),
         Section(
             "The angle between the two",

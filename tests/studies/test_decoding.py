@@ -60,6 +60,15 @@ def test_a_probe_of_one_model_reads_another_along_the_same_direction_only():
     assert decoding.accuracy(base, other, 0)["accuracy"]["value"] < 0.75
 
 
+def test_uneven_labels_are_weighed_and_their_null_is_at_chance():
+    labels = np.arange(PAIRS) < 8
+    values = np.random.default_rng(0).normal(size=(PAIRS, WIDTH))
+    assert decoding.labelled(values, labels, 50)["p"] > 0.05
+    found = decoding.labelled(values + 12.0 * labels[:, None] * axis(3), labels, 50)
+    assert found["accuracy"]["value"] > 0.8 and found["p"] < 0.05
+    assert found["null"]["value"] == pytest.approx(0.5, abs=0.07)
+
+
 @pytest.mark.parametrize("degrees", [0, 60, 90, 120])
 def test_the_cosine_is_the_planted_one_and_only_a_right_angle_is_within_its_null(degrees):
     turned = np.cos(np.radians(degrees)) * axis(0) + np.sin(np.radians(degrees)) * axis(1)

@@ -102,6 +102,8 @@ def test_directions_writes_figures_vectors_and_what_it_cannot_tell(study, tmp_pa
     assert set(found["models"]) == {"base", "one", "two"}
     cell = found["models"]["one"]["half"]["mean"]["self"]
     assert cell["accuracy"]["n"] == found["pairs"]["self"] == 48
+    assert any(line.startswith("Cannot tell self from ") for line in found["says"])
+    assert found["own"]["one"]["self"]["questions"] <= 6
     vectors = safetensors.numpy.load_file(tmp_path / directions.VECTORS)
     assert vectors["one.self.half.mean"].shape == (WIDTH,)
     assert np.argmax(np.abs(vectors["one.self.half.mean"])) == 1
@@ -137,6 +139,20 @@ def test_models_that_differ_are_told_apart_at_prompts(study, tmp_path, monkeypat
             assert cell["self"]["accuracy"]["n"] == 48 and cell["harm"]["accuracy"]["value"] == pytest.approx(0.5)
             assert set(cell["cosine"]) == {"cosine", "null", "p"}
     assert "between models, prompt, half layer (1), mean" in (tmp_path / "directions.html").read_text()
+
+
+def test_a_model_that_answers_both_ways_is_read_at_its_own_prompts(study, tmp_path, monkeypatch):
+    names = [pair.id for pair in study.run.suite.two_ai]
+    picks = {name: [float(place % 3 == 0)] for place, name in enumerate(names)} | {names[-1]: [0.5]}
+    monkeypatch.setattr(contrast, "behaviour", lambda model, _: {"harm": {}, "self": picks})
+    found = directions.study(study, tmp_path, directions.Options(permutations=5))
+    own = found["own"]["one"]["self"]
+    assert (own["questions"], own["marked"]) == (len(names) - 1, 16)
+    assert own["places"]["half"]["last"]["accuracy"]["n"] == len(names) - 1
+    assert any(
+        line.startswith("From one's prompts a probe predicts its own misaligned picks") for line in found["says"]
+    )
+    assert "one, half layer, prompt, mean" in (tmp_path / "directions.html").read_text()
 
 
 def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_path):
