@@ -92,9 +92,10 @@ def check_settings(out: Path, settings: Mapping[str, Any], growing: str = "") ->
         differing = []
         for name, value in now.items():
             old = before.get(name)
-            if old != value:
-                inner = name in ("settings", "options") and [it for it in value if (old or {}).get(it) != value[it]]
-                differing += inner or [name]
+            if name in ("settings", "options"):  # one that went has no other value now
+                differing += [it for it in value if (old or {}).get(it) != value[it]]
+            elif old != value:
+                differing.append(name)
         if differing:
             raise UserError(f"{out} was begun with other {', '.join(differing)}: give the same, or name another --out")
     files.write_json(path, now)

@@ -165,6 +165,9 @@ def test_steering_asks_every_dose_once_and_goes_on_where_it_stopped(study, tmp_p
     assert len(doses) == 5
     assert all(steer is None or not np.delete(steer, 1, 0).any() for steer in study.engine.steered)
     asked = len(study.engine.steered)
+    settings_of = json.loads((tmp_path / "settings.json").read_text())
+    settings_of["options"]["seed"] = 0  # an option that earlier versions had, with one value
+    (tmp_path / "settings.json").write_text(json.dumps(settings_of))
     assert steering.study(study, tmp_path, options) == found
     assert len(study.engine.steered) == asked
     record = json.loads((tmp_path / "provenance.json").read_text())
