@@ -192,13 +192,11 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         return float(value)
     if value == "auto" and name in CHOSEN:
         return 0
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
     if kind is str and isinstance(value, bool):  # scan_layers = true, next to "auto"
         value = str(value).lower()
     if kind is str and isinstance(value, str):
         return OLD_VALUES.get(name, {}).get(value.lower(), value)
-    if kind is bool and isinstance(value, bool):
+    if kind in (int, bool) and type(value) is kind:
         return value
     raise UsageError(f"setting {name!r} expects {_describe(kind)}, found {value!r}")
 
