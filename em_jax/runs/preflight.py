@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
         inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
             "path": f"{config.suite}/{name}"
         }
-    check_model(run)
+    check_model(run, [run.adapter] if config.adapter and run.adapter else [])
     check_training(run)
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
@@ -106,8 +106,13 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     return inputs | own
 
 
-def check_model(run: Run) -> None:
-    """Refuse answers as long as the model's positions, and patterns that fit no weight, where its config is here."""
+def check_model(run: Run, folders: Iterable[Path]) -> None:
+    """Refuse answers as long as the model's positions, and adapters and patterns that do not fit it.
+
+    Only where its config is here. `folders` are those of adapters that are not the run's own.
+    """
+    from em_jax.formats.peft import check_adapter
+
     config, model = run.config, None
     with contextlib.suppress(UserError):
         model = sources.model_config(config)
@@ -119,6 +124,8 @@ def check_model(run: Run) -> None:
             f"answers.max_new_tokens={config.answers.max_new_tokens} leaves no room for a prompt: the model has "
             f"{positions} positions; expected fewer"
         )
+    for folder in folders:
+        check_adapter(folder, model)
     if run.trains and "finetune" in config.stages and not (config.lora.init_from or sources.is_trained(run.directory)):
         from em_jax.lora.adapter import layouts, ranks
 
@@ -214,13 +221,11 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         notes["revisions"] = known
     if pulled:
         notes["files_from_mirror"] = pulled
-    for kind, folder in _input_adapters(run).items():
-        notes[f"{kind}_in_force"] = adapters.in_force(folder)
-        if kind == "adapter":
-            base = sources.model_directory(run.config)
-            notes["adapter_disagrees"] = adapters.disagreements(folder, run.config.model.name, base)
-            for sentence in notes["adapter_disagrees"]:
-                run.log(sentence)
+    if run.config.adapter and run.adapter:
+        base = sources.model_directory(run.config)
+        notes["adapter_disagrees"] = adapters.disagreements(run.adapter, run.config.model.name, base)
+        for sentence in notes["adapter_disagrees"]:
+            run.log(sentence)
     provenance.write(run.directory, inputs, dict.fromkeys(("run", "training", "sampling"), run.config.seed), notes)
     record = provenance.read(run.directory)
     for sentence in reading.changes(record | {"starts": record["starts"][-2:]}):
