@@ -45,13 +45,6 @@ class Tensorboard:
         sentences = [*verdict["why"], *(f"caution, {each['code']}: {each['sentence']}" for each in verdict["cautions"])]
         lines = "\n".join(f"- {sentence}" for sentence in sentences)
         self._writer.add_text("verdict", f"**{verdict['label']}** ({report})\n\n{lines}", self._step)
-        head = "| figure | side | value | 95% CI | n |\n|---|---|---|---|---|\n"
-        rows = (
-            f"| {name} | {side} | {_text(figure['value'])} | {_text(figure['ci_low'])} to {_text(figure['ci_high'])} "
-            f"| {figure['n']} |"
-            for name, side, figure in _figures(summary)
-        )
-        self._writer.add_text("figures", head + "\n".join(rows), self._step)
         for name, side, figure in _figures(summary):
             self._writer.add_scalar(f"{side}/{name}", figure["value"], self._step)
 
@@ -188,7 +181,3 @@ def _figures(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             figure = sides.get(side)
             if figure and figure["value"] is not None:
                 yield name, side, figure
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

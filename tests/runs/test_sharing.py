@@ -121,7 +121,7 @@ def test_tensorboard_has_the_steps_the_figures_and_the_verdict(series):
         for side in ("base", "finetuned"):
             [(step, value)] = found[f"{side}/harmfulness.worst_of_n"]
             assert value == pytest.approx(figures["harmfulness.worst_of_n"][side]["value"]) and step == 3
-        assert {"settings/text_summary", "verdict/text_summary", "figures/text_summary"} <= set(found)
+        assert {"settings/text_summary", "verdict/text_summary"} <= set(found)
 
 
 def test_wandb_offline_has_the_run_and_its_report(tmp_path, monkeypatch):
