@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,42 +233,32 @@ def judge(run: Run) -> None:
     """Score every answer, 1 to 5, and the labelled ones by which the figures' judge is measured."""
     for number, condition in scored_conditions(run):
         score_answers(run, number, condition)
-    if run.needs_answers:
-        score_labelled(run)
-
-
-def score_labelled(run: Run) -> None:
-    """Add the missing scores of the labelled answers by the figures' judge."""
-    rows = run.labelled_questions
-    what, path = f"labelled answers by {run.judge}", run.scores_path(labelled.CONDITION)
-    _score(run, what, path, rows, lambda done: labelled.score(run.judges[0], rows, done))
 
 
 def scored_conditions(run: Run) -> list[tuple[int, str]]:
-    """(Index of the judge, condition) of every file of scores; only the figures' judge scores careless answers."""
+    """(Index of the judge, condition) of every file of scores; careless and labelled answers get the figures' alone."""
     if not run.needs_answers:
         return []
     careless = [CARELESS] if run.needs_careless else []
     indices = range(len(run.judge_names))
-    return [(index, condition) for index in indices for condition in run.conditions + (careless if not index else [])]
+    every = [(index, condition) for index in indices for condition in run.conditions + (careless if not index else [])]
+    return every + ([(0, labelled.CONDITION)] if run.labelled_questions else [])
 
 
 def score_answers(run: Run, number: int, condition: str) -> None:
-    """Add the missing scores of one condition by judge `number`."""
-    name = run.judge_names[number]
-    answers = sorted(_require_rows(run.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
+    """Add the missing scores of one condition by judge `number`; what an outage left out is asked for once more."""
+    name, known = run.judge_names[number], condition == labelled.CONDITION
+    answers = run.labelled_questions
+    if not known:
+        rows = _require_rows(run.answers_path(condition), "answer")
+        answers = sorted(rows, key=lambda row: (row["id"], row["sample"]))
     what, path = f"{condition} by {name}", run.scores_path(condition, name)
-    _score(run, what, path, answers, lambda done: run.judges[number].score(answers, done))
-
-
-def _score(
-    run: Run, what: str, path: Path, answers: Sequence[Row], score: Callable[[Collection[tuple]], Iterable[Row]]
-) -> None:
-    """Add the missing scores of `answers` to a file; what an outage left out is asked for once more."""
     for _ in range(2):
         done = set(map(choice.key, files.keep_rows(path, lambda row: not row.get(AGAIN))))
         if not done.issuperset(map(choice.key, answers)):
-            _append(run, "judge", what, path, score(done), len(answers), len(done))
+            judge = run.judges[number]
+            scores = labelled.score(judge, answers, done) if known else judge.score(answers, done)
+            _append(run, "judge", what, path, scores, len(answers), len(done))
     if missed := sum(bool(row.get(AGAIN)) for row in files.read_rows(path)):
         run.log(f"{missed} answers ({what}) were not scored for want of a connection: the same command asks again")
 

@@ -46,9 +46,8 @@ def rescore(
         run = Run(settings.validate(config), directory, components)
         if "://" in judge:
             provenance.add(directory, judges=preflight.known_judges(run))
-            for condition in _conditions(run):
+            for condition in (*_conditions(run), labelled.CONDITION):
                 experiment.score_answers(run, 0, condition)
-            experiment.score_labelled(run)
         threshold = config.judge.harmful_at
         target = directory / "rescored" / (run.judge + (f"-harmful_at_{threshold}" if threshold != 4 else ""))
         draft = target.with_name(f".{target.name}.partial")

@@ -49,13 +49,10 @@ def items(run: Run) -> list[WorkItem]:
     counts, names = _answer_counts(run), run.judge_names
     every = list(_training(run))
     every += [WorkItem("answer", condition, total, len(run.answers(condition))) for condition, total in counts.items()]
+    counts[labelled.CONDITION] = len(run.labelled_questions)
     for number, condition in experiment.scored_conditions(run):
         done = len(run.scores(condition, names[number]))
         every.append(WorkItem("judge", f"{condition} by {names[number]}", counts[condition], done))
-    if run.needs_answers and run.labelled_questions:
-        done = len(run.scores(labelled.CONDITION, names[0]))
-        what = f"labelled answers by {names[0]}"
-        every.append(WorkItem("judge", what, len(run.labelled_questions), done))
     every += [*_probes(run), WorkItem("report", "", 1, 0)]
     return [item for item in every if item.stage in run.config.stages]
 

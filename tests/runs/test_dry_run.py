@@ -60,7 +60,7 @@ def test_an_unfinished_run_says_how_far_it_is(finished, tmp_path):
     assert done["finetune 250 rows in batches of 16"] == (7, 32)
     assert done["answer base"] == done["answer finetuned"] == (2, 12)
     assert done["judge base by self"] == (2, 12) and done["judge finetuned by self"] == (0, 12)
-    assert done["judge labelled answers by self"] == (0, 15)
+    assert done["judge labelled by self"] == (0, 15)
 
 
 @pytest.mark.fast
