@@ -68,7 +68,7 @@ def run(
         if (run.directory / "config.toml").exists():
             run.log(f"{title}going on with what is done in {run.directory}")
         files.write_atomic(run.directory / "config.toml", settings.to_toml(config))
-        preflight.begin_record(run, inputs, pulled, base_from)
+        preflight.begin_record(run, inputs, pulled)
         if base_from is not None:
             preflight.take_base(run, base_from)
         outcome = Outcome()

@@ -27,8 +27,6 @@ NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.co
 NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
 """What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
 which change no figure. A run that ran out of memory must be free to change these."""
-BASE_ROWS, ASKED = "base_rows", "asked"
-"""In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
 
 
 def check_settings(config: Config, directory: Path) -> None:
@@ -201,15 +199,14 @@ def _input_adapters(run: Run) -> dict[str, Path]:
     return {kind: folder for kind, folder in folders.items() if folder is not None}
 
 
-def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path | None = None) -> None:
-    """Write provenance.json for this start; `base_from` is the run whose base rows this one took over."""
+def begin_record(run: Run, inputs: dict[str, Any], pulled: int) -> None:
+    """Write provenance.json for this start; `pulled` is how many files came back from the mirror."""
     judges = known_judges(run)
     notes: dict[str, Any] = {
         "judge": judges[run.judge],
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
         "in_domain": dict(Counter(map(in_domain.kind_of, run.in_domain_questions))),
-        BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
         "chat_template_arguments": {**thoughts.OFF, **chat_template.ARGUMENTS},
     }
     if not sources.is_organism(run.config):

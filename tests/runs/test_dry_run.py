@@ -12,7 +12,7 @@ from em_jax import config as settings
 from em_jax.base import files, stage_timer
 from em_jax.base.errors import UserError
 from em_jax.config import Config
-from em_jax.runs import dry_run, experiment, preflight, provenance, series, sources, workload
+from em_jax.runs import dry_run, experiment, provenance, series, sources, workload
 from em_jax.runs.run import Run
 
 
@@ -98,8 +98,10 @@ def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_pat
     record = json.loads((finished / "provenance.json").read_text())
     # Of the answer stage's minute, 24 s were loading and compilation: paid once, whatever there is to do.
     once = {"answer": {stage_timer.LOADING: 4.0, stage_timer.COMPILING: 20.0}}
-    times = {"wall_seconds": dict.fromkeys(settings.STAGES, 60.0), "time_budget": once}
-    files.write_json(finished / "provenance.json", record | times | {"devices": provenance.devices()})
+    budget = {
+        stage: record["time_budget"][stage] | {"seconds": 60.0} | once.get(stage, {}) for stage in settings.STAGES
+    }
+    files.write_json(finished / "provenance.json", record | {"time_budget": budget, "devices": provenance.devices()})
     found = workload.earlier_pace(config(domain="legal", answers__samples=4), [finished.parent])
     assert found.directory == finished and found.per_unit["report"] == 60
     assert found.per_unit["answer"] == (60 - 24) / 24 and found.per_unit["finetune"] == 60 / 3
@@ -112,13 +114,23 @@ def test_time_is_at_the_pace_of_a_run_like_it_and_else_unknown(finished, tmp_pat
     assert workload.seconds_left(todo, found) == {"answer": 24 + (24 + 4) * 1.5, "report": 60.0}
     text = "\n".join(dry_run.lines([config(domain="legal")], finished.parent / "other", False, StubComponents()))
     assert f"at the pace of {finished} (" in text
-    # Another length of answers, model or device is another pace; so is a run that was spared the base's rows.
+    # Another length of answers, model or device is another pace.
     for other in ({"answers__max_new_tokens": 7}, {"dtype": "bfloat16"}, {"train__batch_size": 2}):
         assert workload.earlier_pace(config(**other), [finished.parent]) is None
     text = "\n".join(dry_run.lines([config()], tmp_path / "run", False, StubComponents()))
     assert "time: unknown" in text
-    provenance.add(finished, **{preflight.BASE_ROWS: "of none-0"})
-    assert workload.earlier_pace(config(), [finished.parent]) is None
+
+
+@pytest.mark.fast
+def test_a_pace_counts_no_rows_that_were_copied(finished, tmp_path):
+    experiment.run(config(domain="legal"), tmp_path / "run", StubComponents(), base_from=finished)
+    record = provenance.read(tmp_path / "run")
+    files.write_json(tmp_path / "run" / "provenance.json", record | {"devices": provenance.devices()})
+    assert len(files.read_rows(tmp_path / "run" / "answers" / "base.jsonl")) == 24 / 2
+    found = workload.earlier_pace(config(), [tmp_path])
+    assert found.per_unit["answer"] * 12 + found.once["answer"] == pytest.approx(
+        record["time_budget"]["answer"]["seconds"]
+    )
 
 
 @pytest.mark.fast
