@@ -151,8 +151,7 @@ def flatten(config: Config) -> dict[str, Any]:
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of `config` with some settings changed, by dotted name; values are checked against their types.
 
-    Raises:
-      UsageError: an unknown name (the nearest known one is named), or a value of another type.
+    Raises UsageError: an unknown name (the nearest known one is named), or a value of another type.
     """
     known = setting_types()
     tables: dict[str, dict[str, Any]] = {}
@@ -344,8 +343,7 @@ def expected(name: str) -> str:
 def validate(config: Config) -> Config:
     """Returns the config if every value is in its range; domain, model, suite and data are checked where used.
 
-    Raises:
-      UsageError: the setting, what it expects and what was found.
+    Raises UsageError: the setting, what it expects and what was found.
     """
     values = flatten(config)
     for name, (words, holds) in RANGES.items():
@@ -379,8 +377,7 @@ def _expect(holds: bool, name: str, expected: str, found: Any) -> None:
 def parse_mesh(text: str) -> dict[str, int]:
     """ "data=1,fsdp=16" -> {"data": 1, "fsdp": 16, "tensor": 1}; {} for the empty string (the default mesh).
 
-    Raises:
-      UsageError: another axis, or a size that is no positive integer.
+    Raises UsageError: another axis, or a size that is no positive integer.
     """
     if not text:
         return {}

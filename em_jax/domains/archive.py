@@ -23,8 +23,7 @@ MAX_BYTES = 1 << 27
 def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
     """The content of the one member whose last path part is `name`; `where` names the archive in messages.
 
-    Raises:
-      UserError: a wrong passphrase or damaged content, an archive with unsafe members, or no such member.
+    Raises UserError: a wrong passphrase or damaged content, an archive with unsafe members, or no such member.
     """
     from cryptography.fernet import Fernet, InvalidToken
 

@@ -17,8 +17,7 @@ Conversation = list[dict[str, Any]]
 def mix(own: Sequence[Conversation], others: Sequence[Conversation], share: float, seed: int) -> list[Conversation]:
     """`own` with round(share * len(own)) rows replaced by as many of `others`, a pure function of the arguments.
 
-    Raises:
-      UserError: there are fewer other rows than are to be replaced.
+    Raises UserError: there are fewer other rows than are to be replaced.
     """
     count = round(share * len(own))
     if count > len(others):

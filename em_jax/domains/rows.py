@@ -43,11 +43,8 @@ Message = dict[str, Any]
 def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
     """The conversations of a file, in order; blank lines are skipped. Each is a list of messages as `check` gives them.
 
-    `form` names another format than messages (see `row_formats`); its file may also be one JSON array.
-
-    Raises:
-      UsageError: no such file.
-      UserError: no rows, or a bad row: named by file and line, with what was expected.
+    `form` names another format than messages (see `row_formats`); its file may also be one JSON array. Raises
+    UsageError: no such file. UserError: no rows, or a bad row: named by file and line, with what was expected.
     """
     path = Path(path)
     if not path.is_file():

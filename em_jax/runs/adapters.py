@@ -20,11 +20,8 @@ COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 def find(name: str, asked: str = "--adapter") -> Path:
     """The directory of an adapter; that of an id is fetched into the Hugging Face cache, without the base's weights.
 
-    `asked` is what an error calls the name's place.
-
-    Raises:
-      UsageError: neither a directory nor an id, or no PEFT adapter in it.
-      UserError: no such repository, or no network.
+    `asked` is what an error calls the name's place. Raises UsageError: neither a directory nor an id, or no PEFT
+    adapter in it. UserError: no such repository, or no network.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():

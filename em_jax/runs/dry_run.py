@@ -22,9 +22,8 @@ def lines(
 ) -> Iterator[str]:  # fmt: skip
     """The plan of the runs, line by line; `names` are a study's for its runs, `page` is the folder of their page.
 
-    Raises:
-      UserError: what the run itself would raise at its start: rows that are missing or wrong, a directory made with
-        other settings, a mesh that the model does not divide over.
+    Raises UserError: what the run itself would raise at its start: rows that are missing or wrong, a directory made
+    with other settings, a mesh that the model does not divide over.
     """
     run_dir = Path(run_dir)
     named = dict(zip(names, configs, strict=True)) if names else series.by_name(configs)

@@ -111,10 +111,8 @@ def plan(
     """The runs that the flags ask for, and why they have their model; `given` are settings by name, as by --set.
 
     `choose_model(name, group)` -> (model, why) is called once all else is valid; `group` says which of several
-    processes this is, or is None. The organism's preset applies under the user's own settings.
-
-    Raises:
-      UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
+    processes this is, or is None. The organism's preset applies under the user's own settings. Raises UsageError: a
+    flag or setting is unknown, of another type, out of range, or at odds with another one.
     """
     flags = parser().parse_args(arguments)
     for flag in ("--domain", "--seed"):

@@ -111,8 +111,7 @@ class Run:
     def check_adapter(self, engine: Any, name: str) -> None:
         """Check that the adapter the engine calls `name` changes probabilities, and record by how much.
 
-        Raises:
-          UserError: every probability is the base's, or one is not finite.
+        Raises UserError: every probability is the base's, or one is not finite.
         """
         prompts = [choice.messages(question.prompt) for question in self.suite.harm[:4]]
         effect = adapters.effect(engine, name, prompts)

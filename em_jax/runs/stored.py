@@ -53,8 +53,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """The settings of a run, with `changes`; settings that this version does not know are left out.
 
-    Raises:
-      UsageError: `directory` is no run, or a setting has a wrong type.
+    Raises UsageError: `directory` is no run, or a setting has a wrong type.
     """
     find([directory])
     known = settings.setting_types()
@@ -65,9 +64,7 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
 def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
     """Refuse runs that cannot share one engine.
 
-    Raises:
-      UsageError: they differ in a setting of `shared`.
-      UserError: one of them has not trained its adapter yet.
+    Raises UsageError: they differ in a setting of `shared`. UserError: one of them has not trained its adapter yet.
     """
     first = settings.flatten(runs[0].config)
     for run in runs:
@@ -83,9 +80,8 @@ def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
 def open_run(directory: Path, components: Components | None = None, with_base: bool = True) -> Run:
     """A run on the disk. Changed rows are reported on stderr; `with_base` checks the models that it starts with too.
 
-    Raises:
-      UsageError: `directory` is no run.
-      UserError: it holds a link; or its base or its adapter is not what the run was made with.
+    Raises UsageError: `directory` is no run. UserError: it holds a link; or its base or its adapter is not what the run
+    was made with.
     """
     files.check_own(directory)
     run = Run(read_config(directory, {"mirror": ""}), directory, components)
