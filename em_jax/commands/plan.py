@@ -106,9 +106,15 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
     chips_text = f"{count} chip" + "s" * (count > 1)
     share = f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
     lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(request)}"]
+    train = request.settings.train
+    titles = {
+        "train": f"{train.batch_size} x {train.max_length} tokens a step, {request.shapes.rows} rows a pass, "
+        f"remat {train.remat}",
+        "sample": f"{request.slots} answers at once, {request.capacity} tokens each; a step is a token in each",
+    }
     for name, plan in plans.items():
         figures = plan.figures
-        lines += ["", _title(name, request)]
+        lines += ["", f"{name}: {titles[name]}"]
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
@@ -164,13 +170,6 @@ def _work_lines(program: Any) -> list[str]:
         f"    in the compiled text: {work.bytes / 1e9:.4g} GB through memory, {work.launches:,} kernels run, {hidden}",
         f"    custom calls: {', '.join(work.kernels) or 'none'}",
     ]
-
-
-def _title(name: str, request: Any) -> str:
-    if name == "sample":
-        return f"sample: {request.slots} answers at once, {request.capacity} tokens each; a step is a token in each"
-    train, rows = request.settings.train, request.shapes.rows
-    return f"train: {train.batch_size} x {train.max_length} tokens a step, {rows} rows a pass, remat {train.remat}"
 
 
 def _time(hours: float) -> str:

@@ -236,7 +236,8 @@ def known_judges(run: Run) -> dict[str, Any]:
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
         now = judge.describe()
-        before = known[judge.name] = _public(known.get(judge.name, now))
+        before = known[judge.name] = dict(known.get(judge.name, now))
+        before |= {"url": addresses.public(before["url"])} if before.get("url") else {}
         differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
         if differing:
             raise UserError(
@@ -244,11 +245,6 @@ def known_judges(run: Run) -> dict[str, Any]:
                 "scores of different judges are never mixed: name the same judge, or score another run"
             )
     return known
-
-
-def _public(description: dict[str, Any]) -> dict[str, Any]:
-    """A judge's description with the public parts of its address."""
-    return description | ({"url": addresses.public(url)} if (url := description.get("url")) else {})
 
 
 def take_base(run: Run, source: Path) -> None:

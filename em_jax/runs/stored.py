@@ -19,17 +19,12 @@ def is_run(directory: Path) -> bool:
     return os.path.lexists(directory / "config.toml")
 
 
-def is_finished(directory: Path) -> bool:
-    """Whether a directory has a run's summary."""
-    return (directory / "summary.json").is_file()
-
-
 def find(paths: Iterable[str | Path], several: bool = False, finished: bool = False) -> list[Path]:
     """The runs at these paths; with `several` also those in a directory there, with `finished` those with a summary.
 
     UsageError for a path that has none, unless it is the page of an earlier comparison or study among several paths.
     """
-    fits = is_finished if finished else is_run
+    fits = (lambda directory: (directory / "summary.json").is_file()) if finished else is_run
     kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
     found: list[Path] = []
     for path in map(Path, paths):
