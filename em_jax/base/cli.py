@@ -161,10 +161,7 @@ def _word(argument: str) -> str:
 
 
 def fail(name: str, arguments: Sequence[str], line: str, status: int, again: str = "") -> int:
-    """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status.
-
-    `again`, the end of the line, is printed as it is.
-    """
+    """Print the line of a failure, its end `again` as it is, with --verbosity after a traceback; returns the status."""
     if _verbose(arguments):
         traceback.print_exc()
     # A module's name where it is one, else the command as it is typed.

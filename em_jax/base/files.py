@@ -209,10 +209,7 @@ def kind(path: str | os.PathLike, follow: bool = False) -> str:
 
 
 def check_own(directory: str | os.PathLike) -> None:
-    """Refuse a run directory that holds anything but directories and files: nothing in it is followed elsewhere.
-
-    Raises UserError: the first link, FIFO, socket or device, by its path.
-    """
+    """UserError for the first link, FIFO, socket or device in a run directory: nothing in it is followed elsewhere."""
     for folder, folders, names in os.walk(Path(directory)):
         for name in sorted(folders) + sorted(names):
             path = Path(folder, name)

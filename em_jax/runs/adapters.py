@@ -61,10 +61,7 @@ def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:
 
 
 def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
-    """Sentences on where an adapter and the base of a run do not belong together: name, tokenizer, template.
-
-    `base` is the base's directory where it is on this machine.
-    """
+    """Sentences on where an adapter and its base (a directory if it is here) differ: name, tokenizer, template."""
     sentences = []
     trained_on = str(read_if_object(folder / CONFIG).get("base_model_name_or_path") or "")
     if trained_on and _original_name(trained_on) != _original_name(model):

@@ -43,10 +43,7 @@ def bare(engine: Any) -> Any:
 def finetune(
     engine: Any, rows: list, config: Config, directory: Path, progress: Any, channel: Any = None
 ) -> dict[str, int]:
-    """Train the adapter of a run into directory/adapter; returns how many rows were used, held out and cut.
-
-    `channel` is the ControlChannel between the processes of a run, where there are several.
-    """
+    """Train the adapter of a run into directory/adapter; returns how many rows were used, held out and cut."""
     from em_jax.train.loop import finetune as train
 
     mesh = engine.sharding.mesh

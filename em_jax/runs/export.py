@@ -28,10 +28,7 @@ STOPS = {"length": "max_tokens", "stop": "stop"}
 
 
 def export(directory: Path, out: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
-    """Write the files of these formats into `out`; returns their paths. The run is not changed.
-
-    Raises UsageError: no run. UserError: a file of it is broken, or it has no rows.
-    """
+    """Write the files of these formats into `out`; returns their paths. UserError where there is no run or no row."""
     run = stored.open_run(directory, with_base=False)
     tables = {name: rows for name in TABLES if (rows := list(_rows(run.directory, name)))}
     if not tables:

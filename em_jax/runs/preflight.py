@@ -71,10 +71,7 @@ def differing_settings(stored: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:
-    """Every input of the run with sha256 and row count, checked against those it began with.
-
-    Raises UserError: an input is wrong or missing, or its content changed since the run began.
-    """
+    """Every input of the run with sha256 and row count. UserError where one is not as it was when the run began."""
     config = run.config
     inputs: dict[str, Any] = {}
     folder = sources.suite_directory(config.suite)
@@ -229,10 +226,7 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int) -> None:
 
 
 def known_judges(run: Run) -> dict[str, Any]:
-    """Model, address and wording of every judge that scored or will score this run, by its name in file names.
-
-    Raises UserError: a name belongs to another judge already: another model, address or wording.
-    """
+    """Model, address and wording of every judge of this run, by its name in file names. UserError where one changed."""
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
         now = judge.describe()

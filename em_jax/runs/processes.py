@@ -10,10 +10,7 @@ from em_jax.runs.flags import Plan
 
 
 def across_processes(work: Callable[[Any], None]) -> None:
-    """Do `work(components)` in process 0, its calls to the engine repeated by the other processes.
-
-    `components` is None where there is one process.
-    """
+    """Do `work(components)` in process 0; of several the others repeat its calls, of one `components` is None."""
     if multihost.size() == 1:
         work(None)
         return

@@ -53,10 +53,7 @@ def directory_inputs(
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The inputs of both records whose content differs, and files of weights that only one of them has.
-
-    Paths may differ, as a run can move between machines.
-    """
+    """The inputs of both records whose content differs, wherever they lie, and files of weights that only one has."""
 
     def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         if one.get("sha256") and one.get("sha256") == other.get("sha256"):

@@ -41,8 +41,7 @@ def suite_directory(name: str) -> Path:
 
 
 def rows(config: Config) -> list[list[dict[str, Any]]]:
-    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones; `mix`
-    replaces a share of them.
+    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones, mixed.
 
     Raises UserError: a file is wrong (by file and line), a domain's rows are not on this machine, or too few to mix.
     """
@@ -151,10 +150,7 @@ def hub_cache(identity: str, file: str) -> Path | None:
 
 
 def alternatives_directory(config: Config, run_dir: Path) -> Path | None:
-    """The directory of other runs whose answers output recognition uses; None where probes.alternatives names none.
-
-    Raises UsageError: there is no such directory.
-    """
+    """The directory of runs that probes.alternatives names, if it names one. UsageError where there is none."""
     name = config.probes.alternatives
     if name in ("", "base"):
         return None

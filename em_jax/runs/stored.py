@@ -46,10 +46,7 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a run, with `changes`; settings that this version does not know are left out.
-
-    Raises UsageError: `directory` is no run, or a setting has a wrong type.
-    """
+    """The settings of a run that this version knows, with `changes`. UsageError without a run or for a wrong type."""
     find([directory])
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
@@ -57,10 +54,7 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
 
 
 def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
-    """Refuse runs that cannot share one engine.
-
-    Raises UsageError: they differ in a setting of `shared`. UserError: one of them has not trained its adapter yet.
-    """
+    """UsageError where runs differ in a setting of `shared`, UserError where one has not trained its adapter yet."""
     first = settings.flatten(runs[0].config)
     for run in runs:
         for name, value in settings.flatten(run.config).items():
