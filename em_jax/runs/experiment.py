@@ -70,14 +70,9 @@ def run(
         if base_from is not None:
             preflight.take_base(run, base_from)
         outcome = Outcome()
-        budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
             if stage in config.stages:
-                outcome = _run_stage(run, stage, budgets) or outcome
-    whole = sum(budget["seconds"] for budget in budgets.values())
-    for stage, budget in budgets.items():
-        if budget["seconds"] >= stage_timer.LEAST_S:
-            run.log(stage_timer.line(stage, budget, whole))
+                outcome = _run_stage(run, stage) or outcome
     return outcome
 
 
@@ -98,15 +93,14 @@ def loader(config: Config, directory: str | Path, components: Components) -> Cal
     return load
 
 
-def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
-    """Do a stage; its time budget goes into provenance.json and into `budgets`, also where it fails."""
+def _run_stage(run: Run, stage: str) -> Outcome | None:
+    """Do a stage; its time budget goes into provenance.json, also where it fails."""
     began = time.monotonic()
     stage_timer.reset_peak()
 
     def record_time(state: str) -> None:
         seconds = time.monotonic() - began
-        budgets[stage] = {"seconds": seconds, **run.take_time_budget(), **stage_timer.peak_memory()}
-        provenance.add_time(run.directory, stage, seconds, budgets[stage])
+        provenance.add_time(run.directory, stage, seconds, run.take_time_budget() | stage_timer.peak_memory())
         run.mirror.push()
         run.tell("stage", stage=stage, state=state, seconds=round(seconds, 3))
 
