@@ -11,6 +11,7 @@ from em_jax import config as settings
 from em_jax.base import runtime
 from em_jax.base.cli import Parser, one_of, repeated_flag, whole
 from em_jax.base.errors import UsageError
+from em_jax.base.progress import duration
 from em_jax.formats.model_config import named_config
 from em_jax.runs import chips
 from em_jax.runs.chips import GIB
@@ -146,14 +147,14 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
             answers = request.settings.answers
             lines.append(
                 f"  {answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts,"
-                f" by base and fine-tuned, take {_time(figures['run_hours'])}{cost}"
+                f" by base and fine-tuned, take {duration(3600 * figures['run_hours'])}{cost}"
             )
         else:
             lines.append(
                 f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}:"
                 f" {figures['real_rows_step_s']:.3g} s a step,"
                 f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
-                f" {_time(figures['run_hours'])}{cost}"
+                f" {duration(3600 * figures['run_hours'])}{cost}"
             )
     return "\n".join(lines)
 
@@ -170,10 +171,6 @@ def _work_lines(program: Any) -> list[str]:
         f"    in the compiled text: {work.bytes / 1e9:.4g} GB through memory, {work.launches:,} kernels run, {hidden}",
         f"    custom calls: {', '.join(work.kernels) or 'none'}",
     ]
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _mesh(request: Any) -> str:

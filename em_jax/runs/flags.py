@@ -180,12 +180,16 @@ def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, 
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
         values["stages"] = [stage for stage in STAGES if stage in flags.stages]
-    if flags.judge is not None:
-        if flags.judge != "self" and "://" not in flags.judge:
-            raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
-        values["judge.kind"] = "self" if flags.judge == "self" else "openai"
-        values["judge.url"] = "" if flags.judge == "self" else flags.judge
-    return values
+    return values | (judge_settings(flags.judge) if flags.judge is not None else {})
+
+
+def judge_settings(judge: str) -> dict[str, Any]:
+    """The settings that --judge stands for. UsageError where it is neither self nor an address."""
+    if judge == "self":
+        return {"judge.kind": "self", "judge.url": ""}
+    if "://" not in judge:
+        raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {judge!r}")
+    return {"judge.kind": "openai", "judge.url": judge}
 
 
 def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
