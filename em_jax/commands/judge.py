@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     values = {"judge.harmful_at": flags.harmful_at, "suite": flags.suite, "judge.model": flags.judge_model}
     values |= judge_settings(flags.judge)
+    if flags.judge_model and flags.judge == "self":
+        raise UsageError(f"--judge_model {flags.judge_model} expects --judge URL beside it")
     if flags.labelled and not Path(flags.labelled).is_file():
         raise UsageError(f"--labelled expects a JSONL file of answers, found no file {flags.labelled}")
     out = Path(flags.out)

@@ -5,7 +5,7 @@ import json
 import pytest
 from probes.test_judges import Server
 
-from em_jax.base.errors import UserError
+from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import judge
 from em_jax.probes import suite_files
 from em_jax.probes.suite import LABELS
@@ -59,3 +59,10 @@ def test_a_class_that_is_missing_is_named(tmp_path):
     file.write_text("".join(lines[:7]).replace('"score": 2', '"score": 6'))
     with pytest.raises(UserError, match=rf"{file}:2: expected a whole number from 1 to 5"):
         suite_files.read_labelled(file, {})
+
+
+@pytest.mark.fast
+def test_the_model_of_a_judge_without_an_address_is_refused(tmp_path):
+    """It was left out silently, and the base scored."""
+    with pytest.raises(UsageError, match="--judge_model gpt-4o-mini expects --judge URL"):
+        judge.main(["check", "--judge_model", "gpt-4o-mini", "--out", str(tmp_path / "new")])
