@@ -44,17 +44,9 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     rows: list[Row] = []
     numbers: dict[tuple, int] = {}
     for number, line in enumerate(_lines(path), start=1):
-        try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); {_REMOVE}") from None
-        except (ValueError, RecursionError) as error:
-            start, why = line[:60].decode("utf-8", "replace"), f" ({error})" if isinstance(error, _Doubled) else ""
-            raise UserError(f"{path}:{number}: expected a JSON object on each line, found {start!r}{why}") from error
+        row = parse_line(line, f"{path}:{number}", _REMOVE, object_pairs_hook=_unique)
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}:{number}: expected a JSON object, found {line[:60].decode('utf-8', 'replace')!r}; {_REMOVE}"
-            )
+            raise UserError(f"{path}:{number}: expected a JSON object, found {line_start(line)}; {_REMOVE}")
         row.pop(seal.FIELD, None)
         if "id" in row:
             key = tuple(json.dumps(row.get(name)) for name in KEY)
@@ -62,6 +54,22 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
                 raise UserError(f"{path}:{number}: the row {', '.join(key)} stands in line {first} already; {_REMOVE}")
         rows.append(row)
     return rows
+
+
+def parse_line(line: bytes, place: str, remedy: str, **options: Any) -> Any:
+    """The JSON value of a line; `options` are those of json.loads. UserError with its place where there is none."""
+    try:
+        return json.loads(line.decode("utf-8"), **options)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        said = f"expected a JSON object, found {line_start(line)} ({str(error)[:80]})"
+        raise UserError(f"{place}: {said}; {remedy}") from error
+
+
+def line_start(line: bytes) -> str:
+    """How a line begins, for a message."""
+    return repr(line[:60].decode("utf-8", "replace").strip())
 
 
 def _sealed_lines(directory: Path) -> dict[str, list[bytes]]:
@@ -100,14 +108,10 @@ def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
     return changed, reason + ", ".join(unsealed) if unsealed else ""
 
 
-class _Doubled(ValueError):
-    """A JSON object names a field twice."""
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise _Doubled("a field stands twice in it")
+        raise ValueError("a field stands twice in it")
     return row
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from em_jax.base.errors import UsageError, UserError
+from em_jax.base.files import parse_line
 from em_jax.base.sanitize import is_whole
 from em_jax.domains import row_formats
 
@@ -97,16 +98,7 @@ def _objects(lines: Iterable[bytes], where: str, form: str) -> Iterator[tuple[st
             yield from ((f"{where}: row {index}", row) for index, row in enumerate(array, start=1))
             return
         if line.strip():
-            try:
-                row = json.loads(line.decode("utf-8").strip())
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where}:{number}: not UTF-8 (byte {error.start + 1} of the line): save it as UTF-8"
-                ) from None
-            except (ValueError, RecursionError) as error:
-                said = f"expected a JSON object, found {line[:60].decode('utf-8', 'replace').strip()!r}"
-                raise UserError(f"{where}:{number}: {said} ({str(error)[:80]})") from error
-            yield f"{where}:{number}", row
+            yield f"{where}:{number}", parse_line(line, f"{where}:{number}", "expected a row on each line, as UTF-8")
 
 
 @functools.cache
