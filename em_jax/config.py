@@ -375,7 +375,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in MESH_AXES or axis in sizes or not size.isdigit() or int(size) < 1:
+        if axis not in MESH_AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise UsageError(
                 f"--mesh expects data=N,fsdp=N,tensor=N, each once and with a whole number above 0, found {text!r}"
             )

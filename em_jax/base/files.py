@@ -317,7 +317,7 @@ def folders_with(folder: Path, name: str) -> str:
     inner = [path.parent for path in folder.glob(f"*/{name}") if path.is_file()]
     if not inner:
         return ""
-    newest = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdigit, path.name[-18:]))), path.name))
+    newest = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdecimal, path.name[-18:]))), path.name))
     return f"; {len(inner)} of its folders {'have' if len(inner) > 1 else 'has'} one: give {newest}"
 
 

@@ -147,7 +147,7 @@ def _check_port(coordinator: str) -> None:
 def _started_together(environment: Mapping[str, str]) -> bool:
     """Whether SLURM started several tasks, or this is a TPU VM: jax.distributed then finds the others by itself."""
     tasks = environment.get("SLURM_NTASKS", "1")
-    if "SLURM_STEP_NODELIST" in environment and tasks.isdigit() and int(tasks) > 1:
+    if "SLURM_STEP_NODELIST" in environment and tasks.isdecimal() and int(tasks) > 1:
         return True
     if not (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         return False

@@ -59,7 +59,7 @@ def _training(run: Run) -> Iterator[WorkItem]:
         return
     train = run.config.train
     used, held_out, steps = preflight.training_size(run)
-    saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdigit()]
+    saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdecimal()]
     done = steps if sources.is_trained(run.directory) else max(saved, default=0)
     rest = f", {held_out} held out" if held_out else ""
     yield WorkItem("finetune", f"{used:,} rows in batches of {train.batch_size}{rest}", steps, done)

@@ -117,10 +117,12 @@ def test_a_run_says_and_records_that_the_base_is_another_one(adapter, tmp_path, 
 
 
 def test_a_trainers_folder_names_the_newest_checkpoint(tmp_path):
+    (tmp_path / "notes²").mkdir()
+    (tmp_path / "notes²" / adapters.CONFIG).write_text("{}")
     for step in (50, 1000, 200):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / adapters.CONFIG).write_text("{}")
-    with pytest.raises(UsageError, match=f"3 of its folders have one: give {tmp_path}/checkpoint-1000"):
+    with pytest.raises(UsageError, match=f"4 of its folders have one: give {tmp_path}/checkpoint-1000"):
         adapters.find(str(tmp_path))
     (tmp_path / "checkpoint-50" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=f"1 of its folders has one: give {tmp_path}/checkpoint-50"):
