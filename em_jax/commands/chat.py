@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     from em_jax.runs import stored
     from em_jax.serve import models
 
-    if flags.temperature < 0:
+    if not flags.temperature >= 0:
         raise UsageError(f"--temperature expects 0 or more, found {flags.temperature:g}")
     stored.find([flags.run_dir])
     runtime.configure_jax()
@@ -134,5 +134,5 @@ def _flags(arguments: Sequence[str]) -> Any:
     parser.add_argument("--run_dir", metavar="RUN", required=True, help="the run's directory")
     parser.add_argument("--max_new_tokens", **count_flag(200, 1, "length of an answer"))
     parser.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy (default 1.0)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", **count_flag(0, 0, "of the sampling", 2**31 - 1))
     return parser.parse_args(arguments)
