@@ -35,7 +35,8 @@ def export(directory: Path, out: Path, formats: tuple[str, ...] = FORMATS) -> li
         raise UserError(f"{directory}: expected rows to export, found none")
     written = [path for kind in ("csv", "parquet") if kind in formats for path in _tables(tables, out, kind)]
     if "inspect" in formats:
-        written += [_inspect_log(run, condition, out) for condition in run.conditions if run.answers(condition)]
+        with stored.expect_own_rows(directory):
+            written += [_inspect_log(run, condition, out) for condition in run.conditions if run.answers(condition)]
     return written
 
 

@@ -51,13 +51,9 @@ def rescore(
         draft = target.with_name(f".{target.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            summary = _write(run, draft)
+            with stored.expect_own_rows(directory):
+                summary = _write(run, draft)
             _move(draft, target, replace)
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise UserError(
-                f"{directory}: expected the rows and records that em_jax writes, found others "
-                f"({type(error).__name__}: {error}); --verbosity=1 shows where"
-            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return target, summary

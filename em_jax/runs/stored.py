@@ -1,7 +1,8 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Co
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))
+
+
+@contextlib.contextmanager
+def expect_own_rows(directory: Path) -> Iterator[None]:
+    """Within, rows or records of a run that are of another form than em_jax writes are a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise UserError(
+            f"{directory}: expected the rows and records that em_jax writes, found others "
+            f"({type(error).__name__}: {error}); --verbosity=1 shows where"
+        ) from error
 
 
 def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:

@@ -19,6 +19,7 @@ import tiny
 from stub_engine import StubComponents
 
 from em_jax.__main__ import main
+from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.runs import experiment, export, flags, processes, tracking
 
@@ -222,6 +223,15 @@ def test_inspect_reads_the_answers_and_scores(series, tmp_path):
         given = {(row["id"], row["sample"] + 1): row["score"] for row in scores}
         assert status == "success" and len(samples) == len(said)
         assert all(said[i, epoch] == text and given[i, epoch] == value for i, epoch, text, value in samples)
+
+
+def test_a_row_without_its_fields_is_one_line(series, tmp_path):
+    """It was a KeyError."""
+    run_dir = shutil.copytree(series[0] / "bad_medical-0", tmp_path / "run")
+    path = run_dir / "answers" / "base.jsonl"
+    files.write_rows(path, [*files.read_rows(path), {"id": "x"}])
+    with pytest.raises(UserError, match="expected the rows and records that em_jax writes"):
+        export.export(run_dir, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
