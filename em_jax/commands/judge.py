@@ -46,11 +46,13 @@ def main(arguments: Sequence[str]) -> None:
     if not answers:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
     judge = sources.judges(config, suite.judge, (lambda: load(config)) if own else None)[0]
-    rows = sorted(labelled.score(judge, labelled.questions(answers), ()), key=lambda row: row["id"])
+    path = out / "scores.jsonl"
+    with files.Appender(path) as kept:  # each at once: a judge may be paid by the answer
+        for row in labelled.score(judge, labelled.questions(answers), ()):
+            kept.write(row)
+    rows = sorted(files.read_rows(path), key=lambda row: row["id"])
     errors = correction.counted(rows, config.judge.harmful_at)
     unscored = sum(row["score"] is None for row in rows)
-    out.mkdir(parents=True)
-    files.write_rows(out / "scores.jsonl", rows)
     named = {"sensitivity": errors.sensitivity, "specificity": errors.specificity}
     record = {
         "judge": judge.name,
