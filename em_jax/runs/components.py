@@ -49,9 +49,6 @@ def finetune(
     mesh = engine.sharding.mesh
     config, _ = placement.decided(config, lambda _: rows, mesh and dict(mesh.shape))
 
-    def show_step(step: int, steps: int, metrics: Any) -> None:
-        progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
-
     return train(
         engine.model,
         engine.tokenizer,
@@ -62,7 +59,7 @@ def finetune(
         directory=directory,
         base=runtime.without_revision(config.model.name),
         sharding=engine.sharding,
-        progress=show_step,
+        progress=lambda step, steps, it: progress.at(step, steps, it["trained_tokens"], f"loss {it['loss']:.3f}"),
         channel=channel,
     )
 

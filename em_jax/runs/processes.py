@@ -28,7 +28,7 @@ def across_processes(work: Callable[[Any], None]) -> None:
             work(followers.leading(Components(), channel))
             failed = False
         finally:
-            followers.send_done(channel, failed)
+            channel.send(["done", {"failed": failed}])  # the run is over and its files are written
 
 
 def model_line(config: Config, why: str) -> str:
