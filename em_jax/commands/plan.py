@@ -25,6 +25,14 @@ FROM_TEXT = {
     "async_collective_share": "async_collective_share",
 }
 """What --json says of a program's compiled text (null where that is not read), and where ProgramWork has it."""
+FIGURES = {
+    "step_s": "  reckoned, at the chip's peaks: {step_s:.4g} s (matmuls {matmuls_s:.3g}, memory {memory_s:.3g}, "
+    "collectives {collectives_s:.3g}; {step_s_without_overlap:.3g} without overlap), {flops:.3g} FLOPs, "
+    "{tokens_per_s:,.0f} tokens/s",
+    "kernels_s": "  kernels of a step, each at the larger of its operations and bytes: {kernels_s:.4g} s; operations "
+    "alone {flops_s:.4g} s",
+}
+"""The lines of a plan for those of its figures that it has."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -124,38 +132,21 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
         lines += [f"    {line}" for line in plan.advice]
-        lines.append(
-            f"  reckoned, at the chip's peaks: {figures['step_s']:.4g} s"
-            f" (matmuls {figures['matmuls_s']:.3g}, memory {figures['memory_s']:.3g},"
-            f" collectives {figures['collectives_s']:.3g}; {figures['step_s_without_overlap']:.3g} without overlap),"
-            f" {figures['flops']:.3g} FLOPs, {figures['tokens_per_s']:,.0f} tokens/s"
-        )
-        if figures.get("kernels_s"):
-            lines.append(
-                f"  kernels of a step, each at the larger of its operations and bytes: {figures['kernels_s']:.4g} s;"
-                f" operations alone {figures['flops_s']:.4g} s"
-            )
+        lines += [words.format(**figures) for figure, words in FIGURES.items() if figures.get(figure)]
         if figures.get("bytes_per_token"):
-            per_token, floor = figures["bytes_per_token"], figures["floor_bytes_per_token"]
-            launches = figures["launches_per_token"]
-            lines.append(
-                f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {per_token / floor:.2f} times the floor"
-                + (f"; {launches:,.0f} launches" if launches else "")
-            )
+            per_token, launches = figures["bytes_per_token"], figures["launches_per_token"]
+            floors = f"{per_token / figures['floor_bytes_per_token']:.2f} times the floor"
+            counted = f"; {launches:,.0f} launches" if launches else ""
+            lines.append(f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {floors}{counted}")
         cost = f" and cost {figures['run_cost']:.2f}" if request.price is not None else ""
+        answers, took = request.settings.answers, duration(3600 * figures["run_hours"]) + cost
         if name == "sample":
-            answers = request.settings.answers
-            lines.append(
-                f"  {answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts,"
-                f" by base and fine-tuned, take {duration(3600 * figures['run_hours'])}{cost}"
-            )
+            asked = f"{answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts"
+            lines.append(f"  {asked}, by base and fine-tuned, take {took}")
         else:
-            lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}:"
-                f" {figures['real_rows_step_s']:.3g} s a step,"
-                f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
-                f" {duration(3600 * figures['run_hours'])}{cost}"
-            )
+            step = f"{figures['real_rows_step_s']:.3g} s a step, {figures['real_rows_tokens_per_s']:,.0f} tokens/s"
+            rows = f"rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}"
+            lines.append(f"  {rows}: {step}; {request.examples} rows take {took}")
     return "\n".join(lines)
 
 
