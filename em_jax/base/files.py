@@ -141,8 +141,8 @@ class Appender:
         if os.path.lexists(self.path):
             if os.stat(self.path).st_nlink > 1:
                 write_atomic(self.path, b"".join(line + b"\n" for line in lines))
-            else:
-                os.truncate(self.path, sum(len(line) + 1 for line in lines))
+            elif os.path.getsize(self.path) > (whole := sum(len(line) + 1 for line in lines)):
+                os.truncate(self.path, whole)
         self._before = seal.stored(lines[-1]) if lines else seal.start(self.path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         self._file = open(self.path, "ab", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))
