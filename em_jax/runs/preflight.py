@@ -105,13 +105,14 @@ def check_model(run: Run, folders: Iterable[Path]) -> None:
 
     Only where its config is here. `folders` are those of adapters that are not the run's own.
     """
-    from em_jax.formats.peft import check_adapter
-
     config, model = run.config, None
     with contextlib.suppress(UserError):
         model = sources.model_config(config)
     if model is None:
         return
+    from em_jax.formats.peft import check_adapter
+    from em_jax.lora.adapter import layouts, ranks
+
     positions, asked = model.max_position_embeddings, run.needs_answers and "answer" in config.stages
     if asked and config.answers.max_new_tokens >= positions:
         raise UserError(
@@ -121,8 +122,6 @@ def check_model(run: Run, folders: Iterable[Path]) -> None:
     for folder in folders:
         check_adapter(folder, model)
     if run.trains and "finetune" in config.stages and not (config.lora.init_from or sources.is_trained(run.directory)):
-        from em_jax.lora.adapter import layouts, ranks
-
         ranks(model, config.lora)
         every = LoraConfig(rank=1)
         unmatched = ranks(model, every)
