@@ -59,7 +59,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
 def parse_line(line: bytes, place: str, remedy: str, **options: Any) -> Any:
     """The JSON value of a line; `options` are those of json.loads. UserError with its place where there is none."""
     try:
-        return json.loads(line.decode("utf-8"), **options)
+        return json.loads(line.decode("utf-8").strip(), **options)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); {remedy}") from None
     except (ValueError, RecursionError) as error:
