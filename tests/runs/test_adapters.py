@@ -97,6 +97,7 @@ def test_another_size_is_refused_before_the_base_is_loaded(adapter, tmp_path, si
     fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
     (adapter / "adapter_config.json").write_text(json.dumps(fields))
     values = {"adapter": str(adapter), "domain": "none", "model.name": str(folder), "suite": "organism"}
+    values |= {"answers.max_new_tokens": 9}
     components = StubComponents()
     with pytest.raises(UserError, match="does not fit this base"):
         experiment.run(settings.replace(Config(), values), tmp_path / "run", components)
