@@ -93,9 +93,7 @@ def _download_lines(config: Config) -> Iterator[str]:
             yield f"{kind}: read from {name}"
         elif runtime.is_id(name) and not Path(name).expanduser().is_dir():
             cached = sources.hub_cache(name, file) is not None
-            where = (
-                "in the Hugging Face cache, whole or in part" if cached else "to be fetched from the Hugging Face Hub"
-            )
+            where = "in the Hugging Face cache, whole or in part" if cached else "to be fetched from the Hub"
             yield f"{kind}: {name}, {where}"
 
 
