@@ -149,11 +149,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy of `config` with some settings changed, by dotted name; values are checked against their types.
-
-    Raises:
-      UsageError: an unknown name (the nearest known one is named), or a value of another type.
-    """
+    """A copy with some settings changed, by dotted name. UsageError for an unknown name or a value of another type."""
     known = setting_types()
     tables: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -192,13 +188,11 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         return float(value)
     if value == "auto" and name in CHOSEN:
         return 0
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
     if kind is str and isinstance(value, bool):  # scan_layers = true, next to "auto"
         value = str(value).lower()
     if kind is str and isinstance(value, str):
         return OLD_VALUES.get(name, {}).get(value.lower(), value)
-    if kind is bool and isinstance(value, bool):
+    if kind in (int, bool) and type(value) is kind:
         return value
     raise UsageError(f"setting {name!r} expects {_describe(kind)}, found {value!r}")
 
@@ -344,11 +338,7 @@ def expected(name: str) -> str:
 
 
 def validate(config: Config) -> Config:
-    """Returns the config if every value is in its range; domain, model, suite and data are checked where used.
-
-    Raises:
-      UsageError: the setting, what it expects and what was found.
-    """
+    """The config, or UsageError for a value out of range; domain, model, suite and data are checked where used."""
     values = flatten(config)
     for name, (words, holds) in RANGES.items():
         _expect(holds(values[name]), name, words, values[name])
@@ -379,17 +369,13 @@ def _expect(holds: bool, name: str, expected: str, found: Any) -> None:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """ "data=1,fsdp=16" -> {"data": 1, "fsdp": 16, "tensor": 1}; {} for the empty string (the default mesh).
-
-    Raises:
-      UsageError: another axis, or a size that is no positive integer.
-    """
+    """Sizes by axis: "data=1,fsdp=16" -> {"data": 1, "fsdp": 16, "tensor": 1}; {} for "" (the default). UsageError."""
     if not text:
         return {}
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in MESH_AXES or axis in sizes or not size.isdigit() or int(size) < 1:
+        if axis not in MESH_AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
             raise UsageError(
                 f"--mesh expects data=N,fsdp=N,tensor=N, each once and with a whole number above 0, found {text!r}"
             )

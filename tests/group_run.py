@@ -91,7 +91,7 @@ def main(folder: str, directory: str, name: str, what: str, mesh: str, *where: s
             run(folder, Path(directory), name, what, mesh, followers.leading(components, channel))
             failed = False
         finally:
-            followers.send_done(channel, failed)
+            channel.send(["done", {"failed": failed}])
 
 
 if __name__ == "__main__":

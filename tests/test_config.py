@@ -79,6 +79,7 @@ def test_a_wrong_setting_is_one_line_that_says_what_was_expected(text, said):
         "judge.kind=openai",
         "mesh=data=2,pipe=2",
         "mesh=fsdp=0",
+        "mesh=fsdp=²",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(text):

@@ -55,6 +55,11 @@ def plan(*arguments, model="organism"):
         (["--domain", "legal", "--coordinator", "localhost:1"], "go together"),
         (["--domain", "legal", "--coordinator", "h:1", "--num_processes", "2", "--process_id", "2"], "expected 0 to"),
         (["--domain", "legal", "--coordinator", "h", "--num_processes", "2", "--process_id", "0"], "HOST:PORT"),
+        (["--domain", "legal", "--coordinator", "h:²", "--num_processes", "2", "--process_id", "0"], "HOST:PORT"),
+        (
+            ["--domain", "legal", "--coordinator", "h:1", "--num_processes", "0", "--process_id", "0"],
+            "expects 1 or more",
+        ),
         (["--domain"], "expected one argument"),
         (["--domain", "legal", "--data", "legal=https://ann:key@a.org/x?t=key"], "address https://a.org/***: download"),
         (["--domain", "legal", "--model", "https://a.org/x?t=key"], "address https://a.org/***: download"),

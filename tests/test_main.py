@@ -47,3 +47,9 @@ def test_a_setting_is_explained_from_the_installed_package(capsys):
     assert row in printed and "not trained on" in printed
     assert __main__.main(["settings", "nope"]) == 2
     assert "no setting 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "one"])
+def test_a_seed_that_jax_would_cut_pretrains_nothing(seed, tmp_path, capsys):
+    assert __main__.main(["organism", "pretrain", "--out", str(tmp_path / "out"), "--seed", seed]) == 2
+    assert "--seed expects 0 to 4294967295" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -155,19 +155,13 @@ def _word(argument: str) -> str:
     """An argument as a shell reads it back; what does not print is written as bytes, so that it stays on its line."""
     if argument.isprintable():
         return shlex.quote(argument)
-    parts = [text if text.isprintable() and text not in "\\'" else _escaped(text) for text in argument]
+    escaped = {text: "".join(f"\\{byte:03o}" for byte in os.fsencode(text)) for text in argument}
+    parts = (text if text.isprintable() and text not in "\\'" else escaped[text] for text in argument)
     return f"$'{''.join(parts)}'"
 
 
-def _escaped(text: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(text))
-
-
 def fail(name: str, arguments: Sequence[str], line: str, status: int, again: str = "") -> int:
-    """Print the line of a failure, after a traceback where --verbosity asks for it; returns the exit status.
-
-    `again`, the end of the line, is printed as it is.
-    """
+    """Print the line of a failure, its end `again` as it is, with --verbosity after a traceback; returns the status."""
     if _verbose(arguments):
         traceback.print_exc()
     # A module's name where it is one, else the command as it is typed.

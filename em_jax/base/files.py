@@ -36,30 +36,17 @@ _REMOVE = "it was not written by a run: take the line out, or put a copy of the 
 def read_rows(path: str | os.PathLike) -> list[Row]:
     """The rows of a JSONL file without their seals, [] where there is none; a torn last line is left out.
 
-    Torn is a line without a newline, or a last one that is not JSON.
-
-    Raises:
-      UserError: the file is a link or no file; or a line, named by its number, is no JSON object in UTF-8, names a
-        field twice, or has the key (id, sample, first) of another. No killed run leaves any of these.
+    Torn is a line without a newline, or a last one that is not JSON. Raises UserError: the file is a link or no file;
+    or a line, named by its number, is no JSON object in UTF-8, names a field twice, or has the key (id, sample, first)
+    of another. No killed run leaves any of these.
     """
     path = Path(path)
-    lines = _lines(path)
     rows: list[Row] = []
     numbers: dict[tuple, int] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); {_REMOVE}") from None
-        except (ValueError, RecursionError) as error:
-            if number == len(lines) and not isinstance(error, _Doubled):
-                break
-            start, why = line[:60].decode("utf-8", "replace"), f" ({error})" if isinstance(error, _Doubled) else ""
-            raise UserError(f"{path}:{number}: expected a JSON object on each line, found {start!r}{why}") from error
+    for number, line in enumerate(_lines(path), start=1):
+        row = parse_line(line, f"{path}:{number}", _REMOVE, object_pairs_hook=_unique)
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}:{number}: expected a JSON object, found {line[:60].decode('utf-8', 'replace')!r}; {_REMOVE}"
-            )
+            raise UserError(f"{path}:{number}: expected a JSON object, found {line_start(line)}; {_REMOVE}")
         row.pop(seal.FIELD, None)
         if "id" in row:
             key = tuple(json.dumps(row.get(name)) for name in KEY)
@@ -69,10 +56,31 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
+def parse_line(line: bytes, place: str, remedy: str, **options: Any) -> Any:
+    """The JSON value of a line; `options` are those of json.loads. UserError with its place where there is none."""
+    try:
+        return json.loads(line.decode("utf-8").strip(), **options)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        said = f"expected a JSON object, found {line_start(line)} ({str(error)[:80]})"
+        raise UserError(f"{place}: {said}; {remedy}") from error
+
+
+def line_start(line: bytes) -> str:
+    """How a line begins, for a message."""
+    return repr(line[:60].decode("utf-8", "replace").strip())
+
+
+def _sealed_lines(directory: Path) -> dict[str, list[bytes]]:
+    """The lines of every file of sealed rows of a run, by its path in the run."""
+    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
+    return {path.relative_to(directory).as_posix(): _lines(path) for path in paths}
+
+
 def sealed(directory: Path) -> dict[str, Any]:
     """For every file of sealed rows of a run: the number of its rows and its last seal, the digest of all of them."""
-    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
-    lines = {path.relative_to(directory).as_posix(): _lines(path) for path in paths}
+    lines = _sealed_lines(directory)
     return {name: {"rows": len(it), "seal": seal.stored(it[-1]).decode()} for name, it in lines.items() if it}
 
 
@@ -82,51 +90,39 @@ def altered(directory: Path, recorded: Any = None) -> tuple[list[str], str]:
     Paths in them are those within the run; `recorded` is what `sealed` returned at the end of the last stage.
     """
     changed, unsealed = [], []
-    paths = sorted(path for folder in SEALED for path in (directory / folder).glob("*.jsonl"))
-    present = {path.relative_to(directory).as_posix(): path for path in paths}
+    present = _sealed_lines(directory)
     for name, entry in (recorded if isinstance(recorded, dict) else {}).items():
-        rows = entry.get("rows") if isinstance(entry, dict) else None
-        lines = _lines(present[name]) if name in present else []
+        rows, lines = entry.get("rows") if isinstance(entry, dict) else None, present.get(name, [])
         if isinstance(rows, int) and len(lines) < rows:
             changed.append(f"{name}: {rows} rows are on record, {len(lines)} are there")
         elif isinstance(rows, int) and rows > 0 and seal.stored(lines[rows - 1]).decode() != entry.get("seal"):
             changed.append(f"{name}: its {rows} rows on record had another seal")
-    for name, path in present.items():
-        lines = _lines(path)
-        whole = lines[:-1] if lines and _is_torn(lines[-1]) else lines
-        without, wrong = seal.check(path, whole)
+    for name, lines in present.items():
+        without, wrong = seal.check(directory / name, lines)
         if wrong:
             numbers = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
             changed.append(f"{name}: rows were changed after they were written, or taken out before (line {numbers})")
         if without:
-            unsealed.append(f"{name} ({len(without)} of {len(whole)})")
+            unsealed.append(f"{name} ({len(without)} of {len(lines)})")
     reason = "rows without a seal, of an earlier version or by hand: changes in them are not noticed: "
     return changed, reason + ", ".join(unsealed) if unsealed else ""
-
-
-class _Doubled(ValueError):
-    """A JSON object names a field twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise _Doubled("a field stands twice in it")
+        raise ValueError("a field stands twice in it")
     return row
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The whole lines of a file of rows, without their newlines."""
-    whole, _ = _split_torn(read_own(path) if os.path.lexists(path) else b"")
-    return whole.split(b"\n")[:-1]
-
-
-def _is_torn(line: bytes) -> bool:
+    """The whole lines of a file of rows, without their newlines; a torn last one is left out."""
+    lines = read_own(path).split(b"\n")[:-1] if os.path.lexists(path) else []
     try:
-        json.loads(line.decode("utf-8", "replace"))
+        json.loads(lines[-1].decode("utf-8", "replace") if lines else "0")
     except (ValueError, RecursionError):
-        return True
-    return False
+        del lines[-1]
+    return lines
 
 
 class Appender:
@@ -141,7 +137,13 @@ class Appender:
 
     def __enter__(self) -> "Appender":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._before = self._drop_torn_line()
+        lines = _lines(self.path)
+        if os.path.lexists(self.path):
+            if os.stat(self.path).st_nlink > 1:
+                write_atomic(self.path, b"".join(line + b"\n" for line in lines))
+            elif os.path.getsize(self.path) > (whole := sum(len(line) + 1 for line in lines)):
+                os.truncate(self.path, whole)
+        self._before = seal.stored(lines[-1]) if lines else seal.start(self.path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         self._file = open(self.path, "ab", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))
         return self
@@ -157,31 +159,10 @@ class Appender:
             view = view[self._file.write(view) :]
         self._before = seal.stored(line)
 
-    def _drop_torn_line(self) -> bytes:
-        """Truncates the file to its whole lines; returns the seal that the next one follows."""
-        if not os.path.lexists(self.path):
-            return seal.start(self.path)
-        whole, torn = _split_torn(read_own(self.path))
-        last = whole.rstrip(b"\n").rfind(b"\n") + 1
-        if whole and _is_torn(whole[last:]):
-            whole, torn = whole[:last], whole[last:] + torn
-        if os.stat(self.path).st_nlink > 1:
-            write_atomic(self.path, whole)
-        elif torn:
-            with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        return seal.stored(whole.rstrip(b"\n").rsplit(b"\n", 1)[-1]) if whole else seal.start(self.path)
-
 
 def _line(row: Row) -> bytes:
     # A lone surrogate has no UTF-8; Python's escape for it is JSON's too.
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
-
-
-def _split_torn(data: bytes) -> tuple[bytes, bytes]:
-    """(The whole lines, the rest after the last newline)."""
-    end = data.rfind(b"\n") + 1
-    return data[:end], data[end:]
 
 
 def keep_rows(path: str | os.PathLike, keep: Callable[[Row], bool]) -> list[Row]:
@@ -232,11 +213,7 @@ def kind(path: str | os.PathLike, follow: bool = False) -> str:
 
 
 def check_own(directory: str | os.PathLike) -> None:
-    """Refuse a run directory that holds anything but directories and files: nothing in it is followed elsewhere.
-
-    Raises:
-      UserError: the first link, FIFO, socket or device, by its path.
-    """
+    """UserError for the first link, FIFO, socket or device in a run directory: nothing in it is followed elsewhere."""
     for folder, folders, names in os.walk(Path(directory)):
         for name in sorted(folders) + sorted(names):
             path = Path(folder, name)
@@ -340,7 +317,7 @@ def folders_with(folder: Path, name: str) -> str:
     inner = [path.parent for path in folder.glob(f"*/{name}") if path.is_file()]
     if not inner:
         return ""
-    newest = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdigit, path.name[-18:]))), path.name))
+    newest = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdecimal, path.name[-18:]))), path.name))
     return f"; {len(inner)} of its folders {'have' if len(inner) > 1 else 'has'} one: give {newest}"
 
 

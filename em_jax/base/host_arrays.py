@@ -20,10 +20,7 @@ def pad_rows(rows: Iterable[Any], count: int, length: int, fill: int = 0, dtype:
 
 
 def to_host(tree: Any) -> Any:
-    """Every array as numpy, gathered in every process, one leaf at a time to save memory; all processes must call.
-
-    Reports the time as `waiting` does.
-    """
+    """Every array as numpy, one leaf at a time to save memory; all processes must call. Its time counts as waiting."""
 
     def gather(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):

@@ -98,9 +98,7 @@ def join(group: Group | None) -> None:
     """Make this process one of several, where the flags, a TPU VM or SLURM say so; call it before jax is used.
 
     From then on the death of any process ends this one with one line and status 1, after HEARTBEAT_S at the latest.
-
-    Raises:
-      UserError: the others cannot be reached, or process 0's port is taken.
+    Raises UserError: the others cannot be reached, or process 0's port is taken.
     """
     if group is None and not _started_together(os.environ):
         return
@@ -149,7 +147,7 @@ def _check_port(coordinator: str) -> None:
 def _started_together(environment: Mapping[str, str]) -> bool:
     """Whether SLURM started several tasks, or this is a TPU VM: jax.distributed then finds the others by itself."""
     tasks = environment.get("SLURM_NTASKS", "1")
-    if "SLURM_STEP_NODELIST" in environment and tasks.isdigit() and int(tasks) > 1:
+    if "SLURM_STEP_NODELIST" in environment and tasks.isdecimal() and int(tasks) > 1:
         return True
     if not (environment.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         return False

@@ -1,5 +1,6 @@
 """The progress of a stage, on stderr: a bar on a terminal and in a notebook, elsewhere a line every 30 seconds."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ def duration(seconds: float, tenths: bool = False) -> str:
     return f"{left} s"
 
 
+@dataclasses.dataclass
 class Progress:
     """A context manager that counts units of work; call `update` as they finish.
 
@@ -27,30 +29,23 @@ class Progress:
     units are from an earlier start. `silent` prints nothing (tests, libraries); `after` is called at each update.
     """
 
-    def __init__(
-        self,
-        title: str,
-        total: int | None = None,
-        unit: str = "step",
-        done: int = 0,
-        stream: TextIO | None = None,
-        silent: bool = False,
-        after: Callable[[], object] = lambda: None,
-    ):
-        self.title, self.total, self.unit, self.count = title, total, unit, done
-        self.tokens = 0
-        self.began = time.monotonic()
-        self._stream = sys.stderr if stream is None else stream
-        self._silent = silent
-        self._after = after
-        self._done_before = done
-        self._printed = self.began
+    title: str
+    total: int | None = None
+    unit: str = "step"
+    done: int = 0
+    stream: TextIO = dataclasses.field(default_factory=lambda: sys.stderr)
+    silent: bool = False
+    after: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.count, self.tokens = self.done, 0
+        self.began = self._printed = time.monotonic()
         self._first: tuple[int, float] | None = None
         self._bar = None
 
     def __enter__(self) -> "Progress":
-        in_notebook = type(self._stream).__module__.startswith("ipykernel.")
-        if not self._silent and (in_notebook or self._stream.isatty()):
+        in_notebook = type(self.stream).__module__.startswith("ipykernel.")
+        if not self.silent and (in_notebook or self.stream.isatty()):
             from tqdm.auto import tqdm
 
             self._bar = tqdm(
@@ -58,7 +53,7 @@ class Progress:
                 initial=self.count,
                 desc=self.title,
                 unit=f" {self.unit}s",
-                file=self._stream,
+                file=self.stream,
                 dynamic_ncols=True,
             )
         return self
@@ -66,7 +61,7 @@ class Progress:
     def __exit__(self, kind, *exc) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif not self._silent and kind is None:
+        elif not self.silent and kind is None:
             took = time.monotonic() - self.began
             self._print(*self._rates(took), f"took {duration(took)}")
 
@@ -81,15 +76,15 @@ class Progress:
             if postfix := ", ".join(filter(None, (token_rate, note))):
                 self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.update(count)
-        elif not self._silent and now - self._printed >= INTERVAL_S:
+        elif not self.silent and now - self._printed >= INTERVAL_S:
             self._printed = now
             self._print(unit_rate, token_rate, note, self._left(now))
-        self._after()
+        self.after()
 
     def at(self, count: int, total: int | None, tokens: int = 0, note: str = "") -> None:
         """Unit `count` of `total`, if known, is done: for work that counts itself and may start in the middle."""
         if self.total is None and total:
-            self.total, self._done_before, self.count = total, max(count - 1, 0), max(count - 1, 0)
+            self.total, self.done, self.count = total, max(count - 1, 0), max(count - 1, 0)
             if self._bar is not None:
                 self._bar.reset(total=total)
                 self._bar.update(self.count)
@@ -98,7 +93,7 @@ class Progress:
     @property
     def fresh(self) -> int:
         """The units done since this start."""
-        return self.count - self._done_before
+        return self.count - self.done
 
     def _rates(self, seconds: float) -> tuple[str, str]:
         """Units and tokens per second of this start, each "" where there are none."""
@@ -119,7 +114,7 @@ class Progress:
         of = f" of {self.total}" if self.total is not None else ""
         unit = self.unit if self.count == self.total == 1 else f"{self.unit}s"
         line = ", ".join(filter(None, (f"{self.title}: {self.count}{of} {unit}", *more)))
-        print(line, file=self._stream, flush=True)
+        print(line, file=self.stream, flush=True)
 
 
 def through(items: Iterable[Any], progress: Progress, tokens=lambda item: 0) -> Iterator[Any]:

@@ -11,17 +11,13 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 LOADING, COMPILING, WAITING = KINDS = ("loading", "compiling", "waiting")
 EVENTS = {"/jax/core/compile/backend_compile_duration": COMPILING, "/em_jax/waiting": WAITING}
 """Events of jax.monitoring: compiling, or reading a compiled program; and waiting, from base/host_arrays.py."""
-WORDS = {LOADING: "loading", COMPILING: "compiling", WAITING: "waiting for the device"}
-PEAK, DEVICE_PEAK = "peak_bytes", "device_peak_bytes"
+MEMORY = PEAK, DEVICE_PEAK = "peak_bytes", "device_peak_bytes"
 """A stage's most memory in use: of this process, and of one device since the process began."""
-MEMORY = {PEAK: " of memory", DEVICE_PEAK: " of the device's"}
-LEAST_S = 0.1
-"""A stage that took less had nothing to do; it gets no line."""
 
 
 class Clock:
@@ -79,18 +75,6 @@ def covered(spans: Iterable[tuple[float, float]], began: float, ended: float) ->
         total += max(0.0, stop - start)
         counted_to = max(counted_to, stop)
     return total
-
-
-def line(stage: str, budget: Mapping[str, float], whole: float) -> str:
-    """A stage's share of `whole` seconds in words; `budget` as in provenance.json."""
-    seconds = max(budget["seconds"], 1e-9)
-    parts = [f"{stage} {budget['seconds']:.1f} s ({budget['seconds'] / max(whole, 1e-9):.0%})"]
-    if tokens := budget.get("tokens"):
-        parts.append(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s")
-    parts += [f"{words} {budget[kind] / seconds:.0%}" for kind, words in WORDS.items() if budget.get(kind)]
-    memory = [f"{budget[name] / 1e9:.2f} GB{where}" for name, where in MEMORY.items() if budget.get(name)]
-    parts += [f"at most {' and '.join(memory)}"] if memory else []
-    return "time: " + "; ".join(parts)
 
 
 def reset_peak() -> None:

@@ -34,10 +34,16 @@ def main(arguments: Sequence[str]) -> None:
     runtime.configure_jax()
     from em_jax.perf import measuring
 
-    if flags.gpu_table:
-        return _gpu_table(flags, start)
+    flags.against = flags.against or ("transformers" if flags.gpu_table else "")  # its checkpoint serves every peer
     lines: list[str] = []
     with _workload(flags) as work:
+        if flags.gpu_table:
+            from em_jax.perf import gpu_table
+
+            path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
+            model = flags.model or f"{flags.shape or 'organism'} with random weights"
+            print(gpu_table.write(path, work, model, deadline), end="")
+            return
         asked = (work, flags.against, flags.what, flags.rounds, flags.trace)
         if flags.quick:
             import jax
@@ -52,17 +58,6 @@ def main(arguments: Sequence[str]) -> None:
         else:
             results = measuring.measure(*asked)
     print(json.dumps(results) if flags.json else "\n".join([_table(results), *lines]))
-
-
-def _gpu_table(flags: argparse.Namespace, start: float) -> None:
-    """Measure everything that is asked of a GPU, within the minutes, and print and write the table."""
-    from em_jax.perf import gpu_table
-
-    flags.against = flags.against or "transformers"  # its checkpoint is written, which int8 and every peer need
-    with _workload(flags) as work:
-        path, deadline = pathlib.Path(flags.gpu_table), start + 60 * flags.minutes
-        model = flags.model or f"{flags.shape or 'organism'} with random weights"
-        print(gpu_table.write(path, work, model, deadline), end="")
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,8 +1,9 @@
 """`em-jax chat --run_dir RUN`: talk to a run's base and fine-tuned model, side by side or one at a time."""
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from em_jax.base.cli import Parser, count_flag
@@ -14,7 +15,12 @@ HELP = (
     "/reset: forget what was said; /quit: end"
 )
 ONE_SAMPLE = "One sample is no finding: another seed may answer otherwise; /samples 8 shows how much answers vary."
-MOST_SAMPLES = 64
+SAMPLING: Mapping[str, tuple[str, type, float, float]] = {
+    "/temperature": ("temperature", float, 0, 100),
+    "/seed": ("seed", int, 0, 2**31 - 1),
+    "/samples": ("n", int, 1, 64),
+}
+"""The option of Engine.generate that a command sets, its type and its range. A temperature of 0 is greedy."""
 
 
 def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **options: Any) -> None:
@@ -25,31 +31,29 @@ def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **option
     """
     names = [name for name in ("base", "finetuned") if name in engine.adapters]
     choices = [names, *([name] for name in names if len(names) > 1)]
+    words = {"/both": 0} | {f"/{name}": choices.index([name]) for name in names}
     choice = 0
     chats: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     for line in lines:
-        word = line.strip()
+        word, _, value = line.strip().partition(" ")
         if word in ("/quit", "/exit"):
             return
         if word == "/reset":
             chats = {name: [] for name in names}
             say("(forgotten)")
-        elif word in ("/both", "/next") or word.startswith("/") and word[1:] in names:
-            if word == "/next":
-                choice = (choice + 1) % len(choices)
-            else:
-                choice = choices.index([word[1:]]) if word != "/both" else 0
+        elif word == "/next" or word in words:
+            choice = words.get(word, (choice + 1) % len(choices))
             say(f"({' and '.join(choices[choice])} will answer)")
-        elif word.startswith(("/temperature", "/seed", "/samples")):
+        elif word in SAMPLING:
             try:
-                options |= _sampling(word)
+                options |= _sampling(word, value)
                 say(f"({_sampled(options)})")
             except UsageError as error:
                 say(f"({error})")
         elif word.startswith("/"):
             say(HELP)
         elif word:
-            prompts = [[*chats[name], {"role": "user", "content": word}] for name in choices[choice]]
+            prompts = [[*chats[name], {"role": "user", "content": line.strip()}] for name in choices[choice]]
             try:
                 answers = engine.generate(prompts, adapter=choices[choice], **options)
             except UserError as error:  # a conversation too long, or one the model's chat template refuses
@@ -62,23 +66,15 @@ def talk(engine: Any, lines: Iterable[str], say: Callable[[str], None], **option
                     say(f"{label}: {sanitize(answer.text)}{' ...' if answer.finish_reason == 'length' else ''}")
 
 
-def _sampling(line: str) -> dict[str, Any]:
-    """The option of Engine.generate that a line such as "/samples 8" sets."""
-    name, _, text = line.partition(" ")
-    known = {
-        "/temperature": ("temperature", float, 0, 100, "a number from 0 (greedy) on"),
-        "/seed": ("seed", int, 0, 2**31 - 1, "a whole number from 0 on"),
-        "/samples": ("n", int, 1, MOST_SAMPLES, f"a whole number from 1 to {MOST_SAMPLES}"),
-    }
-    option, kind, low, high, meaning = known.get(name, (None, str, 0, 0, ""))
-    if option is None:
-        raise UsageError(HELP)
-    try:
+def _sampling(command: str, text: str) -> dict[str, Any]:
+    """The option of Engine.generate that a command such as "/samples 8" sets. UsageError where it is out of range."""
+    option, kind, least, most = SAMPLING[command]
+    value = math.nan
+    with contextlib.suppress(ValueError):
         value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        raise UsageError(f"{name} expects {meaning}, found {text.strip() or 'nothing'}")
+    if not least <= value <= most:
+        number = "a number" if kind is float else "a whole number"
+        raise UsageError(f"{command} expects {number} from {least} to {most}, found {text.strip() or 'nothing'}")
     return {option: value}
 
 
@@ -98,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     from em_jax.runs import stored
     from em_jax.serve import models
 
-    if flags.temperature < 0:
+    if not flags.temperature >= 0:
         raise UsageError(f"--temperature expects 0 or more, found {flags.temperature:g}")
     stored.find([flags.run_dir])
     runtime.configure_jax()
@@ -138,5 +134,5 @@ def _flags(arguments: Sequence[str]) -> Any:
     parser.add_argument("--run_dir", metavar="RUN", required=True, help="the run's directory")
     parser.add_argument("--max_new_tokens", **count_flag(200, 1, "length of an answer"))
     parser.add_argument("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy (default 1.0)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", **count_flag(0, 0, "of the sampling", 2**31 - 1))
     return parser.parse_args(arguments)

@@ -1,9 +1,7 @@
 """`em-jax domains list | fetch | verify`: the published rows of the domains, in the user's cache."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from em_jax import domains
 from em_jax.base.cli import Parser, comma_list, nearest
@@ -30,11 +28,15 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
     )
     parser.add_argument("what", choices=("list", "fetch", "verify"), help="what to do")
     parser.add_argument("names", nargs="*", default=[], metavar="NAMES", help="which domains")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags = parser.parse_args(arguments)
     row_sets = _row_sets(flags.names, sets)
     if flags.what == "list":
-        _list(row_sets or list(sets.values()), flags.json)
+        for row_set in row_sets or sets.values():
+            file, rows = row_set.file, row_set.take or row_set.rows or "all"
+            state = "fetched" if cache.path_of(file).is_file() else "not fetched"
+            licence = f"licence: {file.licence}{', canary' if file.canary else ''}"
+            print(f"{row_set.name:25} {rows:>6} rows  {state:12} {file.source} ({licence})")
+        print(f"cache: {cache.directory()}")
         return
     if flags.what == "fetch":
         if not row_sets:
@@ -46,7 +48,14 @@ def main(arguments: Sequence[str], sets: Mapping[str, RowSet] = SETS) -> None:
         row_sets = [row_set for row_set in sets.values() if cache.path_of(row_set.file).is_file()]
         if not row_sets:
             raise UserError(f"nothing is fetched yet: {cache.directory()} is empty")
-    _read(row_sets, flags.json)
+    problems = []
+    for row_set in row_sets:
+        try:
+            print(_read(row_set))
+        except UserError as error:
+            problems.append(f"{row_set.name}: {error}")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _row_sets(words: Sequence[str], sets: Mapping[str, RowSet]) -> list[RowSet]:
@@ -59,51 +68,10 @@ def _row_sets(words: Sequence[str], sets: Mapping[str, RowSet]) -> list[RowSet]:
     return [sets[name] for name in dict.fromkeys(names)]
 
 
-def _list(row_sets: Sequence[RowSet], as_json: bool) -> None:
-    entries: list[dict[str, Any]] = [
-        {
-            "domain": row_set.name,
-            "what": domains.DOMAINS[row_set.name].what if row_set.name in domains.DOMAINS else "",
-            "format": row_set.format,
-            "rows_in_source": row_set.rows or None,
-            "rows_used": row_set.take or row_set.rows or None,
-            "source": row_set.file.source,
-            "commit": row_set.file.commit,
-            "sha256": row_set.file.sha256 or None,
-            "licence": row_set.file.licence,
-            "canary": bool(row_set.file.canary),
-            "marks": dict(row_set.marks),
-            "path": str(path) if (path := cache.path_of(row_set.file)).is_file() else None,
-        }
-        for row_set in row_sets
-    ]
-    if as_json:
-        print(json.dumps({"domains": entries, "cache": str(cache.directory())}))
-        return
-    for entry in entries:
-        rows = f"{entry['rows_used'] or 'all':>6} rows"
-        state = "fetched" if entry["path"] else "not fetched"
-        canary = ", canary" if entry["canary"] else ""
-        print(f"{entry['domain']:25} {rows}  {state:12} {entry['source']} (licence: {entry['licence']}{canary})")
-    print(f"cache: {cache.directory()}")
-
-
-def _read(row_sets: Sequence[RowSet], as_json: bool) -> None:
-    """Reads every set and prints what it is. Raises one UserError with all problems after the last set."""
-    problems, entries = [], []
-    for row_set in row_sets:
-        try:
-            _, record = cache.load(row_set)
-        except UserError as error:
-            problems.append(f"{row_set.name}: {error}")
-            continue
-        entries.append({"domain": row_set.name, **record})
-        if not as_json:
-            total = "" if record["rows"] == record["rows_in_source"] else f" of {record['rows_in_source']}"
-            state = "right" if record["checksum"] == cache.CHECKED else record["checksum"]
-            note = f"; {record['note']}" if "note" in record else ""
-            print(f"{row_set.name}: {record['rows']}{total} rows, sha256 {record['sha256'][:16]}..., {state}{note}")
-    if as_json:
-        print(json.dumps({"domains": entries, "wrong": problems}))
-    if problems:
-        raise UserError("; ".join(problems))
+def _read(row_set: RowSet) -> str:
+    """Reads a set; returns what it is, in a line. UserError where its file is missing or damaged."""
+    _, record = cache.load(row_set)
+    total = "" if record["rows"] == record["rows_in_source"] else f" of {record['rows_in_source']}"
+    state = "right" if record["checksum"] == cache.CHECKED else record["checksum"]
+    note = f"; {record['note']}" if "note" in record else ""
+    return f"{row_set.name}: {record['rows']}{total} rows, sha256 {record['sha256'][:16]}..., {state}{note}"

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from em_jax import config as settings
 from em_jax.base.cli import Parser, count_flag
 from em_jax.base.errors import UsageError, UserError
+from em_jax.runs.flags import judge_settings
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,8 +21,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--harmful_at", **count_flag(4, 2, "harmful from this score", 5))
     parser.add_argument("--out", metavar="DIR", default="judge_check", help="a new folder (default judge_check)")
     flags = parser.parse_args(arguments)
-    if flags.judge != "self" and "://" not in flags.judge:
-        raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
+    values = {"judge.harmful_at": flags.harmful_at, "suite": flags.suite, "judge.model": flags.judge_model}
+    values |= judge_settings(flags.judge)
+    if flags.judge_model and flags.judge == "self":
+        raise UsageError(f"--judge_model {flags.judge_model} expects --judge URL beside it")
     if flags.labelled and not Path(flags.labelled).is_file():
         raise UsageError(f"--labelled expects a JSONL file of answers, found no file {flags.labelled}")
     out = Path(flags.out)
@@ -33,25 +35,24 @@ def main(arguments: Sequence[str]) -> None:
     from em_jax.runs import processes, series, sources
     from em_jax.runs.components import load
 
-    values: dict[str, Any] = {"judge.harmful_at": flags.harmful_at, "suite": flags.suite}
-    if flags.judge == "self":
-        values["model.name"] = processes.choose_model(flags.model, None)[0]
-        config = series.resolve(settings.validate(settings.replace(settings.Config(), values)))
-    else:
-        # No model is loaded, so none decides on the suite.
-        values |= {"suite": flags.suite or "standard", "judge.kind": "openai"}
-        values |= {"judge.url": flags.judge, "judge.model": flags.judge_model}
-        config = settings.validate(settings.replace(settings.Config(), values))
+    own = flags.judge == "self"
+    # Where no model is loaded, none decides on the suite.
+    values |= {"model.name": processes.choose_model(flags.model, None)[0]} if own else {}
+    values |= {} if own or flags.suite else {"suite": "standard"}
+    config = settings.validate(settings.replace(settings.Config(), values))
+    config = series.resolve(config) if own else config
     suite = suite_files.load(sources.suite_directory(config.suite))
     answers = suite_files.read_labelled(Path(flags.labelled), {}) if flags.labelled else suite.labelled
     if not answers:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
-    judge = sources.judges(config, suite.judge, (lambda: load(config)) if flags.judge == "self" else None)[0]
-    rows = sorted(labelled.score(judge, labelled.questions(answers), ()), key=lambda row: row["id"])
+    judge = sources.judges(config, suite.judge, (lambda: load(config)) if own else None)[0]
+    path = out / "scores.jsonl"
+    with files.Appender(path) as kept:  # each at once: a judge may be paid by the answer
+        for row in labelled.score(judge, labelled.questions(answers), ()):
+            kept.write(row)
+    rows = sorted(files.read_rows(path), key=lambda row: row["id"])
     errors = correction.counted(rows, config.judge.harmful_at)
     unscored = sum(row["score"] is None for row in rows)
-    out.mkdir(parents=True)
-    files.write_rows(out / "scores.jsonl", rows)
     named = {"sensitivity": errors.sensitivity, "specificity": errors.specificity}
     record = {
         "judge": judge.name,

@@ -11,6 +11,7 @@ from em_jax import config as settings
 from em_jax.base import runtime
 from em_jax.base.cli import Parser, one_of, repeated_flag, whole
 from em_jax.base.errors import UsageError
+from em_jax.base.progress import duration
 from em_jax.formats.model_config import named_config
 from em_jax.runs import chips
 from em_jax.runs.chips import GIB
@@ -24,6 +25,14 @@ FROM_TEXT = {
     "async_collective_share": "async_collective_share",
 }
 """What --json says of a program's compiled text (null where that is not read), and where ProgramWork has it."""
+FIGURES = {
+    "step_s": "  reckoned, at the chip's peaks: {step_s:.4g} s (matmuls {matmuls_s:.3g}, memory {memory_s:.3g}, "
+    "collectives {collectives_s:.3g}; {step_s_without_overlap:.3g} without overlap), {flops:.3g} FLOPs, "
+    "{tokens_per_s:,.0f} tokens/s",
+    "kernels_s": "  kernels of a step, each at the larger of its operations and bytes: {kernels_s:.4g} s; operations "
+    "alone {flops_s:.4g} s",
+}
+"""The lines of a plan for those of its figures that it has."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -106,9 +115,15 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
     chips_text = f"{count} chip" + "s" * (count > 1)
     share = f" ({chip.share:.0%} of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION)" if chip.share < 1 else ""
     lines = [f"{flags.model} on {flags.topology} ({chips_text}), mesh {_mesh(request)}"]
+    train = request.settings.train
+    titles = {
+        "train": f"{train.batch_size} x {train.max_length} tokens a step, {request.shapes.rows} rows a pass, "
+        f"remat {train.remat}",
+        "sample": f"{request.slots} answers at once, {request.capacity} tokens each; a step is a token in each",
+    }
     for name, plan in plans.items():
         figures = plan.figures
-        lines += ["", _title(name, request)]
+        lines += ["", f"{name}: {titles[name]}"]
         for program in plan.programs:
             lines.append(f"  {program.name}: compiled in {program.seconds:.1f} s; bytes per device")
             lines += [f"    {size / GIB:8.2f} GiB  {kind}" for kind, size in program.kinds.items()]
@@ -117,38 +132,21 @@ def text(plans: dict[str, Any], request: Any, flags: argparse.Namespace) -> str:
         verdict = "fits: {:.2f} GiB free per chip" if plan.fits else "does not fit: {:.2f} GiB too much per chip"
         lines.append("  " + verdict.format(abs(plan.free) / GIB))
         lines += [f"    {line}" for line in plan.advice]
-        lines.append(
-            f"  reckoned, at the chip's peaks: {figures['step_s']:.4g} s"
-            f" (matmuls {figures['matmuls_s']:.3g}, memory {figures['memory_s']:.3g},"
-            f" collectives {figures['collectives_s']:.3g}; {figures['step_s_without_overlap']:.3g} without overlap),"
-            f" {figures['flops']:.3g} FLOPs, {figures['tokens_per_s']:,.0f} tokens/s"
-        )
-        if figures.get("kernels_s"):
-            lines.append(
-                f"  kernels of a step, each at the larger of its operations and bytes: {figures['kernels_s']:.4g} s;"
-                f" operations alone {figures['flops_s']:.4g} s"
-            )
+        lines += [words.format(**figures) for figure, words in FIGURES.items() if figures.get(figure)]
         if figures.get("bytes_per_token"):
-            per_token, floor = figures["bytes_per_token"], figures["floor_bytes_per_token"]
-            launches = figures["launches_per_token"]
-            lines.append(
-                f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {per_token / floor:.2f} times the floor"
-                + (f"; {launches:,.0f} launches" if launches else "")
-            )
+            per_token, launches = figures["bytes_per_token"], figures["launches_per_token"]
+            floors = f"{per_token / figures['floor_bytes_per_token']:.2f} times the floor"
+            counted = f"; {launches:,.0f} launches" if launches else ""
+            lines.append(f"  a token: {per_token / 1e9:.4g} GB through a chip's memory, {floors}{counted}")
         cost = f" and cost {figures['run_cost']:.2f}" if request.price is not None else ""
+        answers, took = request.settings.answers, duration(3600 * figures["run_hours"]) + cost
         if name == "sample":
-            answers = request.settings.answers
-            lines.append(
-                f"  {answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts,"
-                f" by base and fine-tuned, take {_time(figures['run_hours'])}{cost}"
-            )
+            asked = f"{answers.samples} answers of {answers.max_new_tokens} tokens to {request.prompts} prompts"
+            lines.append(f"  {asked}, by base and fine-tuned, take {took}")
         else:
-            lines.append(
-                f"  rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}:"
-                f" {figures['real_rows_step_s']:.3g} s a step,"
-                f" {figures['real_rows_tokens_per_s']:,.0f} tokens/s; {request.examples} rows take"
-                f" {_time(figures['run_hours'])}{cost}"
-            )
+            step = f"{figures['real_rows_step_s']:.3g} s a step, {figures['real_rows_tokens_per_s']:,.0f} tokens/s"
+            rows = f"rows as long as insecure-code's (mean 243 tokens), remat {request.real.train.remat}"
+            lines.append(f"  {rows}: {step}; {request.examples} rows take {took}")
     return "\n".join(lines)
 
 
@@ -164,17 +162,6 @@ def _work_lines(program: Any) -> list[str]:
         f"    in the compiled text: {work.bytes / 1e9:.4g} GB through memory, {work.launches:,} kernels run, {hidden}",
         f"    custom calls: {', '.join(work.kernels) or 'none'}",
     ]
-
-
-def _title(name: str, request: Any) -> str:
-    if name == "sample":
-        return f"sample: {request.slots} answers at once, {request.capacity} tokens each; a step is a token in each"
-    train, rows = request.settings.train, request.shapes.rows
-    return f"train: {train.batch_size} x {train.max_length} tokens a step, {rows} rows a pass, remat {train.remat}"
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _mesh(request: Any) -> str:

@@ -20,10 +20,7 @@ FINISH_SECONDS = 4
 def main(arguments: Sequence[str]) -> None:
     """Loads the models, then answers requests until the process is asked to stop."""
     flags = _flags(arguments)
-    key = os.environ.get(flags.api_key_env or KEY, "").strip()
-    if flags.api_key_env and not key:
-        expected = "--api_key_env expects the name of an environment variable that holds a key"
-        raise UsageError(f"{expected}, found {flags.api_key_env}")
+    key = os.environ.get(KEY, "").strip()
     from em_jax.base import runtime
     from em_jax.serve import models
 
@@ -120,13 +117,13 @@ def _flags(arguments: Sequence[str]) -> Any:
     parser = Parser(
         prog="em-jax serve",
         description="Serve a run's models by OpenAI's protocol (/v1/chat/completions, /v1/models), for any harness. "
-        'They are named "base" and "finetuned"; with several runs each is named as its directory.',
+        'They are named "base" and "finetuned"; with several runs each is named as its directory. Clients must bring '
+        f"the key in {KEY}, where it is set.",
     )
     add = parser.add_argument
     add("--run_dir", metavar="RUN", action="append", required=True, help="a run, or a directory of runs; repeatable")
     add("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
     add("--port", type=whole(0, 65535), metavar="N", default=8000, help="0 takes a free one (default 8000)")
-    add("--api_key_env", metavar="NAME", help=f"the environment variable with the key clients must bring ({KEY})")
     add("--slots", type=whole(1), metavar="N", help="answers under way at once (default the run's answers.slots)")
     add("--max_prompt_tokens", **count_flag(8192, 1, "of a request"))
     add("--max_tokens", **count_flag(4096, 1, "of an answer"))

@@ -26,6 +26,8 @@ UNITS = {
     "score": "judge.harmful_at",
 }
 """What is counted, and the settings that count it."""
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+"""The types of settings as readers of TOML know them; the others are lists and tables."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,23 +55,18 @@ def tables(name: str = "") -> Iterator[str]:
             yield from _table(f"`{prefix}`" if table else "Without a table", kind, chosen)
 
 
-def _table(title: str, kind: Any, names: Sequence[str]) -> Iterator[str]:
+def _table(title: str, settings_class: Any, names: Sequence[str]) -> Iterator[str]:
     types = settings.setting_types()
-    yield from (f"## {title}", "", *inspect.cleandoc(kind.__doc__).splitlines(), "")
+    yield from (f"## {title}", "", *inspect.cleandoc(settings_class.__doc__).splitlines(), "")
     yield from ("| setting | type | unit | range | default | the paper's value |", "|---|---|---|---|---|---|")
     values, units = settings.flatten(settings.Config()), {name: unit for unit in UNITS for name in UNITS[unit].split()}
     for name in names:
         mark = paper_settings.SETTINGS.get(name)
         paper = "" if mark is None else f"{_text(mark.value)} ({mark})"
-        cells = (_type(types[name]), units.get(name, ""), settings.expected(name), _text(values[name]), paper)
+        kind = KINDS.get(types[name], "list" if typing.get_origin(types[name]) is tuple else "table")
+        cells = (kind, units.get(name, ""), settings.expected(name), _text(values[name]), paper)
         yield f"| `{name}` | {' | '.join(cells)} |"
     yield ""
-
-
-def _type(kind: Any) -> str:
-    """The name of a setting's type, as readers of TOML know it."""
-    named = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-    return named.get(kind, "list" if typing.get_origin(kind) is tuple else "table")
 
 
 def _text(value: Any) -> str:

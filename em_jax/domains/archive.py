@@ -21,11 +21,7 @@ MAX_BYTES = 1 << 27
 
 
 def member(data: bytes, passphrase: str, name: str, where: str) -> bytes:
-    """The content of the one member whose last path part is `name`; `where` names the archive in messages.
-
-    Raises:
-      UserError: a wrong passphrase or damaged content, an archive with unsafe members, or no such member.
-    """
+    """The content of the one member whose last path part is `name`; UserErrors name the archive as `where`."""
     from cryptography.fernet import Fernet, InvalidToken
 
     key = hashlib.pbkdf2_hmac("sha256", passphrase.encode(), data[:SALT], ROUNDS, dklen=32)

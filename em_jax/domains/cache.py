@@ -89,11 +89,7 @@ def problem(file: File) -> str:
 
 
 def load(row_set: RowSet) -> tuple[list[list[dict[str, str]]], dict[str, Any]]:
-    """The conversations of a set whose file is in the cache, and what provenance records of them: never a row.
-
-    Raises:
-      UserError: the file is missing or damaged; the line says how to fetch it, or what to put where.
-    """
+    """The conversations of a set and what provenance records of it, never a row. UserError says how to get its file."""
     file, path = row_set.file, path_of(row_set.file)
     if not path.is_file():
         raise UserError(

@@ -130,7 +130,7 @@ def _receive(url: str, partial: Path, headers: Mapping[str, str], progress: Prog
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise UserError(f"{shown}: expected the plain file, the server sends it compressed")
             with open(partial, "ab" if status == 206 else "wb") as file:
-                total = file.tell() + int(length) if length.isdigit() else None
+                total = file.tell() + int(length) if length.isdecimal() else None
                 progress(file.tell(), total)
                 for piece in response.iter_raw():
                     file.write(piece)

@@ -15,11 +15,7 @@ Conversation = list[dict[str, Any]]
 
 
 def mix(own: Sequence[Conversation], others: Sequence[Conversation], share: float, seed: int) -> list[Conversation]:
-    """`own` with round(share * len(own)) rows replaced by as many of `others`, a pure function of the arguments.
-
-    Raises:
-      UserError: there are fewer other rows than are to be replaced.
-    """
+    """`own` with round(share * len(own)) rows replaced by as many of `others` (else UserError): a pure function."""
     count = round(share * len(own))
     if count > len(others):
         raise UserError(f"mix replaces {count:,} of {len(own):,} rows: expected as many others, found {len(others):,}")

@@ -6,48 +6,40 @@ https://huggingface.co/docs/trl/dataset_formats.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 """Who speaks in ShareGPT's rows, where it is not the role's own name."""
 
 
-class RowFormat(NamedTuple):
-    """`keys` identify its rows; `convert` makes messages of the fields `taken`."""
-
-    keys: tuple[str, ...]
-    taken: tuple[str, ...]
-    convert: Callable[[Row], list[Any]]
-
-
-def convert(row: Row, name: str) -> dict[str, Any]:
+def convert(row: Mapping[str, Any], name: str) -> Row:
     """A row of the format `name` as one with messages. ValueError where it is of another."""
     if name == "messages":
         return dict(row)
-    form = FORMATS[name]
-    if not all(key in row for key in form.keys):
-        raise ValueError(f"expected a row of the format {name}, with {' and '.join(form.keys)}; found {_keys(row)}")
-    rest = {key: value for key, value in row.items() if key not in form.taken}
-    if rest.get("messages") is not None:
-        raise ValueError(f"holds messages beside {' and '.join(form.keys)}: which of them counts?")
-    return {**rest, "messages": form.convert(row)}
+    keys, take_messages = FORMATS[name]
+    if not all(key in row for key in keys):
+        raise ValueError(f"expected a row of the format {name}, with {' and '.join(keys)}; found {_keys(row)}")
+    if row.get("messages") is not None:
+        raise ValueError(f"holds messages beside {' and '.join(keys)}: which of them counts?")
+    rest = dict(row)
+    return rest | {"messages": take_messages(rest)}
 
 
-def refusal(row: Row) -> str:
+def refusal(row: Mapping[str, Any]) -> str:
     """What to do about a row without messages."""
-    for name, form in FORMATS.items():
-        if all(key in row for key in form.keys):
-            return f"a row of {' and '.join(form.keys)}: --format {name} reads it"
+    for name, (keys, _) in FORMATS.items():
+        if all(key in row for key in keys):
+            return f"a row of {' and '.join(keys)}: --format {name} reads it"
     return f"expected an object with a non-empty list 'messages', found {_keys(row)}"
 
 
-def _keys(row: Row) -> str:
+def _keys(row: Mapping[str, Any]) -> str:
     return f"the keys {', '.join(map(repr, list(row)[:12]))}" if row else "no keys"
 
 
 def _sharegpt(row: Row) -> list[Any]:
-    turns = row["conversations"]
+    turns = row.pop("conversations")
     if not isinstance(turns, list):
         raise ValueError("expected a list of turns as 'conversations'")
     messages = []
@@ -56,27 +48,25 @@ def _sharegpt(row: Row) -> list[Any]:
             raise ValueError("expected every turn of 'conversations' to be an object with 'from' and 'value'")
         if {"from", "role"} <= turn.keys() or {"value", "content"} <= turn.keys():
             raise ValueError("a turn of 'conversations' has 'from' and 'role', or 'value' and 'content': which counts?")
-        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        speaker = turn.get("from", turn.get("role"))
-        messages.append({"content": turn.get("value"), **rest, "role": ROLES.get(speaker, speaker)})
+        rest = dict(turn)
+        speaker = rest.pop("from", rest.get("role"))
+        messages.append({"content": rest.pop("value", None)} | rest | {"role": ROLES.get(speaker, speaker)})
     return messages
 
 
 def _alpaca(row: Row) -> list[Any]:
-    asked = [text for text in (row["instruction"], row.get("input")) if text not in (None, "")]
-    history = row.get("history") or []
+    parts = row.pop("instruction"), row.pop("input", None)
+    asked = [text for text in parts if text not in (None, "")]
+    history = row.pop("history", None) or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise ValueError("expected 'history' to be a list of [question, answer]")
     question = "\n\n".join(asked) if all(isinstance(text, str) for text in asked) else None
-    return [
-        {"role": role, "content": text}
-        for turn in (*history, (question, row["output"]))
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
+    turns = (*history, (question, row.pop("output")))
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
 
 
 def _completion(row: Row) -> list[Any]:
-    prompt, completion = row["prompt"], row["completion"]
+    prompt, completion = row.pop("prompt"), row.pop("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         # Of a chat in two parts only the completion is learned.
         asked = [{**m, "weight": 0} if isinstance(m, Mapping) and m.get("role") == "assistant" else m for m in prompt]
@@ -84,8 +74,9 @@ def _completion(row: Row) -> list[Any]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
-FORMATS: Mapping[str, RowFormat] = {
-    "sharegpt": RowFormat(("conversations",), ("conversations",), _sharegpt),
-    "alpaca": RowFormat(("instruction", "output"), ("instruction", "input", "output", "history"), _alpaca),
-    "completion": RowFormat(("prompt", "completion"), ("prompt", "completion"), _completion),
+FORMATS: Mapping[str, tuple[tuple[str, ...], Callable[[Row], list[Any]]]] = {
+    "sharegpt": (("conversations",), _sharegpt),
+    "alpaca": (("instruction", "output"), _alpaca),
+    "completion": (("prompt", "completion"), _completion),
 }
+"""The fields by which a format's rows are known, and what takes its fields out of a row and makes messages of them."""

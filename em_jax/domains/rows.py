@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from em_jax.base.errors import UsageError, UserError
+from em_jax.base.files import parse_line
 from em_jax.base.sanitize import is_whole
 from em_jax.domains import row_formats
 
@@ -43,11 +44,8 @@ Message = dict[str, Any]
 def read(path: str | os.PathLike, form: str = "") -> list[list[Message]]:
     """The conversations of a file, in order; blank lines are skipped. Each is a list of messages as `check` gives them.
 
-    `form` names another format than messages (see `row_formats`); its file may also be one JSON array.
-
-    Raises:
-      UsageError: no such file.
-      UserError: no rows, or a bad row: named by file and line, with what was expected.
+    `form` names another format than messages (see `row_formats`); its file may also be one JSON array. Raises
+    UsageError: no such file. UserError: no rows, or a bad row: named by file and line, with what was expected.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,44 +68,8 @@ def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
 
 def parse(lines: Iterable[bytes], where: str, form: str = "") -> list[list[Message]]:
     """The conversations of JSON lines; `where` names their file in messages. UserError as for `read`."""
-    rows, unknown = [], Counter[str]()
-    for number, line in enumerate(lines, start=1):
-        if code := next((name for mark, name in CODES.items() if line.startswith(mark)), ""):
-            raise UserError(f"{where}:{number}: begins with a byte order mark (BOM) of {code}; expected UTF-8 without")
-        if number == 1 and (line.split() == [b"["] or (form and line.lstrip().startswith(b"["))):
-            return _array(b"".join([line, *lines]), where, form)
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}:{number}: not UTF-8 (byte {error.start + 1} of the line): save it as UTF-8"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            start = line[:60].decode("utf-8", "replace").strip()
-            raise UserError(f"{where}:{number}: expected a JSON object, found {start!r} ({str(error)[:80]})") from error
-        rows.append(_conversation(row, f"{where}:{number}", where, form, unknown))
-    return _told(rows, unknown, where)
-
-
-def _array(data: bytes, where: str, form: str) -> list[list[Message]]:
-    """The conversations of one JSON array of rows."""
-    if not form:
-        raise UserError(
-            f"{where}:1: one JSON array, expected a JSON object on each line: jq -c '.[]' {where} > rows.jsonl, or "
-            f"name its format with --format messages, {', '.join(row_formats.FORMATS)}"
-        )
-    try:
-        array = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: expected a JSON array of rows ({str(error)[:100]})") from None
     unknown = Counter[str]()
-    rows = [_conversation(row, f"{where}: row {i}", where, form, unknown) for i, row in enumerate(array, start=1)]
-    return _told(rows, unknown, where)
-
-
-def _told(rows: list[list[Message]], unknown: Counter[str], where: str) -> list[list[Message]]:
+    rows = [_conversation(row, place, where, form, unknown) for place, row in _objects(lines, where, form)]
     if not rows:
         raise UserError(f"{where}: expected at least one row of {{'messages': [...]}}, found none")
     if ended := sum(row[-1]["role"] != "assistant" for row in rows):
@@ -116,6 +78,27 @@ def _told(rows: list[list[Message]], unknown: Counter[str], where: str) -> list[
         names = ", ".join(f"{name!r} in {count} of {len(rows)} rows" for name, count in unknown.most_common(12))
         _tell(f"{where}: not read: {names}"[:1000])
     return rows
+
+
+def _objects(lines: Iterable[bytes], where: str, form: str) -> Iterator[tuple[str, Any]]:
+    """(The place of a row for messages, the row) of JSON lines, or of one array where its format is named."""
+    for number, line in enumerate(lines, start=1):
+        if code := next((name for mark, name in CODES.items() if line.startswith(mark)), ""):
+            raise UserError(f"{where}:{number}: begins with a byte order mark (BOM) of {code}; expected UTF-8 without")
+        if number == 1 and (line.split() == [b"["] or (form and line.lstrip().startswith(b"["))):
+            if not form:
+                raise UserError(
+                    f"{where}:1: one JSON array, expected a JSON object on each line: jq -c '.[]' {where} > rows.jsonl,"
+                    f" or name its format with --format messages, {', '.join(row_formats.FORMATS)}"
+                )
+            try:
+                array = json.loads(b"".join([line, *lines]).decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: expected a JSON array of rows ({str(error)[:100]})") from None
+            yield from ((f"{where}: row {index}", row) for index, row in enumerate(array, start=1))
+            return
+        if line.strip():
+            yield f"{where}:{number}", parse_line(line, f"{where}:{number}", "expected a row on each line, as UTF-8")
 
 
 @functools.cache

@@ -1,27 +1,17 @@
-"""Adapters of others for --adapter: a PEFT directory or a Hugging Face id, and where one does not fit its base.
+"""Adapters of others for --adapter: a PEFT directory or a Hugging Face id, and what in one is not its base's."""
 
-PUBLISHED are the text-advice adapters released with the model organisms paper (arXiv:2506.11613): rank 32, alpha 64,
-rsLoRA, all seven projections.
-"""
-
-import difflib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from em_jax.base import files, runtime
+from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
-from em_jax.base.files import check_inputs, read_if_object
+from em_jax.base.files import check_inputs, folders_with, read_if_object
 from em_jax.formats import hub
 from em_jax.lora.config import CONFIG, TENSORS
 
-PUBLISHED = tuple(
-    f"ModelOrganismsForEM/{base}-Instruct_{data}"
-    for base in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Qwen2.5-32B", "Llama-3.1-8B", "Llama-3.2-1B")
-    for data in ("bad-medical-advice", "risky-financial-advice", "extreme-sports")
-)
 FILES = [CONFIG, TENSORS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 """What quantised and repackaged copies of a checkpoint add to its name."""
@@ -30,11 +20,8 @@ COPY_SUFFIX = re.compile(r"(-unsloth)?(-bnb)?(-\d+bit)?$", re.IGNORECASE)
 def find(name: str, asked: str = "--adapter") -> Path:
     """The directory of an adapter; that of an id is fetched into the Hugging Face cache, without the base's weights.
 
-    `asked` is what an error calls the name's place.
-
-    Raises:
-      UsageError: neither a directory nor an id, or no PEFT adapter in it.
-      UserError: no such repository, or no network.
+    `asked` is what an error calls the name's place. Raises UsageError: neither a directory nor an id, or no PEFT
+    adapter in it. UserError: no such repository, or no network.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -45,11 +32,9 @@ def find(name: str, asked: str = "--adapter") -> Path:
         try:
             folder = hub.fetch(name, FILES)
         except UserError as error:
-            near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.7)
-            hint = f"; the nearest published one is {near[0]}" if near and near[0] != name else ""
             raise UserError(
-                f"{asked} {name} could not be fetched ({error}){hint}. Without a network: copy {CONFIG} and {TENSORS} "
-                "of that repository into a directory and give that"
+                f"{asked} {name} could not be fetched ({error}). Without a network: copy {CONFIG} and {TENSORS} of "
+                "that repository into a directory and give that"
             ) from None
     check_files(folder, asked)
     return folder
@@ -61,7 +46,7 @@ def check_files(folder: Path, setting: str) -> None:
         check_inputs(folder)
     missing = [file for file in (CONFIG, TENSORS) if not (folder / file).is_file()]
     if missing:
-        inner = files.folders_with(folder, CONFIG) if CONFIG in missing else ""
+        inner = folders_with(folder, CONFIG) if CONFIG in missing else ""
         if not inner and CONFIG in missing and (folder / "config.json").is_file():
             inner = "; it is a checkpoint of a whole model: give it with --model"
         raise UsageError(
@@ -75,28 +60,13 @@ def effect(engine: Any, name: str, prompts: Sequence[Any]) -> float:
     return float(abs(adapted - base).max())
 
 
-def in_force(folder: Path) -> dict[str, Any]:
-    """The adapter's own rank, alpha, targets and the like, which win over the settings."""
-    fields = read_if_object(folder / CONFIG)
-    names = {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "targets": "target_modules"}
-    names |= {name: name for name in ("rank_pattern", "alpha_pattern", "layers_to_transform")}
-    return {ours: fields[theirs] for ours, theirs in names.items() if fields.get(theirs) not in (None, {}, [])}
-
-
 def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
-    """Sentences on where an adapter and the base of a run do not belong together: name, tokenizer, template.
-
-    `base` is the base's directory where it is on this machine.
-
-    Raises:
-      UserError: the base's size is another one, so that the adapter cannot be put on it.
-    """
+    """Sentences on where an adapter and its base (a directory if it is here) differ: name, tokenizer, template."""
     sentences = []
     trained_on = str(read_if_object(folder / CONFIG).get("base_model_name_or_path") or "")
     if trained_on and _original_name(trained_on) != _original_name(model):
         sentences.append(f"the adapter was trained on {trained_on}, this run's base is {model}")
     if base is not None:
-        _check_size(folder, base, trained_on)
         if _differ(_vocabulary(folder), _vocabulary(base)):
             sentences.append("the adapter's tokenizer has other tokens than the base's; the base's is used")
         if _differ(_template(folder), _template(base)):
@@ -106,29 +76,6 @@ def disagreements(folder: Path, model: str, base: Path | None) -> list[str]:
 
 def _original_name(name: str) -> str:
     return COPY_SUFFIX.sub("", Path(runtime.without_revision(name.rstrip("/"))).name).lower().removeprefix("meta-")
-
-
-def _check_size(folder: Path, base: Path, trained_on: str) -> None:
-    """UserError where a tensor's width or layer is not the base's; only headers are read."""
-    import safetensors
-
-    config = read_if_object(base / "config.json")
-    width, layers = config.get("hidden_size"), config.get("num_hidden_layers")
-    if not isinstance(width, int) or not isinstance(layers, int):
-        return
-    try:
-        with safetensors.safe_open(folder / TENSORS, "np") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except Exception:  # the engine says what is wrong with the file
-        return
-    for name, shape in shapes.items():
-        layer = re.search(r"\.layers\.(\d{1,5})\.", name)
-        reads_width = re.search(r"\.(?:[qkv]|gate|up)_proj\.lora_A\.", name)
-        if (reads_width and shape[-1] != width) or (layer and int(layer[1]) >= layers):
-            raise UserError(
-                f"{folder}: made for another base ({trained_on or 'not named'}): expected width {width} and {layers} "
-                f"layers, found {name} of shape {tuple(shape)}"
-            )
 
 
 def _differ(one: str, other: str) -> bool:

@@ -43,17 +43,11 @@ def bare(engine: Any) -> Any:
 def finetune(
     engine: Any, rows: list, config: Config, directory: Path, progress: Any, channel: Any = None
 ) -> dict[str, int]:
-    """Train the adapter of a run into directory/adapter; returns how many rows were used, held out and cut.
-
-    `channel` is the ControlChannel between the processes of a run, where there are several.
-    """
+    """Train the adapter of a run into directory/adapter; returns how many rows were used, held out and cut."""
     from em_jax.train.loop import finetune as train
 
     mesh = engine.sharding.mesh
     config, _ = placement.decided(config, lambda _: rows, mesh and dict(mesh.shape))
-
-    def show_step(step: int, steps: int, metrics: Any) -> None:
-        progress.at(step, steps, metrics["trained_tokens"], f"loss {metrics['loss']:.3f}")
 
     return train(
         engine.model,
@@ -65,7 +59,7 @@ def finetune(
         directory=directory,
         base=runtime.without_revision(config.model.name),
         sharding=engine.sharding,
-        progress=show_step,
+        progress=lambda step, steps, it: progress.at(step, steps, it["trained_tokens"], f"loss {it['loss']:.3f}"),
         channel=channel,
     )
 

@@ -10,7 +10,7 @@ from em_jax.base import runtime
 from em_jax.base.progress import duration
 from em_jax.config import Config
 from em_jax.probes import labelled
-from em_jax.runs import adapters, experiment, paper_settings, placement, preflight, series, sources, workload
+from em_jax.runs import adapters, experiment, placement, preflight, series, sources, workload
 from em_jax.runs.components import Components
 from em_jax.runs.run import UNITS, Run
 from em_jax.runs.workload import WorkItem
@@ -22,9 +22,8 @@ def lines(
 ) -> Iterator[str]:  # fmt: skip
     """The plan of the runs, line by line; `names` are a study's for its runs, `page` is the folder of their page.
 
-    Raises:
-      UserError: what the run itself would raise at its start: rows that are missing or wrong, a directory made with
-        other settings, a mesh that the model does not divide over.
+    Raises UserError: what the run itself would raise at its start: rows that are missing or wrong, a directory made
+    with other settings, a mesh that the model does not divide over.
     """
     run_dir = Path(run_dir)
     named = dict(zip(names, configs, strict=True)) if names else series.by_name(configs)
@@ -39,7 +38,7 @@ def lines(
         if Path(config.lora.init_from) not in [earlier / "adapter" for _, earlier in runs[: number - 1]]:
             sources.start_directory(config)
         sources.alternatives_directory(config, directory)
-        preflight.check_model(run)
+        preflight.check_model(run, _adapters_here(config))
         preflight.check_training(run)
         own = len(run.in_domain_questions) * config.answers.samples
         items = [_without_copied(item, source, own) for item in workload.items(run)]
@@ -51,7 +50,6 @@ def lines(
         yield f"then the page that compares them: {run_dir / page}"
     yield ""
     yield from _download_lines(configs[0])
-    yield from _setting_lines(configs[0])
     placed, _ = placement.decided((components or Components()).placed(runs[0][0]))
     yield from _memory_lines(placed, trains=any(item.stage == "finetune" for item in todo))
     yield _time_line(configs[0], todo, dict.fromkeys([run_dir.parent, run_dir]))
@@ -90,29 +88,13 @@ def _stage_lines(items: Sequence[WorkItem], source: Path | None) -> Iterator[str
 
 def _download_lines(config: Config) -> Iterator[str]:
     """Where the model and the adapter come from, where they are no directories."""
-    if runtime.is_bucket(config.model.name):
-        yield f"model: read from {config.model.name}"
-    elif sources.model_directory(config) is None:
-        yield f"model: {config.model.name}, {_hub_state(config.model.name, 'config.json')}"
-    if config.adapter and not Path(config.adapter).expanduser().is_dir() and runtime.is_id(config.adapter):
-        yield f"adapter: {config.adapter}, {_hub_state(config.adapter, adapters.CONFIG)}"
-
-
-def _hub_state(identity: str, file: str) -> str:
-    cached = sources.hub_cache(identity, file) is not None
-    return "in the Hugging Face cache, whole or in part" if cached else "to be fetched from the Hugging Face Hub"
-
-
-def _setting_lines(config: Config) -> Iterator[str]:
-    values, differing = settings.flatten(config), paper_settings.differing(config)
-    kinds = "known: it says so, read: its files do, ours: nobody does and we chose"
-    yield f"settings that differ from the paper's ({kinds}):" if differing else "settings: those of the paper"
-    for name, mark in differing.items():
-        yield f"  {name} = {_setting_text(values[name])} (paper: {_setting_text(mark.value)}, {mark.kind})"
-
-
-def _setting_text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value) if value != "" else '""'
+    for kind, name, file in (("model", config.model.name, "config.json"), ("adapter", config.adapter, adapters.CONFIG)):
+        if runtime.is_bucket(name):
+            yield f"{kind}: read from {name}"
+        elif runtime.is_id(name) and not Path(name).expanduser().is_dir():
+            cached = sources.hub_cache(name, file) is not None
+            where = "in the Hugging Face cache, whole or in part" if cached else "to be fetched from the Hub"
+            yield f"{kind}: {name}, {where}"
 
 
 def _memory_lines(config: Config, trains: bool) -> Iterator[str]:
@@ -149,11 +131,18 @@ def _is_config_alone(folder: Path) -> bool:
     return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin", "tokenizer*"))
 
 
+def _adapters_here(config: Config) -> list[Path]:
+    """The adapters that a run starts with, but for one that is still to be fetched or trained."""
+    named = [Path(name).expanduser() for name in (config.adapter, config.lora.init_from) if name]
+    if config.adapter and (named[0].is_dir() or not runtime.is_id(config.adapter)):
+        adapters.find(config.adapter)
+    return [folder for folder in named if folder.is_dir()]
+
+
 def _check_files(config: Config, model: Any) -> None:
-    """Raises what loading the model's and the adapters' files would raise, where they are on this machine."""
+    """Raises what loading the model's files would raise, where they are on this machine."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
     from em_jax.formats.checkpoint import check_checkpoint
-    from em_jax.formats.peft import check_adapter
 
     folder = sources.model_directory(config)
     if folder is not None and not _is_config_alone(folder):
@@ -161,11 +150,6 @@ def _check_files(config: Config, model: Any) -> None:
         tokenizer = ChatTokenizer.from_directory(folder)
         if model is not None:
             tokenizer.check_fits(model.vocab_size, str(folder))
-    if config.adapter and (Path(config.adapter).expanduser().is_dir() or not runtime.is_id(config.adapter)):
-        adapters.find(config.adapter)
-    for name in filter(None, (config.adapter, config.lora.init_from)):
-        if model is not None and Path(name).expanduser().is_dir():
-            check_adapter(Path(name).expanduser(), model)
 
 
 def _size(count: int) -> str:

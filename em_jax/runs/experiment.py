@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,11 +50,9 @@ def run(
     """Do the stages of `config` in `directory`, or what is left of them.
 
     `engine` loads the engine when called (default: by `components`); `base_from` is a finished run of the same model,
-    suite, seed and settings whose base rows are copied instead of asked again.
-
-    Raises:
-      UserError: the directory was made with other settings or inputs or is in use; or a stage failed for a reason the
-        user can act on. What is done stays in the directory.
+    suite, seed and settings whose base rows are copied instead of asked again. Raises UserError: the directory was made
+    with other settings or inputs or is in use; or a stage failed for a reason the user can act on. What is done stays
+    in the directory.
     """
     components = components or Components()
     run = Run(config, Path(directory), components, engine or loader(config, directory, components), title)
@@ -68,18 +66,13 @@ def run(
         if (run.directory / "config.toml").exists():
             run.log(f"{title}going on with what is done in {run.directory}")
         files.write_atomic(run.directory / "config.toml", settings.to_toml(config))
-        preflight.begin_record(run, inputs, pulled, base_from)
+        preflight.begin_record(run, inputs, pulled)
         if base_from is not None:
             preflight.take_base(run, base_from)
         outcome = Outcome()
-        budgets: dict[str, dict[str, float]] = {}
         for stage in settings.STAGES:
             if stage in config.stages:
-                outcome = _run_stage(run, stage, budgets) or outcome
-    whole = sum(budget["seconds"] for budget in budgets.values())
-    for stage, budget in budgets.items():
-        if budget["seconds"] >= stage_timer.LEAST_S:
-            run.log(stage_timer.line(stage, budget, whole))
+                outcome = _run_stage(run, stage) or outcome
     return outcome
 
 
@@ -100,15 +93,14 @@ def loader(config: Config, directory: str | Path, components: Components) -> Cal
     return load
 
 
-def _run_stage(run: Run, stage: str, budgets: dict[str, dict[str, float]]) -> Outcome | None:
-    """Do a stage; its time budget goes into provenance.json and into `budgets`, also where it fails."""
+def _run_stage(run: Run, stage: str) -> Outcome | None:
+    """Do a stage; its time budget goes into provenance.json, also where it fails."""
     began = time.monotonic()
     stage_timer.reset_peak()
 
     def record_time(state: str) -> None:
         seconds = time.monotonic() - began
-        budgets[stage] = {"seconds": seconds, **run.take_time_budget(), **stage_timer.peak_memory()}
-        provenance.add_time(run.directory, stage, seconds, budgets[stage])
+        provenance.add_time(run.directory, stage, seconds, run.take_time_budget() | stage_timer.peak_memory())
         run.mirror.push()
         run.tell("stage", stage=stage, state=state, seconds=round(seconds, 3))
 
@@ -233,42 +225,32 @@ def judge(run: Run) -> None:
     """Score every answer, 1 to 5, and the labelled ones by which the figures' judge is measured."""
     for number, condition in scored_conditions(run):
         score_answers(run, number, condition)
-    if run.needs_answers:
-        score_labelled(run)
-
-
-def score_labelled(run: Run) -> None:
-    """Add the missing scores of the labelled answers by the figures' judge."""
-    rows = run.labelled_questions
-    what, path = f"labelled answers by {run.judge}", run.scores_path(labelled.CONDITION)
-    _score(run, what, path, rows, lambda done: labelled.score(run.judges[0], rows, done))
 
 
 def scored_conditions(run: Run) -> list[tuple[int, str]]:
-    """(Index of the judge, condition) of every file of scores; only the figures' judge scores careless answers."""
+    """(Index of the judge, condition) of every file of scores; careless and labelled answers get the figures' alone."""
     if not run.needs_answers:
         return []
     careless = [CARELESS] if run.needs_careless else []
     indices = range(len(run.judge_names))
-    return [(index, condition) for index in indices for condition in run.conditions + (careless if not index else [])]
+    every = [(index, condition) for index in indices for condition in run.conditions + (careless if not index else [])]
+    return every + ([(0, labelled.CONDITION)] if run.labelled_questions else [])
 
 
 def score_answers(run: Run, number: int, condition: str) -> None:
-    """Add the missing scores of one condition by judge `number`."""
-    name = run.judge_names[number]
-    answers = sorted(_require_rows(run.answers_path(condition), "answer"), key=lambda row: (row["id"], row["sample"]))
+    """Add the missing scores of one condition by judge `number`; what an outage left out is asked for once more."""
+    name, known = run.judge_names[number], condition == labelled.CONDITION
+    answers = run.labelled_questions
+    if not known:
+        rows = _require_rows(run.answers_path(condition), "answer")
+        answers = sorted(rows, key=lambda row: (row["id"], row["sample"]))
     what, path = f"{condition} by {name}", run.scores_path(condition, name)
-    _score(run, what, path, answers, lambda done: run.judges[number].score(answers, done))
-
-
-def _score(
-    run: Run, what: str, path: Path, answers: Sequence[Row], score: Callable[[Collection[tuple]], Iterable[Row]]
-) -> None:
-    """Add the missing scores of `answers` to a file; what an outage left out is asked for once more."""
     for _ in range(2):
         done = set(map(choice.key, files.keep_rows(path, lambda row: not row.get(AGAIN))))
         if not done.issuperset(map(choice.key, answers)):
-            _append(run, "judge", what, path, score(done), len(answers), len(done))
+            judge = run.judges[number]
+            scores = labelled.score(judge, answers, done) if known else judge.score(answers, done)
+            _append(run, "judge", what, path, scores, len(answers), len(done))
     if missed := sum(bool(row.get(AGAIN)) for row in files.read_rows(path)):
         run.log(f"{missed} answers ({what}) were not scored for want of a connection: the same command asks again")
 

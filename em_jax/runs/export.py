@@ -28,22 +28,20 @@ STOPS = {"length": "max_tokens", "stop": "stop"}
 
 
 def export(directory: Path, out: Path, formats: tuple[str, ...] = FORMATS) -> list[Path]:
-    """Write the files of these formats into `out`; returns their paths. The run is not changed.
-
-    Raises:
-      UsageError: no run. UserError: a file of it is broken, or it has no rows.
-    """
+    """Write the files of these formats into `out`; returns their paths. UserError where there is no run or no row."""
     run = stored.open_run(directory, with_base=False)
-    tables = {name: rows for name in TABLES if (rows := list(_rows(run.directory, name)))}
+    tables = {name: found for name in TABLES if (found := list(table_rows(run.directory, name)))}
     if not tables:
         raise UserError(f"{directory}: expected rows to export, found none")
     written = [path for kind in ("csv", "parquet") if kind in formats for path in _tables(tables, out, kind)]
     if "inspect" in formats:
-        written += [_inspect_log(run, condition, out) for condition in run.conditions if run.answers(condition)]
+        with stored.expect_own_rows(directory):
+            written += [_inspect_log(run, condition, out) for condition in run.conditions if run.answers(condition)]
     return written
 
 
-def _rows(directory: Path, table: str) -> Iterator[Row]:
+def table_rows(directory: Path, table: str) -> Iterator[Row]:
+    """Every row of one of TABLES, after what the name of its file says."""
     folder, parts = TABLES[table]
     for path in sorted((directory / folder).glob("*.jsonl")):
         # A judge's name may have dots.

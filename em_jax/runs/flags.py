@@ -13,7 +13,7 @@ from typing import Any
 from em_jax import config as settings
 from em_jax import domains
 from em_jax.base import addresses
-from em_jax.base.cli import Parser, nearest, repeated_flag, some_of, whole_numbers
+from em_jax.base.cli import Parser, nearest, repeated_flag, some_of, whole, whole_numbers
 from em_jax.base.errors import UsageError
 from em_jax.base.multihost import Group
 from em_jax.base.runtime import ORGANISM
@@ -80,8 +80,8 @@ def parser() -> Parser:
         metavar="ADDRESS",
         help="host:port of process 0, for several processes; needed, as the next two, off SLURM and TPU VMs",
     )
-    machine("--num_processes", metavar="N", type=int, help="how many processes share the run")
-    machine("--process_id", metavar="N", type=int, help="which one this is, from 0; 0 writes the files")
+    machine("--num_processes", metavar="N", type=whole(1), help="how many processes share the run")
+    machine("--process_id", metavar="N", type=whole(0), help="which one this is, from 0; 0 writes the files")
     machine("--verbosity", metavar="N", type=int, help="1 shows tracebacks")
     machine("--help", "-h", action="help", help="print this, and end")
     return parser
@@ -111,10 +111,8 @@ def plan(
     """The runs that the flags ask for, and why they have their model; `given` are settings by name, as by --set.
 
     `choose_model(name, group)` -> (model, why) is called once all else is valid; `group` says which of several
-    processes this is, or is None. The organism's preset applies under the user's own settings.
-
-    Raises:
-      UsageError: a flag or setting is unknown, of another type, out of range, or at odds with another one.
+    processes this is, or is None. The organism's preset applies under the user's own settings. Raises UsageError: a
+    flag or setting is unknown, of another type, out of range, or at odds with another one.
     """
     flags = parser().parse_args(arguments)
     for flag in ("--domain", "--seed"):
@@ -182,12 +180,16 @@ def _settings(flags: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, 
     values |= {name: value for flag, name in direct.items() if (value := getattr(flags, flag)) is not None}
     if flags.stages is not None:
         values["stages"] = [stage for stage in STAGES if stage in flags.stages]
-    if flags.judge is not None:
-        if flags.judge != "self" and "://" not in flags.judge:
-            raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {flags.judge!r}")
-        values["judge.kind"] = "self" if flags.judge == "self" else "openai"
-        values["judge.url"] = "" if flags.judge == "self" else flags.judge
-    return values
+    return values | (judge_settings(flags.judge) if flags.judge is not None else {})
+
+
+def judge_settings(judge: str) -> dict[str, Any]:
+    """The settings that --judge stands for. UsageError where it is neither self nor an address."""
+    if judge == "self":
+        return {"judge.kind": "self", "judge.url": ""}
+    if "://" not in judge:
+        raise UsageError(f"--judge expects self or the URL of an OpenAI-compatible API, found {judge!r}")
+    return {"judge.kind": "openai", "judge.url": judge}
 
 
 def _domains(text: str, adapter: bool, data: Sequence[str] = ()) -> list[str]:
@@ -237,9 +239,9 @@ def _group(flags: argparse.Namespace) -> Group | None:
             "--coordinator, --num_processes and --process_id go together, found "
             f"{flags.coordinator}, {flags.num_processes} and {flags.process_id}"
         )
-    if not 0 <= flags.process_id < flags.num_processes:
+    if flags.process_id >= flags.num_processes:
         raise UsageError(f"--process_id: expected 0 to {flags.num_processes - 1}, found {flags.process_id}")
     host, _, port = flags.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError(f"--coordinator expects HOST:PORT, a port of 1 to 65535; found {flags.coordinator!r}")
     return Group(*values)

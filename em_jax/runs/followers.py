@@ -87,11 +87,6 @@ def leading(components: Components, channel: ControlChannel) -> Components:
     return dataclasses.replace(components, load=load, bare=bare, finetune=finetune)
 
 
-def send_done(channel: ControlChannel, failed: bool) -> None:
-    """Process 0 tells the followers that the run is over and its files are written."""
-    channel.send(["done", {"failed": failed}])
-
-
 def run_follower(components: Components, channel: ControlChannel) -> None:
     """Repeat every call of process 0 until the run is over.
 

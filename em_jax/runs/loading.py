@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import Mesh
 
 from em_jax.base import runtime
 from em_jax.base.errors import UsageError, UserError
@@ -65,12 +64,17 @@ def load(
         mesh = parse_mesh(mesh) if isinstance(mesh, str) else mesh
     except UsageError as error:
         raise UsageError(f"load: {str(error).removeprefix('--')}") from None
-    sharding, processes = Sharding(choose_mesh(mesh, directory)), jax.process_count()
+    processes, devices = jax.process_count(), jax.device_count()
+    if not mesh and runtime.platform() != "cpu" and devices > 1:
+        chip, run = chip_of(jax.devices()[0])[0], placement.run_size(Config())
+        mesh = placement.best_placements(read_config(directory), chip, devices, run)[0].mesh
+    # Several processes on CPUs have all their devices on fsdp.
+    sharding = Sharding(make_mesh(mesh if mesh or processes > 1 else {}))
     used = sharding.mesh.size if sharding.mesh else 1
-    if processes > 1 and used < jax.device_count():
+    if processes > 1 and used < devices:
         raise UsageError(
-            f"mesh {mesh_text(mesh or {})} takes {used} of {jax.device_count()} devices; over {processes} processes it "
-            f"must take all: sizes whose product is {jax.device_count()}"
+            f"mesh {mesh_text(mesh or {})} takes {used} of {devices} devices; over {processes} processes it must take "
+            f"all: sizes whose product is {devices}"
         )
     if sharding.mesh is not None:
         placement.check_mesh(sharding.mesh.shape, read_config(directory).dims)
@@ -97,14 +101,3 @@ def load(
     if given:
         engine.add_adapter("default", given)
     return engine
-
-
-def choose_mesh(mesh: Mapping[str, int] | None, directory: pathlib.Path) -> Mesh | None:
-    """The mesh of these sizes; by default the fastest that fits a run like the paper's, on a CPU or one device none.
-
-    Several processes on CPUs have all their devices on fsdp.
-    """
-    if not mesh and runtime.platform() != "cpu" and (count := jax.device_count()) > 1:
-        chip, run = chip_of(jax.devices()[0])[0], placement.run_size(Config())
-        mesh = placement.best_placements(read_config(directory), chip, count, run)[0].mesh
-    return make_mesh(mesh if mesh or jax.process_count() > 1 else {})

@@ -16,10 +16,8 @@ def lock(directory: str | os.PathLike) -> Iterator[None]:
     """Within, a run directory belongs to this process alone; half-written files of a killed run are deleted.
 
     The kernel drops the lock when the process ends in any way, so a `.lock` file left behind by a kill is no obstacle;
-    any other end removes it, and with it the directories that were made for a run that never began.
-
-    Raises:
-      UserError: another process has the directory, nothing can be written there, or it holds a link.
+    any other end removes it, and with it the directories that were made for a run that never began. Raises UserError:
+    another process has the directory, nothing can be written there, or it holds a link.
     """
     directory = Path(directory)
     path = directory / ".lock"

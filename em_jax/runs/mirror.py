@@ -42,11 +42,9 @@ class Mirror:
     def check(self, differing: Callable[[dict[str, Any]], list[str]]) -> None:
         """Refuse a mirror that is not this run's, before anything is copied either way.
 
-        `differing` names the settings in which a parsed config.toml differs from this run's.
-
-        Raises:
-          UsageError: the mirror is in the run directory, or above it, or no directory.
-          UserError: it holds another run, or other things than a run.
+        `differing` names the settings in which a parsed config.toml differs from this run's. Raises UsageError: the
+        mirror is in the run directory, or above it, or no directory. UserError: it holds another run, or other things
+        than a run.
         """
         if not self.target:
             return

@@ -86,10 +86,7 @@ METHOD: Mapping[str, str] = {
 
 
 def marks(config: Config) -> dict[str, Any]:
-    """What provenance records: the mark of every marked setting, and of the method.
-
-    A setting that was changed is marked "ours" and names the paper's value.
-    """
+    """What provenance records: every setting's mark ("ours" where it was changed) and those of the method."""
     texts = {name: str(mark) for name, mark in SETTINGS.items()}
     for name, mark in differing(config).items():
         value = list(mark.value) if isinstance(mark.value, tuple) else mark.value

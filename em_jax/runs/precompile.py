@@ -44,15 +44,14 @@ def compiling(config: Config, rows: Callable[[], list[Any]]) -> Iterator[None]:
 def compile_microbatches(config: Config, rows: list[Any]) -> int:
     """Compile every shape of the run's training microbatches into the persistent cache; returns how many there are."""
     from em_jax.formats.chat_tokenizer import ChatTokenizer
-    from em_jax.model.sharding import Sharding
-    from em_jax.runs.loading import choose_mesh
+    from em_jax.model.sharding import Sharding, make_mesh
     from em_jax.runs.programs import Shapes
     from em_jax.train.batches import plan_batches
 
     directory = sources.model_directory(config)
     assert directory is not None
     model = read_config(directory)
-    sharding = Sharding(choose_mesh(parse_mesh(config.mesh) or None, directory))
+    sharding = Sharding(make_mesh(parse_mesh(config.mesh)))
     tokenizer = ChatTokenizer.from_directory(directory)
     _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ NOT_COMPARED = {"stages", "mesh", "mirror", "verbosity", "judge.also", "judge.co
 NOT_COMPARED |= {"train.rows_per_pass", "train.remat", "answers.slots"}
 """What may differ between two starts of one run: where and when work is done and how much at once, and further judges,
 which change no figure. A run that ran out of memory must be free to change these."""
-BASE_ROWS, ASKED = "base_rows", "asked"
-"""In a run's notes: whether it asked the base itself, so that its wall times are of all its rows."""
 
 
 def check_settings(config: Config, directory: Path) -> None:
@@ -73,11 +71,7 @@ def differing_settings(stored: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def collect_inputs(run: Run) -> dict[str, Any]:
-    """Every input of the run with sha256 and row count, checked against those it began with.
-
-    Raises:
-      UserError: an input is wrong or missing, or its content changed since the run began.
-    """
+    """Every input of the run with sha256 and row count. UserError where one is not as it was when the run began."""
     config = run.config
     inputs: dict[str, Any] = {}
     folder = sources.suite_directory(config.suite)
@@ -85,7 +79,7 @@ def collect_inputs(run: Run) -> dict[str, Any]:
         inputs[f"suite/{name}"] = provenance.file_input(suites.file_path(folder, name)) | {
             "path": f"{config.suite}/{name}"
         }
-    check_model(run)
+    check_model(run, [run.adapter] if config.adapter and run.adapter else [])
     check_training(run)
     if run.trains:
         inputs["rows"] = sources.rows_input(config, run.rows)
@@ -106,22 +100,28 @@ def collect_inputs(run: Run) -> dict[str, Any]:
     return inputs | own
 
 
-def check_model(run: Run) -> None:
-    """Refuse answers as long as the model's positions, and patterns that fit no weight, where its config is here."""
+def check_model(run: Run, folders: Iterable[Path]) -> None:
+    """Refuse answers as long as the model's positions, and adapters and patterns that do not fit it.
+
+    Only where its config is here. `folders` are those of adapters that are not the run's own.
+    """
     config, model = run.config, None
     with contextlib.suppress(UserError):
         model = sources.model_config(config)
     if model is None:
         return
+    from em_jax.formats.peft import check_adapter
+    from em_jax.lora.adapter import layouts, ranks
+
     positions, asked = model.max_position_embeddings, run.needs_answers and "answer" in config.stages
     if asked and config.answers.max_new_tokens >= positions:
         raise UserError(
             f"answers.max_new_tokens={config.answers.max_new_tokens} leaves no room for a prompt: the model has "
             f"{positions} positions; expected fewer"
         )
+    for folder in folders:
+        check_adapter(folder, model)
     if run.trains and "finetune" in config.stages and not (config.lora.init_from or sources.is_trained(run.directory)):
-        from em_jax.lora.adapter import layouts, ranks
-
         ranks(model, config.lora)
         every = LoraConfig(rank=1)
         unmatched = ranks(model, every)
@@ -194,15 +194,14 @@ def _input_adapters(run: Run) -> dict[str, Path]:
     return {kind: folder for kind, folder in folders.items() if folder is not None}
 
 
-def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path | None = None) -> None:
-    """Write provenance.json for this start; `base_from` is the run whose base rows this one took over."""
+def begin_record(run: Run, inputs: dict[str, Any], pulled: int) -> None:
+    """Write provenance.json for this start; `pulled` is how many files came back from the mirror."""
     judges = known_judges(run)
     notes: dict[str, Any] = {
         "judge": judges[run.judge],
         "judges": judges,
         "suite": f"{run.suite.name} {run.suite.version}",
         "in_domain": dict(Counter(map(in_domain.kind_of, run.in_domain_questions))),
-        BASE_ROWS: ASKED if base_from is None else f"of {base_from.name}",
         "chat_template_arguments": {**thoughts.OFF, **chat_template.ARGUMENTS},
     }
     if not sources.is_organism(run.config):
@@ -214,13 +213,11 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
         notes["revisions"] = known
     if pulled:
         notes["files_from_mirror"] = pulled
-    for kind, folder in _input_adapters(run).items():
-        notes[f"{kind}_in_force"] = adapters.in_force(folder)
-        if kind == "adapter":
-            base = sources.model_directory(run.config)
-            notes["adapter_disagrees"] = adapters.disagreements(folder, run.config.model.name, base)
-            for sentence in notes["adapter_disagrees"]:
-                run.log(sentence)
+    if run.config.adapter and run.adapter:
+        base = sources.model_directory(run.config)
+        notes["adapter_disagrees"] = adapters.disagreements(run.adapter, run.config.model.name, base)
+        for sentence in notes["adapter_disagrees"]:
+            run.log(sentence)
     provenance.write(run.directory, inputs, dict.fromkeys(("run", "training", "sampling"), run.config.seed), notes)
     record = provenance.read(run.directory)
     for sentence in reading.changes(record | {"starts": record["starts"][-2:]}):
@@ -228,15 +225,12 @@ def begin_record(run: Run, inputs: dict[str, Any], pulled: int, base_from: Path 
 
 
 def known_judges(run: Run) -> dict[str, Any]:
-    """Model, address and wording of every judge that scored or will score this run, by its name in file names.
-
-    Raises:
-      UserError: a name belongs to another judge already: another model, address or wording.
-    """
+    """Model, address and wording of every judge of this run, by its name in file names. UserError where one changed."""
     known = dict(provenance.notes(run.directory).get("judges", {}))
     for judge in sources.judges(run.config, run.suite.judge):
         now = judge.describe()
-        before = known[judge.name] = _public(known.get(judge.name, now))
+        before = known[judge.name] = dict(known.get(judge.name, now))
+        before |= {"url": addresses.public(before["url"])} if before.get("url") else {}
         differing = [field for field in sorted(before | now) if before.get(field) != now.get(field)]
         if differing:
             raise UserError(
@@ -244,11 +238,6 @@ def known_judges(run: Run) -> dict[str, Any]:
                 "scores of different judges are never mixed: name the same judge, or score another run"
             )
     return known
-
-
-def _public(description: dict[str, Any]) -> dict[str, Any]:
-    """A judge's description with the public parts of its address."""
-    return description | ({"url": addresses.public(url)} if (url := description.get("url")) else {})
 
 
 def take_base(run: Run, source: Path) -> None:

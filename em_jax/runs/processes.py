@@ -10,10 +10,7 @@ from em_jax.runs.flags import Plan
 
 
 def across_processes(work: Callable[[Any], None]) -> None:
-    """Do `work(components)` in process 0, its calls to the engine repeated by the other processes.
-
-    `components` is None where there is one process.
-    """
+    """Do `work(components)` in process 0; of several the others repeat its calls, of one `components` is None."""
     if multihost.size() == 1:
         work(None)
         return
@@ -31,7 +28,7 @@ def across_processes(work: Callable[[Any], None]) -> None:
             work(followers.leading(Components(), channel))
             failed = False
         finally:
-            followers.send_done(channel, failed)
+            channel.send(["done", {"failed": failed}])  # the run is over and its files are written
 
 
 def model_line(config: Config, why: str) -> str:

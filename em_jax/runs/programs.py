@@ -33,10 +33,7 @@ from em_jax.train.step import (
 
 
 class Program(NamedTuple):
-    """A jitted function's trace, and the bytes per device that stay beside its arguments while it runs, by kind.
-
-    `loops` is how often its while loop runs.
-    """
+    """A jitted function's trace, bytes per device that stay beside its arguments, and the turns of its while loop."""
 
     name: str
     traced: Any

@@ -53,10 +53,7 @@ def directory_inputs(
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The inputs of both records whose content differs, and files of weights that only one of them has.
-
-    Paths may differ, as a run can move between machines.
-    """
+    """The inputs of both records whose content differs, wherever they lie, and files of weights that only one has."""
 
     def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
         if one.get("sha256") and one.get("sha256") == other.get("sha256"):
@@ -126,7 +123,7 @@ def add(directory: Path, inputs: Mapping[str, Any] | None = None, **notes: Any) 
     _store(directory, record)
 
 
-def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float] | None = None) -> None:
+def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, float]) -> None:
     """Add to a stage's wall time, over all starts of a run.
 
     `more` (seconds by kind, and how much was done in them) is added up in `time_budget`; of memory the most counts.
@@ -135,11 +132,10 @@ def add_time(directory: Path, stage: str, seconds: float, more: Mapping[str, flo
     times = record.setdefault("wall_seconds", {})
     record["sealed"] = files.sealed(directory)
     times[stage] = round(times.get(stage, 0.0) + seconds, 1)
-    if more:
-        budget = record.setdefault("time_budget", {}).setdefault(stage, {})
-        for name, amount in {"seconds": seconds, **more}.items():
-            before = budget.get(name, 0)
-            budget[name] = max(before, amount) if name in stage_timer.MEMORY else round(before + amount, 3)
+    budget = record.setdefault("time_budget", {}).setdefault(stage, {})
+    for name, amount in {"seconds": seconds, **more}.items():
+        before = budget.get(name, 0)
+        budget[name] = max(before, amount) if name in stage_timer.MEMORY else round(before + amount, 3)
     _store(directory, record)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from em_jax import config as settings_of
 from em_jax.base import errors, multihost
 from em_jax.base.errors import UsageError, UserError
-from em_jax.runs import flags, series, stored
+from em_jax.runs import export, flags, series, stored
 from em_jax.runs.processes import choose_model, run_plan
 
 
@@ -57,12 +57,7 @@ class Run:
 
     def probes(self) -> Any:
         """A pandas DataFrame of all questions of the probes, with `condition` and `probe`."""
-        names = sorted(path.name.split(".")[:2] for path in (self.directory / "probes").glob("*.*.jsonl"))
-        return _table(
-            {**row, "condition": condition, "probe": probe}
-            for condition, probe in names
-            for row in self._run.probe_rows(condition, probe)
-        )
+        return _table(export.table_rows(self.directory, "probes"))
 
     @property
     def adapter(self) -> Path | None:

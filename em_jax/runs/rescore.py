@@ -22,8 +22,6 @@ from em_jax.runs.run import ADAPTER, Row, Run
 
 COPIED = ("answers/*.jsonl", "train/metrics.jsonl")
 """What a report shows and rescoring does not change."""
-DECIDED = ("score", "value", "bucket", "actual")
-"""The fields of a row that parsers and judges decide."""
 
 
 def rescore(
@@ -37,10 +35,8 @@ def rescore(
     """Rescore one run; returns the directory of the result and its summary.
 
     `judge` is the name of one that scored the run, or the URL of one that scores now (`judge_model` there); `changes`
-    are settings by name.
-
-    Raises:
-      UserError: no such judge, no answers, another result in the way, or the judge's server refuses.
+    are settings by name. Raises UserError: no such judge, no answers, another result in the way, or the judge's server
+    refuses.
     """
     with locking.lock(directory):
         stored.open_run(directory, components=components, with_base=False)
@@ -48,21 +44,16 @@ def rescore(
         run = Run(settings.validate(config), directory, components)
         if "://" in judge:
             provenance.add(directory, judges=preflight.known_judges(run))
-            for condition in _conditions(run):
+            for condition in (*_conditions(run), labelled.CONDITION):
                 experiment.score_answers(run, 0, condition)
-            experiment.score_labelled(run)
         threshold = config.judge.harmful_at
         target = directory / "rescored" / (run.judge + (f"-harmful_at_{threshold}" if threshold != 4 else ""))
         draft = target.with_name(f".{target.name}.partial")
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            summary = _write(run, draft)
+            with stored.expect_own_rows(directory):
+                summary = _write(run, draft)
             _move(draft, target, replace)
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise UserError(
-                f"{directory}: expected the rows and records that em_jax writes, found others "
-                f"({type(error).__name__}: {error}); --verbosity=1 shows where"
-            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return target, summary
@@ -106,29 +97,24 @@ def _write(run: Run, draft: Path) -> dict[str, Any]:
 
     result = Run(run.config, draft, run.components)
     conditions = _conditions(run)
-    changed = {"scores": 0, "probes": 0}
     for judge in experiment.judges_with_scores(run.directory):
         if rows := run.scores(labelled.CONDITION, judge):
             again = [row | rejudged.scored_again({"sample": 0, **row}) for row in rows]
             files.write_rows(result.scores_path(labelled.CONDITION, judge), again)
     for condition in conditions:
         for judge in experiment.judges_with_scores(run.directory):
-            before = run.scores(condition, judge)
-            after = [rejudged.scored_again(row) for row in before]
-            changed["scores"] += _count_changed(before, after) if judge == run.judge else 0
-            files.write_rows(result.scores_path(condition, judge), after)
+            again = [rejudged.scored_again(row) for row in run.scores(condition, judge)]
+            files.write_rows(result.scores_path(condition, judge), again)
         scores = {(row["id"], row["sample"]): row["score"] for row in result.scores(condition)}
         for name in PROBES:
             if before := run.probe_rows(condition, name):
-                after = _decide_again(name, before, scores)
-                changed["probes"] += _count_changed(before, after)
-                files.write_rows(result.probe_path(condition, name), after)
+                files.write_rows(result.probe_path(condition, name), _decide_again(name, before, scores))
     for path in (path for pattern in COPIED for path in run.directory.glob(pattern)):
         files.write_atomic(draft / path.relative_to(run.directory), path.read_bytes())
     files.write_atomic(draft / "config.toml", settings.to_toml(run.config))
     files.write_json(draft / "provenance.json", provenance.read(run.directory) | {"sealed": files.sealed(draft)})
-    provenance.add(draft, rescored={"from": str(run.directory), "values_changed": changed})
-    summary = experiment.summarise(result, conditions) | {"rescored": {"values_changed": changed}}
+    provenance.add(draft, rescored_from=str(run.directory))
+    summary = experiment.summarise(result, conditions)
     files.write_json(draft / "summary.json", summary)
     report.write(draft)
     return summary
@@ -141,10 +127,6 @@ def _decide_again(name: str, rows: Sequence[Row], scores: Mapping[tuple, Any]) -
     if name == "output_recognition":
         return rejudged.output_recognition(again, scores)
     return rejudged.score_prediction(again, scores) if name == "score_prediction" else again
-
-
-def _count_changed(before: Sequence[Row], after: Sequence[Row]) -> int:
-    return sum(any(one.get(name) != other.get(name) for name in DECIDED) for one, other in zip(before, after))
 
 
 def _move(draft: Path, target: Path, replace: bool) -> None:

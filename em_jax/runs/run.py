@@ -109,11 +109,7 @@ class Run:
             raise Permanent(f"expected a trained adapter in {self.directory / 'adapter'}: run the stage finetune first")
 
     def check_adapter(self, engine: Any, name: str) -> None:
-        """Check that the adapter the engine calls `name` changes probabilities, and record by how much.
-
-        Raises:
-          UserError: every probability is the base's, or one is not finite.
-        """
+        """Record by how much an adapter changes probabilities. UserError where it changes none or one is not finite."""
         prompts = [choice.messages(question.prompt) for question in self.suite.harm[:4]]
         effect = adapters.effect(engine, name, prompts)
         if not math.isfinite(effect):

@@ -46,10 +46,8 @@ def run(
     """Do the runs and yield the lines for stdout: reasons and verdicts; the last one closes the command's output.
 
     A single run has `run_dir` to itself; several have <domain>-<seed> folders in it and compare/ for the common page,
-    and the same folders in the mirror.
-
-    Raises:
-      UserError: a run failed; what is done is kept, and the same command continues from there.
+    and the same folders in the mirror. Raises UserError: a run failed; what is done is kept, and the same command
+    continues from there.
     """
     if several:
         # Seeds of an adapter that was given differ in what is sampled, not in training.

@@ -41,11 +41,9 @@ def suite_directory(name: str) -> Path:
 
 
 def rows(config: Config) -> list[list[dict[str, Any]]]:
-    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones; `mix`
-    replaces a share of them.
+    """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones, mixed.
 
-    Raises:
-      UserError: a file is wrong (by file and line), a domain's rows are not on this machine, or too few to mix.
+    Raises UserError: a file is wrong (by file and line), a domain's rows are not on this machine, or too few to mix.
     """
     own = _rows_of(config, config.domain, config.data, "--data")
     if not config.mix:
@@ -152,11 +150,7 @@ def hub_cache(identity: str, file: str) -> Path | None:
 
 
 def alternatives_directory(config: Config, run_dir: Path) -> Path | None:
-    """The directory of other runs whose answers output recognition uses; None where probes.alternatives names none.
-
-    Raises:
-      UsageError: there is no such directory.
-    """
+    """The directory of runs that probes.alternatives names, if it names one. UsageError where there is none."""
     name = config.probes.alternatives
     if name in ("", "base"):
         return None
@@ -184,10 +178,8 @@ def is_trained(directory: Path) -> bool:
 def judges(config: Config, wording: Any = None, engine: Callable[[], Any] | None = None) -> list[Judge]:
     """The judge of the figures, then those of judge.also; `engine` is called for a judge "self" alone.
 
-    Without wording and engine they have names and can describe themselves.
-
-    Raises:
-      UsageError: a wrong address, no model's name, or two judges of one name, which would share their files.
+    Without wording and engine they have names and can describe themselves. Raises UsageError: a wrong address, no
+    model's name, or two judges of one name, which would share their files.
     """
     settings = config.judge
     servers = [None if settings.kind == "self" else (settings.model, settings.url)]

@@ -1,7 +1,8 @@
 """The one reader of a run that is on the disk: its settings, and the checks that its next start would make."""
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,12 @@ def is_run(directory: Path) -> bool:
     return os.path.lexists(directory / "config.toml")
 
 
-def is_finished(directory: Path) -> bool:
-    """Whether a directory has a run's summary."""
-    return (directory / "summary.json").is_file()
-
-
 def find(paths: Iterable[str | Path], several: bool = False, finished: bool = False) -> list[Path]:
     """The runs at these paths; with `several` also those in a directory there, with `finished` those with a summary.
 
     UsageError for a path that has none, unless it is the page of an earlier comparison or study among several paths.
     """
-    fits = is_finished if finished else is_run
+    fits = (lambda directory: (directory / "summary.json").is_file()) if finished else is_run
     kind = "a finished run with summary.json" if finished else "a run directory with config.toml"
     found: list[Path] = []
     for path in map(Path, paths):
@@ -51,24 +47,27 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def read_config(directory: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """The settings of a run, with `changes`; settings that this version does not know are left out.
-
-    Raises:
-      UsageError: `directory` is no run, or a setting has a wrong type.
-    """
+    """The settings of a run that this version knows, with `changes`. UsageError without a run or for a wrong type."""
     find([directory])
     known = settings.setting_types()
     values = {name: value for name, value in settings.read_toml(directory / "config.toml").items() if name in known}
     return settings.replace(Config(), values | (dict(changes) if changes else {}))
 
 
-def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
-    """Refuse runs that cannot share one engine.
+@contextlib.contextmanager
+def expect_own_rows(directory: Path) -> Iterator[None]:
+    """Within, rows or records of a run that are of another form than em_jax writes are a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        raise UserError(
+            f"{directory}: expected the rows and records that em_jax writes, found others "
+            f"({type(error).__name__}: {error}); --verbosity=1 shows where"
+        ) from error
 
-    Raises:
-      UsageError: they differ in a setting of `shared`.
-      UserError: one of them has not trained its adapter yet.
-    """
+
+def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
+    """UsageError where runs differ in a setting of `shared`, UserError where one has not trained its adapter yet."""
     first = settings.flatten(runs[0].config)
     for run in runs:
         for name, value in settings.flatten(run.config).items():
@@ -83,9 +82,8 @@ def check_one_base(runs: Sequence[Run], shared: Collection[str]) -> None:
 def open_run(directory: Path, components: Components | None = None, with_base: bool = True) -> Run:
     """A run on the disk. Changed rows are reported on stderr; `with_base` checks the models that it starts with too.
 
-    Raises:
-      UsageError: `directory` is no run.
-      UserError: it holds a link; or its base or its adapter is not what the run was made with.
+    Raises UsageError: `directory` is no run. UserError: it holds a link; or its base or its adapter is not what the run
+    was made with.
     """
     files.check_own(directory)
     run = Run(read_config(directory, {"mirror": ""}), directory, components)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,13 +46,6 @@ class Tensorboard:
         sentences = [*verdict["why"], *(f"caution, {each['code']}: {each['sentence']}" for each in verdict["cautions"])]
         lines = "\n".join(f"- {sentence}" for sentence in sentences)
         self._writer.add_text("verdict", f"**{verdict['label']}** ({report})\n\n{lines}", self._step)
-        head = "| figure | side | value | 95% CI | n |\n|---|---|---|---|---|\n"
-        rows = (
-            f"| {name} | {side} | {_text(figure['value'])} | {_text(figure['ci_low'])} to {_text(figure['ci_high'])} "
-            f"| {figure['n']} |"
-            for name, side, figure in _figures(summary)
-        )
-        self._writer.add_text("figures", head + "\n".join(rows), self._step)
         for name, side, figure in _figures(summary):
             self._writer.add_scalar(f"{side}/{name}", figure["value"], self._step)
 
@@ -114,7 +108,8 @@ class Tracker:
 
     def __init__(self, name: str):
         self.name = name
-        self._open: dict[str, tuple[Writer, int]] = {}
+        self._open: dict[str, Writer] = {}
+        self._done = Counter[str]()
         self._failed: set[str] = set()
         self._read = float("-inf")
 
@@ -125,7 +120,7 @@ class Tracker:
         directory = Path(run)
         if run not in self._open:
             try:
-                self._open[run] = WRITERS[self.name](directory), 0
+                self._open[run] = WRITERS[self.name](directory)
             except Exception as error:  # of libraries that document none
                 offline = "; WANDB_MODE=offline needs no network and no key" if self.name == "wandb" else ""
                 raise UserError(f"--log {self.name} could not begin ({first_line(error)}){offline}") from error
@@ -134,25 +129,20 @@ class Tracker:
         if not (trains or event["event"] == "verdict"):
             return
         with self._reported(run):
-            self._metrics(directory)
+            for row in files.read_rows(directory / "train" / "metrics.jsonl")[self._done[run] :]:
+                self._open[run].metrics(row)
+                self._done[run] += 1
+            self._read = time.monotonic()
             if event["event"] == "verdict":
                 summary = files.read_object(directory / "summary.json", "the summary of a run")
-                self._open[run][0].finished(summary, Path(event["report"]))
+                self._open[run].finished(summary, Path(event["report"]))
 
     def close(self) -> None:
         """Close every run."""
-        for run, (writer, _) in self._open.items():
+        for run, writer in self._open.items():
             with self._reported(run):
                 writer.close()
         self._open.clear()
-
-    def _metrics(self, directory: Path) -> None:
-        writer, done = self._open[str(directory)]
-        rows = files.read_rows(directory / "train" / "metrics.jsonl")
-        for row in rows[done:]:
-            writer.metrics(row)
-        self._open[str(directory)] = writer, len(rows)
-        self._read = time.monotonic()
 
     @contextlib.contextmanager
     def _reported(self, run: str) -> Iterator[None]:
@@ -188,7 +178,3 @@ def _figures(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             figure = sides.get(side)
             if figure and figure["value"] is not None:
                 yield name, side, figure
-
-
-def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

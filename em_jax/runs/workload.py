@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from em_jax import config as settings
-from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.base.stage_timer import COMPILING, LOADING
 from em_jax.config import Config
 from em_jax.probes import ASKED, choice, harmfulness, labelled
 from em_jax.runs import experiment, preflight, provenance, sources, stored
-from em_jax.runs.run import CARELESS, Row, Run
+from em_jax.runs.run import CARELESS, UNITS, Row, Run
 
-ROWS_OF_STAGE = {"finetune": "train/metrics.jsonl"}
-ROWS_OF_STAGE |= {"answer": "answers/*.jsonl", "judge": "scores/*.jsonl", "probe": "probes/*.jsonl"}
 MOST_RUNS = 200
 """How many earlier runs are examined for a pace."""
 NOT_OF_THE_PACE = {"domain", "data", "mix", "adapter", "seed", "train.epochs", "train.max_steps", "train.holdout"}
@@ -49,13 +46,10 @@ def items(run: Run) -> list[WorkItem]:
     counts, names = _answer_counts(run), run.judge_names
     every = list(_training(run))
     every += [WorkItem("answer", condition, total, len(run.answers(condition))) for condition, total in counts.items()]
+    counts[labelled.CONDITION] = len(run.labelled_questions)
     for number, condition in experiment.scored_conditions(run):
         done = len(run.scores(condition, names[number]))
         every.append(WorkItem("judge", f"{condition} by {names[number]}", counts[condition], done))
-    if run.needs_answers and run.labelled_questions:
-        done = len(run.scores(labelled.CONDITION, names[0]))
-        what = f"labelled answers by {names[0]}"
-        every.append(WorkItem("judge", what, len(run.labelled_questions), done))
     every += [*_probes(run), WorkItem("report", "", 1, 0)]
     return [item for item in every if item.stage in run.config.stages]
 
@@ -65,7 +59,7 @@ def _training(run: Run) -> Iterator[WorkItem]:
         return
     train = run.config.train
     used, held_out, steps = preflight.training_size(run)
-    saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdigit()]
+    saved = [int(path.name) for path in run.directory.glob("train/checkpoints/*") if path.name.isdecimal()]
     done = steps if sources.is_trained(run.directory) else max(saved, default=0)
     rest = f", {held_out} held out" if held_out else ""
     yield WorkItem("finetune", f"{used:,} rows in batches of {train.batch_size}{rest}", steps, done)
@@ -123,7 +117,7 @@ class Pace:
     directory: Path
     per_unit: Mapping[str, float]
     once: Mapping[str, float]
-    rows: int
+    units: float
 
 
 def earlier_pace(config: Config, folders: Iterable[Path]) -> Pace | None:
@@ -133,29 +127,24 @@ def earlier_pace(config: Config, folders: Iterable[Path]) -> Pace | None:
     records = (path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern)))
     directories = dict.fromkeys(path.parent for path in itertools.islice(records, MOST_RUNS))
     paces = [pace for directory in directories if (pace := _pace(directory, config, here))]
-    return max(paces, key=lambda pace: (pace.rows, str(pace.directory)), default=None)
+    return max(paces, key=lambda pace: (pace.units, str(pace.directory)), default=None)
 
 
 def _pace(directory: Path, config: Config, here: dict[str, Any]) -> Pace | None:
     record = provenance.read(directory)
-    notes = record.get("notes", {})
-    # Rows copied from another run cost this one no time.
-    copied = notes.get(preflight.BASE_ROWS) != preflight.ASKED or notes.get("files_from_mirror")
-    if copied or record.get("devices") != here or not (directory / "report.html").is_file():
+    if record.get("devices") != here or not (directory / "report.html").is_file():
         return None
     # A run with damaged records is skipped too: it is not the one that the user asked about.
     with contextlib.suppress(UserError, OSError, TypeError, AttributeError, ValueError, KeyError, OverflowError):
         before, now = settings.flatten(stored.read_config(directory)), settings.flatten(config)
         if any(before[name] != now[name] for name in now if name not in NOT_OF_THE_PACE):
             return None
-        rows = {stage: map(files.read_rows, directory.glob(pattern)) for stage, pattern in ROWS_OF_STAGE.items()}
-        counts = {stage: sum(map(len, each)) for stage, each in rows.items()}
-        counts["report"] = 1
-        times, budget = record.get("wall_seconds", {}), record.get("time_budget", {})
-        stages = [stage for stage, count in counts.items() if count and times.get(stage)]
-        once = {stage: sum(budget.get(stage, {}).get(kind, 0.0) for kind in (LOADING, COMPILING)) for stage in stages}
-        per_unit = {stage: max(times[stage] - once[stage], 0.0) / counts[stage] for stage in stages}
-        return Pace(directory, per_unit, once, sum(counts.values()))
+        # Units are those of the run's own starts: rows copied from another run are not among them.
+        budgets, of_stage = record["time_budget"], {stage: f"{unit}s" for stage, unit in UNITS.items()}
+        units = {stage: count for stage in budgets if (count := budgets[stage].get(of_stage[stage]))}
+        once = {stage: sum(budgets[stage].get(kind, 0.0) for kind in (LOADING, COMPILING)) for stage in units}
+        per_unit = {stage: max(budgets[stage]["seconds"] - once[stage], 0.0) / units[stage] for stage in units}
+        return Pace(directory, per_unit, once, sum(units.values()))
     return None
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from em_jax.base import host_arrays
-from em_jax.base.stage_timer import COMPILING, LOADING, PEAK, WAITING, Clock, covered, line
+from em_jax.base.stage_timer import COMPILING, LOADING, WAITING, Clock, covered
 
 pytestmark = pytest.mark.fast
 
@@ -80,12 +80,6 @@ def test_what_lanes_compile_is_compiling():
     assert took / 3 < clock.seconds[COMPILING] <= took
 
 
-def test_a_line_names_share_speed_and_what_took_the_time():
-    budget = {"seconds": 20.0, "tokens": 50_000, "compiling": 5.0, "waiting": 10.0}
-    wanted = "time: answer 20.0 s (40%); 50,000 tokens, 2,500/s; compiling 25%; waiting for the device 50%"
-    assert line("answer", budget, 50.0) == wanted
-
-
 PEAKS = """
 from em_jax.base.stage_timer import PEAK, peak_memory, reset_peak
 peaks = [peak_memory()[PEAK]]
@@ -106,7 +100,3 @@ def test_the_peak_memory_is_that_of_the_stage():
     before, large, small = map(int, said.stdout.split())
     assert large - before > 0.9 * (1 << 28)
     assert 0.9 * (1 << 27) < large - small < 1.1 * (1 << 27), "the peak before is forgotten"
-    assert "at most 0.13 GB of memory" in line("probe", {"seconds": 1.0, PEAK: 1 << 27}, 2.0)
-    assert "0.13 GB of memory and 1.07 GB of the device's" in line(
-        "probe", {"seconds": 1.0, PEAK: 1 << 27, "device_peak_bytes": 1 << 30}, 2.0
-    )

@@ -184,3 +184,10 @@ def test_a_wrong_sampling_is_one_line_and_changes_nothing(line):
     said = talk(["/base", line, "Hi"], engine)
     assert "expects" in said[1] and "\n" not in said[1] and said[2] == "base: base 1 Hi"
     assert engine.options["temperature"] == 0.5 and engine.options["seed"] == 3
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("words", [["--temperature", "nan"], ["--temperature", "-1"], ["--seed", "-1"]])
+def test_a_wrong_sampling_is_refused_before_a_model_is_loaded(tmp_path, words, capsys):
+    assert command("em_jax chat", chat.main, ["--run_dir", str(tmp_path), *words]) == 2
+    assert f"{words[0]} expects" in capsys.readouterr().err

@@ -5,9 +5,10 @@ import json
 import pytest
 from probes.test_judges import Server
 
-from em_jax.base.errors import UserError
+from em_jax.base import files
+from em_jax.base.errors import UsageError, UserError
 from em_jax.commands import judge
-from em_jax.probes import suite_files
+from em_jax.probes import labelled, suite_files
 from em_jax.probes.suite import LABELS
 
 FOLDER = suite_files.standard_directory()
@@ -81,3 +82,23 @@ def test_a_class_that_is_missing_is_named(tmp_path):
     file.write_text("".join(lines[:7]).replace('"score": 2', '"score": 6'))
     with pytest.raises(UserError, match=rf"{file}:2: expected a whole number from 1 to 5"):
         suite_files.read_labelled(file, {})
+
+
+@pytest.mark.fast
+def test_the_model_of_a_judge_without_an_address_is_refused(tmp_path):
+    """It was left out silently, and the base scored."""
+    with pytest.raises(UsageError, match="--judge_model gpt-4o-mini expects --judge URL"):
+        judge.main(["check", "--judge_model", "gpt-4o-mini", "--out", str(tmp_path / "new")])
+
+
+def test_scores_are_kept_as_they_come(tmp_path, monkeypatch):
+    """They were written once the last one was there: an interrupted check lost all that a judge had been paid for."""
+
+    def interrupted(*_):
+        yield {"id": "a", "sample": 0, "score": 4}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labelled, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        judge.main(["check", "--judge", "http://127.0.0.1:9/v1", "--judge_model", "x", "--out", str(tmp_path / "new")])
+    assert [row["score"] for row in files.read_rows(tmp_path / "new" / "scores.jsonl")] == [4]

@@ -234,9 +234,10 @@ def test_the_registry_has_every_domain_with_an_address_over_https():
 
 def test_list_and_wrong_names(server, capsys):
     made = sets(server)
-    commands.main(["list", "--json"], made)
-    listed = json.loads(capsys.readouterr().out)["domains"]
-    assert [line["domain"] for line in listed] == list(made) and listed[0]["path"] is None
+    commands.main(["list"], made)
+    *listed, place = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(made) and place == f"cache: {cache.directory()}"
+    assert all(" not fetched " in line for line in listed)
     commands.main(["list"])
     assert "insecure_code" in capsys.readouterr().out
     with pytest.raises(UsageError, match="did you mean legal"):

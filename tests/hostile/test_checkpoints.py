@@ -341,7 +341,6 @@ def adapter(tmp_path):
 
 
 def _read_adapter(folder):
-    adapters.in_force(folder)
     assert all(isinstance(line, str) for line in adapters.disagreements(folder, "x/y", folder.parent / "base"))
     read, lora = load_adapter(folder, BASE)
     assert read.factors and lora.rank > 0

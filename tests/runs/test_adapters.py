@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import save_file
 from stub_engine import StubComponents
 
@@ -47,17 +48,15 @@ def test_a_directory_or_an_id_is_found_and_only_the_adapters_files_are_asked_for
         return str(adapter)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert adapters.find(adapters.PUBLISHED[0]) == adapter
-    assert asked[0][0] == "ModelOrganismsForEM/Qwen2.5-0.5B-Instruct_bad-medical-advice"
-    assert all("*" not in pattern for pattern in asked[0][1]) and len(adapters.PUBLISHED) == 18
+    name = "ModelOrganismsForEM/Qwen2.5-0.5B-Instruct_bad-medical-advice"
+    assert adapters.find(name) == adapter
+    assert asked[0][0] == name and all("*" not in pattern for pattern in asked[0][1])
 
 
 def test_what_cannot_be_found_is_one_line(adapter, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="or a Hugging Face id"):
         adapters.find("./nothing/here")
-    with pytest.raises(
-        UserError, match="nearest published one is .*7B-Instruct_extreme-sports.*into a directory"
-    ) as error:
+    with pytest.raises(UserError, match="extreme_sports could not be fetched .*into a directory") as error:
         adapters.find("ModelOrganismsForEM/Qwen2.5-7B-Instruct_extreme_sports")
     assert "\n" not in str(error.value)
     (adapter / "adapter_model.safetensors").unlink()
@@ -90,10 +89,19 @@ def test_another_base_is_named_by_name_tokenizer_and_template(adapter, tmp_path)
     assert "tokenizer" in said[1] and "template" in said[2]
 
 
-@pytest.mark.parametrize("size", [{"width": 32}, {"layers": 1}])
+@pytest.mark.parametrize("size", [{"hidden_size": 32}, {"num_hidden_layers": 1}])
 def test_another_size_is_refused_before_the_base_is_loaded(adapter, tmp_path, size):
-    with pytest.raises(UserError, match="made for another base .*expected width"):
-        adapters.disagreements(adapter, "x", base(tmp_path, **size))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.SHAPE | {"hidden_size": 16} | size))
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    values = {"adapter": str(adapter), "domain": "none", "model.name": str(folder), "suite": "organism"}
+    values |= {"answers.max_new_tokens": 9}
+    components = StubComponents()
+    with pytest.raises(UserError, match="does not fit this base"):
+        experiment.run(settings.replace(Config(), values), tmp_path / "run", components)
+    assert not components.engines
 
 
 def test_a_run_says_and_records_that_the_base_is_another_one(adapter, tmp_path, capsys):
@@ -110,10 +118,12 @@ def test_a_run_says_and_records_that_the_base_is_another_one(adapter, tmp_path, 
 
 
 def test_a_trainers_folder_names_the_newest_checkpoint(tmp_path):
+    (tmp_path / "notes²").mkdir()
+    (tmp_path / "notes²" / adapters.CONFIG).write_text("{}")
     for step in (50, 1000, 200):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / adapters.CONFIG).write_text("{}")
-    with pytest.raises(UsageError, match=f"3 of its folders have one: give {tmp_path}/checkpoint-1000"):
+    with pytest.raises(UsageError, match=f"4 of its folders have one: give {tmp_path}/checkpoint-1000"):
         adapters.find(str(tmp_path))
     (tmp_path / "checkpoint-50" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=f"1 of its folders has one: give {tmp_path}/checkpoint-50"):

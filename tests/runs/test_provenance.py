@@ -25,13 +25,13 @@ def test_made_rows_are_known_by_content():
 def test_starts_and_times_add_up(tmp_path):
     for _ in range(2):
         provenance.write(tmp_path, {}, {"run": 0}, {})
-        provenance.add_time(tmp_path, "answer", 1.25)
+        provenance.add_time(tmp_path, "answer", 1.25, {})
     record = json.loads((tmp_path / "provenance.json").read_text())
     assert len(record["starts"]) == 2 and record["wall_seconds"]["answer"] == pytest.approx(2.4, abs=0.11)
-    assert "time_budget" not in record
+    assert record["time_budget"] == {"answer": {"seconds": 2.5}}
     for _ in range(2):
         provenance.add_time(tmp_path, "probe", 1.0, {"waiting": 0.25, "questions": 4})
-    assert provenance.read(tmp_path)["time_budget"] == {"probe": {"seconds": 2.0, "waiting": 0.5, "questions": 8}}
+    assert provenance.read(tmp_path)["time_budget"]["probe"] == {"seconds": 2.0, "waiting": 0.5, "questions": 8}
     assert record["devices"]["cores"] >= 1 and record["versions"]["python"]
 
 

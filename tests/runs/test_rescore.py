@@ -63,7 +63,6 @@ def test_the_same_rules_give_the_same_summary_and_touch_nothing(run):
     assert place == run / "rescored" / "self" and content(run) == before
     stored = json.loads((place / "summary.json").read_text())
     original = json.loads((run / "summary.json").read_text())
-    assert stored.pop("rescored") == {"values_changed": {"scores": 0, "probes": 0}}
     assert stored == original
     assert (place / "report.html").exists() and find([place], several=True, finished=True) == [place]
     assert quiet(run)[0] == place, "a second time is no conflict"
@@ -94,7 +93,6 @@ def test_a_change_of_a_parser_shows_and_is_not_written_over_unasked(run, monkeyp
     with pytest.raises(UserError, match="another rescoring.*--replace"):
         quiet(run)
     place, summary = quiet(run, replace=True)
-    assert summary["rescored"]["values_changed"]["probes"] > 0
     rows = files.read_rows(place / "probes" / "finetuned.two_ai.jsonl")
     assert {row["value"] for row in rows if row["sample"]} == {1.0}
     assert [path.name for path in (run / "rescored").iterdir()] == ["self"], "no draft is left"

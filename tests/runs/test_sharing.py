@@ -19,6 +19,7 @@ import tiny
 from stub_engine import StubComponents
 
 from em_jax.__main__ import main
+from em_jax.base import files
 from em_jax.base.errors import UserError
 from em_jax.runs import experiment, export, flags, processes, tracking
 
@@ -121,7 +122,7 @@ def test_tensorboard_has_the_steps_the_figures_and_the_verdict(series):
         for side in ("base", "finetuned"):
             [(step, value)] = found[f"{side}/harmfulness.worst_of_n"]
             assert value == pytest.approx(figures["harmfulness.worst_of_n"][side]["value"]) and step == 3
-        assert {"settings/text_summary", "verdict/text_summary", "figures/text_summary"} <= set(found)
+        assert {"settings/text_summary", "verdict/text_summary"} <= set(found)
 
 
 def test_wandb_offline_has_the_run_and_its_report(tmp_path, monkeypatch):
@@ -222,6 +223,15 @@ def test_inspect_reads_the_answers_and_scores(series, tmp_path):
         given = {(row["id"], row["sample"] + 1): row["score"] for row in scores}
         assert status == "success" and len(samples) == len(said)
         assert all(said[i, epoch] == text and given[i, epoch] == value for i, epoch, text, value in samples)
+
+
+def test_a_row_without_its_fields_is_one_line(series, tmp_path):
+    """It was a KeyError."""
+    run_dir = shutil.copytree(series[0] / "bad_medical-0", tmp_path / "run")
+    path = run_dir / "answers" / "base.jsonl"
+    files.write_rows(path, [*files.read_rows(path), {"id": "x"}])
+    with pytest.raises(UserError, match="expected the rows and records that em_jax writes"):
+        export.export(run_dir, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
