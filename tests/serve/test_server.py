@@ -330,3 +330,14 @@ def test_thoughts_are_beside_the_content_whole_and_in_a_stream(engine, client, m
             tokens += choice.logprobs.content if choice.logprobs else []
     assert (texts, thoughts) == (whole.message.content, whole.message.reasoning_content)
     assert tokens == whole.logprobs.content and 0 < len(tokens) <= 2 + len(texts) / 4
+
+
+def test_a_stream_has_the_log_probabilities_of_tokens_that_add_no_text(engine, client, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "decode", lambda ids: "Bread. Then the oven"[: len(ids) // 10])
+    request = {"max_tokens": 40, "temperature": 0, "logprobs": True}
+    whole = ask(client, **request).choices[0]
+    streamed = [chunk.choices[0] for chunk in ask(client, stream=True, **request)]
+    assert [
+        each for choice in streamed if choice.logprobs for each in choice.logprobs.content
+    ] == whole.logprobs.content
+    assert "".join(choice.delta.content or "" for choice in streamed) == whole.message.content
