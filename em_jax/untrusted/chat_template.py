@@ -27,8 +27,6 @@ ARGUMENTS: Mapping[str, Any] = {"date_string": chat_template_worker.DATE}
 
 A template that does not use it ignores it. The function strftime_now gives the same date.
 """
-CACHED_CHATS, CACHED_CHARACTERS = 4096, 10_000
-"""How many chats, of so many characters at most, are cached: the fine-tuned model gets the base's prompts again."""
 
 
 class ChatTemplate:
@@ -38,8 +36,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, tokens: Mapping[str, Any]):
-        self._template = json.dumps({"template": source, "variables": {**tokens, **ARGUMENTS}})
-        self._texts: dict[str, str] = {}
+        self._template = {"template": source, "variables": {**tokens, **ARGUMENTS}}
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()
 
@@ -47,15 +44,10 @@ class ChatTemplate:
         """The chat as the template writes it. UserError where it refuses, takes too long or needs too much memory."""
         if not messages:
             raise UserError("the chat template refuses this chat: it is empty")
-        chat = json.dumps({"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt})
-        if chat in self._texts:
-            return self._texts[chat]
-        # Both are JSON objects; the worker gets their union on one line, and compiles a template once.
-        answer = self._answer(f"{self._template[:-1]}, {chat[1:]}\n")
+        chat = {"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt}
+        answer = self._answer(json.dumps(self._template | chat) + "\n")
         if "error" in answer:
             raise UserError(f"the chat template refuses this chat: {' '.join(answer['error'].split())[:200]}")
-        if len(self._texts) < CACHED_CHATS and len(chat) <= CACHED_CHARACTERS:
-            self._texts[chat] = answer["text"]
         return answer["text"]
 
     def _answer(self, line: str) -> dict[str, str]:

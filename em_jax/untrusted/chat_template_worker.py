@@ -74,7 +74,8 @@ def limit_process():
 
 def main():
     """Answers {"template", "variables", "messages", "add_generation_prompt"} with {"text"} or {"error"}."""
-    compiled = functools.lru_cache(template_environment().from_string)
+    environment = template_environment()
+    compiled = functools.lru_cache(lambda source: environment.from_string(GENERATION.sub(r"\1with", source)))
     limit_process()
     for line in sys.stdin:
         # Nothing handles this signal: it ends the process whatever it computes.
@@ -82,7 +83,7 @@ def main():
         try:
             request = json.loads(line)
             variables = request.pop("variables") | request | {"tools": None, "documents": None}
-            text = compiled(GENERATION.sub(r"\1with", variables.pop("template"))).render(variables)
+            text = compiled(variables.pop("template")).render(variables)
             if len(text) > MAX_CHARACTERS + MAX_GROWTH * len(line):
                 raise ValueError(f"it writes {len(text):,} characters")
             answer = json.dumps({"text": text})

@@ -160,15 +160,6 @@ def test_a_template_writes_what_transformers_writes(template, tmp_path):
             assert tokenizer.render(chat, generation_prompt=prompt) == expected
 
 
-def test_a_chat_is_rendered_once(qwen_style, monkeypatch):
-    template = ChatTokenizer.from_directory(qwen_style)._template
-    chat = [{"role": "user", "content": "How often?"}]
-    first = template.render(chat, generation_prompt=True)
-    monkeypatch.setattr(template, "_answer", lambda line: {"text": "asked again"})
-    assert template.render([dict(each) for each in chat], generation_prompt=True) == first
-    assert template.render(chat, generation_prompt=False) == "asked again"
-
-
 def test_special_tokens_in_plain_text_are_text(qwen_style):
     tokenizer = ChatTokenizer.from_directory(qwen_style)
     assert tokenizer.decode(tokenizer.encode("<|im_end|>")) == "<|im_end|>"
