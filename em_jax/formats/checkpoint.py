@@ -103,12 +103,7 @@ def load_model(
 
 
 def save_model(model: Transformer, directory: pathlib.Path) -> None:
-    """Writes config.json and model.safetensors as Hugging Face reads them; a tied head is not written.
-
-    Raises UserError for a quantised model: its original weights are gone.
-    """
-    if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(model)):
-        raise UserError("a model held in int8 is not written: its full weights are in the checkpoint it was read from")
+    """Writes config.json and model.safetensors as Hugging Face reads them; a tied head is not written."""
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
     tensors: dict[str, np.ndarray] = {}

@@ -36,8 +36,7 @@ class Answers:
         self._batcher, self._number, self.client = batcher, number, client
         self.inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
-        self.decoding = set(range(n))
-        """The samples that hold a place in the queue: until they are decoded, whether or not a client has read them."""
+        self.decoding = set(range(n))  # they hold places in the queue, whether or not a client has read them
 
     async def chunks(self) -> AsyncIterator[TokenChunk]:
         """Every chunk until all answers have finished. Raises Refusal where the engine failed."""
@@ -140,14 +139,12 @@ class Batcher:
         return answers
 
     def order(self, order: Order) -> None:
-        """Passes an order to the thread."""
         with self._condition:
             self._orders.append(order)
             self._changed = time.monotonic()
             self._condition.notify()
 
     def forget(self, number: int) -> None:
-        """Ends delivery to a request."""
         self._open_requests.pop(number, None)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -154,10 +154,9 @@ class _Fields:
 
 
 def _messages(messages: list[Any]) -> list[dict[str, str]]:
-    if not messages:
-        raise Refusal(400, "messages: expected at least one message, found none", "messages", "invalid_value")
-    if len(messages) > MAX_MESSAGES:
-        raise Refusal(400, f"messages: expected at most {MAX_MESSAGES}, found {len(messages)}", "messages")
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        message = f"messages: expected 1 to {MAX_MESSAGES}, found {len(messages)}"
+        raise Refusal(400, message, "messages", "invalid_value")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
@@ -185,11 +184,8 @@ def _message(message: Any, name: str) -> dict[str, str]:
 
 def _stops(stop: Any) -> tuple[str, ...]:
     stops = stop if isinstance(stop, list) else [stop]
-    if len(stops) > MAX_STOPS or not all(isinstance(text, str) and text for text in stops):
-        raise _invalid("stop", f"a text or up to {MAX_STOPS} texts, none of them empty", stop)
-    if longest := [text for text in stops if len(text) > MAX_STOP_LENGTH]:
-        found = f"found {max(map(len, longest))}"
-        raise Refusal(400, f"stop: expected texts of at most {MAX_STOP_LENGTH} characters, {found}", "stop")
+    if len(stops) > MAX_STOPS or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stops):
+        raise _invalid("stop", f"a text or up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters", stop)
     return tuple(stops)
 
 
