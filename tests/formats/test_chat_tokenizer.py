@@ -308,11 +308,11 @@ MAY_THINK = CHATML.replace(
     "'<|im_start|>assistant\\n' }}{%- if enable_thinking is defined and not enable_thinking %}"
     "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}",
 )
-KEEPS = THINKS.replace(
-    "message['content'] +",
+WRITES_THOUGHT = (
     "('<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' if message.reasoning_content else '') +"
-    " message['content'] +",
+    " message['content'] +"
 )
+KEEPS, KEEPS_UNASKED = (each.replace("message['content'] +", WRITES_THOUGHT) for each in (THINKS, CHATML))
 
 
 TAGS = {"<Thought>": "</Thought>", "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<seed:think>": "</seed:think>"}
@@ -376,11 +376,14 @@ def test_an_answer_is_trained_and_asked_for_behind_an_empty_thought(template, tm
 
 def test_a_thought_in_a_row_is_written_but_not_learned_or_refused(tmp_path):
     thought = [CHAT[0], CHAT[1] | {"reasoning_content": "Hm, well."}]
-    write_byte_level(tmp_path / "keeps", KEEPS)
-    tokenizer = ChatTokenizer.from_directory(tmp_path / "keeps")
-    ids, mask = tokenizer.example(thought)
-    assert "<think>\nHm, well.\n</think>\n\nYes No" in tokenizer.decode(ids)
-    assert tokenizer.decode([i for i, learns in zip(ids, mask, strict=True) if learns]) == "Yes No\n"
+    for name, template in (("keeps", KEEPS), ("keeps_unasked", KEEPS_UNASKED)):
+        write_byte_level(tmp_path / name, template)
+        tokenizer = ChatTokenizer.from_directory(tmp_path / name)
+        ids, mask = tokenizer.example(thought)
+        assert "<think>\nHm, well.\n</think>\n\nYes No" in tokenizer.decode(ids)
+        assert tokenizer.decode([i for i, learns in zip(ids, mask, strict=True) if learns]) == "Yes No\n"
+        ids, mask = tokenizer.example(CHAT)
+        assert tokenizer.decode([i for i, learns in zip(ids, mask, strict=True) if learns]) == "Yes No\n"
     for name, template in (("drops", THINKS), ("plain", CHATML)):
         write_byte_level(tmp_path / name, template)
         with pytest.raises(UserError, match="leaves out the thought"):
