@@ -13,8 +13,6 @@ from em_jax.formats.model_config import read_config
 from em_jax.model.config import TransformerConfig
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
-
-
 ERRORS = {
     "RepositoryNotFoundError": "no such repository, or it needs a login",
     "RevisionNotFoundError": "the repository has no such revision",
