@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from em_jax.base.errors import UsageError, UserError
+from em_jax.base.errors import UserError
 from em_jax.base.files import read_object
 from em_jax.formats.presets import preset_config
 from em_jax.model.config import RopeScaling, TransformerConfig
@@ -80,10 +80,7 @@ def named_config(name: str) -> TransformerConfig:
     """The config of "qwen2.5-32b" or of a directory. Raises UsageError for an unknown name."""
     if pathlib.Path(name).is_dir():
         return read_config(pathlib.Path(name))
-    try:
-        return preset_config(name)
-    except UsageError as error:
-        raise UsageError(f"--model expects a checkpoint's directory or a known model: {error}") from None
+    return preset_config(name, "--model: expected a checkpoint's directory or")
 
 
 def _values(cls: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
