@@ -88,12 +88,14 @@ class Checkpoints:
 
     def _newest(self, like: dict[str, Any]) -> tuple[int, Any, str]:
         """(step, its arrays, "") of the newest step that restores; (0, None, "") without one; (0, None, error)."""
-        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), {**like, DIGEST: np.zeros(32, np.uint8)})
-        expected = sorted(x.shape for x in jax.tree.leaves(target))
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        expected = sorted(x.shape for x in jax.tree.leaves(zeros))
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                # Compare shapes: Orbax itself would cut or fill arrays of another shape.
                 metadata = dict(self._manager.item_metadata(step) or {})
+                # Checkpoints of earlier versions have no digest.
+                has_digest = metadata.pop(DIGEST, None) is not None
+                # Compare shapes: Orbax itself would cut or fill arrays of another shape.
                 stored = sorted(tuple(x.shape) for x in jax.tree.leaves(metadata))
                 if stored and stored != expected:
                     found, own = (f"{len(x)} arrays of {sum(map(math.prod, x)):,} numbers" for x in (stored, expected))
@@ -102,8 +104,9 @@ class Checkpoints:
                         f"{own}, found {found}; give the same model and settings, or another --run_dir"
                     )
                     return 0, None, message
+                target = {**zeros, DIGEST: np.zeros(32, np.uint8)} if has_digest else zeros
                 state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-                if not np.array_equal(state.pop(DIGEST), digest(state)):
+                if has_digest and not np.array_equal(state.pop(DIGEST), digest(state)):
                     raise ValueError("its numbers are not those that were written")
                 return step, state, ""
             except Exception as error:  # Orbax raises what its storage raises
