@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -242,9 +243,14 @@ def test_serve(shell, first):
         chat = {"model": "finetuned", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "seed": 1}
         reply = httpx.post(f"{address[1]}/chat/completions", json=chat, timeout=300).json()
         assert reply["choices"][0]["message"]["content"] and reply["usage"]["completion_tokens"] <= 4
+        for _ in range(50):  # what is no HTTP costs no line of the log
+            with socket.create_connection((httpx.URL(address[1]).host, httpx.URL(address[1]).port)) as connection:
+                connection.sendall(b"\xff\r\n\r\n")
+                assert b"400" in connection.recv(1000)
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 0 and stderr.endswith("stopped\n") and "Traceback" not in stderr
+        assert "Invalid HTTP" not in stderr
     finally:
         process.kill()
 

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.checkpoint import load_model, save_model
 from em_jax.formats.hub import find_model
 from em_jax.formats.model_config import parse_config
+from em_jax.formats.tensor_files import INDEX, SINGLE
 from em_jax.lora.adapter import init_adapter
 from em_jax.model.parameters import random_model
 from em_jax.train.batches import Example
@@ -56,6 +58,17 @@ FAMILIES = {
     "qwen3_tied": QWEN3 | {"tie_word_embeddings": True},
 }
 """Changes to SHAPE that make the other architectures; a head of qwen3 is wider than width / heads."""
+
+
+def split(directory: pathlib.Path, count: int) -> None:
+    """Puts the tensors of a checkpoint's one file into so many, with an index, as large checkpoints are published."""
+    tensors = sorted(safetensors.numpy.load_file(directory / SINGLE).items())
+    (directory / SINGLE).unlink()
+    parts = {f"model-{i + 1:05}-of-{count:05}.safetensors": dict(tensors[i::count]) for i in range(count)}
+    for name, part in parts.items():
+        safetensors.numpy.save_file(part, directory / name, metadata={"format": "pt"})
+    index = {"weight_map": {tensor: name for name, part in parts.items() for tensor in part}}
+    (directory / INDEX).write_text(json.dumps(index))
 
 
 MESHES = [

@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import logging
 import os
 import socket
 import sys
@@ -86,12 +85,11 @@ def _run(engine: Any, served: Any, flags: Any, key: str, listener: socket.socket
         http=Requests,
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # what clients cause is a warning, and would fill a log
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=FINISH_SECONDS + 2,
     )
-    logging.getLogger("uvicorn.error").addFilter(connections.BoundedLog())
     with contextlib.suppress(KeyboardInterrupt, Stopped):  # how a server usually ends
         Server(config).run([listener])
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object
-from em_jax.base.sanitize import is_whole
 from em_jax.formats import thoughts
-from em_jax.formats.plain_content import Encoding, PlainContent
+from em_jax.formats.plain_content import PlainContent, encode
 from em_jax.untrusted import tokenizer_guard
 from em_jax.untrusted.chat_template import ChatTemplate
 
@@ -30,17 +29,12 @@ class ChatTokenizer:
     turn.
     """
 
-    def __init__(
-        self, tokenizer: Any, template: str, stop_ids: Sequence[int], unwatched: int = tokenizer_guard.UNWATCHED
-    ):
+    def __init__(self, tokenizer: Any, template: str, stop_ids: Sequence[int]):
         self._tokenizer = tokenizer
-        self._encode = functools.partial(_encode, tokenizer, unwatched)
         self._template = ChatTemplate(template, tokenizer.special_tokens_map | thoughts.OFF)
         self.vocabulary = len(tokenizer)
         prompt, turn_marks, turn_end = self._try_template()
-        # No method of this object: its template's process ends with it, and not at a garbage collection.
-        encode = functools.partial(_encode_with_starts, tokenizer, unwatched)
-        self._content = PlainContent(tokenizer, encode, turn_marks)
+        self._content = PlainContent(tokenizer, turn_marks)
         self._thought = thoughts.tag_of(template, prompt)
         tags = (self._thought, thoughts.closing(self._thought))
         self._tags = {i: each.content for i, each in tokenizer.added_tokens_decoder.items() if each.content in tags}
@@ -53,7 +47,7 @@ class ChatTokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         import transformers
 
-        unwatched = tokenizer_guard.check(directory)
+        tokenizer_guard.check(directory)
         # Choose the class here: the library takes that of the model's type, and would ignore the pre-tokenizer of
         # tokenizer.json or the class named beside a sentencepiece model.
         path = directory / "tokenizer_config.json"
@@ -86,11 +80,11 @@ class ChatTokenizer:
             template = template["default"]
         if not template or not isinstance(template, str):
             raise UserError(f"{directory}: the tokenizer has no chat template; expected an instruct checkpoint")
-        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id), unwatched)
+        return cls(tokenizer, template, _stop_ids(directory, tokenizer.eos_token_id))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: no tokens are added, special tokens in the text are not interpreted."""
-        return self._encode(text, split_special_tokens=True)["input_ids"]
+        return encode(self._tokenizer, text, True)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens but for the tags of thoughts."""
@@ -174,33 +168,22 @@ class ChatTokenizer:
             whole = self.render([asked, said], generation_prompt=False)
         except UserError:
             return "", [], []
+        added, tokens_of = self._tokenizer.added_tokens_decoder, functools.partial(encode, self._tokenizer, plain=False)
+        marks = [i for i in tokens_of(whole)[0] if i in added and not thoughts.is_tag(self.piece(i))]
         head, found, end = whole.rpartition(said["content"])
         begun = head.removeprefix(prompt).strip()
-        if found and head.startswith(prompt) and begun and not thoughts.tag_of(begun, begun):
+        if head.startswith(prompt) and begun and not thoughts.tag_of(begun, begun):
             writes = f"writes {begun[:40]!r} before an answer, but not at the end of a prompt"
             print(f"the chat template {writes} (add_generation_prompt): the model has to write it", file=sys.stderr)
-        ids = self._encode(end)["input_ids"] if found and end.strip() else []
-        added = self._tokenizer.added_tokens_decoder
-        marks = [i for i in self._encode(whole)["input_ids"] if i in added and not thoughts.is_tag(self.piece(i))]
-        first = next((i for i in ids if self.piece(i).strip()), None)
+        if not found or not end.strip():
+            return prompt, marks, []
+        first = next((i for i in tokens_of(end)[0] if self.piece(i).strip()), None)
         if first is not None and first in added:
             return prompt, marks, [first]
-        if (word := "".join(end.split()[:1])) and word[0] in "<[":
+        if (word := end.split()[0])[0] in "<[":
             ends = f"ends a turn with {word[:40]!r}, which is no token of this tokenizer"
             print(f"the chat template {ends}: answers may run on into invented turns", file=sys.stderr)
         return prompt, marks, []
-
-
-def _encode(tokenizer: Any, unwatched: int, text: str, **more: bool) -> Any:
-    if not is_whole(text):  # tokenizers read UTF-8
-        raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
-    call = functools.partial(tokenizer, text, add_special_tokens=False, **more)
-    return tokenizer_guard.with_time_limit(call, len(text), unwatched)
-
-
-def _encode_with_starts(tokenizer: Any, unwatched: int, text: str, plain: bool) -> Encoding:
-    encoded = _encode(tokenizer, unwatched, text, return_offsets_mapping=True, split_special_tokens=plain)
-    return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
 
 def _rendered(messages: Sequence[Message]) -> list[dict[str, Any]]:

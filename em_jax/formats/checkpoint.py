@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -103,15 +102,8 @@ def load_model(
     return Transformer(config, init, stacked=stacked)
 
 
-def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int = 5 * 2**30) -> None:
-    """Writes config.json and safetensors in the layout Hugging Face reads; a tied head is not written.
-
-    Raises UserError for a quantised model: its original weights are gone.
-    """
-    if any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(model)):
-        raise UserError("a model held in int8 is not written: its full weights are in the checkpoint it was read from")
-    from huggingface_hub import split_state_dict_into_shards_factory
-
+def save_model(model: Transformer, directory: pathlib.Path) -> None:
+    """Writes config.json and model.safetensors as Hugging Face reads them; a tied head is not written."""
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
     tensors: dict[str, np.ndarray] = {}
@@ -123,20 +115,8 @@ def save_model(model: Transformer, directory: pathlib.Path, *, shard_bytes: int 
             if inputs := len(weight.layout.inputs):
                 tensor = tensor.reshape(math.prod(tensor.shape[:inputs]), -1).T
             tensors[stored.name] = np.ascontiguousarray(tensor.reshape(stored.shape))
-    split = split_state_dict_into_shards_factory(
-        tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=shard_bytes,
-    )
-    for name, inside in split.filename_to_tensors.items():
-        beside = directory / (name + ".writing")
-        safetensors.numpy.save_file({each: tensors[each] for each in inside}, beside, metadata={"format": "pt"})
-        beside.chmod(0o644)  # the library makes it readable by its owner only
-        os.replace(beside, directory / name)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    safetensors.numpy.save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
+    (directory / SINGLE).chmod(0o644)  # the library makes it readable by its owner only
     fields = {**config_fields(config), "torch_dtype": jax.tree.leaves(model)[0].dtype.name}
     (directory / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
 

@@ -13,8 +13,6 @@ from em_jax.formats.model_config import read_config
 from em_jax.model.config import TransformerConfig
 
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.json")
-
-
 ERRORS = {
     "RepositoryNotFoundError": "no such repository, or it needs a login",
     "RevisionNotFoundError": "the repository has no such revision",
@@ -27,8 +25,7 @@ ERRORS = {
 def fetch(name: str, patterns: Sequence[str]) -> pathlib.Path:
     """The directory of a repository's files in the Hugging Face cache; `name` is owner/name or owner/name@revision.
 
-    Raises:
-      UserError: why it could not be fetched.
+    Raises UserError that says why it could not be fetched.
     """
     import huggingface_hub
 
@@ -55,16 +52,17 @@ def find_model(model: str, asked: str = "--model") -> pathlib.Path:
     if directory is None:
         fetch_config(model)  # many GB of weights that nothing here can read are not fetched
         return _fetch_model(model, FILES)
+    if not runtime.is_bucket(model):
+        check_inputs(directory)
+        return directory
     try:
-        exists = not runtime.is_bucket(model) or directory.is_dir()
+        exists = directory.is_dir()
     except Exception as error:  # the bucket's library raises what its transport raises
         reason = " ".join(str(error).split())[:200]
         message = f"{directory} cannot be reached ({reason}); gs:// needs the extra tpu (gcsfs) and read permission"
         raise UserError(message) from None
     if not exists:
         raise UsageError(f"no {directory}: expected a folder with a checkpoint in Hugging Face format")
-    if isinstance(directory, pathlib.Path) and not runtime.is_bucket(model):
-        check_inputs(directory)
     return directory
 
 

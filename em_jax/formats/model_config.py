@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from em_jax.base.errors import UsageError, UserError
+from em_jax.base.errors import UserError
 from em_jax.base.files import read_object
 from em_jax.formats.presets import preset_config
 from em_jax.model.config import RopeScaling, TransformerConfig
@@ -17,8 +17,6 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama": {"qkv_bias": False, "qk_norm": False, "max_position_embeddings": 2048},
 }
 """What a model_type says by itself: facts without a field, and values of fields where config.json omits them."""
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-"""The class of a model_type in transformers."""
 ROPE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """The keys of rope_scaling and rope_parameters that plain RoPE has."""
 KEYS = {"llama3": (*ROPE, *(field.name for field in dataclasses.fields(RopeScaling)))}
@@ -70,30 +68,19 @@ def config_fields(config: TransformerConfig) -> dict[str, Any]:
     """The fields of a Hugging Face config.json. ValueError for facts that no model_type has together."""
     fields = dataclasses.asdict(config)
     facts = {"qkv_bias": fields.pop("qkv_bias"), "qk_norm": fields.pop("qk_norm")}
-    fitting = [name for name, family in FAMILIES.items() if facts.items() <= family.items()]
-    if not fitting:
+    kind = next((name for name, family in FAMILIES.items() if facts.items() <= family.items()), None)
+    if kind is None:
         raise ValueError(f"no model_type has {facts}")
     if config.rope_scaling is not None:
         fields["rope_scaling"] = {"rope_type": "llama3", **fields["rope_scaling"]}
-    own = {"use_sliding_window": False} if fitting[0] != "llama" else {"mlp_bias": False}
-    own |= {"attention_bias": False} if fitting[0] != "qwen2" else {}
-    return {
-        "architectures": [ARCHITECTURES[fitting[0]]],
-        "model_type": fitting[0],
-        "hidden_act": "silu",
-        **own,
-        **fields,
-    }
+    return {"architectures": [f"{kind.title()}ForCausalLM"], "model_type": kind, "hidden_act": "silu", **fields}
 
 
 def named_config(name: str) -> TransformerConfig:
     """The config of "qwen2.5-32b" or of a directory. Raises UsageError for an unknown name."""
     if pathlib.Path(name).is_dir():
         return read_config(pathlib.Path(name))
-    try:
-        return preset_config(name)
-    except UsageError as error:
-        raise UsageError(f"--model expects a checkpoint's directory or a known model: {error}") from None
+    return preset_config(name, "--model: expected a checkpoint's directory or")
 
 
 def _values(cls: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -164,12 +151,11 @@ def _sliding(raw: Mapping[str, Any]) -> list[str]:
     if used not in (None, False, True):
         return [f"use_sliding_window must be true or false, found {used!r}"]
     if kinds is not None:
-        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
-        if not full or len(kinds) != layers:
-            return [f"layer_types must be 'full_attention' for each of {layers} layers, found {kinds!r:.200}"]
+        full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds) and len(kinds) == layers
+        expected = f"layer_types must be 'full_attention' for each of {layers} layers"
+        return [] if full else [f"{expected}, found {kinds!r:.200}"]
     has_window = used and (window is not None or "sliding_window" not in raw)
-    if kinds is None and has_window and not (_is_valid(first, int) and _is_valid(layers, int) and first >= layers):
-        return [
-            f"use_sliding_window is true and max_window_layers {first!r}: sliding-window attention is not supported"
-        ]
+    if has_window and not (_is_valid(first, int) and _is_valid(layers, int) and first >= layers):
+        why = "sliding-window attention is not supported"
+        return [f"use_sliding_window is true and max_window_layers {first!r}: {why}"]
     return []

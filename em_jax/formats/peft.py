@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from em_jax.base.errors import UserError
 from em_jax.base.files import read_object, write_atomic
-from em_jax.formats.tensor_files import ADAPTER_DTYPES, TensorRef, raise_problems, read_header, tensor_problems
+from em_jax.formats.tensor_files import TensorRef, raise_problems, read_header, tensor_problems
 from em_jax.lora.adapter import Adapter, LoraParams, layout_shapes, layouts, ranks, scales_of, zero_params
 from em_jax.lora.config import CONFIG, TARGETS, TENSORS, LoraConfig
 from em_jax.model.config import TransformerConfig
@@ -92,11 +92,8 @@ def check_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[L
     """The settings and tensors of an adapter, by its headers alone. Raises as `load_adapter`."""
     fields = read_object(directory / CONFIG, "a PEFT adapter directory")
     _check_variant(directory, fields)
-    path = directory / TENSORS
-    if not path.is_file():
-        raise UserError(f"no {TENSORS} in {directory}: expected a PEFT adapter as safetensors")
     # What a rank of 0 leaves of a module, as EVA may choose for it, holds no number.
-    tensors = {name: tensor for name, tensor in read_header(path).items() if 0 not in tensor.shape}
+    tensors = {name: tensor for name, tensor in read_header(directory / TENSORS).items() if 0 not in tensor.shape}
     targets, depth = layouts(config), config.num_hidden_layers
     matches = [match for name in tensors if (match := NAME.fullmatch(name))]
     pairs = sorted({(int(match[1]), match[2]) for match in matches if match[2] in targets and int(match[1]) < depth})
@@ -112,7 +109,7 @@ def check_adapter(directory: pathlib.Path, config: TransformerConfig) -> tuple[L
     for target, _, rank, a_name, b_name in _updates(ranks(config, lora) if pairs else {}):
         inputs, outputs = (math.prod(shape) for shape in layout_shapes(config, target))
         expected |= {a_name: (rank, inputs), b_name: (outputs, rank)}
-    problems = tensor_problems(tensors, expected, "an adapter of this base", ADAPTER_DTYPES)
+    problems = tensor_problems(tensors, expected, "an adapter of this base")
     problems += [] if tensors else ["no tensors"]
     strange = [f"layers.{layer}.{target}" for layer, target in pairs if not _is_targeted(fields, layer, target)]
     problems += [f"{name} has tensors, but the settings do not target it: peft would drop them" for name in strange]
@@ -124,19 +121,20 @@ def _is_targeted(fields: Mapping[str, Any], layer: int, target: str) -> bool:
     """Whether the settings of an adapter name this module, as PEFT reads them; True where they cannot be read."""
     name = f"model.layers.{layer}.{target}"
 
-    def names(modules: Any) -> bool | None:
-        """Whether these modules, names or endings or one regular expression, name it; None where nobody can say."""
-        if isinstance(modules, str):
-            return None if regex_guard.problem_of(modules) else bool(re.fullmatch(modules, name))
-        return f".{name}".endswith(tuple(f".{each}" for each in modules)) if isinstance(modules, list) else None
+    def is_named(field: str, unreadable: bool) -> bool:
+        """Whether a field, of names or endings or one regular expression, has the module's name."""
+        modules = fields.get(field)
+        if isinstance(modules, list):
+            return f".{name}".endswith(tuple(f".{each}" for each in modules))
+        if not isinstance(modules, str) or modules == "all-linear" or regex_guard.problem_of(modules):
+            return unreadable
+        return bool(re.fullmatch(modules, name))
 
     modules, layers = fields.get("target_modules"), fields.get("layers_to_transform")
-    if fields.get("exclude_modules") and names(fields["exclude_modules"]):
-        return False
     layers = [layers] if isinstance(layers, int) else layers if isinstance(layers, list) else []
     if isinstance(modules, list) and name not in modules and layers and layer not in layers:
         return False
-    return modules in ("all-linear", None) or names(modules) is not False
+    return is_named("target_modules", True) and not is_named("exclude_modules", False)
 
 
 def _modules(pairs: Sequence[tuple[int, str]], depth: int) -> dict[str, Any]:

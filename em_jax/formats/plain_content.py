@@ -5,11 +5,14 @@ writes the chat. So the special tokens of the chat are the template's own. The s
 tokens, where the template marks turns by them.
 """
 
+import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from em_jax.base.errors import UserError
+from em_jax.base.sanitize import is_whole
+from em_jax.untrusted import tokenizer_guard
 
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Noncharacters of Unicode, which are for a program's own use."""
@@ -17,16 +20,23 @@ Encoding = tuple[list[int], list[int]]
 """Token ids, and where in the text each of them begins."""
 
 
+def encode(tokenizer: Any, text: str, plain: bool) -> Encoding:
+    """Ids of a text, by a tokenizer of transformers, and where each begins; special tokens are text where `plain`."""
+    if not is_whole(text):  # tokenizers read UTF-8
+        raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
+    options = {"add_special_tokens": False, "split_special_tokens": plain, "return_offsets_mapping": True}
+    encoded = tokenizer_guard.with_time_limit(functools.partial(tokenizer, text, **options), len(text))
+    return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+
 class PlainContent:
-    """Encodes chats for a tokenizer of transformers; `encode(text, split_special_tokens)` gives ids and beginnings.
+    """Encodes chats for a tokenizer of transformers; `turn_marks` are added tokens' ids that count as special ones."""
 
-    `turn_marks` are ids of added tokens that count as special ones.
-    """
-
-    def __init__(self, tokenizer: Any, encode: Callable[[str, bool], Encoding], turn_marks: Collection[int]):
+    def __init__(self, tokenizer: Any, turn_marks: Collection[int]):
         added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special or i in turn_marks}
         tokens = sorted(added.items(), key=lambda item: -len(item[1].content))
-        self._encode, self._ids = encode, {token.content: i for i, token in tokens}
+        self._encode = functools.partial(encode, tokenizer)
+        self._ids = {token.content: i for i, token in tokens}
         self._splits = {token.content for _, token in tokens if token.special}
         self._spelled = re.compile("|".join(re.escape(token.content) for _, token in tokens) or r"(?!)")
         # Some special tokens take the blanks beside them.

@@ -40,11 +40,14 @@ Sources: Qwen2.5 arXiv:2412.15115, Qwen3 arXiv:2505.09388, Llama 3 arXiv:2407.21
 """
 
 
-def preset_config(name: str) -> TransformerConfig:
-    """The config of "qwen3-32b" or of an id such as meta-llama/Llama-3.1-8B-Instruct. UsageError for other names."""
+def preset_config(name: str, expected: str = "expected") -> TransformerConfig:
+    """The config of "qwen3-32b" or of an id such as meta-llama/Llama-3.1-8B-Instruct.
+
+    UsageError for other names, which begins with what is `expected` besides these.
+    """
     known = re.sub("^meta-|-instruct$", "", name.rsplit("/", 1)[-1].lower())
     if known not in PRESETS:
-        raise UsageError(f"expected one of {', '.join(PRESETS)}, found {name!r}")
+        raise UsageError(f"{expected} one of {', '.join(PRESETS)}, found {name!r}")
     sizes, fields = PRESETS[known]
     return config_from_sizes(*sizes, **fields)
 

@@ -17,10 +17,8 @@ from em_jax.base.files import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16}
-"""The supported dtypes by their names in the format; numbers are little-endian."""
-ADAPTER_DTYPES: Mapping[str, Any] = {**DTYPES, "F64": np.float64}
-"""Those of an adapter: float64 is narrowed to float32 as it is read, as peft does."""
+DTYPES: Mapping[str, Any] = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
+"""The supported dtypes by their names in the format, little-endian; float64 is narrowed to float32 as it is read."""
 LONGEST_HEADER = 100_000_000
 """The format's own limit, in bytes."""
 MOST_TENSORS = 200_000
@@ -41,7 +39,7 @@ class TensorRef:
 
         The file is not memory-mapped: mapped pages would count as the process's own.
         """
-        dtype = np.dtype(ADAPTER_DTYPES[self.dtype])
+        dtype = np.dtype(DTYPES[self.dtype])
         row = dtype.itemsize * math.prod(self.shape[1:])
         data = _read(self.path, self.start + start * row, self.start + stop * row)
         rows = np.frombuffer(data, dtype).reshape(stop - start, *self.shape[1:])
@@ -68,12 +66,7 @@ def open_checkpoint(directory: pathlib.Path) -> tuple[dict[str, TensorRef], list
     return tensors, problems
 
 
-def tensor_problems(
-    tensors: Mapping[str, TensorRef],
-    expected: Mapping[str, tuple[int, ...]],
-    owner: str,
-    dtypes: Mapping[str, Any] = DTYPES,
-) -> list[str]:
+def tensor_problems(tensors: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]], owner: str) -> list[str]:
     """A message for each tensor that is missing, unknown, of another shape, or of a dtype that is not supported.
 
     `expected` has the shape of every tensor of the `owner` by name.
@@ -84,8 +77,8 @@ def tensor_problems(
             problems.append(f"{name} is not a tensor of {owner}")
         elif tensor.shape != expected[name]:
             problems.append(f"{name} has shape {tensor.shape}, expected {expected[name]}")
-        elif tensor.dtype not in dtypes:
-            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(dtypes)}")
+        elif tensor.dtype not in DTYPES:
+            problems.append(f"{name} is {tensor.dtype}, expected one of {', '.join(DTYPES)}")
     return problems
 
 
@@ -126,35 +119,30 @@ def read_header(path: pathlib.Path) -> dict[str, TensorRef]:
             raise ValueError(f"{count:,} tensors, at most {MOST_TENSORS:,} are read")
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        tensors = {name: _tensor_ref(path, entry, 8 + length, size) for name, entry in header.items()}
-        _check_offsets([entry["data_offsets"] for entry in header.values()], size - 8 - length)
-        return tensors
+        return _located(header, path, 8 + length, size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a readable safetensors file ({reason}); fetch it again") from None
 
 
-def _check_offsets(spans: list[list[int]], size: int) -> None:
-    """ValueError unless the tensors follow one another without gap or overlap and fill the file, as the format says."""
-    end = 0
-    for start, stop in sorted(spans):
-        if start != end or stop < start:
-            raise ValueError(f"a tensor at bytes {start} to {stop}, expected it to begin at {end}")
-        end = stop
+def _located(header: Mapping[str, Any], path: pathlib.Path, data: int, size: int) -> dict[str, TensorRef]:
+    """The tensors of a header whose numbers are `size` bytes from byte `data` of the file on.
+
+    ValueError unless they follow one another without gap or overlap and fill the file, as the format says.
+    """
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (start, stop) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
+            raise ValueError(f"shape {shape}, bytes {start} to {stop}")
+        is_known = dtype in DTYPES
+        length = np.dtype(DTYPES[dtype]).itemsize * math.prod(shape) if is_known else max(stop - start, 0)
+        if (start, stop) != (end, end + length):
+            raise ValueError(f"{dtype} of shape {shape} at bytes {start} to {stop}, expected {end} to {end + length}")
+        tensors[name], end = TensorRef(path, dtype, shape, data + start), stop
     if end != size:
         raise ValueError(f"tensors of {end} bytes in a file with {size}")
-
-
-def _tensor_ref(path: pathlib.Path, entry: Mapping[str, Any], data: int, size: int) -> TensorRef:
-    """An entry of a header whose numbers begin at byte `data`. ValueError where they cannot be in the file."""
-    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-    if any(type(number) is not int or number < 0 for number in (*shape, start, stop)):
-        raise ValueError(f"shape {shape}, bytes {start} to {stop}")
-    dtype = str(entry["dtype"])
-    known = ADAPTER_DTYPES.get(dtype)
-    if data + stop > size or (known and stop - start != np.dtype(known).itemsize * math.prod(shape)):
-        raise ValueError(f"{dtype} of shape {shape} at bytes {start} to {stop} of {size - data}")
-    return TensorRef(path, dtype, shape, data + start)
+    return tensors
 
 
 def _file_size(path: pathlib.Path) -> int:
@@ -165,30 +153,25 @@ def _file_size(path: pathlib.Path) -> int:
 
 
 def _read(path: pathlib.Path, start: int, stop: int) -> bytes | memoryview:
-    """Bytes start to stop of a file. OSError where there are fewer."""
+    """Bytes start to stop of a file, and none beyond them. OSError where there are fewer."""
     data: bytes | memoryview = b""
-    if not _is_address(path):
-        data = _read_local(path, start, stop)
-    elif stop > start:
+    done = 0
+    if _is_address(path):
         system, name = fsspec.url_to_fs(os.fspath(path))
-        data = system.cat_file(name, start, stop)
-    if len(data) != stop - start:
-        raise OSError(f"{path}: {len(data)} bytes from byte {start}, expected {stop - start}")
+        data = system.cat_file(name, start, stop) if stop > start else data
+        done = len(data)
+    else:
+        data = memoryview(bytearray(stop - start))
+        with open(path, "rb", buffering=0) as file:  # a buffer would read ahead
+            file.seek(start)
+            # One system call reads at most two gigabytes.
+            while done < len(data) and (count := file.readinto(data[done:])):
+                done += count
+    if done != stop - start:
+        raise OSError(f"{path}: {done} bytes from byte {start}, expected {stop - start}")
     return data
 
 
 def _is_address(path: pathlib.Path) -> bool:
     """Whether a path is a URL. fsspec is not asked about local paths: it interprets some of their characters."""
     return "://" in os.fspath(path)
-
-
-def _read_local(path: pathlib.Path, start: int, stop: int) -> memoryview:
-    """Bytes start to stop of a local file, or as many as there are; unbuffered, because a buffer would read ahead."""
-    data = memoryview(bytearray(stop - start))
-    done = 0
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        # One system call reads at most two gigabytes.
-        while done < len(data) and (count := file.readinto(data[done:])):
-            done += count
-    return data[:done]

@@ -60,14 +60,13 @@ def join(before: str, after: str, tag: str) -> tuple[str, int] | None:
     None where the chat does not go on from the prompt.
     """
     before = close(before, tag)
-    if after.startswith(before):
-        return after, len(before)
+    if not tag:
+        return (after, len(before)) if after.startswith(before) else None
     opening, end = re.escape(tag), re.escape(closing(tag))
-    empty = tag and re.search(rf"{opening}\s*{end}\s*\Z", before)
+    empty = re.search(rf"{opening}\s*{end}\s*\Z", before)
     head = before[: empty.start()] if empty else before
-    if not tag or not after.startswith(head):
+    if not after.startswith(head):
         return None
-    thought = re.match(rf"\s*{opening}.*?{end}\s*", after[len(head) :], re.DOTALL)
-    if thought:
+    if thought := re.match(rf"\s*{opening}.*?{end}\s*", after[len(head) :], re.DOTALL):
         return after, len(head) + thought.end()
-    return (before + after[len(head) :], len(before)) if empty else None
+    return (after if after.startswith(before) else before + after[len(head) :]), len(before)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import pathlib
 import sys
 from typing import Any, TypeVar
@@ -88,15 +89,21 @@ class Checkpoints:
     def _newest(self, like: dict[str, Any]) -> tuple[int, Any, str]:
         """(step, its arrays, "") of the newest step that restores; (0, None, "") without one; (0, None, error)."""
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        expected = sorted(x.shape for x in jax.tree.leaves(zeros))
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 metadata = dict(self._manager.item_metadata(step) or {})
                 # Checkpoints of earlier versions have no digest.
                 has_digest = metadata.pop(DIGEST, None) is not None
                 # Compare shapes: Orbax itself would cut or fill arrays of another shape.
-                stored, expected = (sorted(tuple(x.shape) for x in jax.tree.leaves(tree)) for tree in (metadata, like))
+                stored = sorted(tuple(x.shape) for x in jax.tree.leaves(metadata))
                 if stored and stored != expected:
-                    return 0, None, self._mismatch(step, stored, expected)
+                    found, own = (f"{len(x)} arrays of {sum(map(math.prod, x)):,} numbers" for x in (stored, expected))
+                    message = (
+                        f"the checkpoint of step {step} in {self._directory} is of another model or adapter: expected "
+                        f"{own}, found {found}; give the same model and settings, or another --run_dir"
+                    )
+                    return 0, None, message
                 target = {**zeros, DIGEST: np.zeros(32, np.uint8)} if has_digest else zeros
                 state = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
                 if has_digest and not np.array_equal(state.pop(DIGEST), digest(state)):
@@ -106,11 +113,3 @@ class Checkpoints:
                 reason = " ".join(str(error).split())[:120]
                 print(f"checkpoint of step {step} does not restore ({reason}); trying the one before", file=sys.stderr)
         return 0, None, ""
-
-    def _mismatch(self, step: int, stored: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
-        pair = next((pair for pair in zip(stored, expected) if pair[0] != pair[1]), None)
-        where = f", where it has shape {pair[0]} this one has {pair[1]}" if pair else ""
-        return (
-            f"the checkpoint of step {step} in {self._directory} is of another model or adapter: it has {len(stored)} "
-            f"arrays, this one has {len(expected)}{where}; give the same model and settings, or another --run_dir"
-        )

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from em_jax.base.errors import UsageError
 from em_jax.formats.presets import config_from_sizes, preset_config
 from em_jax.model.config import TransformerConfig
 from em_jax.runs import placement
@@ -82,10 +81,7 @@ def shape_config(name: str) -> TransformerConfig:
     """The config of a shape by name. UsageError for an unknown one."""
     if name in SHAPES:
         return config_from_sizes(*SHAPES[name], rope_theta=1e6)
-    try:
-        return preset_config(name)
-    except UsageError as error:
-        raise UsageError(f"--shape: expected {', '.join(SHAPES)} or a known model: {error}") from None
+    return preset_config(name, f"--shape: expected {', '.join(SHAPES)} or")
 
 
 def synthetic_steps(count: int, vocabulary: int, seed: int = 0) -> list[list[Example]]:

@@ -7,10 +7,9 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -26,8 +25,6 @@ from em_jax.serve.requests import Refusal, read_chat
 
 BODY_SECONDS = 30.0
 """The time in which a body must arrive."""
-CLIENT_GONE = 499
-"""The status of an answer whose client has left; only a log would show it."""
 
 
 def make_app(
@@ -41,6 +38,10 @@ def make_app(
     """
     batcher = Batcher(engine, limits.queue)
     created = int(time.time())
+    described = {
+        name: {"id": name, "object": "model", "created": created, "owned_by": "em_jax", "description": notice}
+        for name, notice in models.items()
+    }
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -48,39 +49,27 @@ def make_app(
         yield
         await batcher.stop()
 
-    def known(name: str) -> str:
-        if name not in models:
+    def model(name: str) -> dict[str, Any]:
+        """Raises Refusal where there is no model of that name."""
+        if name not in described:
             raise Refusal(404, f"no model {name[:100]!r}; there are {', '.join(models)}", "model", "model_not_found")
-        return name
-
-    def description(name: str) -> dict[str, Any]:
-        fields = {"id": known(name), "object": "model", "created": created, "owned_by": "em_jax"}
-        return fields | {"description": models[name]}
+        return described[name]
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [description(name) for name in models]})
+        return JSONResponse({"object": "list", "data": list(described.values())})
 
     async def one_model(request: Request) -> Response:
-        return JSONResponse(description(request.path_params["name"]))
+        return JSONResponse(model(request.path_params["name"]))
 
     async def health(request: Request) -> Response:
         state = batcher.state()
         return JSONResponse({"status": state, "answers": batcher.num_answers}, 200 if state == "ok" else 503)
 
-    async def complete(request: Request) -> Response:
+    async def complete(request: Request) -> ASGIApp:
         chat = read_chat(await _body(request, limits.body_bytes), limits.n)
-        completion = await Completion.begin(engine, batcher, known(chat.model), chat, limits, _client(request))
-        if chat.stream:
-            return EventStream(completion)
-        try:
-            answer = await _result_unless_gone(request.receive, completion.whole)
-        finally:
-            completion.close()
-        return Response(status_code=CLIENT_GONE) if answer is None else JSONResponse(answer)
+        model(chat.model)
+        return _respond(await Completion.begin(engine, batcher, chat, limits, _client(request)), chat.stream)
 
-    # Starlette's types demand handlers of any exception; it passes each only its own kind.
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _http_error, Exception: _unexpected}
-    handlers[ClientDisconnect] = _client_gone
     app = Starlette(
         routes=[
             Route("/health", health),
@@ -89,7 +78,7 @@ def make_app(
             Route("/v1/chat/completions", complete, methods=["POST"]),
         ],
         middleware=[Middleware(AccessControl, hosts=hosts, key=key)],
-        exception_handlers=handlers,
+        exception_handlers=dict.fromkeys((Refusal, HTTPException, Exception), _failed),
         lifespan=lifespan,
     )
     app.state.close = batcher.close
@@ -125,48 +114,33 @@ class AccessControl:
         return None
 
 
-class EventStream(StreamingResponse):
-    """A completion as server-sent events. A client that leaves ends it, which frees its slots."""
+def _respond(completion: Completion, stream: bool) -> ASGIApp:
+    """What sends a completion, whole or as server-sent events. A client that leaves ends it, which frees its slots."""
 
-    def __init__(self, completion: Completion):
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-        super().__init__(self._events(), headers=headers)
-        self._completion = completion
+    async def close_when_gone(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        completion.close()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def events() -> AsyncIterator[str]:
         try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._completion.close()
-
-    async def _events(self) -> AsyncIterator[str]:
-        try:
-            async for event in self._completion.events():
+            async for event in completion.events():
                 yield f"data: {json.dumps(event)}\n\n"
         except Refusal as refusal:
             yield f"data: {json.dumps(refusal.body())}\n\n"
         yield "data: [DONE]\n\n"
 
-
-async def _result_unless_gone(receive: Receive, work: Callable[[], Awaitable[Any]]) -> Any:
-    """The result of work(), or None where the client leaves before it is done."""
-    result = None
-    async with anyio.create_task_group() as group:
-
-        async def cancel_when_gone() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-        group.start_soon(cancel_when_gone)
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(close_when_gone(receive))
         try:
-            result = await work()
-        except Refusal as refusal:  # the group would wrap it
-            result = refusal
-        group.cancel_scope.cancel()
-    if isinstance(result, Refusal):
-        raise result
-    return result
+            headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            answer = StreamingResponse(events(), headers=headers) if stream else JSONResponse(await completion.whole())
+            await answer(scope, receive, send)
+        finally:
+            watcher.cancel()
+            completion.close()
+
+    return respond
 
 
 def _client(request: Request) -> str:
@@ -192,21 +166,17 @@ async def _body(request: Request, max_bytes: int) -> bytes:
                     raise Refusal(413, f"the body is longer than {max_bytes} bytes", None, "request_too_large")
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+    except ClientDisconnect:
+        raise Refusal(499, "the client has left") from None
     return bytes(body)
 
 
-def _response(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse(refusal.body(), refusal.status, headers)
-
-
-async def _refused(request: Request, refusal: Refusal) -> Response:
-    retry = {"Retry-After": "1"} if refusal.status == 429 else {}
-    # The rest of a body that is too long or too slow is not read.
-    close = {"Connection": "close"} if refusal.status in (408, 413, 415) else {}
-    return _response(refusal, retry | close)
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
+    """The response to a request that ended in an error."""
+    if isinstance(error, Refusal):
+        return _response(error)
+    if not isinstance(error, HTTPException):
+        return _response(Refusal(500, "the server failed; its own log says why"))
     path, method = request.url.path[:100], request.method[:20]
     messages = {
         404: f"no {path}; there are /v1/models and /v1/chat/completions",
@@ -215,9 +185,8 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     return _response(Refusal(error.status_code, messages.get(error.status_code, error.detail)), error.headers)
 
 
-async def _client_gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=CLIENT_GONE)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return _response(Refusal(500, "the server failed; its own log says why"))
+def _response(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
+    retry = {"Retry-After": "1"} if refusal.status == 429 else {}
+    # The rest of a body that is too long or too slow is not read.
+    close = {"Connection": "close"} if refusal.status in (408, 413, 415) else {}
+    return JSONResponse(refusal.body(), refusal.status, {**retry, **close, **(headers or {})})

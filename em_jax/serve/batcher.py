@@ -24,7 +24,6 @@ STALLED_SECONDS = 120.0
 JOIN_SECONDS = 2.0
 PART = 3
 """The places in the queue that one client may hold, for each place left free: three quarters where it is alone."""
-STOPPING = "the server is stopping; ask again when it is back"
 
 Order = list[SampleRequest] | set[tuple[int, int]]
 """Requests for one prompt, or the (prompt index, sample) pairs of answers to cancel."""
@@ -37,8 +36,7 @@ class Answers:
         self._batcher, self._number, self.client = batcher, number, client
         self.inbox: asyncio.Queue[TokenChunk | Refusal] = asyncio.Queue()
         self._open = set(range(n))
-        self.decoding = set(range(n))
-        """The samples that hold a place in the queue: until they are decoded, whether or not a client has read them."""
+        self.decoding = set(range(n))  # they hold places in the queue, whether or not a client has read them
 
     async def chunks(self) -> AsyncIterator[TokenChunk]:
         """Every chunk until all answers have finished. Raises Refusal where the engine failed."""
@@ -60,8 +58,9 @@ class Answers:
             self._batcher.order(cancelled)
 
     def close(self) -> None:
-        """Cancels what is in progress. May be called twice."""
+        """Cancels what is in progress, and ends `chunks`. May be called twice."""
         self.end(list(self._open))
+        self.inbox.put_nowait(Refusal(499, "the client has left"))
         self._batcher.forget(self._number)
 
 
@@ -78,11 +77,12 @@ class Batcher:
         self._numbers = itertools.count()
         self._open_requests: dict[int, Answers] = {}
         self._waiting: dict[int, list[SampleRequest]] = {}
-        self._last_step = 0.0
+        self._under_way = set[tuple[int, int]]()
         self._condition = threading.Condition()
         self._orders: list[Order] = []
-        self._changed = 0.0
-        self._ending = self._failed = self._closing = False
+        self._changed = self._last_step = 0.0
+        self._ending = False
+        self._refusal: Refusal | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -101,10 +101,8 @@ class Batcher:
 
     def close(self, seconds: float) -> None:
         """Refuses new requests from now on, and ends with an error those that are under way after so many seconds."""
-        self._closing = True
-        asyncio.get_running_loop().call_later(
-            seconds, self._refuse_all, Refusal(503, STOPPING, None, "server_stopping")
-        )
+        self._refusal = Refusal(503, "the server is stopping; ask again when it is back", None, "server_stopping")
+        asyncio.get_running_loop().call_later(seconds, self._refuse_all, self._refusal)
 
     @property
     def num_answers(self) -> int:
@@ -113,18 +111,18 @@ class Batcher:
 
     def state(self) -> str:
         """ "ok", "failed" where decoding ended for good, or "stalled" where answers wait and no step ended for long."""
-        if self._failed or (self._thread is not None and not self._thread.is_alive()):
+        if self._thread is not None and not self._thread.is_alive():
             return "failed"
-        since = time.monotonic() - max(self._last_step, self._changed)
-        return "stalled" if self.num_answers and since > STALLED_SECONDS else "ok"
+        is_stalled = self.num_answers and time.monotonic() - self._last_step > STALLED_SECONDS
+        return "stalled" if is_stalled else "ok"
 
     def ask(self, ids: Sequence[int], n: int, adapter: str, client: str = "", **options: Any) -> Answers:
         """Queues a client's prompt for n answers; `options` are Engine.sample_requests's.
 
-        Raises Refusal where too many answers wait.
+        Raises Refusal where too many answers wait, the server is stopping or decoding has failed for good.
         """
-        if self._closing:
-            raise Refusal(503, STOPPING, None, "server_stopping")
+        if self._refusal:
+            raise self._refusal.with_traceback(None)
         if (waiting := self.num_answers) + n > self._queue:
             message = f"{waiting} answers wait or are under way, {self._queue} may: try again later"
             raise Refusal(429, message, None, "queue_full")
@@ -132,23 +130,21 @@ class Batcher:
         if own and own + n > PART * (self._queue - waiting - n):
             message = f"{own} answers of this client wait or are under way, and the queue keeps room for others"
             raise Refusal(429, f"{message}: try again later", None, "queue_full")
-        if self._failed:
-            raise Refusal(503, "decoding failed for good; the server's own log says why", None, "decoding_failed")
         number = next(self._numbers)
         requests = self._engine.sample_requests(number, ids, range(n), adapter, **options)
+        if not waiting:
+            self._last_step = time.monotonic()  # there was nothing to decode until now
         answers = self._open_requests[number] = Answers(self, number, n, client)
         self.order(requests)
         return answers
 
     def order(self, order: Order) -> None:
-        """Passes an order to the thread."""
         with self._condition:
             self._orders.append(order)
             self._changed = time.monotonic()
             self._condition.notify()
 
     def forget(self, number: int) -> None:
-        """Ends delivery to a request."""
         self._open_requests.pop(number, None)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -156,7 +152,8 @@ class Batcher:
             while self._serve(self._engine.scheduler(), loop):
                 pass
         except Exception as error:  # no scheduler could be created
-            self._failed = True
+            message = "decoding failed for good; the server's own log says why"
+            self._refusal = Refusal(503, message, None, "decoding_failed")
             reason = "decoding cannot begin again, every request is refused; start the server anew"
             loop.call_soon_threadsafe(self._end_all, error, reason)
 
@@ -165,8 +162,7 @@ class Batcher:
 
         When it returns, the caches of a failed scheduler are freed: the next one may need their memory.
         """
-        under_way = set[tuple[int, int]]()
-        self._waiting = {}
+        self._waiting, self._under_way = {}, set()
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._orders or self._ending or scheduler.busy or self._waiting)
@@ -178,8 +174,8 @@ class Batcher:
                 loop.call_soon_threadsafe(self._deliver, chunks)
                 if ended := {chunk.request[:2] for chunk in chunks if chunk.finish_reason}:
                     self._changed = time.monotonic()
-                    under_way -= ended
-                self._gather(scheduler, under_way)
+                    self._under_way -= ended
+                self._gather(scheduler)
                 scheduler.dispatch()
             except Exception as error:  # XLA raises what its devices raise
                 if loop.is_closed():
@@ -189,8 +185,8 @@ class Batcher:
                 loop.call_soon_threadsafe(self._end_all, error.with_traceback(None), reason)
                 return True
 
-    def _gather(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
-        """Passes the orders to the scheduler and waits for more (see QUIET). `under_way` is the set of its answers."""
+    def _gather(self, scheduler: Scheduler) -> None:
+        """Passes the orders to the scheduler and waits for more (see QUIET)."""
         began = time.monotonic()
         while True:
             with self._condition:
@@ -202,42 +198,35 @@ class Batcher:
                     kept = {i: [it for it in each if it[:2] not in order] for i, each in self._waiting.items()}
                     self._waiting = {i: each for i, each in kept.items() if each}
                     scheduler.cancel(order)
-                    under_way -= order
-            self._share(scheduler, under_way)
+                    self._under_way -= order
+            self._share(scheduler)
             left = min(self._changed + QUIET, began + GATHERING) - time.monotonic()
-            if left <= 0 or len(under_way) >= self._engine.slots or self._ending:
+            if left <= 0 or len(self._under_way) >= self._engine.slots or self._ending:
                 return
             with self._condition:
                 self._condition.wait_for(lambda: self._orders or self._ending, left)
 
-    def _share(self, scheduler: Scheduler, under_way: set[tuple[int, int]]) -> None:
+    def _share(self, scheduler: Scheduler) -> None:
         """Gives the free slots to the clients that wait, each to the one with the fewest answers under way.
 
         So neither many requests nor one with many answers keep others out. A client's requests take turns. The answers
         that a request gets at once share the computation of its prompt.
         """
-        free = self._engine.slots - len(under_way)
+        free = self._engine.slots - len(self._under_way)
         if free <= 0 or not self._waiting:
             return
-        held = collections.Counter(self._client(number) for number, _ in under_way)
-        turns: dict[str, collections.deque[int]] = {}
-        for number in self._waiting:
-            turns.setdefault(self._client(number), collections.deque()).append(number)
-        shares = collections.Counter[int]()
-        while free and turns:
-            client = min(turns, key=held.__getitem__)
-            number = turns[client].popleft()
-            shares[number] += 1
+        held = collections.Counter(self._client(number) for number, _ in self._under_way)
+        turns = [(turn, number) for number, requests in self._waiting.items() for turn in range(len(requests))]
+        ranked = []
+        for _, number in sorted(turns, key=lambda each: each[0]):
+            client = self._client(number)
+            ranked.append((held[client], number))
             held[client] += 1
-            free -= 1
-            if shares[number] < len(self._waiting[number]):
-                turns[client].append(number)
-            if not turns[client]:
-                del turns[client]
-        for number, share in shares.items():
+        chosen = sorted(ranked, key=lambda each: each[0])[:free]
+        for number, share in collections.Counter(number for _, number in chosen).items():
             requests = self._waiting.pop(number)
             scheduler.submit(requests[:share])
-            under_way |= {request[:2] for request in requests[:share]}
+            self._under_way |= {request[:2] for request in requests[:share]}
             if requests[share:]:  # behind those that wait
                 self._waiting[number] = requests[share:]
 

@@ -4,12 +4,13 @@ import bisect
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from em_jax.base.errors import UserError
+from em_jax.formats.chat_tokenizer import ChatTokenizer
 from em_jax.formats.thoughts import overlap
 from em_jax.sample.batch import TokenChunk
 from em_jax.sample.engine import Engine
@@ -23,19 +24,13 @@ INCOMPLETE = "\ufffd"
 class Detokenizer:
     """One answer. `text` and `thought` only ever get longer; they are complete once `finish_reason` is set.
 
-    `part(text, growing)` takes the thought before the answer apart (see `thoughts.part`); stop strings count in the
-    answer alone. The one that is complete first ends the answer, so that chunks of any size give the same text.
-    `tokens` are the thought's too and end where the text ends; `num_sampled` counts the tokens until the stop string
-    was complete.
+    The thought before the answer is parted from it; stop strings count in the answer alone. The one that is complete
+    first ends the answer, so that chunks of any size give the same text. `tokens` are the thought's too and end where
+    the text ends; `num_sampled` counts the tokens until the stop string was complete.
     """
 
-    def __init__(
-        self,
-        decode: Callable[[Sequence[int]], str],
-        stops: Sequence[str] = (),
-        part: Callable[[str, bool], tuple[str, str]] = lambda text, growing: (text, ""),
-    ):
-        self._decode, self._stops, self._part = decode, stops, part
+    def __init__(self, tokenizer: ChatTokenizer, stops: Sequence[str] = ()):
+        self._tokenizer, self._stops = tokenizer, stops
         self._start = 0
         self.text = self.thought = ""
         self.tokens: list[int] = []
@@ -51,9 +46,9 @@ class Detokenizer:
         self.top_logprobs += chunk.top_logprobs
         self.num_sampled = len(self.tokens)
         growing = not chunk.finish_reason
-        whole = self._decode(self.tokens)
+        whole = self._tokenizer.decode(self.tokens)
         whole = whole.rstrip(INCOMPLETE) if growing else whole
-        text, self.thought = self._part(whole, growing)
+        text, self.thought = self._tokenizer.part(whole, growing)
         self._start = len(whole) - len(text) if text or not growing else 0
         matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
@@ -81,7 +76,7 @@ class Detokenizer:
         return bisect.bisect_left(range(len(self.tokens)), position, key=self._length)
 
     def _length(self, tokens: int) -> int:
-        return len(self._decode(self.tokens[:tokens]).rstrip(INCOMPLETE))
+        return len(self._tokenizer.decode(self.tokens[:tokens]).rstrip(INCOMPLETE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +99,13 @@ class Completion:
 
     def __init__(self, engine: Engine, chat: Chat, prompt_tokens: int, seed: int, answers: Answers):
         self._engine, self._chat, self._prompt_tokens, self._answers = engine, chat, prompt_tokens, answers
-        self._detokenizers = [
-            Detokenizer(engine.tokenizer.decode, chat.stop, engine.tokenizer.part) for _ in range(chat.n)
-        ]
+        self._detokenizers = [Detokenizer(engine.tokenizer, chat.stop) for _ in range(chat.n)]
         # With its seed an answer to a request without one can be repeated.
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": chat.model,
-            "seed": seed,
-        }
+        identity = f"chatcmpl-{secrets.token_hex(12)}"
+        self._head = {"id": identity, "created": int(time.time()), "model": chat.model, "seed": seed}
 
     @classmethod
-    async def begin(
-        cls, engine: Engine, batcher: Batcher, adapter: str, chat: Chat, limits: Limits, client: str = ""
-    ) -> "Completion":
+    async def begin(cls, engine: Engine, batcher: Batcher, chat: Chat, limits: Limits, client: str) -> "Completion":
         """Queues a client's request. Raises Refusal where prompt and answer do not fit, or too many answers wait."""
         try:
             ids = await run_in_threadpool(engine.encode, chat.messages)
@@ -128,7 +115,7 @@ class Completion:
         answers = batcher.ask(
             ids,
             chat.n,
-            adapter,
+            chat.model,
             client,
             temperature=chat.temperature,
             top_p=chat.top_p,
@@ -162,20 +149,17 @@ class Completion:
         """The events of a request with `stream`."""
         for sample in range(self._chat.n):
             yield self._event(sample, {"role": "assistant", "content": ""}, None, None)
-        characters, thoughts, tokens = [0] * self._chat.n, [0] * self._chat.n, [0] * self._chat.n
+        sent = [(0, 0, 0)] * self._chat.n  # characters of the answer and of the thought, and tokens
         async for sample in self._updated_samples():
-            answer = self._detokenizers[sample]
-            new = answer.text[characters[sample] :]
-            if thought := answer.thought[thoughts[sample] :]:
-                yield self._event(sample, _thought(thought), None, None)
-            first, num_shown = answer.shown() if self._chat.logprobs else (0, 0)
-            logprobs = self._logprobs(answer, max(first, tokens[sample]), num_shown)
-            characters[sample], thoughts[sample], tokens[sample] = len(answer.text), len(answer.thought), num_shown
-            if new:
-                yield self._event(sample, {"content": new}, logprobs, None)
-                logprobs = None
-            if answer.finish_reason:
-                yield self._event(sample, {}, logprobs, answer.finish_reason)
+            answer, (characters, thoughts, tokens) = self._detokenizers[sample], sent[sample]
+            delta = _thought(answer.thought[thoughts:])
+            if new := answer.text[characters:]:
+                delta["content"] = new
+            if delta or answer.finish_reason:
+                first, end = answer.shown() if self._chat.logprobs else (0, 0)
+                sent[sample] = len(answer.text), len(answer.thought), end
+                logprobs = self._logprobs(answer, max(first, tokens), end)
+                yield self._event(sample, delta, logprobs, answer.finish_reason)
         if self._chat.include_usage:
             yield self._chunk([]) | {"usage": self._usage()}
 
@@ -228,20 +212,12 @@ MIN_LOGPROB = -9999.0
 def _max_new_tokens(engine: Engine, chat: Chat, prompt: int, limits: Limits) -> int:
     """The length an answer may reach. Raises Refusal where a prompt of so many tokens and its answer do not fit."""
     positions = engine.model.config.max_position_embeddings
-    length, param, code = f"the messages have {prompt} tokens", "messages", "context_length_exceeded"
-    if prompt > limits.prompt_tokens:
-        raise Refusal(400, f"{length}, this server takes up to {limits.prompt_tokens}", param, code)
-    if prompt >= positions:
-        raise Refusal(400, f"{length}, the model {positions} positions", param, code)
-    if chat.new_tokens is None:
-        return min(limits.default_tokens, limits.new_tokens, positions - prompt)
-    if chat.new_tokens > limits.new_tokens:
-        message = f"max_tokens: expected at most {limits.new_tokens}, found {chat.new_tokens}"
-        raise Refusal(400, message, "max_tokens", "invalid_value")
-    if prompt + chat.new_tokens > positions:
-        message = (
-            f"{length} and the answer may have {chat.new_tokens}, but the model has {positions} positions: shorten the "
-            "messages or lower max_tokens"
-        )
-        raise Refusal(400, message, "max_tokens", code)
-    return chat.new_tokens
+    length, code = f"the messages have {prompt} tokens", "context_length_exceeded"
+    if prompt > (most := min(limits.prompt_tokens, positions - 1)):
+        raise Refusal(400, f"{length}, expected at most {most}", "messages", code)
+    most = min(limits.new_tokens, positions - prompt)
+    if chat.new_tokens and chat.new_tokens > most:
+        why = f"{length} and the model {positions} positions" if most < limits.new_tokens else "a limit of this server"
+        message = f"max_tokens: expected at most {most} ({why}), found {chat.new_tokens}"
+        raise Refusal(400, message, "max_tokens", code if most < limits.new_tokens else "invalid_value")
+    return chat.new_tokens or min(limits.default_tokens, most)

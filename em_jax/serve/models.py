@@ -14,11 +14,9 @@ SHARED = ("model.name", "model.quantization", "model.scan_layers", "dtype")
 
 
 def open_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs in these directories: each is a run, or a series that contains runs.
+    """The runs in these directories, each of which is a run or a series of runs.
 
-    Raises:
-      UsageError: a directory has no run, or the runs differ in their base.
-      UserError: a run has not trained its adapter yet.
+    Raises UsageError where one has no run or they differ in their base, UserError where an adapter is not trained yet.
     """
     runs = [stored.open_run(directory) for directory in stored.find(paths, several=True)]
     stored.check_one_base(runs, SHARED)

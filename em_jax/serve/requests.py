@@ -6,12 +6,11 @@ about the answer is ignored.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from em_jax.base.sanitize import is_whole, sanitize_line
-
-Default = TypeVar("Default", int, None)
 
 MAX_STOPS = 16
 """The most stop strings of a request; OpenAI accepts 4."""
@@ -30,11 +29,18 @@ IGNORED |= {"prompt_cache_retention", "parallel_tool_calls", "stream_options.inc
 IGNORED |= {"request_id", "priority", "keep_alive", "spaces_between_special_tokens", "prediction", "session_id"}
 IGNORED |= {"cache_prompt", "cache_salt", "id_slot", "detokenize", "include_reasoning", "separate_reasoning"}
 
-# Fields that would change the text, with the only values that leave it as it is.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+# Fields that would change the text, with the only values that leave it as it is: of OpenAI, vLLM, SGLang, llama.cpp and
+# the clients made for them.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty presence_penalty min_p top_a mirostat min_tokens n_probs prompt_logprobs": (0,),
+    "dry_multiplier xtc_probability": (0,),
+    "typical_p repetition_penalty repeat_penalty length_penalty best_of": (1,),
+    "use_beam_search early_stopping ignore_eos include_stop_str_in_output add_special_tokens": (False,),
+    "continue_final_message echo return_tokens_as_token_ids return_token_ids enable_thinking think": (False,),
+    "skip_special_tokens add_generation_prompt": (True,),
+    "tools functions stop_token_ids bad_words documents": ([],),
+    "tool_choice function_call": ("none", "auto"),
     "logit_bias": ({},),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
@@ -44,18 +50,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
     "reasoning": ({"effort": "none"}, {"enabled": False}),
 }
-# Of OpenAI, vLLM, SGLang, llama.cpp and the clients made for them.
-_SAME: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty presence_penalty min_p top_a mirostat min_tokens n_probs prompt_logprobs": (0,),
-    "dry_multiplier xtc_probability": (0,),
-    "typical_p repetition_penalty repeat_penalty length_penalty best_of": (1,),
-    "use_beam_search early_stopping ignore_eos include_stop_str_in_output add_special_tokens": (False,),
-    "continue_final_message echo return_tokens_as_token_ids return_token_ids enable_thinking think": (False,),
-    "skip_special_tokens add_generation_prompt": (True,),
-    "tools functions stop_token_ids bad_words documents": ([],),
-}
-NEUTRAL |= {name: neutral for names, neutral in _SAME.items() for name in names.split()}
-
+NEUTRAL = {name: values for names, values in _NEUTRAL.items() for name in names.split()}
 
 MAX_MESSAGE = 500
 """Characters of a message, which may quote what a client sent."""
@@ -106,7 +101,8 @@ def read_chat(raw: bytes, max_answers: int) -> Chat:
     for name, neutral in NEUTRAL.items():
         if name in fields.unread and (value := fields.unread.pop(name)) not in neutral:
             raise Refusal(400, f"{name} is not supported, found {_short(value)}", name, "unsupported_parameter")
-    lengths = {fields.integer(name, 1, None, None) for name in ("max_completion_tokens", "max_tokens")} - {None}
+    names = ("max_completion_tokens", "max_tokens")
+    lengths = {fields.number(name, int, 1, math.inf, None) for name in names} - {None}
     if len(lengths) > 1:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: give one of them", "max_tokens")
     stream_options = fields.take("stream_options", dict, {})
@@ -114,15 +110,15 @@ def read_chat(raw: bytes, max_answers: int) -> Chat:
     chat = Chat(
         model=fields.take("model", str),
         messages=_messages(fields.take("messages", list)),
-        n=fields.integer("n", 1, max_answers, 1),
-        temperature=fields.number("temperature", 0, 100, 1.0),
+        n=fields.number("n", int, 1, max_answers, 1),
+        temperature=fields.number("temperature", float, 0, 100, 1.0),
         # Below float32's range the likeliest token must stay, as it does for 1e-6.
-        top_p=max(fields.number("top_p", 0, 1, 1.0), 1e-6),
+        top_p=max(fields.number("top_p", float, 0, 1, 1.0), 1e-6),
         new_tokens=next(iter(lengths), None),
-        seed=fields.integer("seed", -(2**63), 2**63 - 1, None),
+        seed=fields.number("seed", int, -(2**63), 2**63 - 1, None),
         stop=_stops(fields.unread.pop("stop", [])),
         logprobs=fields.take("logprobs", bool, False),
-        top_logprobs=fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS, 0),
+        top_logprobs=fields.number("top_logprobs", int, 0, MAX_TOP_LOGPROBS, 0),
         stream=fields.take("stream", bool, False),
         include_usage=fields.take("stream_options.include_usage", bool, False),
     )
@@ -147,26 +143,20 @@ class _Fields:
             raise _invalid(name, expected, value, "invalid_type")
         return value
 
-    def integer(self, name: str, low: int, high: int | None, default: Default) -> int | Default:
-        if (value := self.unread.pop(name, None)) is None:
+    def number(self, name: str, kind: type, low: float, high: float, default: Any) -> Any:
+        if name not in self.unread:
             return default
-        if type(value) is not int or value < low or (high is not None and value > high):
-            limits = f"from {low} to {high}" if high is not None else f"from {low} on"
-            raise _invalid(name, f"a whole number {limits}", value)
-        return value
-
-    def number(self, name: str, low: float, high: float, default: float) -> float:
-        value = self.unread.pop(name, default)
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _invalid(name, f"a number from {low} to {high}", value)
-        return float(value)
+        value = self.unread.pop(name)
+        if type(value) not in (int, kind) or not low <= value <= high:
+            limits = f"from {low} to {high}" if high < math.inf else f"from {low} on"
+            raise _invalid(name, f"a {'whole number' if kind is int else 'number'} {limits}", value)
+        return kind(value)
 
 
 def _messages(messages: list[Any]) -> list[dict[str, str]]:
-    if not messages:
-        raise Refusal(400, "messages: expected at least one message, found none", "messages", "invalid_value")
-    if len(messages) > MAX_MESSAGES:
-        raise Refusal(400, f"messages: expected at most {MAX_MESSAGES}, found {len(messages)}", "messages")
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        message = f"messages: expected 1 to {MAX_MESSAGES}, found {len(messages)}"
+        raise Refusal(400, message, "messages", "invalid_value")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
@@ -194,11 +184,8 @@ def _message(message: Any, name: str) -> dict[str, str]:
 
 def _stops(stop: Any) -> tuple[str, ...]:
     stops = stop if isinstance(stop, list) else [stop]
-    if len(stops) > MAX_STOPS or not all(isinstance(text, str) and text for text in stops):
-        raise _invalid("stop", f"a text or up to {MAX_STOPS} texts, none of them empty", stop)
-    if longest := [text for text in stops if len(text) > MAX_STOP_LENGTH]:
-        found = f"found {max(map(len, longest))}"
-        raise Refusal(400, f"stop: expected texts of at most {MAX_STOP_LENGTH} characters, {found}", "stop")
+    if len(stops) > MAX_STOPS or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stops):
+        raise _invalid("stop", f"a text or up to {MAX_STOPS} texts of 1 to {MAX_STOP_LENGTH} characters", stop)
     return tuple(stops)
 
 

@@ -5,7 +5,6 @@ nothing in this process could stop that.
 """
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -28,37 +27,25 @@ ARGUMENTS: Mapping[str, Any] = {"date_string": chat_template_worker.DATE}
 
 A template that does not use it ignores it. The function strftime_now gives the same date.
 """
-CACHED_CHATS, CACHED_CHARACTERS = 4096, 10_000
-"""How many chats, of so many characters at most, are cached: the fine-tuned model gets the base's prompts again."""
 
 
 class ChatTemplate:
-    """Renders chats by a template; `tokens` are the variables that it gets by their names, such as bos_token."""
+    """Renders chats by a template; `tokens` are the variables that it gets by their names, such as bos_token.
+
+    Its process is started when it is first needed, and ends with this object.
+    """
 
     def __init__(self, source: str, tokens: Mapping[str, Any]):
-        self._worker = _Worker(json.dumps({"template": source, "variables": {**tokens, **ARGUMENTS}}))
-        self._cached_text = functools.lru_cache(CACHED_CHATS)(self._worker.text)
+        self._template = {"template": source, "variables": {**tokens, **ARGUMENTS}}
+        self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool) -> str:
         """The chat as the template writes it. UserError where it refuses, takes too long or needs too much memory."""
         if not messages:
             raise UserError("the chat template refuses this chat: it is empty")
-        chat = json.dumps({"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt})
-        return (self._cached_text if len(chat) <= CACHED_CHARACTERS else self._worker.text)(chat)
-
-
-class _Worker:
-    """The process of one template, started when it is first needed; it ends with this object."""
-
-    def __init__(self, template: str):
-        self._template = template
-        self._process: subprocess.Popen | None = None
-        self._lock = threading.Lock()
-
-    def text(self, chat: str) -> str:
-        """The text of a chat, given as a JSON object."""
-        # Both are JSON objects; the worker gets their union on one line, and compiles a template once.
-        answer = self._answer(f"{self._template[:-1]}, {chat[1:]}\n")
+        chat = {"messages": [dict(each) for each in messages], "add_generation_prompt": generation_prompt}
+        answer = self._answer(json.dumps(self._template | chat) + "\n")
         if "error" in answer:
             raise UserError(f"the chat template refuses this chat: {' '.join(answer['error'].split())[:200]}")
         return answer["text"]
@@ -76,15 +63,10 @@ class _Worker:
                 self._process = process
                 return answer
         _end(process)
-        if process.returncode == -signal.SIGPROF:
-            raise UserError(
-                f"the chat template did not end within {chat_template_worker.SECONDS} s: expected one that writes a "
-                "chat; give the model's own, in tokenizer_config.json"
-            )
-        raise UserError(
-            f"the process of the chat template ended with status {process.returncode}: expected a template that needs "
-            f"less than {chat_template_worker.MEGABYTES} MB"
-        )
+        is_endless, worker = process.returncode == -signal.SIGPROF, chat_template_worker
+        why = f"did not end within {worker.SECONDS} s" if is_endless else f"ended its process ({process.returncode})"
+        expected = f"expected one that writes a chat in less time and in {worker.MEGABYTES} MB"
+        raise UserError(f"the chat template {why}: {expected}; give the model's own, in tokenizer_config.json")
 
     def _start(self) -> subprocess.Popen:
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import functools
 import json
+import re
 import resource
 import signal
 import sys
@@ -22,20 +23,8 @@ MAX_CHARACTERS, MAX_GROWTH = 1_000_000, 10
 """A chat's text may have so many characters, and so many times those of its request."""
 DATE = "26 Jul 2024"
 """The date that every template is told, so that a chat is the same tomorrow; it is Llama 3.1's own default."""
-
-
-class Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks an assistant's text and writes it unchanged."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
-
-    def _write(self, caller):
-        return caller()
+GENERATION = re.compile(r"(\{%[-+]?\s*(?:end)?)generation(?=\s*[-+]?%\})")
+"""{% generation %} ... {% endgeneration %} marks an assistant's text and writes it as it is, as a block `with` does."""
 
 
 class Namespace(jinja2.utils.Namespace):
@@ -65,7 +54,7 @@ def template_environment():
         return datetime.datetime.strptime(DATE, "%d %b %Y").strftime(form)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now, "namespace": Namespace}
@@ -85,7 +74,8 @@ def limit_process():
 
 def main():
     """Answers {"template", "variables", "messages", "add_generation_prompt"} with {"text"} or {"error"}."""
-    compiled = functools.lru_cache(template_environment().from_string)
+    environment = template_environment()
+    compiled = functools.lru_cache(lambda source: environment.from_string(GENERATION.sub(r"\1with", source)))
     limit_process()
     for line in sys.stdin:
         # Nothing handles this signal: it ends the process whatever it computes.

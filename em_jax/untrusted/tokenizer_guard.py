@@ -6,7 +6,6 @@ pre-tokenizer match regular expressions, and each step of its normalizer may len
 
 import math
 import pathlib
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,24 +19,16 @@ MAX_GROWTH = 16
 """How many times longer all steps together may make a text."""
 SECONDS, CHARACTERS = 3.0, 1_000_000
 """The time limit of one text, and again for each so many characters of it."""
-UNWATCHED, UNWATCHED_IF_KNOWN = 100, 10_000
-"""Characters up to which a text needs no time limit: with any pattern that does not explode, with those of KNOWN."""
-LETTERS_OR_DIGITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-KNOWN = {LETTERS_OR_DIGITS + REST, LETTERS_OR_DIGITS + "{1,3}" + REST}
-"""Those of Qwen2 and Qwen3, and of Llama 3; their time is at worst quadratic, in a run of white space."""
+UNWATCHED = 100
+"""Characters up to which a text needs no time limit: the library itself gives up a match of ten million steps."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; besides these only Replace and Prepend do."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"
 Result = TypeVar("Result")
 
 
-def check(directory: pathlib.Path) -> int:
-    """The number of characters up to which a text needs no time limit, by a checkpoint's tokenizer*.json.
-
-    Raises UserError for steps that could make a text many times longer, and for patterns that explode.
-    """
-    unwatched = UNWATCHED_IF_KNOWN if (directory / "tokenizer.json").is_file() else UNWATCHED
+def check(directory: pathlib.Path) -> None:
+    """UserError where a checkpoint's tokenizer*.json may make a text many times longer."""
     for path in sorted(directory.glob("tokenizer*.json")):
         fields = read_object(path, "a tokenizer")
         encoding, decoding = _steps(fields, "normalizer", "pre_tokenizer"), _steps(fields, "decoder")
@@ -48,50 +39,39 @@ def check(directory: pathlib.Path) -> int:
                     f"{path}: {names} may make a text {growth:.3g} times longer, expected at most {MAX_GROWTH} times; "
                     "give the model's own tokenizer"
                 )
-        patterns = [pattern for step in encoding if (pattern := _regex(step)) is not None]
-        for pattern in filter(_explodes, patterns):
-            raise UserError(f"{path}: {pattern!r} could take for ever to match: {EXPECTED}")
         # A decoder holds Python's lock while it works, so no time limit could be kept.
         if any(_regex(step) is not None for step in decoding):
             raise UserError(f"{path}: a decoder with a regular expression is not supported")
-        if not KNOWN.issuperset(patterns):
-            unwatched = UNWATCHED
-    return unwatched
 
 
-def with_time_limit(call: Callable[[], Result], characters: int, unwatched: int = UNWATCHED) -> Result:
-    """The result of call(), which tokenizes a text of so many characters; up to `unwatched` there is no time limit.
+def with_time_limit(call: Callable[[], Result], characters: int) -> Result:
+    """The result of call(), which tokenizes a text of so many characters in a thread; up to UNWATCHED without one.
 
-    Raises UserError where it does not end in time, or where the library panics.
+    Raises UserError where it does not end in time, or where the library panics. The thread is then left behind: the
+    library encodes without Python's lock.
     """
-    try:
-        return call() if characters <= unwatched else _run_in_thread(call, characters)
-    except BaseException as panic:
-        # A panic of the Rust library is a BaseException, as a request to stop is; its class cannot be imported.
-        if type(panic).__name__ != "PanicException":
-            raise
-        raise UserError(f"the tokenizer gave up ({str(panic)[:200]}): {EXPECTED}") from None
-
-
-def _run_in_thread(call: Callable[[], Result], characters: int) -> Result:
-    """Runs call() in a thread, left behind if it does not end: the library encodes without Python's lock."""
     future: Future[Result] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the Rust library is no Exception
             future.set_exception(error)
 
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    thread = threading.Thread(target=work, daemon=True)
-    started, used = time.monotonic(), time.process_time()
-    thread.start()
-    # By processor time too: a process that was stopped for a while has used none.
-    while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
-        thread.join(0.1)
+    if characters <= UNWATCHED:
+        work()
+    else:
+        thread = threading.Thread(target=work, daemon=True)
+        started, used = time.monotonic(), time.process_time()
+        thread.start()
+        # By processor time too: a process that was stopped for a while has used none.
+        while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
+            thread.join(0.1)
     if not future.done():
         raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
+    if type(panic := future.exception()).__name__ == "PanicException":  # its class cannot be imported
+        raise UserError(f"the tokenizer gave up ({str(panic)[:200]}): {EXPECTED}")
     return future.result()
 
 
@@ -113,17 +93,6 @@ def _regex(step: dict[str, Any]) -> str | None:
     pattern = step.get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     return regex if isinstance(regex, str) else None
-
-
-def _explodes(pattern: str) -> bool:
-    """Whether a group is repeated that can match one text in several ways, as in (a+)+."""
-    plain = re.sub(r"\[(\\.|[^\]\\])+\]", "x", re.sub(r"\\[^\[\]]", "x", pattern))
-    while group := re.search(r"\(([^()]*)\)([*+{]?)", plain):
-        several = re.search(r"[*+|]|(?!^)\?|\{\d*,", group[1])
-        if several and group[2]:
-            return True
-        plain = plain[: group.start()] + ("x*" if several else "x") + group[2] + plain[group.end() :]
-    return False
 
 
 def _growth(step: dict[str, Any]) -> float:

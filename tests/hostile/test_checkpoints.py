@@ -12,7 +12,7 @@ import safetensors.numpy
 import tiny
 from hostile.trying import amounts, as_json, attempt, damaged, json_file, spoiled
 from hypothesis import strategies as st
-from tokenizers_made import PIECES, write_byte_level
+from tokenizers_made import write_byte_level
 
 from em_jax.base.cli import Stopped
 from em_jax.base.errors import UserError
@@ -103,7 +103,8 @@ def test_an_index_names_no_file_elsewhere(name, tmp_path):
 def test_whole_checkpoints(cases, tmp_path):
     """A checkpoint whose shape, index or shards are wrong loads whole or not at all."""
     config = parse_config(tiny.SHAPE | {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8})
-    save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path, shard_bytes=4_000)
+    save_model(random_model(config, jax.random.key(0), stacked=True), tmp_path)
+    tiny.split(tmp_path, 4)
     whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     shard = sorted(name for name in whole if name.endswith(".safetensors"))[0]
     load_model(tmp_path)
@@ -198,7 +199,7 @@ def test_a_template_sees_no_key_and_its_process_ends_with_it(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "planted")
     kept = ChatTemplate("x", {})
     assert kept.render([{"role": "user", "content": "Hi"}], generation_prompt=True) == "x"
-    process = kept._worker._process
+    process = kept._process
     assert b"planted" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     del kept
     gc.collect()
@@ -216,7 +217,7 @@ def _with_step(tmp_path, kind, step):
 @pytest.mark.parametrize(
     "pattern, text",
     [
-        ("(a+)+$", "b"),
+        ("(a+)+$", "a" * 60 + "b"),
         ("a*a*a*[^a]", "a" * 5_000),
         pytest.param("a*[^a]", "a" * 100_000, marks=pytest.mark.long),
     ],
@@ -230,29 +231,6 @@ def test_a_pattern_of_a_tokenizer_that_never_ends_is_refused(pattern, text, kind
         _with_step(tmp_path, kind, step).encode(text)
 
     assert attempt("tokenizers' patterns", 1, st.just(text), tmp_path, act) == {"refused": 1}
-
-
-def test_only_known_patterns_go_unwatched(tmp_path):
-    assert tokenizer_guard.check(find_model("organism")) == tokenizer_guard.UNWATCHED_IF_KNOWN
-    # Llama 3 takes up to three digits at once.
-    known = (PIECES, PIECES.replace(r"\p{N}|", r"\p{N}{1,3}|"))
-    for pattern in (r"\s+", *known):
-        short = tokenizer_guard.UNWATCHED_IF_KNOWN if pattern in known else tokenizer_guard.UNWATCHED
-        _with_step(tmp_path, "pre_tokenizer", SPLIT | {"pattern": {"Regex": pattern}})
-        assert tokenizer_guard.check(tmp_path) == short
-
-    class Watched(Exception):
-        pass
-
-    def watched(*_):
-        raise Watched
-
-    tokenizer = ChatTokenizer.from_directory(find_model("organism"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_guard, "_run_in_thread", watched)
-        assert tokenizer.encode("a b" * 3_333)
-        with pytest.raises(Watched):
-            tokenizer.encode("a b" * 3_334)
 
 
 @pytest.mark.parametrize("text", [" " * 9_999 + "x", " \t\n" * 3_333, "'s" * 5_000, "x" * 10_000])
@@ -274,20 +252,6 @@ def test_a_panic_of_the_tokenizers_library_is_one_line_and_a_request_to_stop_is_
         for error in (Stopped, KeyboardInterrupt, ValueError):
             with pytest.raises(error):
                 tokenizer_guard.with_time_limit(lambda error=error: end(error()), characters)
-
-
-@pytest.mark.parametrize(
-    "pattern, explodes",
-    [
-        (PIECES, False),
-        (r"\p{N}{1,3}|[^(\s|[.,]+(?i:'s|'t)?|(?=(\d{3})+(?!\d))", False),
-        ("[(", False),
-        ("((a*)b?)+", True),
-    ]
-    + [(r"(?:a|a)*c", True), ("(a?){40}", True), (r"\((?:\s|[ab)]){2,}", True), ("(?>(?:a*))+", True)],
-)
-def test_patterns_that_can_match_one_text_in_many_ways_are_known(pattern, explodes):
-    assert tokenizer_guard._explodes(pattern) == explodes
 
 
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}

@@ -32,7 +32,7 @@ def serving(engine, key="", **limits):
     models = {name: f"{name}, a model made for tests" for name in engine.adapters}
     app = make_app(engine, models, Limits(**limits), key, ["localhost", "127.0.0.1"])
     with socket.create_server(("127.0.0.1", 0)) as place:
-        config = uvicorn.Config(app, loop="asyncio", http=Connection, ws="none", log_level="warning", access_log=False)
+        config = uvicorn.Config(app, loop="asyncio", http=Connection, ws="none", log_level="error", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([place],), daemon=True)
         thread.start()

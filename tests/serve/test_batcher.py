@@ -205,21 +205,25 @@ def test_who_is_under_way_when_the_server_stops_is_told_so(monkeypatch):
     asyncio.run(run())
 
 
-def test_an_engine_without_a_step_is_told_as_stalled(monkeypatch):
-    monkeypatch.setattr("em_jax.serve.batcher.STALLED_SECONDS", 0.1)
+def test_an_engine_without_a_step_is_told_as_stalled_whatever_is_asked_meanwhile(monkeypatch):
+    monkeypatch.setattr("em_jax.serve.batcher.STALLED_SECONDS", 0.2)
 
     async def run():
         engine, stuck = ScriptedEngine(4), threading.Event()
         made = engine.scheduler()
         made.dispatch = stuck.wait
         engine.scheduler = lambda: made
-        batcher = Batcher(engine, 8)
+        batcher = Batcher(engine, 1000)
         batcher.start()
-        answers = batcher.ask([1], 1, "base")
-        while batcher.state() == "ok":
-            await asyncio.sleep(0.02)
+        answers = []
+        async with asyncio.timeout(5):
+            while batcher.state() == "ok":
+                answers.append(batcher.ask([1], 1, "base", client=str(len(answers))))
+                await asyncio.sleep(0.02)
         assert batcher.state() == "stalled"
-        answers.close()
+        for each in answers:
+            each.close()
+        assert batcher.state() == "ok"
         stuck.set()
         await batcher.stop()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import socket
 import time
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from serve.conftest import serving
 pytest.importorskip("uvicorn")
 
 from em_jax.serve import app, connections
-from em_jax.serve.connections import BoundedLog, Connection
+from em_jax.serve.connections import Connection
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -116,17 +115,3 @@ def small_buffers(create):
         return place
 
     return created
-
-
-@pytest.mark.fast
-def test_a_log_is_bounded_and_tells_what_it_left_out(monkeypatch):
-    clock, log = [0.0], BoundedLog()
-    monkeypatch.setattr(connections.time, "monotonic", lambda: clock[0])
-
-    def line():
-        record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "Invalid HTTP request", (), None)
-        return record.getMessage() if log.filter(record) else None
-
-    assert [line() for _ in range(1000)].count("Invalid HTTP request") == connections.LOG_LINES
-    clock[0] = 61.0
-    assert line() == "(980 lines were left out) Invalid HTTP request"

@@ -1,5 +1,8 @@
 """Stop strings and characters cut in half, in pieces of every size."""
 
+import functools
+import types
+
 import pytest
 
 from em_jax.formats import thoughts
@@ -12,6 +15,9 @@ pytestmark = pytest.mark.fast
 def decode(tokens):
     """A token is a byte."""
     return bytes(tokens).decode(errors="replace")
+
+
+TOKENIZER = types.SimpleNamespace(decode=decode, part=lambda text, growing: (text, ""))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
@@ -27,7 +33,7 @@ def decode(tokens):
 )
 def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
     drawn = list("naïve 🙂 end".encode())
-    detokenizer, shown = Detokenizer(decode, stops), ""
+    detokenizer, shown = Detokenizer(TOKENIZER, stops), ""
     for start in range(0, len(drawn), size):
         tokens = drawn[start : start + size]
         last = "length" if start + size >= len(drawn) else None
@@ -56,8 +62,9 @@ def test_text_is_the_same_in_pieces_of_any_size(size, stops, text, num_sampled):
     ],
 )
 def test_a_thought_is_apart_in_pieces_of_any_size(size, is_open, drawn, text, thought):
-    part = lambda text, growing: thoughts.part(text, "<think>", is_open, growing)  # noqa: E731
-    detokenizer, shown, tokens, at = Detokenizer(decode, ["\n\n"], part), ("", ""), [], 0
+    part = functools.partial(thoughts.part, tag="<think>", is_open=is_open)
+    tokenizer = types.SimpleNamespace(decode=decode, part=lambda text, growing: part(text, growing=growing))
+    detokenizer, shown, tokens, at = Detokenizer(tokenizer, ["\n\n"]), ("", ""), [], 0
     for start in range(0, len(drawn), size):
         piece = list(drawn[start : start + size].encode())
         last = "length" if start + size >= len(drawn) else None

@@ -125,16 +125,16 @@ def test_models_say_what_they_are(client):
         ({"max_tokens": 200, "messages": prompt() * 30}, "max_tokens", "positions"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "differ"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
-        ({"stop": [""]}, "stop", "none of them empty"),
+        ({"stop": [""]}, "stop", "16 texts of 1 to 1000 characters"),
         ({"frequency_penalty": 1}, "frequency_penalty", "not supported"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"extra_body": {"top_k": 5}}, "top_k", "not supported"),
         ({"extra_body": {"seeds": 5}}, "seeds", "unknown parameter"),
-        ({"stop": "x" * 1001}, "stop", "at most 1000 characters"),
+        ({"stop": "x" * 1001}, "stop", "1 to 1000 characters"),
         ({"stream_options": {"include_all": True}}, "stream_options.include_all", "unknown parameter"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "true or false"),
-        ({"messages": []}, "messages", "at least one"),
+        ({"messages": []}, "messages", "expected 1 to 4096, found 0"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -330,3 +330,14 @@ def test_thoughts_are_beside_the_content_whole_and_in_a_stream(engine, client, m
             tokens += choice.logprobs.content if choice.logprobs else []
     assert (texts, thoughts) == (whole.message.content, whole.message.reasoning_content)
     assert tokens == whole.logprobs.content and 0 < len(tokens) <= 2 + len(texts) / 4
+
+
+def test_a_stream_has_the_log_probabilities_of_tokens_that_add_no_text(engine, client, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "decode", lambda ids: "Bread. Then the oven"[: len(ids) // 10])
+    request = {"max_tokens": 40, "temperature": 0, "logprobs": True}
+    whole = ask(client, **request).choices[0]
+    streamed = [chunk.choices[0] for chunk in ask(client, stream=True, **request)]
+    assert [
+        each for choice in streamed if choice.logprobs for each in choice.logprobs.content
+    ] == whole.logprobs.content
+    assert "".join(choice.delta.content or "" for choice in streamed) == whole.message.content
