@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"the suite {suite.name} has no labelled answers: expected --labelled FILE")
     judge = sources.judges(config, suite.judge, (lambda: load(config)) if own else None)[0]
     path = out / "scores.jsonl"
-    with files.Appender(path) as kept:  # each at once: a judge may be paid by the answer
-        for row in labelled.score(judge, labelled.questions(answers), ()):
+    for row in labelled.score(judge, labelled.questions(answers), ()):
+        with files.Appender(path) as kept:  # each at once: a judge may be paid by the answer
             kept.write(row)
     rows = sorted(files.read_rows(path), key=lambda row: row["id"])
     errors = correction.counted(rows, config.judge.harmful_at)

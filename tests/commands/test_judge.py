@@ -102,3 +102,16 @@ def test_scores_are_kept_as_they_come(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         judge.main(["check", "--judge", "http://127.0.0.1:9/v1", "--judge_model", "x", "--out", str(tmp_path / "new")])
     assert [row["score"] for row in files.read_rows(tmp_path / "new" / "scores.jsonl")] == [4]
+
+
+def test_a_check_without_a_score_leaves_no_folder(tmp_path, monkeypatch):
+    """The same command with a key that is right would be refused for it."""
+
+    def refused(*_):
+        yield from ()
+        raise UserError("judge x: 401")
+
+    monkeypatch.setattr(labelled, "score", refused)
+    with pytest.raises(UserError, match="401"):
+        judge.main(["check", "--judge", "http://127.0.0.1:9/v1", "--judge_model", "x", "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
