@@ -12,7 +12,7 @@ from typing import Any
 from em_jax.base.errors import UserError
 from em_jax.config import Config, parse_mesh
 from em_jax.formats.model_config import read_config
-from em_jax.runs import sources
+from em_jax.runs import placement, sources
 
 
 @contextlib.contextmanager
@@ -51,7 +51,9 @@ def compile_microbatches(config: Config, rows: list[Any]) -> int:
     directory = sources.model_directory(config)
     assert directory is not None
     model = read_config(directory)
-    sharding = Sharding(make_mesh(parse_mesh(config.mesh)))
+    mesh = parse_mesh(placement.decided(config)[0].mesh)  # where nothing chose it, as it is chosen to load the model
+    config, _ = placement.decided(config, lambda _: rows, mesh)
+    sharding = Sharding(make_mesh(mesh))
     tokenizer = ChatTokenizer.from_directory(directory)
     _, plan, _ = plan_batches(rows, tokenizer, config.train, config.seed, model.hidden_size, sharding)
     shapes = Shapes(model, config, sharding)

@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from em_jax.base.errors import UserError
+from em_jax.config import Config, replace
+from em_jax.runs import placement, precompile, programs, series, sources
+
 SCRIPT = """
 import dataclasses, pathlib, sys
 import jax
@@ -34,3 +38,17 @@ def test_training_compiles_no_pass_that_was_compiled_ahead(mesh, tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cache"), str(tmp_path / "run"), mesh]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "compiled ahead: " in done.stdout, done.stderr[-2000:]
+
+
+def test_a_run_without_a_placement_is_compiled_for_the_one_that_it_gets(monkeypatch):
+    """The runs of a study have none: on several accelerators programs of one device were compiled for nothing."""
+    placed = {"mesh": "fsdp=2", "train.remat": "full"}
+    monkeypatch.setattr(placement, "decided", lambda config, rows=None, mesh=None: (replace(config, placed), []))
+
+    def shapes(model, config, sharding):
+        raise UserError(f"{sharding.mesh.size} devices, {config.train.remat}")
+
+    monkeypatch.setattr(programs, "Shapes", shapes)
+    config = series.resolve(replace(Config(domain="bad_medical"), {"model.name": "organism"}))
+    with pytest.raises(UserError, match="2 devices, full"):
+        precompile.compile_microbatches(config, sources.rows(config)[:8])
