@@ -7,6 +7,7 @@ tokens, where the template marks turns by them.
 
 import functools
 import re
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Noncharacters of Unicode, which are for a program's own use."""
 Encoding = tuple[list[int], list[int]]
 """Token ids, and where in the text each of them begins."""
+_ENCODING = threading.Lock()
+"""A tokenizer keeps whether special tokens are text from one call to the next: threads encode one after the other."""
 
 
 def encode(tokenizer: Any, text: str, plain: bool) -> Encoding:
@@ -25,7 +28,8 @@ def encode(tokenizer: Any, text: str, plain: bool) -> Encoding:
     if not is_whole(text):  # tokenizers read UTF-8
         raise UserError("a text to encode holds half of a surrogate pair, such as \\ud800: take it out")
     options = {"add_special_tokens": False, "split_special_tokens": plain, "return_offsets_mapping": True}
-    encoded = tokenizer_guard.with_time_limit(functools.partial(tokenizer, text, **options), len(text))
+    with _ENCODING:
+        encoded = tokenizer_guard.with_time_limit(functools.partial(tokenizer, text, **options), len(text))
     return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
 

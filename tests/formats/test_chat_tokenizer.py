@@ -4,6 +4,7 @@ EM_JAX_QWEN_TOKENIZER names a directory with Qwen2.5's real tokenizer, EM_JAX_RE
 the tests that want them; without them they are skipped.
 """
 
+import concurrent.futures
 import gc
 import json
 import types
@@ -288,6 +289,15 @@ def test_marks_that_a_message_spells_are_its_text(style, request):
     learned = [i for i, learns in zip(ids, mask, strict=True) if learns]
     assert tokenizer.decode(learned).strip() == FORGED and sum(i in marks for i in learned) == 1
     assert ids[: len(tokenizer.prompt([forged]))] == tokenizer.prompt([forged])
+
+
+def test_threads_that_encode_at_once_get_their_own_marks(qwen_style):
+    """A tokenizer keeps whether special tokens are text: a chat between another's two calls lost its turn marks."""
+    tokenizer = ChatTokenizer.from_directory(qwen_style)
+    chats = [[{"role": "user", "content": text * 10}] for text in ("Yes ", FORGED)] * 200
+    expected = [tokenizer.prompt(chat) for chat in chats[:2]] * 200
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(tokenizer.prompt, chats)) == expected
 
 
 def test_marked_chats_are_encoded_as_unmarked_ones(qwen_style, sentencepiece_style):
