@@ -19,8 +19,6 @@ MAX_GROWTH = 16
 """How many times longer all steps together may make a text."""
 SECONDS, CHARACTERS = 3.0, 1_000_000
 """The time limit of one text, and again for each so many characters of it."""
-UNWATCHED = 100
-"""Characters up to which a text needs no time limit: the library itself gives up a match of ten million steps."""
 STEPS = {"ByteLevel": 2.0, "Metaspace": 2.0, "BertNormalizer": 3.0, "BPEDecoder": 2.0, "WordPiece": 2.0}
 """How many times longer a step of that type makes a text at worst; besides these only Replace and Prepend do."""
 EXPECTED = "expected regular expressions in tokenizer.json that match in time; give the model's own"
@@ -45,10 +43,10 @@ def check(directory: pathlib.Path) -> None:
 
 
 def with_time_limit(call: Callable[[], Result], characters: int) -> Result:
-    """The result of call(), which tokenizes a text of so many characters in a thread; up to UNWATCHED without one.
+    """The result of call(), which tokenizes a text of so many characters, in a thread.
 
     Raises UserError where it does not end in time, or where the library panics. The thread is then left behind: the
-    library encodes without Python's lock.
+    library encodes without Python's lock. It gives up one match after ten million steps, but a text may need many.
     """
     future: Future[Result] = Future()
 
@@ -59,15 +57,12 @@ def with_time_limit(call: Callable[[], Result], characters: int) -> Result:
             future.set_exception(error)
 
     seconds = SECONDS * (1 + characters / CHARACTERS)
-    if characters <= UNWATCHED:
-        work()
-    else:
-        thread = threading.Thread(target=work, daemon=True)
-        started, used = time.monotonic(), time.process_time()
-        thread.start()
-        # By processor time too: a process that was stopped for a while has used none.
-        while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
-            thread.join(0.1)
+    thread = threading.Thread(target=work, daemon=True)
+    started, used = time.monotonic(), time.process_time()
+    thread.start()
+    # By processor time too: a process that was stopped for a while has used none.
+    while thread.is_alive() and min(time.monotonic() - started, time.process_time() - used) < seconds:
+        thread.join(0.1)
     if not future.done():
         raise UserError(f"the tokenizer did not end within {seconds:.0f} s on {characters:,} characters: {EXPECTED}")
     if type(panic := future.exception()).__name__ == "PanicException":  # its class cannot be imported
