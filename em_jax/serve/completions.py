@@ -152,14 +152,14 @@ class Completion:
         sent = [(0, 0, 0)] * self._chat.n  # characters of the answer and of the thought, and tokens
         async for sample in self._updated_samples():
             answer, (characters, thoughts, tokens) = self._detokenizers[sample], sent[sample]
-            delta = _thought(answer.thought[thoughts:])
-            if new := answer.text[characters:]:
-                delta["content"] = new
+            if thought := _thought(answer.thought[thoughts:]):  # apart: clients read it or else the content of an event
+                yield self._event(sample, thought, None, None)
+            end, delta = tokens, {"content": new} if (new := answer.text[characters:]) else {}
             if delta or answer.finish_reason:
                 first, end = answer.shown() if self._chat.logprobs else (0, 0)
-                sent[sample] = len(answer.text), len(answer.thought), end
                 logprobs = self._logprobs(answer, max(first, tokens), end)
                 yield self._event(sample, delta, logprobs, answer.finish_reason)
+            sent[sample] = len(answer.text), len(answer.thought), end
         if self._chat.include_usage:
             yield self._chunk([]) | {"usage": self._usage()}
 

@@ -1,5 +1,6 @@
 """Stop strings and characters cut in half, in pieces of every size."""
 
+import asyncio
 import functools
 import types
 
@@ -7,7 +8,8 @@ import pytest
 
 from em_jax.formats import thoughts
 from em_jax.sample.batch import SampleRequest, TokenChunk
-from em_jax.serve.completions import Detokenizer
+from em_jax.serve.completions import Completion, Detokenizer
+from em_jax.serve.requests import read_chat
 
 pytestmark = pytest.mark.fast
 
@@ -78,3 +80,21 @@ def test_a_thought_is_apart_in_pieces_of_any_size(size, is_open, drawn, text, th
     assert shown == (text, thought) and decode(tokens) == text
     first, end = detokenizer.shown()
     assert decode(detokenizer.tokens[first:end]) == text
+
+
+def test_an_event_has_a_thought_or_an_answer():
+    """Clients written for DeepSeek read the content of an event only where it has no thought."""
+    part = functools.partial(thoughts.part, tag="<think>", is_open=False)
+    tokenizer = types.SimpleNamespace(decode=decode, part=lambda text, growing: part(text, growing=growing))
+    drawn = list(b"<think>Hm</think>Yes")
+
+    async def chunks():
+        yield TokenChunk(SampleRequest(0, 0, [1], None), drawn, [-1.0] * len(drawn), [[]] * len(drawn), "length")
+
+    async def deltas():
+        answers = types.SimpleNamespace(chunks=chunks, end=lambda samples: None)
+        chat = read_chat(b'{"model": "m", "messages": [{"role": "user", "content": "?"}]}', 1)
+        completion = Completion(types.SimpleNamespace(tokenizer=tokenizer), chat, 1, 0, answers)
+        return [each["choices"][0]["delta"] async for each in completion.events()]
+
+    assert asyncio.run(deltas())[1:] == [{"reasoning_content": "Hm"}, {"content": "Yes"}]
