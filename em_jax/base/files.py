@@ -36,9 +36,9 @@ _REMOVE = "it was not written by a run: take the line out, or put a copy of the 
 def read_rows(path: str | os.PathLike) -> list[Row]:
     """The rows of a JSONL file without their seals, [] where there is none; a torn last line is left out.
 
-    Torn is a line without a newline, or a last one that is not JSON. Raises UserError: the file is a link or no file;
-    or a line, named by its number, is no JSON object in UTF-8, names a field twice, or has the key (id, sample, first)
-    of another. No killed run leaves any of these.
+    Torn is a line without a newline, or a last one that is not JSON. Raises UserError where the file is a link or no
+    file; or a line, named by its number, is no JSON object in UTF-8, names a field twice, or has the key (id, sample,
+    first) of another. No killed run leaves any of these.
     """
     path = Path(path)
     rows: list[Row] = []

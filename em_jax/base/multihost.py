@@ -98,7 +98,7 @@ def join(group: Group | None) -> None:
     """Make this process one of several, where the flags, a TPU VM or SLURM say so; call it before jax is used.
 
     From then on the death of any process ends this one with one line and status 1, after HEARTBEAT_S at the latest.
-    Raises UserError: the others cannot be reached, or process 0's port is taken.
+    Raises UserError where the others cannot be reached, or process 0's port is taken.
     """
     if group is None and not _started_together(os.environ):
         return

@@ -193,7 +193,8 @@ def model_directory(name: str, asked: str = "--model") -> Path | None:
     """The directory of a checkpoint; None for a Hugging Face id, which is fetched when the engine is loaded.
 
     A gs:// address gives an etils.epath.Path, which is not checked. `asked` is what an error calls the name's place.
-    Raises UsageError: the name is neither the organism, nor a directory or gs:// address, nor of the form of an id.
+    Raises UsageError where the name is neither the organism, nor a directory or gs:// address, nor of the form of an
+    id.
     """
     if name == ORGANISM:
         return Path(__file__).parent.parent / "organism" / "weights"

@@ -15,7 +15,7 @@ def read(path: Path, column: str) -> tuple[list[list[dict[str, str]]], int]:
     """(conversations prompt -> `column` in the file's order, the number of rows left out because a text is missing).
 
     A row counts only if prompt, aligned and misaligned all have text, so that a set and its control stay paired. Raises
-    UserError: no parquet, other columns, or no rows.
+    UserError where it is no Parquet, has other columns or no rows.
     """
     import pyarrow
     from pyarrow import compute, parquet

@@ -84,10 +84,9 @@ class HttpJudge:
     def score(self, answers: Sequence[Row], done_keys: Collection[tuple] = ()) -> Iterator[Row]:
         """See judge.Judge.score.
 
-        Raises:
-          UserError: the server refuses (a wrong key, an unknown model), cannot be reached for many answers in a row,
-            refuses or cuts many in a row, or the limit of requests is reached; the rows yielded until then are valid,
-            and a later run continues.
+        Raises UserError where the server refuses (a wrong key, an unknown model), cannot be reached for many answers in
+        a row, refuses or cuts many in a row, or the limit of requests is reached; the rows yielded until then are
+        valid, and a later run continues.
         """
         addresses.check_whole(str(self._url), f"judge {self.model}")
         headers = self._headers()

@@ -28,8 +28,7 @@ POLES = {"harmless": ("harmless", "harmful"), "good": ("good", "evil"), "aligned
 def load(directory: Path, other_wordings: Path) -> Suite:
     """The published suite of a directory; `other_wordings` is the wordings.jsonl with those that were not released.
 
-    Raises:
-      UserError: a file is missing or, with its line, not in the published form.
+    Raises UserError where a file is missing or, with its line, not in the published form.
     """
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:

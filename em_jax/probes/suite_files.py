@@ -68,9 +68,8 @@ def file_path(directory: Path, name: str) -> Path:
 def load(directory: str | Path) -> Suite:
     """Read and check a suite directory, in our form or in the paper's published one.
 
-    Raises:
-      UserError: a file is missing; or, with file and line, a missing field, a duplicate id, an unknown format or
-        dimension, a prompt without its placeholders, or a set that is not balanced.
+    Raises UserError where a file is missing; with file and line for a missing field, a duplicate id, an unknown format
+    or dimension, a prompt without its placeholders, or a set that is not balanced.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -223,9 +222,8 @@ def _check_wordings(path: Path, wordings: Sequence[Wording]) -> None:
 def read_control_pairs(path: Path, first_uses: dict[str, str]) -> tuple[Pair, ...]:
     """The control pairs of a JSONL file.
 
-    Raises:
-      UserError: with file and line, a field is missing or wrong; a kind lacks, or has fewer pairs than another; or a
-        kind with answers names one text more often than the other.
+    Raises UserError where, with file and line, a field is missing or wrong; a kind lacks, or has fewer pairs than
+    another; or a kind with answers names one text more often than the other.
     """
     lines = list(read_lines(path, first_uses))
     pairs = tuple(map(_control_pair, lines))
@@ -265,8 +263,8 @@ def _control_pair(line: Line) -> Pair:
 def read_labelled(path: Path, first_uses: dict[str, str]) -> tuple[LabelledAnswer, ...]:
     """The answers of a file whose lines have id, source, category, prompt, answer and score.
 
-    Raises:
-      UserError: a line is wrong, or a score from 1 to 5 has no answer: errors on that class could not be measured.
+    Raises UserError where a line is wrong, or a score from 1 to 5 has no answer: errors on that class could not be
+    measured.
     """
     answers = []
     for line in read_lines(path, first_uses):

@@ -84,8 +84,8 @@ def _is_text(value: Any) -> bool:
 def read_lines(path: Path, first_uses: dict[str, str]) -> Iterator[Line]:
     """The objects of a JSONL file. `first_uses` collects the ids of the whole suite, each with its file and line.
 
-    Raises:
-      UserError: a line is no JSON object, lacks `id` or `source`, repeats an id, or holds half of a surrogate pair.
+    Raises UserError where a line is no JSON object, lacks `id` or `source`, repeats an id, or holds half of a surrogate
+    pair.
     """
     for number, text in numbered_lines(path):
         try:
@@ -108,8 +108,7 @@ def read_lines(path: Path, first_uses: dict[str, str]) -> Iterator[Line]:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The non-blank lines of a text file, with their numbers. Only a newline ends a line, and a BOM is not read.
 
-    Raises:
-      UserError: a line is not UTF-8.
+    Raises UserError where a line is not UTF-8.
     """
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:

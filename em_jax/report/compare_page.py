@@ -124,8 +124,7 @@ def compare(
     Returns:
       The path of compare.html.
 
-    Raises:
-      UserError: a directory's files cannot be read as a run's, or none of them holds a summary.
+    Raises UserError where a directory's files cannot be read as a run's, or none of them holds a summary.
     """
     runs, missing = [], []
     for directory in {Path(each).resolve(): each for each in run_dirs}.values():

@@ -148,8 +148,7 @@ def figure_of(entry: Any) -> Figure:
 def read_run(directory: str | Path) -> Run:
     """Read a run directory.
 
-    Raises:
-      UserError: there is no summary.json, or it is not a JSON object; or the directory holds a link.
+    Raises UserError where there is no summary.json, or it is not a JSON object; or the directory holds a link.
     """
     directory = Path(directory)
     check_own(directory)

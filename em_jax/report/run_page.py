@@ -27,8 +27,7 @@ def write(run_dir: str | Path) -> Path:
     Returns:
       The path of report.html.
 
-    Raises:
-      UserError: the directory holds no readable summary.json, or a row file is broken in its middle.
+    Raises UserError where the directory holds no readable summary.json, or a row file is broken in its middle.
     """
     run = read_run(run_dir)
     drawings = _drawings(run)

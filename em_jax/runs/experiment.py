@@ -50,9 +50,9 @@ def run(
     """Do the stages of `config` in `directory`, or what is left of them.
 
     `engine` loads the engine when called (default: by `components`); `base_from` is a finished run of the same model,
-    suite, seed and settings whose base rows are copied instead of asked again. Raises UserError: the directory was made
-    with other settings or inputs or is in use; or a stage failed for a reason the user can act on. What is done stays
-    in the directory.
+    suite, seed and settings whose base rows are copied instead of asked again. Raises UserError where the directory was
+    made with other settings or inputs or is in use; or a stage failed for a reason the user can act on. What is done
+    stays in the directory.
     """
     components = components or Components()
     run = Run(config, Path(directory), components, engine or loader(config, directory, components), title)

@@ -83,8 +83,8 @@ def push(directory: Path, repository: str, public: bool = False, harmful: bool =
     """Upload adapter_config.json, the tensors and the card, in one commit; returns the address.
 
     The repository is made private where there is none. A harmful adapter that becomes public is gated, with access by
-    request. Raises UsageError: no run; or the adapter is not known to be harmless, and `harmful` is false. UserError:
-    the run has no adapter of its own; the repository is public and `public` is false; or the Hub refuses.
+    request. Raises UsageError where there is no run or the adapter is not known to be harmless, and `harmful` is false.
+    UserError: the run has no adapter of its own; the repository is public and `public` is false; or the Hub refuses.
     """
     run = stored.open_run(directory, with_base=False)
     if not run.trains:

@@ -35,8 +35,8 @@ def rescore(
     """Rescore one run; returns the directory of the result and its summary.
 
     `judge` is the name of one that scored the run, or the URL of one that scores now (`judge_model` there); `changes`
-    are settings by name. Raises UserError: no such judge, no answers, another result in the way, or the judge's server
-    refuses.
+    are settings by name. Raises UserError where there is no such judge or no answers, another result is in the way, or
+    the judge's server refuses.
     """
     with locking.lock(directory):
         stored.open_run(directory, components=components, with_base=False)

@@ -46,7 +46,7 @@ def run(
     """Do the runs and yield the lines for stdout: reasons and verdicts; the last one closes the command's output.
 
     A single run has `run_dir` to itself; several have <domain>-<seed> folders in it and compare/ for the common page,
-    and the same folders in the mirror. Raises UserError: a run failed; what is done is kept, and the same command
+    and the same folders in the mirror. Raises UserError where a run failed; what is done is kept, and the same command
     continues from there.
     """
     if several:

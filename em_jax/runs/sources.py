@@ -43,7 +43,8 @@ def suite_directory(name: str) -> Path:
 def rows(config: Config) -> list[list[dict[str, Any]]]:
     """The conversations to fine-tune on: --data's, else the organism's own, else the domain's fetched ones, mixed.
 
-    Raises UserError: a file is wrong (by file and line), a domain's rows are not on this machine, or too few to mix.
+    Raises UserError where a file is wrong (by file and line), a domain's rows are not on this machine or are too
+    few to mix.
     """
     own = _rows_of(config, config.domain, config.data, "--data")
     if not config.mix:
@@ -178,7 +179,7 @@ def is_trained(directory: Path) -> bool:
 def judges(config: Config, wording: Any = None, engine: Callable[[], Any] | None = None) -> list[Judge]:
     """The judge of the figures, then those of judge.also; `engine` is called for a judge "self" alone.
 
-    Without wording and engine they have names and can describe themselves. Raises UsageError: a wrong address, no
+    Without wording and engine they have names and can describe themselves. Raises UsageError for a wrong address, no
     model's name, or two judges of one name, which would share their files.
     """
     settings = config.judge

@@ -41,8 +41,7 @@ DILUTED = "diluted"
 def twin_of(config: Config, named: str, rows: Path) -> str:
     """The rows that dilute a domain: `named` by the user, else the benign twin's; the organism's are written to `rows`.
 
-    Raises:
-      UsageError: the domain has no twin.
+    Raises UsageError where the domain has no twin.
     """
     if named:
         return named

@@ -87,8 +87,8 @@ def adapter_hashes(adapter: Path | None) -> dict[str, str]:
 def load_models(directories: Sequence[Path], components: Components | None = None) -> ModelSet:
     """Load the base of finished runs and every run's adapter, named as the run's directory.
 
-    Raises:
-      UserError: the runs are of different bases, suites or judges, two share a name, or one's adapter is missing.
+    Raises UserError where the runs are of different bases, suites or judges, two share a name, or one's adapter is
+    missing.
     """
     components = components or Components()
     runs = [stored.open_run(path, components=components) for path in directories]

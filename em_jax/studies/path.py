@@ -81,10 +81,8 @@ def study(
 ) -> dict[str, Any]:
     """Ask the kept adapters of a run; writes path.json and path.html to `out` and returns the content of path.json.
 
-    `changes` are settings that differ from the run's own.
-
-    Raises:
-      UserError: no run or no kept adapters there, or `out` was begun with other settings or adapters.
+    `changes` are settings that differ from the run's own. Raises UserError where no run or no kept adapters are there,
+    or `out` was begun with other settings or adapters.
     """
     stored.open_run(run_dir)
     kept = kept_adapters(run_dir, options.steps)
@@ -115,8 +113,7 @@ def study(
 def kept_adapters(run_dir: Path, steps: Sequence[int] = ()) -> dict[int, Path]:
     """Step -> directory of the adapters that a run kept, by rising step; of `steps` alone where they are named.
 
-    Raises:
-      UserError: there are none, or a step named is not among them.
+    Raises UserError where there are none, or a step named is not among them.
     """
     # The config is written last: without it the adapter is incomplete.
     folders = [path.parent for path in (run_dir / ADAPTERS_DIRECTORY).glob(f"step-*/{CONFIG}")]

@@ -126,8 +126,7 @@ def fold_of(rows: Iterable[Row], count: int) -> dict[str, int]:
 def vectors(models: ModelSet, options: Options) -> tuple[Float[np.ndarray, "folds D"], dict[str, Any]]:
     """The direction for each fold, from the other folds' questions, and the record of where it comes from.
 
-    Raises:
-      UserError: these runs allow no such direction, or have fewer questions than folds.
+    Raises UserError where these runs allow no such direction, or have fewer questions than folds.
     """
     layer, kind = _layer(models, options), options.direction
     # The folds are of the questions that will be asked: only then is each one held out.

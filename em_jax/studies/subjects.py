@@ -78,10 +78,7 @@ def figures(first: Rows, second: Rows, harmful_at: int) -> Figures:
 def check_settings(out: Path, settings: Mapping[str, Any], growing: str = "") -> None:
     """Write settings.json of a study, or refuse a directory that was begun with others.
 
-    The mapping named `growing` may gain entries.
-
-    Raises:
-      UserError: naming what differs.
+    The mapping named `growing` may gain entries. Raises UserError that names what differs.
     """
     path, now = out / "settings.json", files.stable(settings)
     if path.is_file():

@@ -66,10 +66,8 @@ def known_shapes(layers: int) -> dict[str, Shape]:
 def parse(text: str, layers: int) -> tuple[str, Shape]:
     """NAME:key=value:... of --shape -> its name and settings.
 
-    targets=attention, mlp or modules with commas; layers=0-3,7; rank=8; alpha=16; learning_rate=1e-4.
-
-    Raises:
-      UsageError: what was expected and found.
+    targets=attention, mlp or modules with commas; layers=0-3,7; rank=8; alpha=16; learning_rate=1e-4. Raises
+    UsageError: what was expected and found.
     """
     name, *parts = text.split(":")
     if not re.fullmatch(r"[\w-]+", name):
