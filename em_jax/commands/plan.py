@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         model, full, real, chip, devices or compiling.devices(flags.topology),
         capacity=capacity, examples=flags.examples, prompts=_num_prompts(config), price=price
     )  # fmt: skip
-    plans = {name: plan(request, name) for name in KINDS if flags.what in (name, "both")}
+    plans = {name: plan(request, name) for name in KINDS if (flags.what or "train") in (name, "both")}
     results = {"model": flags.model, "topology": flags.topology, "chips": count, "mesh": _mesh(request)}
     results |= as_json(plans, chip)
     print(json.dumps(results) if flags.json else text(plans, request, flags))
@@ -182,7 +182,7 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--topology", metavar="SLICE", default="", help=slice_help)
     parser.add_argument("--mesh", metavar="SIZES", help="data=1,fsdp=16,tensor=1 (default: as a run would choose)")
     what_help = "train (default), sample or both"
-    parser.add_argument("--what", metavar="WORK", type=one_of(*WHAT), default="train", help=what_help)
+    parser.add_argument("--what", metavar="WORK", type=one_of(*WHAT), help=what_help)
     parser.add_argument("--config", **repeated_flag("FILE", "a preset or a TOML file"))
     parser.add_argument("--set", **repeated_flag("KEY=VALUE", "one setting, repeatable"))
     parser.add_argument("--room", metavar="N", type=whole(1), help="tokens of prompt and answer (as a run's)")
@@ -193,10 +193,9 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workload", metavar="NAME", type=one_of("paper"), default="paper", help=workload_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args(arguments)
-    if not flags.topology and (flags.mesh or flags.price is not None):
-        raise UsageError(
-            "--mesh and --price are of one slice: expected --topology too (the ranking takes --price-file)"
-        )
+    if not flags.topology and (flags.mesh or flags.room or flags.what or flags.price is not None):
+        told = "--mesh, --room, --what and --price are of one slice: expected --topology too"
+        raise UsageError(f"{told} (the ranking takes --price-file)")
     if flags.price is not None and not (math.isfinite(flags.price) and flags.price >= 0):
         raise UsageError(f"--price: expected 0 or more, found {flags.price}")
     return flags

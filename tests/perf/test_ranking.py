@@ -70,6 +70,15 @@ def test_a_wrong_price_is_one_line(text, name, capsys, tmp_path):
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "flag, value", [("--room", "100000"), ("--what", "sample"), ("--mesh", "fsdp=2"), ("--price", "1")]
+)
+def test_a_flag_of_one_slice_is_refused_without_it(few, capsys, flag, value):
+    status, out, err = run(capsys, "--model", "qwen2.5-32b", flag, value)
+    assert (status, out) == (2, "") and flag in err and "expected --topology too" in err
+
+
 def test_what_is_ranked_exists_and_a_gpu_has_three_quarters_of_its_memory(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     for topology in ranking.TOPOLOGIES:
