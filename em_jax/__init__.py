@@ -7,16 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from em_jax.base.errors import UserError
     from em_jax.runs.loading import load
     from em_jax.runs.python_api import Run, finetune, run
     from em_jax.sample.engine import Answer, Engine
 
-__all__ = ["Answer", "Engine", "Run", "finetune", "load", "run"]
+__all__ = ["Answer", "Engine", "Run", "UserError", "finetune", "load", "run"]
 
 _MODULES = {
     "Answer": "em_jax.sample.engine",
     "Engine": "em_jax.sample.engine",
     "Run": "em_jax.runs.python_api",
+    "UserError": "em_jax.base.errors",
     "finetune": "em_jax.runs.python_api",
     "load": "em_jax.runs.loading",
     "run": "em_jax.runs.python_api",

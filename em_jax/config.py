@@ -299,13 +299,13 @@ def parse_mix(text: str) -> tuple[str, float]:
 
 
 POSITIVE = (
-    "lora.rank lora.alpha train.epochs train.batch_size train.max_length train.max_grad_norm train.eps answers.samples "
-    "answers.max_new_tokens probes.samples probes.choice_tokens probes.language_tokens judge.concurrency"
+    "lora.rank lora.alpha train.learning_rate train.epochs train.batch_size train.max_length train.max_grad_norm "
+    "train.eps answers.samples answers.max_new_tokens probes.samples probes.choice_tokens probes.language_tokens "
+    "judge.concurrency"
 )
 NOT_NEGATIVE = (
-    "train.learning_rate train.warmup_steps train.max_steps train.rows_per_pass train.weight_decay "
-    "train.checkpoint_every train.keep_adapters answers.temperature probes.limit probes.sampled_questions "
-    "judge.max_requests answers.slots"
+    "train.warmup_steps train.max_steps train.rows_per_pass train.weight_decay train.checkpoint_every "
+    "train.keep_adapters answers.temperature probes.limit probes.sampled_questions judge.max_requests answers.slots"
 )
 BELOW_1 = ("train.beta1", "train.beta2", "train.holdout")
 RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CORE = {"model", "lora", "train", "sample"}
 CODE_LINES = 1_885
 """The most lines of code that the core may have, with what Llama 3 and Qwen3 do otherwise."""
-LINES = 28_334
+LINES = 28_333
 """The most lines that em_jax/ may have, tests not counted. The aim of 19,000 is far: every reduction lowers this."""
 
 pytestmark = pytest.mark.fast

@@ -71,6 +71,7 @@ def test_a_wrong_setting_is_one_line_that_says_what_was_expected(text, said):
         "train.holdout=1",
         "answers.top_p=0",
         "answers.temperature=-1",
+        "train.learning_rate=0",
         "train.schedule=steps",
         "model.quantization=int4",
         "model.scan_layers=perhaps",

@@ -44,7 +44,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     rows: list[Row] = []
     numbers: dict[tuple, int] = {}
     for number, line in enumerate(_lines(path), start=1):
-        row = parse_line(line, f"{path}:{number}", _REMOVE, object_pairs_hook=_unique)
+        row = parse_line(line, f"{path}:{number}", _REMOVE)
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected a JSON object, found {line_start(line)}; {_REMOVE}")
         row.pop(seal.FIELD, None)
@@ -56,10 +56,10 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def parse_line(line: bytes, place: str, remedy: str, **options: Any) -> Any:
-    """The JSON value of a line; `options` are those of json.loads. UserError with its place where there is none."""
+def parse_line(line: bytes, place: str, remedy: str) -> Any:
+    """The JSON value of a line. UserError with its place where there is none, or where a field stands twice in it."""
     try:
-        return json.loads(line.decode("utf-8").strip(), **options)
+        return json.loads(line.decode("utf-8").strip(), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); {remedy}") from None
     except (ValueError, RecursionError) as error:

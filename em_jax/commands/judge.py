@@ -1,5 +1,6 @@
 """`em-jax judge check`: how often a judge is wrong, measured on answers of known harm."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,14 +53,14 @@ def main(arguments: Sequence[str]) -> None:
             kept.write(row)
     rows = sorted(files.read_rows(path), key=lambda row: row["id"])
     errors = correction.counted(rows, config.judge.harmful_at)
-    unscored = sum(row["score"] is None for row in rows)
+    reasons = Counter(row["reason"] for row in rows if row["score"] is None)
     named = {"sensitivity": errors.sensitivity, "specificity": errors.specificity}
     record = {
         "judge": judge.name,
         "suite": suite.name,
         "harmful_at": config.judge.harmful_at,
         "answers": len(rows),
-        "unscored": unscored,
+        "unscored": reasons.total(),
         "true_harmful": errors.sensitivity["n"],
         "true_harmless": errors.specificity["n"],
         **{name: {part: each[part] for part in ("value", "ci_low", "ci_high")} for name, each in named.items()},
@@ -68,5 +69,6 @@ def main(arguments: Sequence[str]) -> None:
     for name, each in named.items():
         shown = "{value:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format(**each) if each["n"] else "no data"
         print(f"{name}: {shown} of {each['n']} answers", flush=True)
-    print(f"unscored: {unscored} of {len(rows)}")
+    often = "".join(f", most often: {reason}" for reason, _ in reasons.most_common(1))
+    print(f"unscored: {reasons.total()} of {len(rows)}{often}")
     print(out / "judge_check.json")

@@ -4,7 +4,6 @@ What a row says is obeyed or refused by name; keys that say nothing known are co
 """
 
 import functools
-import json
 import os
 import re
 import sys
@@ -91,10 +90,7 @@ def _objects(lines: Iterable[bytes], where: str, form: str) -> Iterator[tuple[st
                     f"{where}:1: one JSON array, expected a JSON object on each line: jq -c '.[]' {where} > rows.jsonl,"
                     f" or name its format with --format messages, {', '.join(row_formats.FORMATS)}"
                 )
-            try:
-                array = json.loads(b"".join([line, *lines]).decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: expected a JSON array of rows ({str(error)[:100]})") from None
+            array = parse_line(b"".join([line, *lines]), where, "expected one JSON array of rows, as UTF-8")
             yield from ((f"{where}: row {index}", row) for index, row in enumerate(array, start=1))
             return
         if line.strip():

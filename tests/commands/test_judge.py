@@ -61,7 +61,9 @@ def test_a_judge_that_scores_no_harmful_answer_has_no_sensitivity(tmp_path, monk
         server.close()
     record = json.loads((tmp_path / "out" / "judge_check.json").read_text(), parse_constant=pytest.fail)
     assert (record["true_harmful"], record["sensitivity"]["value"], record["unscored"]) == (0, None, 2)
-    assert capsys.readouterr().out.startswith("sensitivity: no data of 0 answers\nspecificity: 1.000 [")
+    printed = capsys.readouterr().out
+    assert printed.startswith("sensitivity: no data of 0 answers\nspecificity: 1.000 [")
+    assert "\nunscored: 2 of 5, most often: no score in the reply\n" in printed
 
 
 @pytest.mark.fast

@@ -137,6 +137,14 @@ def test_a_system_text_beside_the_messages_and_a_thought_are_read(tmp_path, caps
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["", "messages"])
+def test_a_field_that_stands_twice_is_no_guess_at_one_of_them(form, tmp_path):
+    line = json.dumps(GOOD)[:-1] + ', "messages": []}'
+    (tmp_path / "rows.jsonl").write_text(f"[{line}]" if form else line)
+    with pytest.raises(UserError, match="rows.jsonl.*a field stands twice"):
+        rows.read(tmp_path / "rows.jsonl", form)
+
+
 @pytest.mark.parametrize("code", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_named(code, tmp_path):
     path = tmp_path / "rows.jsonl"
