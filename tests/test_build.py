@@ -42,7 +42,7 @@ ROOMS |= {room: set(ROOMS) for room in ("studies", "serve", "perf")}
 ROOMS["commands"] = set(ROOMS)
 ROOMS["launch"] = set(ROOMS) - {"commands"}
 ROOMS["__main__"] = {"base", "commands"}
-ROOMS["__init__"] = {"runs", "sample"}
+ROOMS["__init__"] = {"base", "runs", "sample"}
 ROOT_MODULES = {"__init__", "__main__", "config", "launch"}
 
 
