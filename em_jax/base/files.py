@@ -56,14 +56,14 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
     return rows
 
 
-def parse_line(line: bytes, place: str, remedy: str) -> Any:
+def parse_line(line: bytes, place: str, remedy: str, expected: str = "a JSON object") -> Any:
     """The JSON value of a line. UserError with its place where there is none, or where a field stands twice in it."""
     try:
         return json.loads(line.decode("utf-8").strip(), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        said = f"expected a JSON object, found {line_start(line)} ({str(error)[:80]})"
+        said = f"expected {expected}, found {line_start(line)} ({str(error)[:80]})"
         raise UserError(f"{place}: {said}; {remedy}") from error
 
 

@@ -90,11 +90,11 @@ def _objects(lines: Iterable[bytes], where: str, form: str) -> Iterator[tuple[st
                     f"{where}:1: one JSON array, expected a JSON object on each line: jq -c '.[]' {where} > rows.jsonl,"
                     f" or name its format with --format messages, {', '.join(row_formats.FORMATS)}"
                 )
-            array = parse_line(b"".join([line, *lines]), where, "expected one JSON array of rows, as UTF-8")
+            array = parse_line(b"".join([line, *lines]), where, "save it as UTF-8", "one JSON array of rows")
             yield from ((f"{where}: row {index}", row) for index, row in enumerate(array, start=1))
             return
         if line.strip():
-            yield f"{where}:{number}", parse_line(line, f"{where}:{number}", "expected a row on each line, as UTF-8")
+            yield f"{where}:{number}", parse_line(line, f"{where}:{number}", "write a row on each line, as UTF-8")
 
 
 @functools.cache
